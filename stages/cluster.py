@@ -1,0 +1,77 @@
+"""Stage `cluster`: the final k-means of pixel features over the training images (5.1, Evaluation)."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stages.clustering.agreement import agreement, effective_clusters
+from stages.clustering.kmeans import assign, spherical_kmeans
+from stages.dataset.store import open_images
+from stages.imaging.source import ImageSource
+from stages.runtime.artefacts import write_json
+from stages.runtime.device import choose_device
+from stages.runtime.errors import run
+from stages.runtime.params import load
+from stages.runtime.progress import say
+from stages.runtime.seeds import faiss_seed
+from stages.runtime.tensors import write_tensors
+from stages.segmentation.inference import sample_pixel_features
+from stages.segmentation.network import load_segmenter
+
+KEYS = ("seed", "size_px", "pixel_k", "precision", "cluster")
+AGREEMENT_PIXELS = 20_000  # the figure's third digit needs no more
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read images and segmenter, cluster a sample of pixels twice, write the first run's centroids."""
+    parser = argparse.ArgumentParser(prog="python -m stages.cluster", description=__doc__)
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
+    parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter, of `train`")
+    parser.add_argument("--out", type=Path, required=True, help="unit centroids to write (.safetensors)")
+    parser.add_argument("--metrics", type=Path, required=True, help="label-free figures to write (.json)")
+    args = parser.parse_args(argv)
+
+    params = load(args.params, *KEYS)
+    settings = params.cluster
+    segmenter, _ = load_segmenter(args.segmenter)
+    device = choose_device(load(args.params, "device").device)
+    pixels = sample_pixel_features(
+        segmenter.to(device, memory_format=torch.channels_last),
+        ImageSource(open_images(args.images, "train"), device),
+        size_px=params.size_px,
+        num_images=settings.sample_images,
+        num_pixels=settings.sample_pixels,
+        batch_size=settings.batch_size,
+        seed=params.seed,
+        precision=params.precision,
+    )
+    runs = [
+        spherical_kmeans(
+            pixels,
+            params.pixel_k,
+            iterations=settings.iterations,
+            restarts=settings.restarts,
+            seed=faiss_seed(params.seed, "cluster", attempt),
+            device=device,
+        )
+        for attempt in range(2)
+    ]
+    shown = pixels[:: max(1, len(pixels) // AGREEMENT_PIXELS)]
+    first, second = (assign(shown, centroids)[0] for centroids in runs)
+    figures = {
+        "effective_clusters": effective_clusters(assign(pixels, runs[0])[0]),
+        "mean_score": float(assign(pixels, runs[0])[1].mean()),
+        "stability": agreement(first, second),
+    }
+    say("cluster", **figures)
+    write_tensors(args.out, {"centroids": torch.from_numpy(runs[0])}, {"pixel_k": params.pixel_k})
+    write_json(args.metrics, {"cluster": figures})
+
+
+if __name__ == "__main__":
+    run(main)

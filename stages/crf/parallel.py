@@ -1,0 +1,69 @@
+"""The CRF over many images: one process a core, and in the memory of each no more than one image."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.crf.dense_crf import probabilities, refine_image
+from stages.runtime.artefacts import read_array
+from stages.runtime.errors import UserError
+from stages.runtime.schema import Refine
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where the images lie and what to do to them; small, because it travels with every image.
+
+    Attributes:
+        images: uint8 [M, S, S, 3].
+        predictions: float16 [M, K, h, w].
+        refined: uint8 [M, S, S], already of its full size; each image fills its own place.
+        settings: of the CRF.
+    """
+
+    images: Path
+    predictions: Path
+    refined: Path
+    settings: Refine
+
+
+def refine_all(job: Job, num_images: int, num_workers: int) -> Iterator[None]:
+    """Refine every image; yields once for each, in order.
+
+    The result does not depend on `num_workers` (0: one for each core that this process may use).
+
+    Raises:
+        UserError: a worker was killed.
+    """
+    workers = min(num_workers or len(os.sched_getaffinity(0)), num_images)
+    if workers <= 1:
+        yield from map(partial(_refine_one, job), range(num_images))
+        return
+    # Spawned, not forked: a fork of a process whose libraries have started threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        try:
+            yield from pool.map(partial(_refine_one, job), range(num_images))
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"runtime.num_workers: one of {workers} CRF processes was killed, most likely for want of "
+                "memory; set a smaller number"
+            ) from error
+
+
+def _refine_one(job: Job, index: int) -> None:
+    """Refine image `index` and write it to its place."""
+    settings = job.settings.model_dump()
+    image = read_array(job.images, memory_map=True)[index]
+    scores = read_array(job.predictions, memory_map=True)[index]
+    unary = probabilities(scores, image.shape[0], settings.pop("temperature"))
+    refined = np.load(job.refined, mmap_mode="r+", allow_pickle=False)
+    refined[index] = refine_image(image, unary, **settings)

@@ -1,0 +1,1 @@
+"""Raw data into packed images and label maps, and reading them back."""

@@ -1,0 +1,48 @@
+"""Stage `embed`: one global feature for each of the six pyramid views of every training image (4.2.1)."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.dataset.store import open_images
+from stages.imaging.source import ImageSource
+from stages.nets.checkpoint import load_backbone
+from stages.pyramid.embedding import embed_views
+from stages.runtime.artefacts import write_array
+from stages.runtime.device import choose_device
+from stages.runtime.errors import run
+from stages.runtime.params import load
+
+KEYS = ("size_px", "crop_ratio", "precision", "backbone", "embed")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read images and backbone, embed every view, write one array."""
+    parser = argparse.ArgumentParser(prog="python -m stages.embed", description=__doc__)
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
+    parser.add_argument("--backbone", type=Path, required=True, help="pretrained backbone, of `pretrain`")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="float32 array [images, 6, features] to write (.npy)"
+    )
+    args = parser.parse_args(argv)
+
+    params = load(args.params, *KEYS)
+    backbone = load_backbone(args.backbone, params.backbone)
+    device = choose_device(load(args.params, "device").device)
+    images = ImageSource(open_images(args.images, "train"), device)
+    embeddings = embed_views(
+        backbone,
+        images,
+        params.embed,
+        crop_ratio=params.crop_ratio,
+        size_px=params.size_px,
+        precision=params.precision,
+    )
+    write_array(args.out, embeddings)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,105 @@
+"""Colour jitter, grey and blur for a batch, with parameters of their own for each image.
+
+Brightness, saturation, hue and grey are linear maps of RGB, and contrast is one with an offset; they
+compose to a single 3x4 matrix for each image. Departs from the usual image libraries, which clip to
+[0, 1] after every step and shift hue in HSV: here hue turns about the grey axis, and the result is
+clipped once.
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Luma weights of ITU-R BT.601, as in every image library.
+LUMA = (0.299, 0.587, 0.114)
+
+
+class Strengths(Protocol):
+    """What the `photometric` sections of params.yaml say."""
+
+    jitter_probability: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    gray_probability: float
+    blur_probability: float
+    blur_sigma_px: list[float]
+    blur_reference_px: int
+
+
+class Jitter(NamedTuple):
+    """Drawn parameters: one row for each image. A factor of 1 and a turn of 0 change nothing."""
+
+    brightness: Float[Tensor, " N"]
+    contrast: Float[Tensor, " N"]
+    saturation: Float[Tensor, " N"]  # 0 is grey
+    hue_turns: Float[Tensor, " N"]  # fraction of a full turn
+    blur_sigma_px: Float[Tensor, " N"]
+
+    def to(self, device: torch.device) -> "Jitter":
+        """The same parameters on another device."""
+        return Jitter(*(part.to(device) for part in self))
+
+
+def draw_jitter(count: int, strengths: Strengths, image_px: int, generator: torch.Generator) -> Jitter:
+    """Draw the parameters of `count` images (A.1).
+
+    Args:
+        count: N.
+        strengths: factors and probabilities.
+        image_px: side of the result; blur sigmas are given for `blur_reference_px` and scale with it.
+        generator: the only source of randomness.
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    def happens(probability: float) -> Tensor:
+        return torch.rand(count, generator=generator) < probability
+
+    jitter = happens(strengths.jitter_probability)
+    one = torch.ones(count)
+
+    def factor(strength: float) -> Tensor:
+        return torch.where(jitter, uniform(max(0.0, 1 - strength), 1 + strength), one)
+
+    brightness, contrast, saturation = (
+        factor(strength) for strength in (strengths.brightness, strengths.contrast, strengths.saturation)
+    )
+    hue = torch.where(jitter, uniform(-strengths.hue, strengths.hue), 0 * one)
+    saturation = torch.where(happens(strengths.gray_probability), 0 * one, saturation)
+    low, high = (sigma * image_px / strengths.blur_reference_px for sigma in strengths.blur_sigma_px)
+    blur = torch.where(happens(strengths.blur_probability), uniform(low, high), 0 * one)
+    return Jitter(brightness, contrast, saturation, hue, blur)
+
+
+def apply_colour(image: Float[Tensor, "N 3 H W"], jitter: Jitter) -> Float[Tensor, "N 3 H W"]:
+    """Contrast about the mean grey, saturation, hue, brightness; clipped to [0, 1]."""
+    luma = image.new_tensor(LUMA)
+    colours = colour_matrix(jitter).to(image.dtype)
+    mean_gray = torch.einsum("c,nchw->n", luma, image) / (image.shape[2] * image.shape[3])
+    gray_offset = (jitter.brightness * (1 - jitter.contrast) * mean_gray).to(image.dtype)
+    mixed = torch.matmul(colours * jitter.contrast[:, None, None], image.flatten(2))
+    return (mixed + gray_offset[:, None, None]).clamp(0, 1).view_as(image)
+
+
+def colour_matrix(jitter: Jitter) -> Float[Tensor, "N 3 3"]:
+    """Brightness, saturation and hue of each image as one matrix; grey stays grey."""
+    identity = torch.eye(3, device=jitter.hue_turns.device)
+    gray = identity.new_tensor(LUMA).expand(3, 3)
+    saturation = jitter.saturation[:, None, None]
+    saturate = saturation * identity + (1 - saturation) * gray
+    return jitter.brightness[:, None, None] * (_hue_rotation(jitter.hue_turns) @ saturate)
+
+
+def _hue_rotation(turns: Float[Tensor, " N"]) -> Float[Tensor, "N 3 3"]:
+    """Rotation about the grey axis (1, 1, 1) by Rodrigues' formula."""
+    angle = (2 * math.pi * turns)[:, None, None]
+    identity = torch.eye(3, device=turns.device)
+    axis = torch.ones(3, 3, device=turns.device) / 3
+    cross = identity.new_tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    return angle.cos() * identity + angle.sin() * cross + (1 - angle.cos()) * axis

@@ -1,0 +1,96 @@
+"""Crop, flip, resize and blur as two matrix products, with parameters of their own for each image.
+
+Each of these maps is linear and separable: rows first, columns second. So a chain of them for a batch
+is one pair of batched matrices, `rows @ image @ columns^T`, at the speed of a matrix product on every
+device, differentiable, and the same for images and feature maps.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Boxes(NamedTuple):
+    """One box for each image, in fractions of its sides; `flip` mirrors it left to right."""
+
+    top: Float[Tensor, " N"]
+    left: Float[Tensor, " N"]
+    height: Float[Tensor, " N"]
+    width: Float[Tensor, " N"]
+    flip: Float[Tensor, " N"]  # 1 mirrors, 0 leaves
+
+    def to(self, device: torch.device) -> "Boxes":
+        """The same boxes on another device."""
+        return Boxes(*(part.to(device) for part in self))
+
+    def select(self, rows: Tensor) -> "Boxes":
+        """The boxes of some of the images."""
+        return Boxes(*(part[rows] for part in self))
+
+
+def whole(count: int) -> Boxes:
+    """The box that is the whole image, for `count` images."""
+    zeros, ones = torch.zeros(count), torch.ones(count)
+    return Boxes(zeros, zeros, ones, ones, zeros)
+
+
+def resample(
+    image: Float[Tensor, "N C H W"],
+    boxes: Boxes,
+    size: tuple[int, int],
+    blur_sigma_px: Float[Tensor, " N"] | None = None,
+) -> Float[Tensor, "N C h w"]:
+    """Cut `boxes` out of the images and bring them to `size`, then blur.
+
+    Bilinear with half-pixel centres; where it shrinks, the kernel is widened so that nothing aliases.
+
+    Args:
+        image: any feature map.
+        boxes: one box for each image.
+        size: (rows, columns) of the result.
+        blur_sigma_px: standard deviation of a Gaussian in pixels of the result; 0 leaves sharp.
+    """
+    rows = interpolation_matrix(boxes.top, boxes.height, image.shape[2], size[0])
+    columns = interpolation_matrix(boxes.left, boxes.width, image.shape[3], size[1])
+    columns = torch.where(boxes.flip[:, None, None] > 0, columns.flip(1), columns)
+    if blur_sigma_px is not None:
+        rows = gaussian_matrix(blur_sigma_px, size[0]) @ rows
+        columns = gaussian_matrix(blur_sigma_px, size[1]) @ columns
+    return separable(image, rows, columns)
+
+
+def separable(
+    image: Float[Tensor, "N C H W"], rows: Float[Tensor, "N h H"], columns: Float[Tensor, "N w W"]
+) -> Float[Tensor, "N C h w"]:
+    """`rows @ image @ columns^T` for every image and channel."""
+    across = torch.matmul(image.to(rows.dtype), columns.transpose(1, 2)[:, None])
+    return torch.matmul(rows[:, None], across)
+
+
+def interpolation_matrix(
+    start: Float[Tensor, " N"], length: Float[Tensor, " N"], source: int, target: int
+) -> Float[Tensor, "N T S"]:
+    """Rows of bilinear weights from `source` cells to `target` cells inside [start, start + length].
+
+    Each row sums to 1; cells beyond the border do not take part.
+    """
+    cells = torch.arange(target, device=start.device, dtype=start.dtype) + 0.5
+    scale = length * source / target
+    centre = (start * source)[:, None] + cells[None] * scale[:, None] - 0.5
+    positions = torch.arange(source, device=start.device, dtype=start.dtype)
+    reach = scale.clamp_min(1.0)[:, None, None]
+    # At the border the nearest cell stands for what lies beyond it.
+    centre = centre.clamp(0, source - 1)
+    weights = (1 - (positions[None, None] - centre[:, :, None]).abs() / reach).clamp_min(0)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def gaussian_matrix(sigma: Float[Tensor, " N"], size: int) -> Float[Tensor, "N S S"]:
+    """Gaussian blur along one side; rows sum to 1, so that the border does not darken."""
+    positions = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
+    squared = (positions[:, None] - positions[None]) ** 2
+    # A sigma of 0 would divide by 0; a hundredth of a pixel leaves every other cell a weight of 0.
+    weights = torch.exp(-squared[None] / (2 * sigma.clamp_min(1e-2)[:, None, None] ** 2))
+    return weights / weights.sum(2, keepdim=True)

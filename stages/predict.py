@@ -1,0 +1,61 @@
+"""Stage `predict`: the score of every class for every pixel of the validation images (4.1)."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.dataset.store import open_images
+from stages.imaging.source import ImageSource
+from stages.runtime.artefacts import atomic_path
+from stages.runtime.device import choose_device
+from stages.runtime.errors import run
+from stages.runtime.params import load
+from stages.runtime.tensors import read_tensors
+from stages.segmentation.inference import score_images
+from stages.segmentation.network import load_segmenter
+
+KEYS = ("size_px", "precision", "predict")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read images, segmenter and centroids, write the scores straight into a memory map."""
+    parser = argparse.ArgumentParser(prog="python -m stages.predict", description=__doc__)
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
+    parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter, of `train`")
+    parser.add_argument("--centroids", type=Path, required=True, help="pixel centroids, of `cluster`")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="float16 array [images, clusters, rows, columns] of cosines to write, at feature resolution (.npy)",
+    )
+    args = parser.parse_args(argv)
+
+    params = load(args.params, *KEYS)
+    segmenter, _ = load_segmenter(args.segmenter)
+    centroids = read_tensors(args.centroids)[0]["centroids"]
+    device = choose_device(load(args.params, "device").device)
+    images = ImageSource(open_images(args.images, "val"), device)
+    side = params.size_px // segmenter.feature_stride
+    with atomic_path(args.out) as temporary:
+        shape = (len(images), len(centroids), side, side)
+        scores = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        score_images(
+            segmenter.to(device, memory_format=torch.channels_last),
+            images,
+            centroids.to(device),
+            scores,
+            batch_size=params.predict.batch_size,
+            precision=params.precision,
+        )
+        scores.flush()
+
+
+if __name__ == "__main__":
+    run(main)

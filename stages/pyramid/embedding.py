@@ -1,0 +1,44 @@
+"""One global feature for each pyramid view, from the pretrained trunk (4.2.1)."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+
+from stages.imaging.normalise import normalise
+from stages.imaging.pyramid import VIEWS, crop_boxes
+from stages.imaging.resample import resample
+from stages.imaging.source import ImageSource, in_order
+from stages.nets.resnet import ResNet, global_feature
+from stages.runtime.device import autocast
+from stages.runtime.progress import track
+from stages.runtime.schema import Embed
+
+
+@torch.no_grad()
+def embed_views(
+    backbone: ResNet, images: ImageSource, settings: Embed, *, crop_ratio: float, size_px: int, precision: str
+) -> Float[np.ndarray, "N 6 D"]:
+    """Unit features of all six views of every image.
+
+    Each view is resized and its centre taken, as the self-supervised models are evaluated (A.1).
+
+    Args:
+        backbone: the pretrained trunk; used in evaluation mode.
+        images: N of them.
+        settings: batch size and centre ratio.
+        crop_ratio: side of the five crops.
+        size_px: side at which the trunk sees a view.
+        precision: of the forward pass.
+    """
+    backbone = backbone.to(images.device, memory_format=torch.channels_last).eval()
+    embeddings = np.empty((len(images), len(VIEWS), backbone.channels[-1]), dtype=np.float32)
+    batches = in_order(len(images), settings.batch_size)
+    for rows, image in zip(track(batches, "embed", unit="batch"), images.batches(batches), strict=True):
+        for view in range(len(VIEWS)):
+            boxes = crop_boxes(torch.full((len(rows),), view), crop_ratio, settings.centre_ratio)
+            crop = resample(image, boxes.to(images.device), (size_px, size_px))
+            with autocast(images.device, precision):
+                feature = global_feature(backbone(normalise(crop)).layer4)
+            embeddings[rows.numpy(), view] = F.normalize(feature, dim=1).cpu().numpy()
+    return embeddings

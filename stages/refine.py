@@ -1,0 +1,47 @@
+"""Refine (4.4): let a dense CRF move the borders of the predicted clusters to those of the image."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stages.crf.parallel import Job, refine_all
+from stages.dataset.store import open_images
+from stages.imaging.score_maps import open_scores
+from stages.runtime.artefacts import atomic_path
+from stages.runtime.errors import run
+from stages.runtime.params import load
+from stages.runtime.progress import say, track
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Refine the predictions of every validation image."""
+    args = _parse(argv)
+    params = load(args.params, "refine", "runtime")
+    images = open_images(args.images, "val")
+    scores = open_scores(args.predictions, len(images))
+    with atomic_path(args.out) as temporary:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=images.shape[:3]).flush()
+        job = Job(args.images / "val.npy", args.predictions, temporary, params.refine)
+        finished = refine_all(job, len(images), params.runtime.num_workers)
+        for _ in track(finished, "refine", total=len(images), unit="image"):
+            pass
+    say("refine", images=len(images), clusters=scores.shape[1], size_px=images.shape[1])
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m stages.refine", description=__doc__)
+    parser.add_argument(
+        "--images", type=Path, required=True, help="folder of packed images; val.npy is refined"
+    )
+    parser.add_argument(
+        "--predictions", type=Path, required=True, help=".npy, cosine scores float16 [M, K, h, w]"
+    )
+    parser.add_argument("--out", type=Path, required=True, help=".npy to write, cluster ids uint8 [M, S, S]")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run(main)

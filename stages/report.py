@@ -1,0 +1,162 @@
+"""Report (Figures 1, 5 to 7): one page to look at: scores, segmentations, clusters and training curves."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.dataset.store import open_images, read_index
+from stages.dataset.truth import Truth, read_truth
+from stages.imaging.palette import colourise
+from stages.imaging.pyramid import view_boxes
+from stages.imaging.score_maps import cluster_maps, open_scores
+from stages.reporting.curves import draw_histories
+from stages.reporting.gallery import draw_exemplars, exemplars
+from stages.reporting.legend import Legend, read_legend
+from stages.reporting.page import class_bars, render, score_table, share_bars
+from stages.reporting.pictures import Row, panel, save
+from stages.reporting.shares import label_shares, score_shares
+from stages.runtime.artefacts import atomic_folder, read_array, read_csv, read_json
+from stages.runtime.errors import raise_faults, run
+from stages.runtime.params import load
+from stages.runtime.progress import say
+from stages.runtime.tensors import read_tensors
+
+TILE_PX, COLUMNS = 128, 8  # of segmentation.png
+README_TILE_PX, README_COLUMNS = 112, 6  # of panels.png
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the page is made of; large arrays are memory maps."""
+
+    train: np.ndarray
+    val: np.ndarray
+    sources: pd.Series
+    truth: Truth
+    kept_views: np.ndarray
+    view_score: np.ndarray
+    predictions: np.ndarray
+    refined: np.ndarray
+    metrics: dict[str, Any]
+    per_class: pd.DataFrame
+    histories: dict[str, pd.DataFrame]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page and its pictures."""
+    args = _parse(argv)
+    params = load(args.params, "crop_ratio", "report")
+    inputs = _read(args)
+    raise_faults(_faults(args, inputs))
+    num_clusters = inputs.predictions.shape[1]
+    legend = read_legend(inputs.truth.class_names, inputs.per_class, num_clusters)
+    shares = score_shares(inputs.predictions), label_shares(inputs.refined, num_clusters)
+    shown = np.unique(np.linspace(0, len(inputs.val) - 1, params.report.num_images).round().astype(int))
+    columns = params.report.views_per_cluster
+    gallery = exemplars(
+        inputs.kept_views,
+        inputs.view_score,
+        num_clusters=params.report.num_clusters,
+        views_per_cluster=columns,
+    )
+    with atomic_folder(args.out) as folder:
+        _draw_segmentation(folder, inputs, legend, shown)
+        boxes = np.asarray(view_boxes(params.crop_ratio))
+        draw_exemplars(gallery, inputs.train, boxes, folder, columns=columns)
+        page = render(
+            has_truth=inputs.truth.has_labels,
+            num_train=len(inputs.train),
+            num_val=len(inputs.val),
+            num_clusters=num_clusters,
+            scores=score_table(inputs.metrics),
+            sources=inputs.sources[shown].tolist(),
+            legend=legend.entries(),
+            class_bars=class_bars(legend, inputs.per_class),
+            share_bars=share_bars(legend, *shares),
+            gallery=gallery,
+            histories=draw_histories(inputs.histories, folder),
+        )
+        (folder / "index.html").write_text(page, encoding="utf-8")
+    say("report", images=len(shown), pseudo_labels=len(gallery), page=args.out / "index.html")
+
+
+def _draw_segmentation(folder: Path, inputs: Inputs, legend: Legend, shown: np.ndarray) -> None:
+    """Draw segmentation.png, for the page, and panels.png, small enough for a README."""
+    predicted = cluster_maps(inputs.predictions[shown], inputs.val.shape[1])
+    rows = [
+        Row("image", inputs.val[shown], is_labels=False),
+        Row("prediction", colourise(predicted, legend.cluster_colours), is_labels=True),
+        Row("with CRF", colourise(inputs.refined[shown], legend.cluster_colours), is_labels=True),
+    ]
+    if inputs.truth.has_labels:
+        truth = colourise(inputs.truth.maps[shown], legend.class_colours)
+        rows.insert(1, Row("truth", truth, is_labels=True))
+    save(panel(rows, tile_px=TILE_PX, columns=COLUMNS), folder / "segmentation.png")
+    first = [row._replace(tiles=row.tiles[:README_COLUMNS]) for row in rows]
+    save(panel(first, tile_px=README_TILE_PX, columns=README_COLUMNS), folder / "panels.png")
+
+
+def _read(args: argparse.Namespace) -> Inputs:
+    val = open_images(args.images, "val")
+    tensors, _ = read_tensors(args.labels)
+    return Inputs(
+        train=open_images(args.images, "train"),
+        val=val,
+        sources=read_index(args.images, "val")["source"],
+        truth=read_truth(args.truth),
+        kept_views=read_array(args.views),
+        view_score=tensors["score"].numpy() if "score" in tensors else np.empty(0),
+        predictions=open_scores(args.predictions, len(val)),
+        refined=read_array(args.refined, memory_map=True),
+        metrics={**read_json(args.raw), **read_json(args.refined_scores)},
+        per_class=read_csv(args.per_class),
+        histories={"pretrain": read_csv(args.pretrain_history), "train": read_csv(args.train_history)},
+    )
+
+
+def _faults(args: argparse.Namespace, inputs: Inputs) -> Iterator[str]:
+    """What does not belong together, a line each."""
+    expected = {
+        args.truth / "val.npy": (inputs.truth.maps.shape, inputs.val.shape[:3]),
+        args.refined: (inputs.refined.shape, inputs.val.shape[:3]),
+        args.views: (inputs.kept_views.shape, (len(inputs.train), 6)),
+        args.labels: (inputs.view_score.shape, (len(inputs.train), 6)),
+    }
+    for path, (found, wanted) in expected.items():
+        if found != wanted:
+            yield f"{path}: has shape {list(found)}, but the images ask for {list(wanted)}; run `dvc repro`"
+    largest = int(np.max(inputs.refined, initial=0))
+    if largest >= inputs.predictions.shape[1]:
+        count = inputs.predictions.shape[1]
+        yield f"{args.refined}: has cluster id {largest}, but {count} clusters exist; run `dvc repro refine`"
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
+    inputs = {
+        "images": "folder of packed images",
+        "truth": "folder of label maps and class names",
+        "labels": ".safetensors, pseudo-label and score of every view",
+        "views": ".npy, pseudo-label of every kept view, int32 [N, 6]",
+        "predictions": ".npy, cosine scores float16 [M, K, h, w]",
+        "refined": ".npy, cluster ids after the CRF, uint8 [M, S, S]",
+        "pretrain-history": ".csv, a row for each epoch",
+        "train-history": ".csv, a row for each epoch",
+        "raw": ".json, scores of the prediction",
+        "refined-scores": ".json, scores after the CRF",
+        "per-class": ".csv, scores of each class and the cluster matched with it",
+        "out": "folder to write: index.html and its pictures",
+    }
+    for name, meaning in inputs.items():
+        parser.add_argument(f"--{name}", type=Path, required=True, help=meaning)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run(main)

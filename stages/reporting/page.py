@@ -1,0 +1,103 @@
+"""The page: a template filled with figures; every name in it is escaped."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from stages.reporting.legend import Legend, css
+
+# Key of the metrics, heading, how it is shown: a fraction in per cent, a count, a number.
+COLUMNS = (
+    ("accuracy", "pixel accuracy", "fraction"),
+    ("miou", "mean IoU", "fraction"),
+    ("class_accuracy", "class accuracy", "fraction"),
+    ("clusters_used", "clusters in use", "count"),
+    ("effective_clusters", "effective clusters", "number"),
+    ("largest_cluster_share", "largest cluster", "fraction"),
+)
+ROWS = {
+    "raw": "prediction",
+    "refined": "prediction + CRF",
+    "colour_position": "k-means on colour and position",
+}
+
+
+def render(**content: Any) -> str:
+    """The page as HTML, with no link to anything but the pictures beside it."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(**content)
+
+
+def score_table(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+    """Headings and rows of the headline table; columns that no row has are left out."""
+    columns = [column for column in COLUMNS if any(column[0] in row for row in metrics.values())]
+    rows = [
+        {
+            "name": name,
+            "is_baseline": key == "colour_position",
+            "cells": [_shown(metrics[key], *column) for column in columns],
+        }
+        for key, name in ROWS.items()
+        if key in metrics
+    ]
+    return {"headings": [heading for _, heading, _ in columns], "rows": rows}
+
+
+def class_bars(legend: Legend, per_class: pd.DataFrame) -> list[dict[str, Any]]:
+    """Classes by falling IoU; those that have none, at the end."""
+    table = per_class.assign(colour=[css(colour) for colour in legend.class_colours])
+    for column in ("iou", "accuracy"):
+        table[column] = pd.to_numeric(table[column], errors="coerce")
+    table = table.sort_values("iou", ascending=False, kind="stable", na_position="last")
+    return [
+        {
+            "name": str(row["class"]),
+            "colour": row["colour"],
+            "iou": _percent(row["iou"]),
+            "accuracy": _percent(row["accuracy"]),
+        }
+        for row in table.to_dict("records")
+    ]
+
+
+def share_bars(
+    legend: Legend, raw: Float[np.ndarray, " K"], refined: Float[np.ndarray, " K"]
+) -> list[dict[str, Any]]:
+    """Clusters by falling share of the predicted pixels; `scale` lets the longest bar fill its place."""
+    scale = 1 / max(float(np.maximum(raw, refined).max()), 1e-9)
+    return [
+        {
+            "cluster": int(cluster),
+            "name": legend.cluster_name(int(cluster)),
+            "colour": css(legend.cluster_colours[cluster]),
+            "raw": _percent(raw[cluster]),
+            "refined": _percent(refined[cluster]),
+            "raw_width": _percent(raw[cluster] * scale),
+            "refined_width": _percent(refined[cluster] * scale),
+        }
+        for cluster in np.argsort(-raw, kind="stable")
+    ]
+
+
+def _shown(row: Mapping[str, float | None], key: str, _: str, kind: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return "–"
+    return {"fraction": f"{100 * value:.1f}", "count": f"{value:.0f}", "number": f"{value:.1f}"}[kind]
+
+
+def _percent(value: float) -> str | None:
+    """A fraction as a number that both a reader and CSS can use."""
+    return f"{100 * value:.1f}" if math.isfinite(value) else None

@@ -1,0 +1,127 @@
+"""Files that stages hand to each other: written atomically and deterministically, read with checks."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.runtime.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` that takes its name when the block succeeds, and vanishes when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _synchronise(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: the new one replaces the old one whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in temporary.iterdir():
+            _synchronise(file)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _synchronise(path: Path) -> None:
+    """Bytes to the disk, so that a power loss after the renaming cannot leave an empty file of the right name."""
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON; floats are rounded to 6 digits and NaN is refused, so that git and DVC can compare."""
+    write_text(path, json.dumps(_rounded(content), indent=2, allow_nan=False) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index; six significant digits."""
+    write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write one array as .npy."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:
+    """Read one .npy array; with `memory_map` it stays on disk.
+
+    Raises:
+        UserError: the file is missing, truncated or no array.
+    """
+    try:
+        return np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(unreadable(path, "a .npy array", error)) from error
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: the file is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(unreadable(path, "JSON", error)) from error
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a table; empty cells stay empty text.
+
+    Raises:
+        UserError: the file is missing or no CSV.
+    """
+    try:
+        return pd.read_csv(path, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(unreadable(path, "a CSV table", error)) from error
+
+
+def unreadable(path: Path, expected: str, error: Exception) -> str:
+    """Why a file cannot be used, and what to do."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: not found; run `dvc repro` to make it"
+    return f"{path}: not {expected} ({error}); delete it and run `dvc repro` to make it again"

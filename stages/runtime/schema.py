@@ -1,0 +1,281 @@
+"""What params.yaml may say: every key, its type and its range.
+
+One module for the whole file, so that the first stage finds a fault in the last section. It holds no
+default and no number that reaches a result, so an edit here invalidates no stage.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: frozen, complete, and nothing beside what is named."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Backbone(Section):
+    """The ResNet trunk that pretraining, embedding and segmentation share."""
+
+    arch: Literal["resnet18", "resnet50"]
+    width: Count
+    stem_stride: Literal[1, 2, 4]
+
+
+class Demo(Section):
+    """The generated data set."""
+
+    num_train: Count
+    num_val: Count
+
+
+class Prepare(Section):
+    """Where the images come from and how they are packed."""
+
+    reader: Literal["demo", "folder"]
+    path: str
+    manifest_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    train_px: Annotated[int, Field(ge=16)]
+    demo: Demo
+
+    @model_validator(mode="after")
+    def _folder_needs_a_path(self) -> "Prepare":
+        if self.reader == "folder" and not self.path:
+            raise ValueError(
+                "path: is empty, but reader: folder reads from it; set it to the folder of images/"
+            )
+        return self
+
+
+class Photometric(Section):
+    """Random changes of colour and sharpness, drawn for each view on its own."""
+
+    jitter_probability: Fraction
+    brightness: NonNegative
+    contrast: NonNegative
+    saturation: NonNegative
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    gray_probability: Fraction
+    blur_probability: Fraction
+    blur_sigma_px: Annotated[list[NonNegative], Field(min_length=2, max_length=2)]
+    blur_reference_px: Count
+
+
+class Pretrain(Section):
+    """MoCo v2."""
+
+    method: Literal["mocov2"]
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=2)]
+    image_px: Annotated[int, Field(ge=16)]
+    crop_area: Annotated[list[PositiveFraction], Field(min_length=2, max_length=2)]
+    optimizer: Literal["sgd", "adamw"]
+    lr: Positive
+    weight_decay: NonNegative
+    warmup_epochs: NonNegative
+    key_momentum: Annotated[float, Field(ge=0, lt=1)]
+    temperature: Positive
+    queue_size: Count
+    projection_dim: Count
+    head_batch_norm: bool
+    symmetric: bool
+    bn_splits: Count
+    photometric: Photometric
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> "Pretrain":
+        if self.queue_size % self.batch_size:
+            raise ValueError(
+                f"queue_size: {self.queue_size} is not a multiple of batch_size {self.batch_size}; "
+                "the queue takes whole batches, so choose one that is"
+            )
+        if self.batch_size % self.bn_splits or self.batch_size // self.bn_splits < 2:
+            raise ValueError(
+                f"bn_splits: {self.bn_splits} does not divide batch_size {self.batch_size} into groups of two or more"
+            )
+        return self
+
+
+class Embed(Section):
+    """Global features of the pyramid views."""
+
+    batch_size: Count
+    centre_ratio: PositiveFraction
+
+
+class Label(Section):
+    """Global k-means."""
+
+    fit_views: Literal["whole", "all"]
+    iterations: Count
+    restarts: Count
+
+
+class SelectViews(Section):
+    """Active selection."""
+
+    pool: Literal["pyramid", "whole"]
+    scope: Literal["global", "per_cluster", "per_view"]
+
+
+class PixelClustering(Section):
+    """The k-means at the start of each epoch."""
+
+    sample_images: Count
+    sample_pixels: Count
+    iterations: Count
+    restarts: Count
+
+
+class PixelLoss(Section):
+    """Within-view and cross-view terms."""
+
+    temperature: Positive
+    balance: Literal["none", "frequency", "inverse"]
+    cross_weight: Fraction
+
+
+class ImageLoss(Section):
+    """Guidance by the pseudo-labels of kept views."""
+
+    weight: NonNegative
+    view_px: Annotated[int, Field(ge=16)]
+    head: Literal["classical", "modified"]
+
+
+class Context(Section):
+    """Context-aware embedding."""
+
+    similarity: Literal["none", "cnn", "raw", "both"]
+    combine: Literal["product", "sum"]
+    norm: Literal["l1", "softmax"]
+    temperature: Positive
+    stride: Count
+    start: Literal["identity", "random"]
+    lr_factor: Positive
+    appearance_weight: Positive
+    proximity_weight: Positive
+    position_bandwidth: Positive
+    color_bandwidth: Positive
+    proximity_bandwidth: Positive
+
+
+class Train(Section):
+    """Pixel-cluster training."""
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    lr: Positive
+    weight_decay: NonNegative
+    fpn_dim: Count
+    feature_stride: Count
+    crop_side: Annotated[list[PositiveFraction], Field(min_length=2, max_length=2)]
+    flip_probability: Fraction
+    photometric: Photometric
+    clustering: PixelClustering
+    pixel_loss: PixelLoss
+    image_loss: ImageLoss
+    context: Context
+
+
+class Cluster(Section):
+    """The final k-means of pixel features."""
+
+    batch_size: Count
+    sample_images: Count
+    sample_pixels: Count
+    iterations: Count
+    restarts: Count
+
+
+class Predict(Section):
+    """Class scores of the validation images."""
+
+    batch_size: Count
+
+
+class Refine(Section):
+    """Dense CRF."""
+
+    temperature: Positive
+    iterations: Count
+    smoothness_weight: NonNegative
+    smoothness_px: Positive
+    appearance_weight: NonNegative
+    appearance_px: Positive
+    appearance_color: Positive
+
+
+class Evaluate(Section):
+    """Scores and the baseline they stand beside."""
+
+    baseline_restarts: Count
+
+
+class Report(Section):
+    """The page to look at."""
+
+    num_images: Count
+    num_clusters: Count
+    views_per_cluster: Count
+
+
+class Runtime(Section):
+    """Settings that change no result; no stage depends on them."""
+
+    num_workers: Annotated[int, Field(ge=0)]
+    checkpoint_seconds: NonNegative
+
+
+class Params(Section):
+    """The whole of params.yaml, in the order of the flow."""
+
+    preset: str
+    seed: Annotated[int, Field(ge=0)]
+    size_px: Annotated[int, Field(ge=16)]
+    global_k: Annotated[int, Field(ge=2)]
+    pixel_k: Annotated[int, Field(ge=2, le=255)]
+    select_ratio: PositiveFraction
+    crop_ratio: Annotated[float, Field(gt=0, lt=1)]
+    precision: Literal["float32", "bfloat16"]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    backbone: Backbone
+    prepare: Prepare
+    pretrain: Pretrain
+    embed: Embed
+    label: Label
+    select_views: SelectViews
+    train: Train
+    cluster: Cluster
+    predict: Predict
+    refine: Refine
+    evaluate: Evaluate
+    report: Report
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _strides_divide(self) -> "Params":
+        deepest = 8 * self.backbone.stem_stride
+        if self.size_px % deepest:
+            raise ValueError(
+                f"size_px: {self.size_px} is not a multiple of {deepest}, the deepest stride of a trunk with "
+                f"backbone.stem_stride {self.backbone.stem_stride}"
+            )
+        if self.train.feature_stride not in (self.backbone.stem_stride, 2 * self.backbone.stem_stride):
+            raise ValueError(
+                f"train.feature_stride: must be {self.backbone.stem_stride} or {2 * self.backbone.stem_stride} "
+                f"(backbone.stem_stride, or twice that), got {self.train.feature_stride}"
+            )
+        if self.train.context.stride % self.train.feature_stride or self.size_px % self.train.context.stride:
+            raise ValueError(
+                f"train.context.stride: must be a multiple of train.feature_stride {self.train.feature_stride} "
+                f"and divide size_px {self.size_px}, got {self.train.context.stride}"
+            )
+        return self

@@ -1,0 +1,39 @@
+"""Tensors as safetensors files: no pickle is written or trusted. Apart from `artefacts`, so that who needs no
+torch loads none.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from stages.runtime.artefacts import atomic_path, unreadable
+from stages.runtime.errors import UserError
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors; `about` is what a reader must know to use them (JSON values)."""
+    with atomic_path(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            {"about": json.dumps(about, sort_keys=True)},
+        )
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote: the tensors, on the CPU, and `about`.
+
+    Raises:
+        UserError: the file is missing, truncated or not safetensors of this project.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(unreadable(path, "a safetensors file of this project", error)) from error

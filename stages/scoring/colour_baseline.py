@@ -1,0 +1,59 @@
+"""k-means on the colour and position of pixels alone: the line that any method has to beat."""
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from stages.runtime.seeds import faiss_seed, numpy_generator
+
+GRID = 32  # cells a side at which a training image is sampled
+MAX_IMAGES = 256  # of the sample, so that it does not grow with the data
+ITERATIONS = 50
+CHUNK_PIXELS = 2**20
+
+
+def fit_colour_position(
+    images: UInt8[np.ndarray, "N T T 3"], num_clusters: int, *, restarts: int, seed: int
+) -> Float32[np.ndarray, "num_clusters 5"]:
+    """Centroids of k-means on (R, G, B, row, column), each in [0, 1], over a seeded sample of pixels."""
+    random = numpy_generator(seed, "evaluate", "colour_baseline")
+    chosen = np.sort(random.choice(len(images), min(len(images), MAX_IMAGES), replace=False))
+    cells = np.unique(np.arange(GRID) * images.shape[1] // GRID)
+    sample = np.concatenate(
+        [_features(images[index])[np.ix_(cells, cells)].reshape(-1, 5) for index in chosen]
+    )
+    kmeans = faiss.Kmeans(
+        5,
+        min(num_clusters, len(sample)),
+        niter=ITERATIONS,
+        nredo=restarts,
+        seed=faiss_seed(seed, "evaluate", "colour_baseline"),
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(sample),
+    )
+    kmeans.train(np.ascontiguousarray(sample))
+    return np.asarray(kmeans.centroids)
+
+
+def assign_colour_position(
+    images: UInt8[np.ndarray, "M S S 3"], centroids: Float32[np.ndarray, "K 5"]
+) -> Iterator[tuple[slice, UInt8[np.ndarray, "B S S"]]]:
+    """The nearest centroid of each pixel, in chunks: (images, their cluster ids)."""
+    index = faiss.IndexFlatL2(5)
+    index.add(np.ascontiguousarray(centroids))
+    step = max(1, CHUNK_PIXELS // images.shape[1] ** 2)
+    for start in range(0, len(images), step):
+        rows = slice(start, min(start + step, len(images)))
+        features = np.stack([_features(image) for image in images[rows]])
+        _, nearest = index.search(features.reshape(-1, 5), 1)
+        yield rows, nearest.astype(np.uint8).reshape(features.shape[:3])
+
+
+def _features(image: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S 5"]:
+    """Colour and the position of the pixel's centre, each in [0, 1]."""
+    side = image.shape[0]
+    centre = (np.arange(side, dtype=np.float32) + 0.5) / side
+    position = np.stack(np.meshgrid(centre, centre, indexing="ij"), -1)
+    return np.concatenate([image.astype(np.float32) / 255, position], -1)

@@ -1,0 +1,79 @@
+"""Pixels counted by class and cluster (5.1): all that accuracy and IoU need to know."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from stages.runtime.errors import UserError
+
+IGNORED = 255  # of truth: pixels that no score counts
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts over a split.
+
+    Attributes:
+        confusion: pixels of each [class, cluster], labelled pixels only; no rows where there is no truth.
+        pixels: pixels of each cluster, labelled or not.
+    """
+
+    confusion: Int64[np.ndarray, "num_classes num_clusters"]
+    pixels: Int64[np.ndarray, " num_clusters"]
+
+
+def confusion_matrix(
+    truth: UInt8[np.ndarray, "..."],
+    clusters: UInt8[np.ndarray, "..."],
+    *,
+    num_classes: int,
+    num_clusters: int,
+) -> Int64[np.ndarray, "num_classes num_clusters"]:
+    """Pixels of each class in each cluster; rows are truth, and 255 there is left out.
+
+    Raises:
+        UserError: a class id or a cluster id is out of range.
+    """
+    labelled = truth != IGNORED
+    rows, columns = truth[labelled].astype(np.int64), clusters[labelled].astype(np.int64)
+    if rows.size and rows.max() >= num_classes:
+        raise UserError(
+            f"truth: val.npy has class id {rows.max()}, but classes.json names {num_classes} classes; "
+            "run `dvc repro prepare`"
+        )
+    _check_clusters(clusters, num_clusters)
+    counts = np.bincount(num_clusters * rows + columns, minlength=num_classes * num_clusters)
+    return counts.astype(np.int64).reshape(num_classes, num_clusters)
+
+
+def tally(
+    maps: Iterable[tuple[slice, np.ndarray]], truth: np.ndarray, *, num_classes: int, num_clusters: int
+) -> Tally:
+    """Count a split that comes in chunks.
+
+    Args:
+        maps: (images, their cluster ids uint8 [B, S, S]).
+        truth: class ids uint8 [M, S, S] of the whole split, a memory map.
+        num_classes: 0 where there is no truth.
+        num_clusters: K.
+    """
+    confusion = np.zeros((num_classes, num_clusters), np.int64)
+    pixels = np.zeros(num_clusters, np.int64)
+    for images, clusters in maps:
+        _check_clusters(clusters, num_clusters)
+        pixels += np.bincount(clusters.ravel(), minlength=num_clusters)
+        if num_classes:
+            confusion += confusion_matrix(
+                truth[images], clusters, num_classes=num_classes, num_clusters=num_clusters
+            )
+    return Tally(confusion, pixels)
+
+
+def _check_clusters(clusters: np.ndarray, num_clusters: int) -> None:
+    if clusters.size and clusters.max() >= num_clusters:
+        raise UserError(
+            f"refined: has cluster id {clusters.max()}, but the predictions have {num_clusters} clusters; "
+            "run `dvc repro refine`"
+        )

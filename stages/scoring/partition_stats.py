@@ -1,0 +1,25 @@
+"""What can be said of a partition without any truth: how many clusters it really uses, and how evenly."""
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+
+def shares(pixels: Int64[np.ndarray, " num_clusters"]) -> Float64[np.ndarray, " num_clusters"]:
+    """The share of all pixels in each cluster."""
+    return pixels / max(int(pixels.sum()), 1)
+
+
+def partition_stats(pixels: Int64[np.ndarray, " num_clusters"]) -> dict[str, float]:
+    """Figures that need no truth.
+
+    Returns:
+        clusters_used: clusters with at least one pixel.
+        effective_clusters: exp of the entropy of the shares; K when all are equal, 1 when one has everything.
+        largest_cluster_share: in [0, 1]; near 1 the partition has collapsed.
+    """
+    used = shares(pixels)[pixels > 0]
+    return {
+        "clusters_used": len(used),
+        "effective_clusters": float(np.exp(-(used * np.log(used)).sum())),
+        "largest_cluster_share": float(used.max(initial=0.0)),
+    }

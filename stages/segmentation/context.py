@@ -1,0 +1,138 @@
+"""Context-aware embedding (4.3): every pixel attends to those close to it in feature, colour and place."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stages.runtime.schema import Context
+
+EPSILON = 1e-6
+
+
+def cosine_similarity(feature: Float[Tensor, "N P D"]) -> Float[Tensor, "N P P"]:
+    """f^s: cosine of every pair of pixel features (4.3)."""
+    unit = F.normalize(feature, dim=2)
+    return unit @ unit.transpose(1, 2)
+
+
+def appearance_kernel(
+    color: Float[Tensor, "N P 3"],
+    position: Float[Tensor, "P 2"],
+    position_bandwidth: Float[Tensor, ""],
+    color_bandwidth: Float[Tensor, ""],
+) -> Float[Tensor, "N P P"]:
+    """f^a = exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - |I_i - I_j|^2 / 2 theta_beta^2) (Eq. 8).
+
+    Args:
+        color: RGB in [0, 1].
+        position: (row, column) in image sides.
+        position_bandwidth: theta_alpha, in image sides.
+        color_bandwidth: theta_beta, in units of `color`.
+    """
+    place = _squared_distance(position) / (2 * position_bandwidth**2)
+    return torch.exp(-place - _squared_distance(color) / (2 * color_bandwidth**2))
+
+
+def proximity_kernel(position: Float[Tensor, "P 2"], bandwidth: Float[Tensor, ""]) -> Float[Tensor, "P P"]:
+    """f^p = exp(-|p_i - p_j|^2 / 2 theta_gamma^2) (Eq. 9)."""
+    return torch.exp(-_squared_distance(position) / (2 * bandwidth**2))
+
+
+def row_normalise(affinity: Float[Tensor, "N P P"]) -> Float[Tensor, "N P P"]:
+    """Rows of non-negative affinities to a sum of 1."""
+    return affinity / (affinity.sum(2, keepdim=True) + EPSILON)
+
+
+class ContextModule(nn.Module):
+    """x'_i = upsampled sum_j w_ij g(x_j), added to a projection of the feature map (4.3, 5.1).
+
+    The five kernel parameters are learnt; they are stored as logarithms, so they stay positive. The
+    formulas that combine the similarities are lost from the paper's text: the product lets each factor
+    veto the other, the sum does not.
+
+    Args:
+        dim: D of the feature map.
+        settings: `train.context` of params.yaml.
+    """
+
+    def __init__(self, dim: int, settings: Context) -> None:
+        super().__init__()
+        self._settings = settings
+        self.value = nn.Conv2d(dim, dim, 1)
+        self.project = nn.Conv2d(dim, dim, 1)
+        if settings.start == "identity":
+            # As non-local networks start: the module adds nothing until training finds what to add.
+            nn.init.zeros_(self.value.weight)
+            nn.init.zeros_(self.value.bias)  # type: ignore[arg-type]
+            nn.init.dirac_(self.project.weight)
+            nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
+        self.log_kernel = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.tensor(math.log(getattr(settings, name))))
+                for name in (
+                    "appearance_weight",
+                    "proximity_weight",
+                    "position_bandwidth",
+                    "color_bandwidth",
+                    "proximity_bandwidth",
+                )
+            }
+        )
+
+    def forward(
+        self, feature_map: Float[Tensor, "N D H W"], image: Float[Tensor, "N 3 S S"], grid: tuple[int, int]
+    ) -> Float[Tensor, "N D H W"]:
+        """The refined feature map.
+
+        Args:
+            feature_map: of the decoder.
+            image: what the network saw, RGB in [0, 1].
+            grid: (rows, columns) of the pixels that attend to each other.
+        """
+        coarse = F.adaptive_avg_pool2d(feature_map, grid)
+        with torch.autocast(feature_map.device.type, enabled=False):
+            weights = self.affinity(coarse.float(), F.adaptive_avg_pool2d(image.float(), grid))
+        value = self.value(coarse)
+        context = (weights.to(value.dtype) @ value.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(value)
+        context = F.interpolate(context, size=feature_map.shape[2:], mode="bilinear", align_corners=False)
+        return context + self.project(feature_map)
+
+    def affinity(
+        self, feature_map: Float[Tensor, "N D H W"], image: Float[Tensor, "N 3 H W"]
+    ) -> Float[Tensor, "N P P"]:
+        """w_ij, the non-local factor; each row sums to 1."""
+        similarity, settings = self._settings.similarity, self._settings
+        semantic = cosine_similarity(feature_map.flatten(2).transpose(1, 2)).clamp_min(0)
+        if similarity == "cnn":
+            combined = semantic
+        else:
+            raw = self.raw_similarity(image)
+            if similarity == "raw":
+                combined = raw
+            else:
+                combined = semantic * raw if settings.combine == "product" else semantic + raw
+        if settings.norm == "softmax":
+            return torch.softmax(combined / settings.temperature, dim=2)
+        return row_normalise(combined)
+
+    def raw_similarity(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N P P"]:
+        """f^r = w1 f^a + w2 f^p (Eq. 7)."""
+        kernel = {name: value.exp() for name, value in self.log_kernel.items()}
+        rows, columns = (torch.arange(side, device=image.device) / side for side in image.shape[2:])
+        position = torch.cartesian_prod(rows, columns)
+        appearance = appearance_kernel(
+            image.flatten(2).transpose(1, 2),
+            position,
+            kernel["position_bandwidth"],
+            kernel["color_bandwidth"],
+        )
+        proximity = proximity_kernel(position, kernel["proximity_bandwidth"])
+        return kernel["appearance_weight"] * appearance + kernel["proximity_weight"] * proximity
+
+
+def _squared_distance(points: Float[Tensor, "*N P C"]) -> Float[Tensor, "*N P P"]:
+    # Differences, not the expanded square: the distance of a pixel to itself is exactly 0.
+    return (points.unsqueeze(-2) - points.unsqueeze(-3)).square().sum(-1)

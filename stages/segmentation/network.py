@@ -1,0 +1,133 @@
+"""The network that segments: trunk, decoder, context module, image head (4.1, Figure 3)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stages.imaging.normalise import normalise
+from stages.nets.checkpoint import build_backbone
+from stages.nets.fpn import FPN
+from stages.nets.resnet import ResNet
+from stages.runtime.errors import UserError
+from stages.runtime.schema import Backbone, Context, Train
+from stages.runtime.tensors import read_tensors, write_tensors
+from stages.segmentation.context import ContextModule
+
+
+class ImageHead(nn.Module):
+    """Class scores of a whole view from its feature map (4.2.2).
+
+    classical: S = GAP(conv(F')); modified: S = FC(ReLU(GAP(conv(F')))). The formula of the second is
+    lost from the paper's text; this is its reading of "a ReLU layer and a linear layer after the
+    original output".
+    """
+
+    def __init__(self, dim: int, num_clusters: int, kind: str) -> None:
+        super().__init__()
+        self.classify = nn.Conv2d(dim, num_clusters, 1)
+        self.decide = (
+            nn.Sequential(nn.ReLU(), nn.Linear(num_clusters, num_clusters))
+            if kind == "modified"
+            else nn.Identity()
+        )
+
+    def forward(self, feature_map: Float[Tensor, "N D H W"]) -> Float[Tensor, "N K"]:
+        """Logits."""
+        # Pooling and a 1x1 convolution commute; pooled first, there is one pixel to convolve.
+        return self.decide(self.classify(feature_map.mean((2, 3), keepdim=True)).flatten(1)).float()
+
+
+class Segmenter(nn.Module):
+    """From images to unit pixel features, and to the class scores of whole views.
+
+    Args:
+        backbone: the trunk, usually pretrained.
+        fpn_dim: D of the pixel features.
+        feature_stride: image pixels for each feature pixel.
+        context: `train.context` of params.yaml; similarity `none` leaves the module out.
+        num_view_clusters: classes of the image head; 0 leaves it out.
+        head: `classical` or `modified`.
+    """
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        *,
+        fpn_dim: int,
+        feature_stride: int,
+        context: Context,
+        num_view_clusters: int = 0,
+        head: str = "modified",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.decoder = FPN(backbone.channels, fpn_dim)
+        self.feature_stride, self.context_stride = feature_stride, context.stride
+        self.context = ContextModule(fpn_dim, context) if context.similarity != "none" else None
+        self.image_head = ImageHead(fpn_dim, num_view_clusters, head) if num_view_clusters else None
+
+    def feature_map(self, image: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N D H W"]:
+        """F', before it is brought to unit length; RGB in [0, 1] in, at 1 / feature_stride out."""
+        decoded = self.decoder(self.backbone(normalise(image)))
+        height, width = image.shape[2] // self.feature_stride, image.shape[3] // self.feature_stride
+        if decoded.shape[2:] != (height, width):
+            decoded = F.adaptive_avg_pool2d(decoded, (height, width))
+        if self.context is None:
+            return decoded
+        grid = (image.shape[2] // self.context_stride, image.shape[3] // self.context_stride)
+        return self.context(decoded, image, grid)
+
+    def forward(self, image: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N D H W"]:
+        """Unit pixel features in float32."""
+        return F.normalize(self.feature_map(image).float(), dim=1)
+
+    def classify(self, image: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N K"]:
+        """Logits of the image head.
+
+        Raises:
+            AssertionError: guidance is switched off, so there is no head.
+        """
+        assert self.image_head is not None
+        return self.image_head(self.feature_map(image))
+
+
+def save_segmenter(path: Path, segmenter: Segmenter, about: dict[str, Any]) -> None:
+    """Write the weights; the image head has done its work and is left out."""
+    weights = {
+        name: value for name, value in segmenter.state_dict().items() if not name.startswith("image_head.")
+    }
+    write_tensors(path, weights, about)
+
+
+def describe_segmenter(backbone: Backbone, settings: Train, size_px: int) -> dict[str, Any]:
+    """What a reader of the file must know to build the network again."""
+    return {
+        "backbone": backbone.model_dump(),
+        "fpn_dim": settings.fpn_dim,
+        "feature_stride": settings.feature_stride,
+        "context": settings.context.model_dump(),
+        "size_px": size_px,
+    }
+
+
+def load_segmenter(path: Path) -> tuple[Segmenter, dict[str, Any]]:
+    """Read a network in evaluation mode, and the description that it was built from.
+
+    Raises:
+        UserError: the file is no segmenter of this project.
+    """
+    tensors, about = read_tensors(path)
+    try:
+        segmenter = Segmenter(
+            build_backbone(about["backbone"]),
+            fpn_dim=about["fpn_dim"],
+            feature_stride=about["feature_stride"],
+            context=Context(**about["context"]),
+        )
+        segmenter.load_state_dict(tensors)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: is not a segmenter that this version can build ({error})") from error
+    return segmenter.eval(), about

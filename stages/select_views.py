@@ -1,0 +1,57 @@
+"""Stage `select_views`: the views whose pseudo-labels are clear enough to guide the training (4.2.1)."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stages.clustering.agreement import effective_clusters
+from stages.imaging.pyramid import VIEWS
+from stages.runtime.artefacts import write_array, write_json
+from stages.runtime.errors import run
+from stages.runtime.params import load
+from stages.runtime.progress import say
+from stages.runtime.tensors import read_tensors
+from stages.selection.selection import select
+
+KEYS = ("select_ratio", "select_views")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read labels and scores, rank, write the pseudo-label of each kept view and -1 for the others."""
+    parser = argparse.ArgumentParser(prog="python -m stages.select_views", description=__doc__)
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
+    )
+    parser.add_argument("--labels", type=Path, required=True, help="pseudo-labels and scores, of `label`")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="int32 array [images, 6] to write (.npy); -1: not kept"
+    )
+    parser.add_argument("--metrics", type=Path, required=True, help="what was kept, to write (.json)")
+    args = parser.parse_args(argv)
+
+    params = load(args.params, *KEYS)
+    tensors, _ = read_tensors(args.labels)
+    score, pseudo_label = tensors["score"].numpy(), tensors["pseudo_label"].numpy()
+    kept = select(
+        score,
+        pseudo_label,
+        ratio=params.select_ratio,
+        pool=params.select_views.pool,
+        scope=params.select_views.scope,
+    )
+    figures = {
+        "kept_views": int(kept.sum()),
+        "guided_images_share": float(kept.any(axis=1).mean()),
+        "effective_clusters": effective_clusters(pseudo_label[kept]),
+        "lowest_score": float(score[kept].min()),
+        **{f"kept_share {name}": float(share) for name, share in zip(VIEWS, kept.mean(axis=0), strict=True)},
+    }
+    say("select_views", **figures)
+    write_array(args.out, np.where(kept, pseudo_label, -1).astype(np.int32))
+    write_json(args.metrics, {"select_views": figures})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,93 @@
+"""Stage `train`: pixel clustering and training in turn, guided by the kept views (3, 4.1 to 4.3)."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stages.dataset.store import open_images
+from stages.imaging.source import ImageSource
+from stages.nets.checkpoint import load_backbone
+from stages.runtime.artefacts import read_array, write_csv, write_json
+from stages.runtime.device import choose_device
+from stages.runtime.errors import UserError, run
+from stages.runtime.params import load
+from stages.runtime.seeds import derive
+from stages.runtime.state import StageState
+from stages.segmentation.network import Segmenter, describe_segmenter, save_segmenter
+from stages.segmentation.training import Training, as_tensor
+
+KEYS = ("seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "backbone", "train")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read images, kept views and backbone, train, write the segmenter and the history."""
+    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
+    parser.add_argument(
+        "--views", type=Path, required=True, help="pseudo-labels of kept views, of `select_views`"
+    )
+    parser.add_argument("--backbone", type=Path, required=True, help="pretrained backbone, of `pretrain`")
+    parser.add_argument("--out", type=Path, required=True, help="segmenter to write (.safetensors)")
+    parser.add_argument("--history", type=Path, required=True, help="figures of each epoch to write (.csv)")
+    parser.add_argument(
+        "--metrics", type=Path, required=True, help="figures of the last epoch to write (.json)"
+    )
+    args = parser.parse_args(argv)
+
+    params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
+    images, kept_views = open_images(args.images, "train"), read_array(args.views)
+    _check(params.train.batch_size, len(images), len(kept_views), args)
+    backbone = load_backbone(args.backbone, params.backbone)
+    device = choose_device(neutral.device)
+    state = StageState(
+        "train",
+        lambda: vars(load(args.params, *KEYS)),
+        [args.images, args.views, args.backbone],
+        interval_seconds=neutral.runtime.checkpoint_seconds,
+    )
+    torch.manual_seed(derive(params.seed, "train", "weights"))
+    segmenter = Segmenter(
+        backbone,
+        fpn_dim=params.train.fpn_dim,
+        feature_stride=params.train.feature_stride,
+        context=params.train.context,
+        num_view_clusters=params.global_k if params.train.image_loss.weight > 0 else 0,
+        head=params.train.image_loss.head,
+    ).to(device, memory_format=torch.channels_last)
+    training = Training(
+        segmenter,
+        params.train,
+        pixel_k=params.pixel_k,
+        crop_ratio=params.crop_ratio,
+        size_px=params.size_px,
+        seed=params.seed,
+        precision=params.precision,
+    )
+    history = training.run(ImageSource(images, device), as_tensor(kept_views), state)
+
+    state.check()
+    save_segmenter(args.out, segmenter, describe_segmenter(params.backbone, params.train, params.size_px))
+    write_csv(args.history, history)
+    write_json(args.metrics, {"train": history.iloc[-1].to_dict()})
+    state.finish()
+
+
+def _check(batch_size: int, num_images: int, num_kept: int, args: argparse.Namespace) -> None:
+    if num_images != num_kept:
+        raise UserError(
+            f"{args.views}: speaks of {num_kept} images, but {args.images} holds {num_images}; run `dvc repro`"
+        )
+    if batch_size > num_images:
+        raise UserError(
+            f"params.yaml: train.batch_size: {batch_size} is more than the {num_images} training images; "
+            "lower it, or add images"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

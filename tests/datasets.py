@@ -1,0 +1,70 @@
+"""Tiny data sets and params files for tests, made on the spot."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from ruamel.yaml import YAML
+
+REPOSITORY = Path(__file__).parents[1]
+CLASS_NAMES = ("sky", "grass", "cow")
+
+
+def write_params(path: Path, changes: Mapping[str, Any] | None = None) -> Path:
+    """The committed params.yaml with other values under dotted keys: {"prepare.reader": "folder"}."""
+    yaml = YAML()
+    params = yaml.load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    for key, value in (changes or {}).items():
+        *sections, name = key.split(".")
+        section = params
+        for part in sections:
+            section = section[part]
+        assert name in section, f"{key} is not in params.yaml"
+        section[name] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+    return path
+
+
+def write_image(path: Path, pixels: np.ndarray, mode: str | None = None, **options: Any) -> Path:
+    """Write pixels as an image in the format of the suffix, converted to `mode` first."""
+    image = Image.fromarray(pixels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if mode is None else image.convert(mode)).save(path, **options)
+    return path
+
+
+def scene(rng: np.random.Generator, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image whose classes are plain to see: RGB [height, width, 3], ids [height, width], some ignored."""
+    labels = np.zeros((height, width), np.uint8)
+    horizon, left = int(rng.integers(height // 4, height // 2)), int(rng.integers(0, width // 2))
+    labels[horizon:] = 1
+    labels[horizon + 2 : horizon + 2 + height // 4, left : left + width // 4] = 2
+    colors = np.array([[120, 170, 230], [70, 140, 60], [150, 90, 50]]) + rng.integers(-20, 20, (3, 3))
+    pixels = np.clip(colors[labels] + rng.integers(-15, 15, (height, width, 3)), 0, 255).astype(np.uint8)
+    labels[0] = 255
+    return pixels, labels
+
+
+def make_folder(
+    root: Path,
+    *,
+    num_train: int = 6,
+    num_val: int = 4,
+    sizes: Sequence[tuple[int, int]] = ((48, 36), (30, 50), (40, 40)),
+    labels: bool = True,
+) -> Path:
+    """A folder data set of PNG images in turns of `sizes` (width, height), with or without labels."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", num_train), ("val", num_val)):
+        for index in range(count):
+            pixels, ids = scene(rng, *sizes[index % len(sizes)])
+            write_image(root / "images" / split / "part" / f"{index:03d}.png", pixels)
+            if labels and split == "val":
+                write_image(root / "labels" / split / "part" / f"{index:03d}.png", ids)
+    if labels:
+        (root / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
+    return root

@@ -1,0 +1,161 @@
+"""`evaluate` through its command line, on two images whose scores can be counted by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import evaluate
+from stages.runtime.errors import UserError
+
+SIZE = 8
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+NAMES = ["sky", "grass"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Sky above grass; cluster 2 is sky, cluster 0 grass, and cluster 1 takes two columns of the sky."""
+    truth = np.zeros((2, SIZE, SIZE), np.uint8)
+    truth[:, SIZE // 2 :] = 1
+    truth[1, -1] = 255
+    clusters = np.where(truth[:1] == 0, 2, 0).repeat(2, 0)
+    clusters[:, : SIZE // 2, :2] = 1
+    scores = np.eye(3, dtype=np.float16)[clusters].transpose(0, 3, 1, 2)
+    (tmp_path / "truth").mkdir()
+    np.save(tmp_path / "truth/val.npy", truth)
+    (tmp_path / "truth/classes.json").write_text(json.dumps({"classes": NAMES, "ignored": 255}))
+    np.save(tmp_path / "predictions.npy", scores)
+    np.save(tmp_path / "refined.npy", np.where(truth == 0, 2, 0).astype(np.uint8))
+    _write_images(tmp_path / "images")
+    return tmp_path
+
+
+def _write_images(folder: Path) -> None:
+    folder.mkdir()
+    for split in ("train", "val"):
+        images = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+        np.save(folder / f"{split}.npy", images)
+        index = {"id": [0, 1], "source": "a.png", "width": SIZE, "height": SIZE, "sha256": "0" * 64}
+        pd.DataFrame(index).to_csv(folder / f"{split}.csv", index=False)
+
+
+def _run(folder: Path, name: str = "raw", *more: str) -> dict[str, dict[str, float]]:
+    argv = [
+        "--name",
+        name,
+        "--predictions",
+        str(folder / "predictions.npy"),
+        "--truth",
+        str(folder / "truth"),
+    ]
+    argv += ["--metrics", str(folder / "out/scores.json"), "--per-class", str(folder / "out/classes.csv")]
+    evaluate.main([*argv, "--confusion", str(folder / "out/confusion.csv"), "--params", str(PARAMS), *more])
+    return json.loads((folder / "out/scores.json").read_text())
+
+
+def test_scores_of_the_raw_prediction(folder: Path) -> None:
+    figures = _run(folder)
+    assert list(figures) == ["raw"]
+    assert figures["raw"] == pytest.approx(
+        {
+            "accuracy": 104 / 120,
+            "miou": (48 / 64 + 1) / 2,
+            "class_accuracy": (48 / 64 + 1) / 2,
+            "classes_counted": 2,
+            "clusters_used": 3,
+            "effective_clusters": np.exp(
+                -(0.5 * np.log(0.5) + 0.375 * np.log(0.375) + 0.125 * np.log(0.125))
+            ),
+            "largest_cluster_share": 0.5,
+        },
+        abs=1e-6,
+    )
+
+
+def test_tables(folder: Path) -> None:
+    _run(folder)
+    assert (folder / "out/classes.csv").read_text() == (
+        "class,cluster,iou,accuracy,pixels\nsky,2,0.75,0.75,64\ngrass,0,1,1,56\n"
+    )
+    assert (folder / "out/confusion.csv").read_text() == (
+        "actual,predicted,pixels\n"
+        "sky,sky,48\nsky,grass,0\nsky,cluster 1,16\n"
+        "grass,sky,0\ngrass,grass,56\ngrass,cluster 1,0\n"
+    )
+
+
+def test_the_crf_is_scored_under_the_matching_of_the_raw_prediction(folder: Path) -> None:
+    assert _run(folder, "refined", "--refined", str(folder / "refined.npy"))["refined"]["accuracy"] == 1
+    swapped = np.load(folder / "refined.npy")
+    np.save(folder / "refined.npy", 2 - swapped)
+    # A matching of its own would call this perfect.
+    assert _run(folder, "refined", "--refined", str(folder / "refined.npy"))["refined"]["accuracy"] == 0
+
+
+def test_colour_and_position_stand_beside_it(folder: Path) -> None:
+    figures = _run(folder, "raw", "--images", str(folder / "images"))
+    assert list(figures) == ["raw", "colour_position"]
+    assert list(figures["colour_position"]) == list(figures["raw"])
+    first = (folder / "out/scores.json").read_bytes()
+    _run(folder, "raw", "--images", str(folder / "images"))
+    assert (folder / "out/scores.json").read_bytes() == first
+
+
+def test_without_truth_the_label_free_figures_are_all(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "truth/classes.json").write_text('{"classes": [], "ignored": 255}')
+    np.save(folder / "truth/val.npy", np.full((2, SIZE, SIZE), 255, np.uint8))
+    figures = _run(folder, "raw", "--images", str(folder / "images"))
+    assert list(figures["raw"]) == ["clusters_used", "effective_clusters", "largest_cluster_share"]
+    assert figures["raw"]["clusters_used"] == 3
+    assert list(figures["colour_position"]) == list(figures["raw"])
+    assert "no truth, so these are the label-free figures alone" in capsys.readouterr().out
+    assert (folder / "out/classes.csv").read_text() == "class,cluster,iou,accuracy,pixels\n"
+    assert (folder / "out/confusion.csv").read_text() == "actual,predicted,pixels\n"
+
+
+def test_scores_are_upsampled_before_the_best_is_taken(folder: Path) -> None:
+    scores = np.load(folder / "predictions.npy").astype(np.float32)
+    small = scores.reshape(2, 3, SIZE // 2, 2, SIZE // 2, 2).mean((3, 5)).astype(np.float16)
+    np.save(folder / "predictions.npy", small)
+    assert _run(folder)["raw"]["accuracy"] == pytest.approx(104 / 120, abs=1e-6)
+
+
+def test_chunks_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _run(folder)
+    monkeypatch.setattr("stages.imaging.score_maps.CHUNK_ELEMENTS", 1)
+    assert _run(folder) == whole
+
+
+def test_other_numbers_of_images_are_refused(folder: Path) -> None:
+    np.save(folder / "predictions.npy", np.zeros((3, 3, 4, 4), np.float16))
+    with pytest.raises(UserError, match=r"predictions\.npy: has scores of 3 images, expected 2; delete it"):
+        _run(folder)
+
+
+def test_other_sizes_are_refused(folder: Path) -> None:
+    np.save(folder / "refined.npy", np.zeros((2, 4, 4), np.uint8))
+    with pytest.raises(UserError) as raised:
+        _run(folder, "refined", "--refined", str(folder / "refined.npy"))
+    assert str(raised.value) == (
+        f"{folder / 'refined.npy'}: holds uint8 [2, 4, 4], expected cluster ids uint8 [2, 8, 8] as the label "
+        "maps; run `dvc repro refine`"
+    )
+
+
+def test_cluster_ids_beyond_the_predictions_are_refused(folder: Path) -> None:
+    np.save(folder / "refined.npy", np.full((2, SIZE, SIZE), 3, np.uint8))
+    with pytest.raises(UserError, match="cluster id 3, but the predictions have 3 clusters"):
+        _run(folder, "refined", "--refined", str(folder / "refined.npy"))
+
+
+def test_images_of_another_size_are_refused(folder: Path) -> None:
+    np.save(folder / "images/val.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(
+        UserError, match=r"val\.npy: holds images \[2, 4, 4, 3\], but the label maps are \[2, 8, 8\]"
+    ):
+        _run(folder, "raw", "--images", str(folder / "images"))

@@ -1,0 +1,292 @@
+"""prepare through its command line: what it writes, and every message for data that it cannot take."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages import prepare
+from stages.dataset.manifest import manifest_sha256
+from stages.dataset.store import open_images, read_index
+from stages.dataset.truth import IGNORED, read_truth
+from stages.runtime.artefacts import read_json
+from stages.runtime.errors import UserError
+from tests.datasets import CLASS_NAMES, make_folder, write_image, write_params
+
+SIZE_PX, TRAIN_PX = 32, 40
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A good folder data set, to be spoiled."""
+    return make_folder(tmp_path / "set")
+
+
+def run(root: Path | None, out: Path, **changes: Any) -> Path:
+    """Run prepare on a folder (None: on the demo) into `out`, which is returned."""
+    settings = {"size_px": SIZE_PX, "prepare.train_px": TRAIN_PX, "runtime.num_workers": 1}
+    if root is not None:
+        settings |= {"prepare.reader": "folder", "prepare.path": str(root)}
+    settings |= {key.replace("__", "."): value for key, value in changes.items()}
+    params = write_params(out / "params.yaml", settings)
+    flags = {
+        "images": out / "images",
+        "truth": out / "truth",
+        "metrics": out / "prepare.json",
+        "params": params,
+    }
+    prepare.main([text for name, path in flags.items() for text in (f"--{name}", str(path))])
+    return out
+
+
+def hashes(out: Path) -> dict[str, str]:
+    files = (path for path in out.rglob("*") if path.is_file() and path.name != "params.yaml")
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def faults(root: Path, out: Path, **changes: Any) -> tuple[str, ...]:
+    with pytest.raises(UserError) as caught:
+        run(root, out, **changes)
+    assert not list(out.glob(".*")), "temporary files are left"
+    return caught.value.faults
+
+
+def test_writes_images_index_truth_and_metrics(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run(root, tmp_path / "out")
+    assert sorted(hashes(out)) == [
+        "images/train.csv", "images/train.npy", "images/val.csv", "images/val.npy",
+        "prepare.json", "truth/classes.json", "truth/val.npy",
+    ]  # fmt: skip
+    assert open_images(out / "images", "train").shape == (6, TRAIN_PX, TRAIN_PX, 3)
+    assert open_images(out / "images", "val").shape == (4, SIZE_PX, SIZE_PX, 3)
+    index = read_index(out / "images", "train")
+    assert list(index["id"]) == [f"part/{number:03d}" for number in range(6)]
+    assert tuple(index.loc[1, ["source", "width", "height"]]) == ("images/train/part/001.png", 30, 50)
+    content = (root / "images/train/part/001.png").read_bytes()
+    assert index.loc[1, "sha256"] == hashlib.sha256(content).hexdigest()
+    truth = read_truth(out / "truth")
+    assert truth.has_labels
+    assert truth.class_names == CLASS_NAMES
+    assert truth.maps.shape == (4, SIZE_PX, SIZE_PX)
+    assert set(np.unique(truth.maps)) == {0, 1, 2, IGNORED}
+    summary = read_json(out / "prepare.json")["prepare"]
+    assert (summary["train_images"], summary["val_images"], summary["classes"]) == (6, 4, 3)
+    assert summary["labelled_share"] == pytest.approx(float((truth.maps != IGNORED).mean()), abs=1e-6)
+    assert sum(summary["class_shares"].values()) == pytest.approx(1, abs=1e-5)
+    assert summary["manifest_sha256"] == manifest_sha256(root)
+    assert "ignored: " in capsys.readouterr().out
+
+
+def test_images_and_label_maps_stay_aligned(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "set", sizes=((SIZE_PX, SIZE_PX),))
+    out = run(root, tmp_path / "out")
+    original = np.asarray(Image.open(root / "images/val/part/002.png"))
+    labels = np.asarray(Image.open(root / "labels/val/part/002.png"))
+    np.testing.assert_array_equal(open_images(out / "images", "val")[2], original)
+    np.testing.assert_array_equal(read_truth(out / "truth").maps[2], labels)
+
+
+def test_same_bytes_again_and_with_two_workers(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "set", num_train=40)
+    first = hashes(run(root, tmp_path / "first"))
+    assert hashes(run(root, tmp_path / "second")) == first
+    assert hashes(run(root, tmp_path / "third", runtime__num_workers=2)) == first
+
+
+def test_demo_needs_no_data(tmp_path: Path) -> None:
+    changes = {"prepare__demo__num_train": 3, "prepare__demo__num_val": 2}
+    out = run(None, tmp_path / "out", **changes)
+    assert open_images(out / "images", "train").shape == (3, TRAIN_PX, TRAIN_PX, 3)
+    assert len(read_truth(out / "truth").class_names) == 12
+    again = run(None, tmp_path / "again", **changes, seed=7)
+    assert hashes(again) == hashes(out)
+
+
+def test_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_folder(tmp_path / "set", labels=False)
+    (root / "labels/train").mkdir(parents=True)
+    (root / "labels/train/000.png").write_text("never opened")
+    out = run(root, tmp_path / "out")
+    truth = read_truth(out / "truth")
+    assert not truth.has_labels
+    assert (truth.maps == IGNORED).all()
+    summary = read_json(out / "prepare.json")["prepare"]
+    assert (summary["classes"], summary["labelled_share"], summary["class_shares"]) == (0, 0.0, {})
+    assert "no label maps (labels/val)" in capsys.readouterr().out
+
+
+def test_a_relative_path_is_below_the_repository(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert run(Path("set"), tmp_path / "out").exists()
+
+
+def test_ids_that_look_like_numbers_or_nothing_stay_text(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for split in ("train", "val"):
+        for name in ("0042", "NA", "7.50", 'comma, "quote"'):
+            write_image(root / "images" / split / f"{name}.png", np.zeros((8, 8, 3), np.uint8))
+    out = run(root, tmp_path / "out")
+    assert list(read_index(out / "images", "val")["id"]) == ["0042", "7.50", "NA", 'comma, "quote"']
+
+
+def test_hidden_and_other_files_are_passed_over_and_links_followed(root: Path, tmp_path: Path) -> None:
+    (root / "images/train/.DS_Store").write_text("x")
+    (root / "images/train/._000.png").write_text("x")
+    (root / "images/train/notes.txt").write_text("x")
+    elsewhere = tmp_path / "elsewhere"
+    write_image(elsewhere / "a.JPG", np.zeros((40, 40, 3), np.uint8))
+    (root / "images/train/linked").symlink_to(elsewhere)
+    (root / "images/train/loop").symlink_to(root / "images/train")
+    out = run(root, tmp_path / "out")
+    assert len(read_index(out / "images", "train")) == 7
+
+
+def test_every_fault_of_the_names_at_once(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    for name in ("a.png", "a.jpg", "bad\nname.png"):
+        write_image(root / "images/train" / name, pixels)
+    for index in range(12):
+        write_image(root / "images/val" / f"{index:02d}.png", pixels)
+    write_image(root / "labels/val/11.png", pixels[..., 0])
+    listed = ", ".join(f"labels/val/{index:02d}.png" for index in range(10))
+    assert faults(root, tmp_path / "out") == (
+        "images/train/'bad\\nname.png': the name has characters that cannot be printed; rename it",
+        "images/train/a.jpg and images/train/a.png: share the id 'a'; rename one of them",
+        f"{root}/labels/val: 11 of 12 validation images have no label map ({listed}, ...); "
+        "label all of them, or none: then remove the folder",
+        f"{root}/classes.txt: not found, but there are label maps; name one class a line, class id 0 first",
+    )
+
+
+def test_missing_folders(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    assert faults(root, tmp_path / "out") == (
+        f"{root}: no such folder; set prepare.path in params.yaml to the folder that holds images/",
+    )
+    (root / "images/train").mkdir(parents=True)
+    assert faults(root, tmp_path / "out") == (
+        f"{root}/images/train: has no images (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff)",
+        f"{root}/images/val: no such folder; put the images to segment and, with labels/val, to "
+        "evaluate on there",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("", "is empty; name one class a line, class id 0 first"),
+        ("sky\n\ncow\n", "line 2 is empty; every line names a class, class id 0 first"),
+        ("sky\ncow\nsky\n", "names 'sky' more than once; names must differ"),
+        ("\n".join(map(str, range(256))), "names 256 classes, but class ids end at 254"),
+        (b"\xff\xfes", "is not UTF-8 text; save it as such"),
+    ],
+)
+def test_classes_txt(root: Path, tmp_path: Path, text: str | bytes, rule: str) -> None:
+    (root / "classes.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert faults(root, tmp_path / "out") == (f"{root}/classes.txt: {rule}",)
+
+
+def test_every_fault_of_the_contents_at_once_and_old_outputs_stay(root: Path, tmp_path: Path) -> None:
+    out = run(root, tmp_path / "out")
+    before = hashes(out)
+    train, val, labels = root / "images/train/part", root / "images/val/part", root / "labels/val/part"
+    (train / "000.png").write_bytes(b"")
+    (train / "001.png").write_text("not an image")
+    (train / "002.png").write_bytes((train / "002.png").read_bytes()[:200])
+    write_image(train / "003.tif", np.zeros((8, 8), np.float32))
+    (train / "003.png").unlink()
+    write_image(train / "004.png", np.zeros((1, 3000, 3), np.uint8))
+    write_image(labels / "000.png", np.zeros((9, 8), np.uint8))
+    write_image(labels / "001.png", np.array([[3, 7], [255, 0]], np.uint8))
+    write_image(val / "001.png", np.zeros((2, 2, 3), np.uint8))
+    write_image(labels / "002.png", np.zeros((40, 40, 3), np.uint8))
+    (labels / "003.png").write_text("not an image")
+    (val / "003.png").write_text("not an image either")
+    found = faults(root, out, prepare__train_px=200)
+    patterns = [
+        "images/train/part/000.png: is empty; replace or remove it",
+        "images/train/part/001.png: is not an image that Pillow knows; replace or remove it",
+        r"images/train/part/002.png: cannot be decoded \(.+\); replace or remove it",
+        "images/train/part/003.tif: has 32-bit floating point pixels; save it with 8 or 16 bits a channel",
+        "images/train/part/004.png: is 3000 x 1 px, too narrow to bring its shorter side to 200 px; "
+        "crop or remove it",
+        "labels/val/part/000.png: is 8 x 9 px, but images/val/part/000.png is 48 x 36 px as displayed; "
+        "label maps must match their images",
+        "labels/val/part/001.png: has class ids 3, 7, but classes.txt names 3 classes "
+        r"\(ids 0 to 2, and 255 = ignore\)",
+        "labels/val/part/002.png: is a picture of mode RGB, expected a class id for each pixel "
+        r"\(8-bit grey or palette PNG\)",
+        "images/val/part/003.png: is not an image that Pillow knows; replace or remove it",
+        "labels/val/part/003.png: is not an image that Pillow knows; replace or remove it",
+    ]
+    assert len(found) == len(patterns)
+    for fault, pattern in zip(found, patterns, strict=True):
+        assert re.fullmatch(pattern, fault), fault
+    assert hashes(out) == before
+
+
+def test_no_more_than_twenty_faults_are_listed(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "set", num_train=1, labels=False)
+    for index in range(30):
+        (root / f"images/train/{index}.jpg").write_text("x")
+    found = faults(root, tmp_path / "out")
+    assert len(found) == 21
+    assert found[-1] == "... and 10 more faults, 30 in all"
+
+
+def test_a_bomb_is_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 40)
+    assert (
+        "images/train/part/000.png: has more than 1600 pixels, Pillow's limit against decompression bombs; "
+        "scale it down or remove it"
+    ) in faults(root, tmp_path / "out")
+
+
+def test_changed_data_is_a_changed_param(root: Path, tmp_path: Path) -> None:
+    pinned = manifest_sha256(root)
+    assert run(root, tmp_path / "out", prepare__manifest_sha256=pinned).exists()
+    (root / "classes.txt").write_text("sky\ngrass\nhorse\n")
+    assert faults(root, tmp_path / "out", prepare__manifest_sha256=pinned) == (
+        f"prepare.manifest_sha256: is {pinned}, but the data hash to {manifest_sha256(root)}: "
+        "files were changed, added or removed; restore them, or accept the data as they are "
+        "with `make preset NAME=folder DATA=...`",
+    )
+
+
+def test_a_full_disk_is_noticed_first(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "SPARE_BYTES", 10**18)
+    out = tmp_path / "out"
+    (message,) = faults(root, out)
+    pattern = (
+        rf"{out}/images: packing 6 \+ 4 images needs 1000000000\.00 GB, and [\d.]+ GB are free; "
+        rf"make room, or lower prepare.train_px \(now {TRAIN_PX}\)"
+    )
+    assert re.fullmatch(pattern, message), message
+
+
+@pytest.mark.parametrize("spoil", ["missing", "dtype", "rows", "truncated", "no index"])
+def test_a_damaged_store_is_named(root: Path, tmp_path: Path, spoil: str) -> None:
+    images = run(root, tmp_path / "out") / "images"
+    path = images / "train.npy"
+    if spoil == "missing":
+        path.unlink()
+    elif spoil == "dtype":
+        np.save(path, np.zeros((6, 4, 4, 3), np.float32))
+    elif spoil == "rows":
+        np.save(path, np.zeros((5, 4, 4, 3), np.uint8))
+    elif spoil == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        (images / "train.csv").unlink()
+    with pytest.raises(UserError, match=r"dvc repro") as caught:
+        open_images(images, "train")
+    assert str(images / "train") in str(caught.value)

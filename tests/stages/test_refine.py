@@ -1,0 +1,107 @@
+"""`refine` through its command line, on four images of two colours."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from stages import refine
+from stages.runtime.errors import UserError
+
+COUNT, SIZE = 4, 16
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images whose right half is red, and scores that see the border two pixels too far left."""
+    images = np.full((COUNT, SIZE, SIZE, 3), 40, np.uint8)
+    images[:, :, SIZE // 2 :] = 220, 30, 30
+    images += np.random.default_rng(0).integers(0, 4, images.shape, dtype=np.uint8)
+    scores = np.zeros((COUNT, 3, SIZE // 2, SIZE // 2), np.float16)
+    scores[:, 0, :, :3], scores[:, 2, :, 3:] = 0.5, 0.5
+    (tmp_path / "images").mkdir()
+    np.save(tmp_path / "images/val.npy", images)
+    index = {"id": range(COUNT), "source": "a.png", "width": SIZE, "height": SIZE, "sha256": "0" * 64}
+    pd.DataFrame(index).to_csv(tmp_path / "images/val.csv", index=False)
+    np.save(tmp_path / "predictions.npy", scores)
+    return tmp_path
+
+
+def _params(folder: Path, num_workers: int) -> Path:
+    yaml = YAML()
+    content = yaml.load(PARAMS.read_text())
+    content["runtime"]["num_workers"] = num_workers
+    content["refine"].update(appearance_px=6.0, temperature=0.5)
+    yaml.dump(content, path := folder / "params.yaml")
+    return path
+
+
+def _argv(folder: Path, num_workers: int = 1) -> list[str]:
+    paths = {"images": "images", "predictions": "predictions.npy", "out": "refined.npy"}
+    argv = [part for name, path in paths.items() for part in (f"--{name}", str(folder / path))]
+    return [*argv, "--params", str(_params(folder, num_workers))]
+
+
+def test_borders_move_to_those_of_the_image(folder: Path) -> None:
+    refine.main(_argv(folder))
+    refined = np.load(folder / "refined.npy")
+    assert (refined.dtype, refined.shape) == (np.uint8, (COUNT, SIZE, SIZE))
+    np.testing.assert_array_equal(
+        refined, np.where(np.arange(SIZE) < SIZE // 2, 0, 2) * np.ones_like(refined)
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "images",
+        "params.yaml",
+        "predictions.npy",
+        "refined.npy",
+    ]
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(folder: Path) -> None:
+    scores = np.random.default_rng(1).uniform(-1, 1, (COUNT, 5, 8, 8)).astype(np.float16)
+    np.save(folder / "predictions.npy", scores)
+    refine.main(_argv(folder, num_workers=1))
+    alone = (folder / "refined.npy").read_bytes()
+    refine.main(_argv(folder, num_workers=2))
+    assert (folder / "refined.npy").read_bytes() == alone
+
+
+def test_predictions_of_other_images_are_refused(folder: Path) -> None:
+    np.save(folder / "predictions.npy", np.zeros((3, 2, 8, 8), np.float16))
+    with pytest.raises(UserError) as raised:
+        refine.main(_argv(folder))
+    assert str(raised.value) == (
+        f"{folder / 'predictions.npy'}: has scores of 3 images, expected 4; "
+        "delete it and run `dvc repro` to make it again"
+    )
+    assert not (folder / "refined.npy").exists()
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 2, 8, 8)), np.zeros((4, 8, 8), np.float16)])
+def test_arrays_that_are_no_scores_are_refused(folder: Path, array: np.ndarray) -> None:
+    np.save(folder / "predictions.npy", array)
+    with pytest.raises(UserError, match=r"expected scores float16 \[M, K, h, w\]"):
+        refine.main(_argv(folder))
+
+
+def test_scores_that_are_not_finite_are_refused_and_leave_nothing_behind(folder: Path) -> None:
+    np.save(folder / "predictions.npy", np.full((COUNT, 2, 8, 8), np.nan, np.float16))
+    with pytest.raises(UserError, match="a score is not finite"):
+        refine.main(_argv(folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["images", "params.yaml", "predictions.npy"]
+
+
+def test_a_missing_file_ends_with_code_2_and_no_traceback(folder: Path) -> None:
+    (folder / "predictions.npy").unlink()
+    command = [sys.executable, "-m", "stages.refine", *_argv(folder)]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=PARAMS.parent, env=os.environ, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == f"error: {folder / 'predictions.npy'}: not found; run `dvc repro` to make it\n"

@@ -1,0 +1,171 @@
+"""`report` through its command line, on a handful of flat images."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from stages import report
+from stages.runtime.errors import UserError
+from stages.runtime.tensors import write_tensors
+
+TRAIN, VAL, SIZE, K = 6, 3, 16, 4
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+NAMES = ["<b>&", "grass"]
+FIGURES = {"accuracy": 0.61234, "miou": 0.4, "class_accuracy": None, "classes_counted": 2}
+FREE = {"clusters_used": 3, "effective_clusters": 2.5, "largest_cluster_share": 0.5}
+INPUTS = {
+    "images": "images",
+    "truth": "truth",
+    "labels": "labels.safetensors",
+    "views": "kept_views.npy",
+    "predictions": "predictions.npy",
+    "refined": "refined.npy",
+    "pretrain-history": "pretrain.csv",
+    "train-history": "train.csv",
+    "raw": "raw.json",
+    "refined-scores": "refined.json",
+    "per-class": "classes.csv",
+    "out": "report",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """All that the report reads; class 0 is cluster 3, class 1 cluster 1, clusters 0 and 2 are nobody's."""
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for split, count in (("train", TRAIN), ("val", VAL)):
+        np.save(
+            tmp_path / f"images/{split}.npy", random.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+        )
+        index = {"id": range(count), "source": [f"<i>{n}.png" for n in range(count)]}
+        index |= {"width": SIZE, "height": SIZE, "sha256": "0" * 64}
+        pd.DataFrame(index).to_csv(tmp_path / f"images/{split}.csv", index=False)
+    (tmp_path / "truth").mkdir()
+    np.save(tmp_path / "truth/val.npy", random.choice([0, 1, 255], (VAL, SIZE, SIZE)).astype(np.uint8))
+    (tmp_path / "truth/classes.json").write_text(json.dumps({"classes": NAMES, "ignored": 255}))
+    kept = random.integers(-1, 3, (TRAIN, 6)).astype(np.int32)
+    np.save(tmp_path / "kept_views.npy", kept)
+    tensors = {"score": torch.rand(TRAIN, 6, generator=torch.Generator().manual_seed(0))}
+    write_tensors(tmp_path / "labels.safetensors", tensors, {})
+    np.save(tmp_path / "predictions.npy", random.random((VAL, K, 8, 8)).astype(np.float16))
+    np.save(tmp_path / "refined.npy", random.integers(0, K, (VAL, SIZE, SIZE), dtype=np.uint8))
+    pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.5], "note": ["a", "b"]}).to_csv(
+        tmp_path / "train.csv", index=False
+    )
+    (tmp_path / "pretrain.csv").write_text("epoch,loss\n")
+    (tmp_path / "raw.json").write_text(json.dumps({"raw": FIGURES | FREE, "colour_position": FIGURES | FREE}))
+    (tmp_path / "refined.json").write_text(json.dumps({"refined": FIGURES | FREE}))
+    classes = {"class": NAMES, "cluster": [3, 1], "iou": ["", 0.25], "accuracy": ["", 0.5], "pixels": [0, 9]}
+    pd.DataFrame(classes).to_csv(tmp_path / "classes.csv", index=False)
+    return tmp_path
+
+
+def _run(folder: Path) -> str:
+    argv = [part for name, path in INPUTS.items() for part in (f"--{name}", str(folder / path))]
+    report.main([*argv, "--params", str(PARAMS)])
+    return (folder / "report/index.html").read_text()
+
+
+def test_the_page_is_whole_and_needs_nothing_from_outside(folder: Path) -> None:
+    page = _run(folder)
+    pictures = re.findall(r'<img src="([^"]+)"', page)
+    assert {"segmentation.png", "train.png"} < set(pictures)
+    written = {path.name for path in (folder / "report").iterdir()}
+    assert written == {*pictures, "index.html", "panels.png"}
+    assert "http" not in page
+    assert "<script" not in page
+    assert all(
+        Image.open(folder / "report" / name).info == {} for name in pictures if not name.startswith("train")
+    )
+
+
+def test_tags_are_balanced(folder: Path) -> None:
+    class Balance(HTMLParser):
+        open: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in ("meta", "img"):
+                self.open.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.open.pop() == tag
+
+    parser = Balance()
+    parser.feed(_run(folder))
+    assert parser.open == []
+
+
+def test_names_of_classes_and_files_are_escaped(folder: Path) -> None:
+    page = _run(folder)
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert page.count("&lt;b&gt;&amp;") == 3  # legend, class bars, cluster bars
+    assert "&lt;i&gt;0.png, &lt;i&gt;1.png, &lt;i&gt;2.png" in page
+
+
+def test_scores_are_shown_in_per_cent_and_nulls_as_a_dash(folder: Path) -> None:
+    rows = re.findall(r'<tr class="(\w*)"><td>(.*?)</td>(.*?)</tr>', _run(folder))
+    assert [(kind, name) for kind, name, _ in rows] == [
+        ("first", "prediction"),
+        ("", "prediction + CRF"),
+        ("baseline", "k-means on colour and position"),
+    ]
+    assert re.findall("<td>(.*?)</td>", rows[0][2]) == ["61.2", "40.0", "\N{EN DASH}", "3", "2.5", "50.0"]
+
+
+def test_bytes_are_the_same_again(folder: Path) -> None:
+    _run(folder)
+    first = {path.name: path.read_bytes() for path in (folder / "report").iterdir()}
+    _run(folder)
+    assert {path.name: path.read_bytes() for path in (folder / "report").iterdir()} == first
+    assert not any(b"Software" in content for content in first.values())
+
+
+def test_without_truth_it_says_so_and_shows_no_truth(folder: Path) -> None:
+    (folder / "truth/classes.json").write_text('{"classes": [], "ignored": 255}')
+    np.save(folder / "truth/val.npy", np.full((VAL, SIZE, SIZE), 255, np.uint8))
+    (folder / "classes.csv").write_text("class,cluster,iou,accuracy,pixels\n")
+    for name, key in (("raw", "raw"), ("refined", "refined")):
+        (folder / f"{name}.json").write_text(json.dumps({key: FREE}))
+    with_truth = 4
+    page = _run(folder)
+    assert "has no labels" in page
+    assert "mean IoU" not in page
+    assert "<h2>Classes</h2>" not in page
+    assert Image.open(folder / "report/panels.png").height < with_truth * 112
+
+
+def test_a_cluster_wears_the_colour_of_its_class(folder: Path) -> None:
+    np.save(folder / "refined.npy", np.full((VAL, SIZE, SIZE), 3, np.uint8))
+    np.save(folder / "truth/val.npy", np.zeros((VAL, SIZE, SIZE), np.uint8))
+    _run(folder)
+    picture = np.asarray(Image.open(folder / "report/segmentation.png").convert("RGB"))
+    truth, refined = picture[134 + 64, 92 + 64], picture[3 * 134 + 64, 92 + 64]
+    np.testing.assert_array_equal(truth, refined)
+
+
+def test_everything_that_does_not_fit_is_told_at_once(folder: Path) -> None:
+    np.save(folder / "refined.npy", np.full((VAL, 4, 4), K, np.uint8))
+    np.save(folder / "kept_views.npy", np.zeros((5, 6), np.int32))
+    with pytest.raises(UserError) as raised:
+        _run(folder)
+    assert raised.value.faults == (
+        f"{folder / 'refined.npy'}: has shape [3, 4, 4], but the images ask for [3, 16, 16]; run `dvc repro`",
+        f"{folder / 'kept_views.npy'}: has shape [5, 6], but the images ask for [6, 6]; run `dvc repro`",
+        f"{folder / 'refined.npy'}: has cluster id 4, but 4 clusters exist; run `dvc repro refine`",
+    )
+    assert not (folder / "report").exists()
+
+
+def test_a_table_of_other_classes_is_refused(folder: Path) -> None:
+    (folder / "truth/classes.json").write_text('{"classes": ["sky", "grass"], "ignored": 255}')
+    with pytest.raises(UserError, match="names other classes than the truth does"):
+        _run(folder)
