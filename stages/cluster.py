@@ -11,7 +11,7 @@ from stages.clustering.kmeans import assign, spherical_kmeans
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
 from stages.runtime.artefacts import write_json
-from stages.runtime.device import choose_device
+from stages.runtime.device import choose_device, place
 from stages.runtime.errors import run
 from stages.runtime.params import load
 from stages.runtime.progress import say
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     segmenter, _ = load_segmenter(args.segmenter)
     device = choose_device(load(args.params, "device").device)
     pixels = sample_pixel_features(
-        segmenter.to(device, memory_format=torch.channels_last),
+        place(segmenter, device),
         ImageSource(open_images(args.images, "train"), device),
         size_px=params.size_px,
         num_images=settings.sample_images,

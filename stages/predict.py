@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
 from stages.runtime.artefacts import atomic_path
-from stages.runtime.device import choose_device
+from stages.runtime.device import choose_device, place
 from stages.runtime.errors import run
 from stages.runtime.params import load
 from stages.runtime.tensors import read_tensors
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out",
         type=Path,
         required=True,
-        help="float16 array [images, clusters, rows, columns] of cosines to write, at feature resolution (.npy)",
+        help="float16 cosines [images, clusters, rows, columns] to write, at feature resolution (.npy)",
     )
     args = parser.parse_args(argv)
 
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shape = (len(images), len(centroids), side, side)
         scores = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         score_images(
-            segmenter.to(device, memory_format=torch.channels_last),
+            place(segmenter, device),
             images,
             centroids.to(device),
             scores,

@@ -10,7 +10,7 @@ from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
 from stages.nets.checkpoint import load_backbone
 from stages.runtime.artefacts import read_array, write_csv, write_json
-from stages.runtime.device import choose_device
+from stages.runtime.device import choose_device, place
 from stages.runtime.errors import UserError, run
 from stages.runtime.params import load
 from stages.runtime.seeds import derive
@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         context=params.train.context,
         num_view_clusters=params.global_k if params.train.image_loss.weight > 0 else 0,
         head=params.train.image_loss.head,
-    ).to(device, memory_format=torch.channels_last)
+    )
     training = Training(
-        segmenter,
+        place(segmenter, device),
         params.train,
         pixel_k=params.pixel_k,
         crop_ratio=params.crop_ratio,
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _check(batch_size: int, num_images: int, num_kept: int, args: argparse.Namespace) -> None:
     if num_images != num_kept:
         raise UserError(
-            f"{args.views}: speaks of {num_kept} images, but {args.images} holds {num_images}; run `dvc repro`"
+            f"{args.views}: speaks of {num_kept} images, but {args.images} has {num_images}; run `dvc repro`"
         )
     if batch_size > num_images:
         raise UserError(

@@ -109,7 +109,8 @@ def info_nce(
     """InfoNCE (MoCo, Eq. 1) and the share of queries that are nearest to their own key.
 
     Args:
-        query, key: unit embeddings of two views of the same images, row by row.
+        query: unit embeddings of one view of some images.
+        key: unit embeddings of another view of the same images, row by row.
         queue: unit embeddings of other images.
         temperature: of the softmax over the key and the queue.
     """

@@ -13,7 +13,7 @@ from stages.contrast.schedule import warmup_cosine
 from stages.contrast.views import random_view
 from stages.imaging.source import ImageSource, shuffled
 from stages.nets.resnet import ResNet
-from stages.runtime.device import autocast
+from stages.runtime.device import autocast, place
 from stages.runtime.errors import UserError, raise_faults
 from stages.runtime.generators import torch_generator
 from stages.runtime.progress import say, track
@@ -33,13 +33,13 @@ def check_against_data(settings: Pretrain, num_images: int) -> None:
     faults = []
     if settings.batch_size > num_images:
         faults.append(
-            f"params.yaml: pretrain.batch_size: {settings.batch_size} is more than the {num_images} training images; "
-            "lower it, or add images"
+            f"params.yaml: pretrain.batch_size: {settings.batch_size} is more than the {num_images} training "
+            "images; lower it, or add images"
         )
     if settings.queue_size > num_images:
         faults.append(
-            f"params.yaml: pretrain.queue_size: {settings.queue_size} is more than the {num_images} training images, so "
-            "an image would be its own negative; half of the images is a good size"
+            f"params.yaml: pretrain.queue_size: {settings.queue_size} is more than the {num_images} training "
+            "images, so an image would be its own negative; half of the images is a good size"
         )
     raise_faults(faults)
 
@@ -61,14 +61,15 @@ class Pretraining:
             settings.projection_dim,
             head_batch_norm=settings.head_batch_norm,
         )
-        self._moco = MoCo(
+        moco = MoCo(
             encoder,
             queue_size=settings.queue_size,
             projection_dim=settings.projection_dim,
             key_momentum=settings.key_momentum,
             bn_splits=settings.bn_splits,
             generator=torch_generator(seed, "pretrain", "queue"),
-        ).to(device, memory_format=torch.channels_last)
+        )
+        self._moco = place(moco, device)
         self._optimizer = _optimizer(settings, list(encoder.parameters()))
         self._epoch = self._step = 0
         self._sums = torch.zeros(len(FIGURES), device=device)
@@ -124,7 +125,7 @@ class Pretraining:
             swapped_loss, swapped_accuracy, _, _ = self._recognise(second, first, order)
             loss, accuracy = (loss + swapped_loss) / 2, (accuracy + swapped_accuracy) / 2
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimizer.step()
         self._moco.update_key_encoder()
         self._moco.enqueue(key)

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.imaging.normalise import normalise
-from stages.imaging.photometric import Strengths, apply_colour, draw_jitter
+from stages.imaging.photometric import apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample
+from stages.runtime.schema import Photometric
 
 ASPECT = (3 / 4, 4 / 3)  # of random resized crops, as in every contrastive method
 
@@ -33,7 +34,7 @@ def random_view(
     image: Float[Tensor, "N 3 H W"],
     *,
     area: tuple[float, float],
-    strengths: Strengths,
+    strengths: Photometric,
     size_px: int,
     generator: torch.Generator,
 ) -> Float[Tensor, "N 3 S S"]:

@@ -14,6 +14,6 @@ def to_unit(image: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N 3 H W"]:
 
 
 def normalise(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
-    """RGB in [0, 1] to zero mean and unit variance over ImageNet; in the memory order that convolutions prefer."""
+    """RGB in [0, 1] to zero mean and unit variance over ImageNet, channels innermost in memory."""
     mean, std = (image.new_tensor(constants).view(1, 3, 1, 1) for constants in (MEAN, STD))
     return ((image - mean) / std).contiguous(memory_format=torch.channels_last)

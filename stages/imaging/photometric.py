@@ -7,28 +7,16 @@ clipped once.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stages.runtime.schema import Photometric
+
 # Luma weights of ITU-R BT.601, as in every image library.
 LUMA = (0.299, 0.587, 0.114)
-
-
-class Strengths(Protocol):
-    """What the `photometric` sections of params.yaml say."""
-
-    jitter_probability: float
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    gray_probability: float
-    blur_probability: float
-    blur_sigma_px: list[float]
-    blur_reference_px: int
 
 
 class Jitter(NamedTuple):
@@ -45,7 +33,7 @@ class Jitter(NamedTuple):
         return Jitter(*(part.to(device) for part in self))
 
 
-def draw_jitter(count: int, strengths: Strengths, image_px: int, generator: torch.Generator) -> Jitter:
+def draw_jitter(count: int, strengths: Photometric, image_px: int, generator: torch.Generator) -> Jitter:
     """Draw the parameters of `count` images (A.1).
 
     Args:

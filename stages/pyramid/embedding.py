@@ -10,7 +10,7 @@ from stages.imaging.pyramid import VIEWS, crop_boxes
 from stages.imaging.resample import resample
 from stages.imaging.source import ImageSource, in_order
 from stages.nets.resnet import ResNet, global_feature
-from stages.runtime.device import autocast
+from stages.runtime.device import autocast, place
 from stages.runtime.progress import track
 from stages.runtime.schema import Embed
 
@@ -31,7 +31,7 @@ def embed_views(
         size_px: side at which the trunk sees a view.
         precision: of the forward pass.
     """
-    backbone = backbone.to(images.device, memory_format=torch.channels_last).eval()
+    backbone = place(backbone, images.device).eval()
     embeddings = np.empty((len(images), len(VIEWS), backbone.channels[-1]), dtype=np.float32)
     batches = in_order(len(images), settings.batch_size)
     for rows, image in zip(track(batches, "embed", unit="batch"), images.batches(batches), strict=True):

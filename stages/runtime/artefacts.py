@@ -49,7 +49,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _synchronise(path: Path) -> None:
-    """Bytes to the disk, so that a power loss after the renaming cannot leave an empty file of the right name."""
+    """Bytes to the disk: a power loss after the renaming cannot leave an empty file of the right name."""
     with path.open("rb+") as written:
         os.fsync(written.fileno())
 

@@ -3,10 +3,13 @@
 import ctypes
 import os
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import torch
 
 from stages.runtime.errors import UserError
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 # Names and numbers of malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -30,7 +33,7 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise UserError(
-                f"params.yaml: device: {name!r}, but only {torch.cuda.device_count()} CUDA device(s) are visible"
+                f"params.yaml: device: {name!r}, but only {torch.cuda.device_count()} GPU(s) are visible"
             )
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
@@ -46,6 +49,11 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def place(module: Module, device: torch.device) -> Module:
+    """A network on its device, in the memory order that convolutions prefer."""
+    return module.to(device).to(memory_format=torch.channels_last)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

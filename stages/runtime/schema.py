@@ -98,7 +98,8 @@ class Pretrain(Section):
             )
         if self.batch_size % self.bn_splits or self.batch_size // self.bn_splits < 2:
             raise ValueError(
-                f"bn_splits: {self.bn_splits} does not divide batch_size {self.batch_size} into groups of two or more"
+                f"bn_splits: {self.bn_splits} does not divide batch_size {self.batch_size} into groups of "
+                "two or more"
             )
         return self
 
@@ -268,14 +269,22 @@ class Params(Section):
                 f"size_px: {self.size_px} is not a multiple of {deepest}, the deepest stride of a trunk with "
                 f"backbone.stem_stride {self.backbone.stem_stride}"
             )
-        if self.train.feature_stride not in (self.backbone.stem_stride, 2 * self.backbone.stem_stride):
+        stem, feature, context = (
+            self.backbone.stem_stride,
+            self.train.feature_stride,
+            self.train.context.stride,
+        )
+        if feature not in (stem, 2 * stem):
             raise ValueError(
-                f"train.feature_stride: must be {self.backbone.stem_stride} or {2 * self.backbone.stem_stride} "
-                f"(backbone.stem_stride, or twice that), got {self.train.feature_stride}"
+                f"train.feature_stride: must be backbone.stem_stride {stem} or twice that, got {feature}"
             )
-        if self.train.context.stride % self.train.feature_stride or self.size_px % self.train.context.stride:
-            raise ValueError(
-                f"train.context.stride: must be a multiple of train.feature_stride {self.train.feature_stride} "
-                f"and divide size_px {self.size_px}, got {self.train.context.stride}"
-            )
+        for key, side in (
+            ("size_px", self.size_px),
+            ("train.image_loss.view_px", self.train.image_loss.view_px),
+        ):
+            if context % feature or side % context:
+                raise ValueError(
+                    f"train.context.stride: must be a multiple of train.feature_stride {feature} "
+                    f"and divide {key} {side}, got {context}"
+                )
         return self

@@ -91,8 +91,8 @@ class StageState:
         """
         if self._current_fingerprint() != self._fingerprint:
             raise UserError(
-                f"{self._stage}: its code, params or inputs changed while it ran, so the result belongs to neither; "
-                f"run `dvc repro` again (the state of this run stays in {self._folder})"
+                f"{self._stage}: its code, params or inputs changed while it ran, so the result belongs to "
+                f"neither; run `dvc repro` again (the state of this run stays in {self._folder})"
             )
 
     def finish(self) -> None:

@@ -1,5 +1,6 @@
-"""Tensors as safetensors files: no pickle is written or trusted. Apart from `artefacts`, so that who needs no
-torch loads none.
+"""Tensors as safetensors files: no pickle is written or trusted.
+
+Apart from `artefacts`, so that a stage that needs no torch loads none.
 """
 
 import json

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from stages.clustering.agreement import effective_number
+
 
 def shares(pixels: Int64[np.ndarray, " num_clusters"]) -> Float64[np.ndarray, " num_clusters"]:
     """The share of all pixels in each cluster."""
@@ -20,6 +22,6 @@ def partition_stats(pixels: Int64[np.ndarray, " num_clusters"]) -> dict[str, flo
     used = shares(pixels)[pixels > 0]
     return {
         "clusters_used": len(used),
-        "effective_clusters": float(np.exp(-(used * np.log(used)).sum())),
+        "effective_clusters": effective_number(pixels),
         "largest_cluster_share": float(used.max(initial=0.0)),
     }

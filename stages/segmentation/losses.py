@@ -66,7 +66,7 @@ def siamese_loss(
 def guidance_loss(
     logits: Float[Tensor, "N K"], pseudo_label: Int[Tensor, " N"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """L_img: cross-entropy of a view's class scores against its pseudo-label (Eq. 6), and the share that is right."""
+    """L_img, the cross-entropy of class scores against pseudo-labels (Eq. 6), and the share that is right."""
     accuracy = (logits.argmax(1) == pseudo_label).float().mean()
     return F.cross_entropy(logits, pseudo_label), accuracy
 

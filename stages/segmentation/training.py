@@ -197,14 +197,14 @@ class Training:
         image_loss, accuracy = self._guide(image, kept, generator)
         loss = pixel + self._settings.image_loss.weight * image_loss  # Eq. 5
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimizer.step()
         return torch.stack([loss, within, cross, image_loss, accuracy]).detach()
 
     def _guide(
         self, image: Float[Tensor, "N 3 H W"], kept: Int[Tensor, "N V"], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """L_img and the head's accuracy on one kept view of each image; zeros where there is nothing to guide."""
+        """L_img and the head's accuracy on one kept view of each image; zeros without any."""
         rows, view = draw_guides(kept, generator)
         zero = torch.zeros((), device=self._device)
         if self._segmenter.image_head is None or len(rows) < 2:  # batch norm needs two
@@ -275,7 +275,7 @@ def _cut(feature: Float[Tensor, "N D H W"], boxes: Boxes) -> Float[Tensor, "N D 
 
 
 def _parameter_groups(segmenter: Segmenter, settings: Train) -> list[dict[str, Any]]:
-    """The five kernel parameters have a rate of their own: they are logarithms, and few steps have to move them."""
+    """The five kernel parameters have a rate of their own: few steps have to move their logarithms."""
     kernel = [value for name, value in segmenter.named_parameters() if ".log_kernel." in name]
     others = [value for name, value in segmenter.named_parameters() if ".log_kernel." not in name]
     groups: list[dict[str, Any]] = [{"params": others, "lr": settings.lr}]

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.imaging.photometric import Strengths, apply_colour, draw_jitter
+from stages.imaging.photometric import apply_colour, draw_jitter
 from stages.imaging.pyramid import crop_boxes
 from stages.imaging.resample import Boxes, resample, whole
+from stages.runtime.schema import Photometric
 
 
 class Pair(NamedTuple):
@@ -26,7 +27,7 @@ class Pair(NamedTuple):
 def draw_boxes(
     count: int, side: tuple[float, float], flip_probability: float, generator: torch.Generator
 ) -> Boxes:
-    """Random square boxes: the side uniform in `side` (fractions of the image's side), any place, mirrored or not."""
+    """Random square boxes, at any place, mirrored or not; `side` is a range in image sides."""
     length = side[0] + (side[1] - side[0]) * torch.rand(count, generator=generator)
     top, left = ((1 - length) * torch.rand(count, generator=generator) for _ in range(2))
     flip = (torch.rand(count, generator=generator) < flip_probability).float()
@@ -37,7 +38,7 @@ def colour_view(
     image: Float[Tensor, "N 3 H W"],
     boxes: Boxes,
     size_px: int,
-    strengths: Strengths,
+    strengths: Photometric,
     generator: torch.Generator,
 ) -> Float[Tensor, "N 3 S S"]:
     """`boxes` of the images, in random colours."""
@@ -51,7 +52,7 @@ def draw_pair(
     side: tuple[float, float],
     flip_probability: float,
     size_px: int,
-    strengths: Strengths,
+    strengths: Photometric,
     generator: torch.Generator,
 ) -> Pair:
     """One random pair of views for each image; RGB in [0, 1]."""
@@ -85,7 +86,7 @@ def guide_view(
     *,
     crop_ratio: float,
     size_px: int,
-    strengths: Strengths,
+    strengths: Photometric,
     generator: torch.Generator,
 ) -> Float[Tensor, "N 3 S S"]:
     """The pyramid view `view` of each image, an image of its own (4.2.1), in random colours."""

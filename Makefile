@@ -1,0 +1,36 @@
+# `make` alone prints this help.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+
+help: ## print this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+env: $(VENV)/installed ## create the environment (.venv)
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+repro: env ## the whole paper on the active params.yaml; the demo, as committed
+	dvc repro
+	@echo
+	@dvc metrics show metrics/evaluate/raw.json metrics/evaluate/refined.json
+	@echo "Look: metrics/report/index.html"
+
+test: env ## all tests
+	python -m pytest
+
+check: env ## formatting, lint and types, without running anything
+	ruff format --check stages tests
+	ruff check stages tests
+	mypy
+
+preset: env ## another params.yaml: make preset NAME=folder DATA=path/to/data [FORCE=1]
+	python -m stages.runtime.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(FORCE),--force)
+
+.PHONY: help env repro test check preset
+.DEFAULT_GOAL := help
