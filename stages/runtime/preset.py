@@ -64,7 +64,9 @@ def _fit(params: Any, folder: Path) -> None:
     params["prepare"]["path"] = str(folder)
     params["prepare"]["manifest_sha256"] = manifest_sha256(folder)
     num_images, pretrain, train = len(data.train), params["pretrain"], params["train"]
-    print(f"{folder}: {num_images} training images, {len(data.val)} for validation, {len(data.class_names)} classes")
+    print(
+        f"{folder}: {num_images} training images, {len(data.val)} for validation, {len(data.class_names)} classes"
+    )
     if data.class_names:
         _set(params, "pixel_k", max(2, len(data.class_names)), "the number of true classes (5.1)")
     largest = max(2, 2 ** (num_images.bit_length() - 2))

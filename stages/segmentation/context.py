@@ -32,13 +32,13 @@ def appearance_kernel(
         position_bandwidth: theta_alpha, in image sides.
         color_bandwidth: theta_beta, in units of `color`.
     """
-    place = _squared_distance(position) / (2 * position_bandwidth**2)
-    return torch.exp(-place - _squared_distance(color) / (2 * color_bandwidth**2))
+    place = (position / position_bandwidth).expand(len(color), -1, -1)
+    return torch.exp(-_squared_distance(torch.cat([place, color / color_bandwidth], dim=2)) / 2)
 
 
 def proximity_kernel(position: Float[Tensor, "P 2"], bandwidth: Float[Tensor, ""]) -> Float[Tensor, "P P"]:
     """f^p = exp(-|p_i - p_j|^2 / 2 theta_gamma^2) (Eq. 9)."""
-    return torch.exp(-_squared_distance(position) / (2 * bandwidth**2))
+    return torch.exp(-_squared_distance(position / bandwidth) / 2)
 
 
 def row_normalise(affinity: Float[Tensor, "N P P"]) -> Float[Tensor, "N P P"]:
@@ -134,5 +134,7 @@ class ContextModule(nn.Module):
 
 
 def _squared_distance(points: Float[Tensor, "*N P C"]) -> Float[Tensor, "*N P P"]:
-    # Differences, not the expanded square: the distance of a pixel to itself is exactly 0.
-    return (points.unsqueeze(-2) - points.unsqueeze(-3)).square().sum(-1)
+    """|a|^2 + |b|^2 - 2ab for all pairs, one matrix product; rounding may not make it negative."""
+    squared = points.square().sum(-1)
+    product = points @ points.transpose(-1, -2)
+    return (squared.unsqueeze(-1) + squared.unsqueeze(-2) - 2 * product).clamp_min(0)
