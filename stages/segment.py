@@ -27,6 +27,7 @@ from stages.segmentation.network import Segmenter, load_segmenter
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 OVERLAY_SHARE = 0.5  # of the colours over the image
+LONGEST_SIDE = 4  # times the side that the network was trained at
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,12 +64,13 @@ def segment(
 ) -> np.ndarray:
     """Cluster ids uint8 [H, W] of an image uint8 [H, W, 3] of any size.
 
-    The network sees it with the shorter side at `size_px`, the side that it was trained at, its shape
-    kept to the next multiple of the deepest stride.
+    The network sees it with the shorter side at `size_px`, the side that it was trained at, its shape kept
+    to the next multiple of the context grid's stride. A panorama is shrunk further, for every pixel of the
+    grid attends to every other.
     """
     height, width = picture.shape[:2]
-    step = segmenter.context_stride * segmenter.feature_stride
-    scale = size_px / min(height, width)
+    step = segmenter.context_stride
+    scale = min(size_px / min(height, width), LONGEST_SIDE * size_px / max(height, width))
     target = tuple(max(1, round(side * scale / step)) * step for side in (height, width))
     image = resample(to_unit(torch.from_numpy(picture)[None]), whole(1), (target[0], target[1])).to(device)
     with torch.no_grad():

@@ -104,7 +104,12 @@ class MoCo(nn.Module):
 
 
 def info_nce(
-    query: Float[Tensor, "N D"], key: Float[Tensor, "N D"], queue: Float[Tensor, "Q D"], temperature: float
+    query: Float[Tensor, "N D"],
+    key: Float[Tensor, "N D"],
+    queue: Float[Tensor, "Q D"],
+    temperature: float,
+    *,
+    batch_negatives: bool,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """InfoNCE (MoCo, Eq. 1) and the share of queries that are nearest to their own key.
 
@@ -112,12 +117,16 @@ def info_nce(
         query: unit embeddings of one view of some images.
         key: unit embeddings of another view of the same images, row by row.
         queue: unit embeddings of other images.
-        temperature: of the softmax over the key and the queue.
+        temperature: of the softmax over the key and the negatives.
+        batch_negatives: whether the other keys of the batch are negatives too, as in MoCo v3. The queue
+            alone gives the answer away while the encoder changes fast: old keys look old.
     """
-    positive = (query * key).sum(1, keepdim=True)
-    logits = torch.cat([positive, query @ queue.T], dim=1) / temperature
-    target = torch.zeros(len(query), dtype=torch.long, device=query.device)
-    return F.cross_entropy(logits, target), (logits.argmax(1) == 0).float().mean()
+    against_batch = query @ key.T
+    if not batch_negatives:
+        against_batch = against_batch.diagonal()[:, None]
+    target = torch.arange(len(query), device=query.device) * int(batch_negatives)
+    logits = torch.cat([against_batch, query @ queue.T], dim=1) / temperature
+    return F.cross_entropy(logits, target), (logits.argmax(1) == target).float().mean()
 
 
 @torch.no_grad()

@@ -137,7 +137,13 @@ class Pretraining:
         """Loss and accuracy of one view's queries against the other's keys, then both embeddings."""
         with autocast(self._device, self._precision):
             query, key = self._moco.queries(queried), self._moco.keys(keyed, order)
-        loss, accuracy = info_nce(query, key, self._moco.queue, self._settings.temperature)
+        loss, accuracy = info_nce(
+            query,
+            key,
+            self._moco.queue,
+            self._settings.temperature,
+            batch_negatives=self._settings.batch_negatives,
+        )
         return loss, accuracy, query.detach(), key
 
     def _view(self, image: Float[Tensor, "N 3 H W"], generator: torch.Generator) -> Float[Tensor, "N 3 S S"]:

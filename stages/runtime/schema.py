@@ -83,6 +83,7 @@ class Pretrain(Section):
     key_momentum: Annotated[float, Field(ge=0, lt=1)]
     temperature: Positive
     queue_size: Count
+    batch_negatives: bool
     projection_dim: Count
     head_batch_norm: bool
     symmetric: bool
