@@ -38,6 +38,7 @@ def choose_device(name: str) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
         keep_freed_memory()
+        torch.set_flush_denormal(True)  # the tails of Gaussians would be multiplied a hundred times slower
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     print(f"device: {describe(device)}", flush=True)
