@@ -1,0 +1,137 @@
+"""What every test may ask for: a device, tiny params, tiny packed images; and no test reaches a network."""
+
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.datasets import CLASS_NAMES, scene, write_params
+
+# Examples are few and not timed, so that a busy machine makes no test fail.
+hypothesis.settings.register_profile("fs4", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.load_profile("fs4")
+
+NUM_TRAIN, NUM_VAL, TRAIN_PX, SIZE_PX = 16, 4, 40, 32
+
+# Everything as small as the stages allow: seconds, not minutes, and every branch still taken.
+TINY: dict[str, Any] = {
+    "size_px": SIZE_PX,
+    "global_k": 4,
+    "pixel_k": 3,
+    "device": "cpu",
+    "backbone.arch": "resnet18",
+    "backbone.width": 8,
+    "backbone.stem_stride": 2,
+    "prepare.train_px": TRAIN_PX,
+    "prepare.demo.num_train": NUM_TRAIN,
+    "prepare.demo.num_val": NUM_VAL,
+    "pretrain.epochs": 2,
+    "pretrain.batch_size": 8,
+    "pretrain.image_px": SIZE_PX,
+    "pretrain.queue_size": 8,
+    "pretrain.projection_dim": 16,
+    "embed.batch_size": 6,
+    "label.iterations": 10,
+    "label.restarts": 2,
+    "train.epochs": 2,
+    "train.batch_size": 4,
+    "train.fpn_dim": 8,
+    "train.clustering.sample_images": 12,
+    "train.clustering.sample_pixels": 600,
+    "train.clustering.iterations": 5,
+    "train.image_loss.view_px": SIZE_PX,
+    "cluster.batch_size": 5,
+    "cluster.sample_images": 12,
+    "cluster.sample_pixels": 600,
+    "cluster.iterations": 10,
+    "cluster.restarts": 2,
+    "predict.batch_size": 3,
+    "report.num_images": 2,
+    "report.num_clusters": 2,
+    "report.views_per_cluster": 2,
+    "runtime.num_workers": 1,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where tests of tensors run (default: cpu)"
+    )
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # sums in one order, and no test that depends on the machine
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where tests of tensors run, by `--device`."""
+    name = request.config.getoption("--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip(f"--device cuda: torch {torch.__version__} sees no CUDA GPU here")
+    return torch.device(name)
+
+
+class _Offline(socket.socket):
+    """A socket that stays on this machine."""
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+        if fileno is None and family != socket.AF_UNIX:
+            raise RuntimeError("a test tried to use the network")
+        super().__init__(family, type, proto, fileno)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "socket", _Offline)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, Any]:
+    """Dotted keys and values that make every stage tiny."""
+    return dict(TINY)
+
+
+@pytest.fixture
+def tiny_params(tmp_path: Path) -> Callable[..., Path]:
+    """Writes params.yaml with tiny values: `tiny_params({"train.lr": 0.1})`."""
+
+    def write(changes: Mapping[str, Any] | None = None, path: Path = tmp_path / "params.yaml") -> Path:
+        return write_params(path, {**TINY, **(changes or {})})
+
+    return write
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A folder as `prepare` writes it: images/ with both splits and truth/ beside it; returns images/."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for split, count, side in (("train", NUM_TRAIN, TRAIN_PX), ("val", NUM_VAL, SIZE_PX)):
+        scenes = [scene(rng, side, side) for _ in range(count)]
+        np.save(folder / f"{split}.npy", np.stack([pixels for pixels, _ in scenes]))
+        names = [f"{split}/{index:03d}" for index in range(count)]
+        pd.DataFrame(
+            {
+                "id": names,
+                "source": [f"images/{name}.png" for name in names],
+                "width": side,
+                "height": side,
+                "sha256": "0" * 64,
+            }
+        ).to_csv(folder / f"{split}.csv", index=False)
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    np.save(truth / "val.npy", np.stack([labels for _, labels in scenes]))
+    names_json = ", ".join(f'"{name}"' for name in CLASS_NAMES)
+    (truth / "classes.json").write_text(f'{{"classes": [{names_json}], "ignored": 255}}\n')
+    return folder

@@ -1,0 +1,92 @@
+"""The six views (4.2.1), and their embedding against cropping and resizing by hand."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stages.imaging.pyramid import VIEWS, crop_boxes, view_boxes
+from stages.imaging.source import ImageSource
+from stages.nets.resnet import ResNet
+from stages.pyramid.embedding import embed_views
+from stages.runtime.schema import Embed
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+def test_boxes_of_the_six_views() -> None:
+    assert VIEWS == ("whole", "top left", "top right", "bottom left", "bottom right", "centre")
+    expected = [
+        (0, 0, 1, 1),
+        (0, 0, 0.6, 0.6),
+        (0, 0.4, 0.6, 0.6),
+        (0.4, 0, 0.6, 0.6),
+        (0.4, 0.4, 0.6, 0.6),
+        (0.2, 0.2, 0.6, 0.6),
+    ]
+    torch.testing.assert_close(view_boxes(0.6), torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.99])
+def test_boxes_lie_within_the_image_and_touch_its_corners(ratio: float) -> None:
+    top, left, height, width = view_boxes(ratio).double().unbind(1)
+    bottom, right = top + height, left + width
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (bottom <= 1 + 1e-6).all()
+    assert (right <= 1 + 1e-6).all()
+    torch.testing.assert_close(bottom[3:5], torch.ones(2, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(right[[2, 4]], torch.ones(2, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(top[5], 1 - bottom[5], atol=1e-6, rtol=0)
+
+
+def test_the_centre_of_a_view_is_taken_about_its_middle() -> None:
+    boxes = crop_boxes(torch.tensor([0, 2, 5]), 0.5, 0.875)
+    assert boxes.height.tolist() == pytest.approx([0.875, 0.4375, 0.4375])
+    assert boxes.width.tolist() == pytest.approx([0.875, 0.4375, 0.4375])
+    assert boxes.top.tolist() == pytest.approx([0.0625, 0.03125, 0.28125])
+    assert boxes.left.tolist() == pytest.approx([0.0625, 0.53125, 0.28125])
+    assert boxes.flip.tolist() == [0, 0, 0]
+
+
+def _by_hand(images: np.ndarray, side: int, offset: tuple[int, int], size_px: int) -> torch.Tensor:
+    """Cut whole pixels, then resize with torch's own anti-aliased bilinear filter, then normalise."""
+    top, left = offset
+    cut = torch.from_numpy(images[:, top : top + side, left : left + side].astype(np.float32) / 255)
+    resized = F.interpolate(
+        cut.permute(0, 3, 1, 2), (size_px, size_px), mode="bilinear", align_corners=False, antialias=True
+    )
+    return (resized - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_embeddings_are_those_of_cropped_and_resized_images(batch_size: int, device: torch.device) -> None:
+    torch.manual_seed(0)
+    backbone = ResNet("resnet18", 8, 2)
+    rng = np.random.default_rng(0)
+    # Smooth images: what lies just beyond a crop's border matters little.
+    coarse = torch.from_numpy(rng.random((5, 3, 4, 4)))
+    smooth = F.interpolate(coarse, (48, 48), mode="bicubic", align_corners=False).clamp(0, 1)
+    images = (255 * smooth).permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
+    found = embed_views(
+        backbone,
+        ImageSource(images, device),
+        Embed(batch_size=batch_size, centre_ratio=1.0),
+        crop_ratio=0.5,
+        size_px=32,
+        precision="float32",
+    )
+    assert (found.shape, found.dtype) == ((5, 6, 64), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(found.astype(np.float64), axis=2), 1, atol=1e-5)
+    assert not backbone.training
+    backbone.cpu()
+    crops = [(48, (0, 0)), *((24, corner) for corner in [(0, 0), (0, 24), (24, 0), (24, 24), (12, 12)])]
+    for view, (side, offset) in enumerate(crops):
+        with torch.no_grad():
+            last = backbone(_by_hand(images, side, offset, 32)).layer4
+        expected = last.double().flatten(2).mean(2)
+        expected /= expected.norm(dim=1, keepdim=True)
+        cosine = (expected.numpy() * found[:, view]).sum(1)
+        assert (cosine > (0.99999 if view == 0 else 0.995)).all(), (VIEWS[view], cosine)
+        others = [v for v in range(6) if v != view]
+        assert (cosine[:, None] > (expected.numpy()[:, None] * found[:, others]).sum(2)).all()

@@ -1,0 +1,329 @@
+"""Every kind of message about params.yaml, by its full text; and params.yaml read by us as DVC reads it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.serialize import load_yaml
+from ruamel.yaml import YAML
+
+from stages.runtime.errors import UserError
+from stages.runtime.params import load, read
+from tests.datasets import REPOSITORY, write_params
+
+FILES = [REPOSITORY / "params.yaml", *sorted((REPOSITORY / "presets").glob("*.yaml"))]
+NAMES = [str(path.relative_to(REPOSITORY)) for path in FILES]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_params(tmp_path / "params.yaml")
+
+
+def _fault(path: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        read(path)
+    return str(raised.value)
+
+
+def _edit(path: Path, edit: Callable[[Any], object]) -> None:
+    yaml = YAML()
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    edit(content)
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+
+
+# One row for each rule: dotted key, value, what is said of it after the key.
+VALUES = [
+    ("pretrain.method", "moco", "expected one of 'mocov2', got 'moco'"),
+    ("precision", "float16", "expected one of 'float32' or 'bfloat16', got 'float16'"),
+    ("backbone.stem_stride", 3, "expected one of 1, 2 or 4, got 3"),
+    ("backbone.stem_stride", "2", "expected one of 1, 2 or 4, got '2'"),
+    ("backbone.stem_stride", True, "expected one of 1, 2 or 4, got True"),
+    ("seed", True, "expected int, got True"),
+    ("seed", 1.5, "expected int, got 1.5"),
+    ("seed", "3", "expected int, got '3'"),
+    ("pretrain.queue_size", True, "expected int, got True"),
+    ("pretrain.lr", True, "expected float, got True"),
+    ("pretrain.lr", "fast", "expected float, got 'fast'"),
+    ("pretrain.lr", None, "expected float, got None"),
+    ("pretrain.symmetric", 1, "expected bool, got 1"),
+    ("pretrain.symmetric", "yes", "expected bool, got 'yes'"),
+    ("preset", 3, "expected text, got 3"),
+    ("train.crop_side", 0.5, "expected list, got 0.5"),
+    ("label", [1], "expected section, got [1]"),
+    ("embed", None, "expected section, got None"),
+    ("seed", -1, "must be >= 0, got -1"),
+    ("size_px", 8, "must be >= 16, got 8"),
+    ("global_k", 1, "must be >= 2, got 1"),
+    ("pixel_k", 256, "must be <= 255, got 256"),
+    ("pretrain.lr", 0, "must be > 0.0, got 0"),
+    ("pretrain.lr", -1.0, "must be > 0.0, got -1.0"),
+    ("pretrain.lr", float("nan"), "must be > 0.0, got nan"),
+    ("select_ratio", 1.5, "must be <= 1.0, got 1.5"),
+    ("crop_ratio", 1.0, "must be < 1.0, got 1.0"),
+    ("pretrain.photometric.hue", 0.6, "must be <= 0.5, got 0.6"),
+    ("train.image_loss.weight", -0.1, "must be >= 0.0, got -0.1"),
+    ("device", "gpu", r"string should match pattern '^(auto|cpu|cuda(:\d+)?)$', got 'gpu'"),
+    ("prepare.manifest_sha256", "abc", "string should match pattern '^([0-9a-f]{64})?$', got 'abc'"),
+    ("train.crop_side", [0.5], "list should have at least 2 items after validation, not 1, got [0.5]"),
+    (
+        "train.photometric.blur_sigma_px",
+        [0.1, 1.0, 2.0],
+        "list should have at most 2 items after validation, not 3, got [0.1, 1.0, 2.0]",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"), VALUES, ids=[f"{key}={value}" for key, value, _ in VALUES]
+)
+def test_a_value_that_breaks_a_rule(tmp_path: Path, key: str, value: object, expected: str) -> None:
+    path = write_params(tmp_path / "params.yaml", {key: value})
+    assert _fault(path) == f"{path}:\n  {key}: {expected}"
+
+
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    path = write_params(tmp_path / "params.yaml", {"train.lr": float("inf")})
+    assert _fault(path).startswith(f"{path}:\n  train.lr: ")
+
+
+def test_an_item_of_a_list_is_named_by_its_place(tmp_path: Path) -> None:
+    path = write_params(tmp_path / "params.yaml", {"train.crop_side": [0.5, 2.0]})
+    assert _fault(path) == f"{path}:\n  train.crop_side.1: must be <= 1.0, got 2.0"
+
+
+@pytest.mark.parametrize(
+    ("section", "written", "meant"),
+    [
+        ("pretrain", "tempurature", "temperature"),
+        ("", "global_K", "global_k"),
+        ("train.context", "strid", "stride"),
+    ],
+)
+def test_an_unknown_key_with_what_was_meant(path: Path, section: str, written: str, meant: str) -> None:
+    def edit(content: Any) -> None:
+        for part in filter(None, section.split(".")):
+            content = content[part]
+        content[written] = content[meant]
+
+    _edit(path, edit)
+    key = f"{section}.{written}" if section else written
+    assert _fault(path) == f"{path}:\n  {key}: unknown key; did you mean {meant!r}?"
+
+
+def test_an_unknown_key_that_is_like_no_other(path: Path) -> None:
+    _edit(path, lambda content: content["embed"].update(zzz=1))
+    assert _fault(path) == f"{path}:\n  embed.zzz: unknown key; known: batch_size, centre_ratio"
+
+
+@pytest.mark.parametrize("key", ["seed", "train", "pretrain.lr", "train.pixel_loss.balance"])
+def test_a_missing_key(path: Path, key: str) -> None:
+    def edit(content: Any) -> None:
+        *sections, name = key.split(".")
+        for part in sections:
+            content = content[part]
+        del content[name]
+
+    _edit(path, edit)
+    assert _fault(path) == f"{path}:\n  {key}: missing; presets/demo.yaml has every key"
+
+
+def test_a_key_that_is_no_text(path: Path) -> None:
+    _edit(path, lambda content: content.update({3: 4}))
+    assert _fault(path) == f"{path}:\n  3: keys should be strings, got 3"
+
+
+# Rules that hold two or more keys against each other.
+CROSS = [
+    (
+        {"prepare.reader": "folder"},
+        "prepare.path: is empty, but reader: folder reads from it; set it to the folder of images/",
+    ),
+    (
+        {"pretrain.queue_size": 100, "pretrain.batch_size": 64},
+        "pretrain.queue_size: 100 is not a multiple of batch_size 64; the queue takes whole batches, "
+        "so choose one that is",
+    ),
+    (
+        {"pretrain.bn_splits": 3, "pretrain.batch_size": 64},
+        "pretrain.bn_splits: 3 does not divide batch_size 64 into groups of two or more",
+    ),
+    (
+        {"pretrain.bn_splits": 64, "pretrain.batch_size": 64},
+        "pretrain.bn_splits: 64 does not divide batch_size 64 into groups of two or more",
+    ),
+    (
+        {"size_px": 72, "backbone.stem_stride": 2},
+        "size_px: 72 is not a multiple of 16, the deepest stride of a trunk with backbone.stem_stride 2",
+    ),
+    (
+        {"train.feature_stride": 8, "backbone.stem_stride": 2},
+        "train.feature_stride: must be backbone.stem_stride 2 or twice that, got 8",
+    ),
+    (
+        {"train.feature_stride": 2, "train.context.stride": 3, "size_px": 64},
+        "train.context.stride: must be a multiple of train.feature_stride 2 and divide size_px 64, got 3",
+    ),
+    (
+        {"train.feature_stride": 2, "train.context.stride": 48, "size_px": 64},
+        "train.context.stride: must be a multiple of train.feature_stride 2 and divide size_px 64, got 48",
+    ),
+    (
+        {"train.context.stride": 4, "train.feature_stride": 2, "train.image_loss.view_px": 18},
+        "train.context.stride: must be a multiple of train.feature_stride 2 and divide "
+        "train.image_loss.view_px 18, got 4",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), CROSS, ids=[text.split(":")[0] for _, text in CROSS])
+def test_keys_that_do_not_go_together(tmp_path: Path, changes: dict[str, object], expected: str) -> None:
+    path = write_params(tmp_path / "params.yaml", changes)
+    assert _fault(path) == f"{path}:\n  {expected}"
+
+
+def test_all_faults_are_shown_at_once_and_sorted(tmp_path: Path) -> None:
+    path = write_params(
+        tmp_path / "params.yaml",
+        {"pretrain.lr": -1.0, "prepare.reader": "folder", "seed": True, "refine": 3, "device": "tpu"},
+    )
+    _edit(path, lambda content: (content["train"].pop("lr"), content["label"].update(restart=1)))
+    assert _fault(path).splitlines() == [
+        f"{path}:",
+        r"  device: string should match pattern '^(auto|cpu|cuda(:\d+)?)$', got 'tpu'",
+        "  label.restart: unknown key; did you mean 'restarts'?",
+        "  prepare.path: is empty, but reader: folder reads from it; set it to the folder of images/",
+        "  pretrain.lr: must be > 0.0, got -1.0",
+        "  refine: expected section, got 3",
+        "  seed: expected int, got True",
+        "  train.lr: missing; presets/demo.yaml has every key",
+    ]
+
+
+def test_a_file_that_is_absent(tmp_path: Path) -> None:
+    path = tmp_path / "none.yaml"
+    assert _fault(path) == f"{path}: not found; write one with `make preset NAME=demo`"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "a: b: c",
+            'is not YAML: mapping values are not allowed here in "<unicode string>", line 1, column 5: '
+            "a: b: c ^ (line: 1)",
+        ),
+        (
+            "seed: [",
+            "is not YAML: while parsing a flow node expected the node content, but found '<stream end>' in "
+            '"<unicode string>", line 1, column 8: seed: [ ^ (line: 1)',
+        ),
+        ("- 1\n", "must be a mapping of keys to values, got list"),
+        ("", "must be a mapping of keys to values, got NoneType"),
+        ("params", "must be a mapping of keys to values, got str"),
+    ],
+)
+def test_a_file_that_is_no_mapping(path: Path, text: str, expected: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    assert _fault(path) == f"{path}: {expected}"
+
+
+def test_a_key_that_is_there_twice(path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + "seed: 1\n", encoding="utf-8")
+    assert _fault(path).startswith(f"{path}: is not YAML: while constructing a mapping")
+    assert 'found duplicate key "seed" with value "1"' in _fault(path)
+
+
+def test_a_file_that_is_no_text(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\x00")
+    assert _fault(path) == (
+        f"{path}: is not YAML: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
+    )
+
+
+def test_load_hands_out_what_is_named_and_nothing_else(path: Path) -> None:
+    params = load(path, "seed", "refine")
+    assert list(vars(params)) == ["seed", "refine"]
+    with pytest.raises(AttributeError):
+        _ = params.train
+    with pytest.raises(AttributeError):
+        load(path, "learning_rate")
+
+
+def test_settings_cannot_be_changed(path: Path) -> None:
+    params = load(path, "train")
+    with pytest.raises(ValueError, match="frozen"):
+        params.train.lr = 0.1
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "1.0e-4"])
+def test_a_number_in_any_notation_is_a_number_to_dvc_and_to_us(tmp_path: Path, text: str) -> None:
+    path = write_params(tmp_path / "params.yaml", {"train.lr": 12345.0})
+    content = path.read_text(encoding="utf-8")
+    assert content.count("12345.0") == 1
+    path.write_text(content.replace("12345.0", text), encoding="utf-8")
+    assert read(path).train.lr == 1e-4
+    assert load_yaml(str(path))["train"]["lr"] == 1e-4
+
+
+def _typed(value: Any) -> Any:
+    """The content with the type of every value beside it: 1, 1.0 and True are equal, and not the same."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return type(value).__name__, value
+
+
+def _kinds(value: Any) -> Any:
+    """Keys and types alone; an int where another file has a float is the same kind of number."""
+    if isinstance(value, dict):
+        return {key: _kinds(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_kinds(item) for item in value]
+    return "number" if type(value) in (int, float) else type(value).__name__
+
+
+def test_there_is_a_preset_of_the_demo() -> None:
+    assert "presets/demo.yaml" in NAMES
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_dvc_reads_every_file_as_we_do(path: Path) -> None:
+    ours = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    assert _typed(ours) == _typed(load_yaml(str(path)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_every_file_has_the_same_keys_in_the_same_order_and_the_same_types(path: Path) -> None:
+    def keys(value: Any, prefix: str = "") -> list[str]:
+        if not isinstance(value, dict):
+            return [prefix]
+        return [key for name, item in value.items() for key in keys(item, f"{prefix}.{name}")]
+
+    ours, demo = load_yaml(str(path)), load_yaml(str(REPOSITORY / "presets/demo.yaml"))
+    assert keys(ours) == keys(demo)
+    assert _kinds(ours) == _kinds(demo)
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_every_file_is_valid(path: Path, tmp_path: Path) -> None:
+    content = load_yaml(str(path))
+    copy = path
+    if content["prepare"]["reader"] == "folder" and not content["prepare"]["path"]:
+        # `make preset` asks for the folder; all else has to be in order.
+        copy = tmp_path / "params.yaml"
+        copy.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+        _edit(copy, lambda content: content["prepare"].update(path="images"))
+    params = read(copy)
+    if path.parent.name == "presets":
+        assert params.preset == path.stem
+
+
+def test_params_yaml_is_a_preset() -> None:
+    """As committed it is the demo's; whoever has made another active has edited or fitted it."""
+    params = load_yaml(str(REPOSITORY / "params.yaml"))
+    assert (REPOSITORY / f"presets/{params['preset']}.yaml").exists()

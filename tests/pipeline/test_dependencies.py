@@ -1,0 +1,259 @@
+"""dvc.yaml against the code: DVC follows no import, so tests hold what a stage names against what it runs."""
+
+import ast
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.datasets import REPOSITORY
+from tests.pipeline.pipeline_file import (
+    NEUTRAL,
+    NEUTRAL_KEYS,
+    Stage,
+    closure,
+    code_of,
+    holds_code,
+    imports,
+    read_stages,
+)
+
+STAGES = read_stages()
+MODULES = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "stages").rglob("*.py"))
+SCRIPTS = {path for path in MODULES if path.count("/") == 1 and not path.endswith("__init__.py")}
+# Rooms that one room may use beside those that all may.
+EXTRA_ROOMS = {"segmentation": {"clustering"}, "scoring": {"clustering"}}
+COMMON_ROOMS = {"nets", "imaging", "runtime"}
+COMMON_MODULES = {"stages/dataset/store.py", "stages/dataset/truth.py"}
+PROGRAM = "stages/runtime/preset.py"  # a command of its own: it writes params.yaml, and no stage imports it
+
+
+@pytest.fixture(params=STAGES.values(), ids=list(STAGES))
+def stage(request: pytest.FixtureRequest) -> Stage:
+    return request.param
+
+
+def _room(path: str) -> str | None:
+    parts = Path(path).parts
+    return parts[1] if len(parts) == 3 else None
+
+
+def _tracked() -> set[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git repository, so nothing says what is tracked")
+    return set(listed.stdout.splitlines())
+
+
+# What a stage names
+
+
+def test_code_that_is_named_is_the_code_that_is_imported(stage: Stage) -> None:
+    expected, named = code_of(stage), list(stage.code_deps)
+    missing = [path for path in expected if path not in named]
+    superfluous = [path for path in named if path not in expected]
+    lines = [f"stage {stage.name} of dvc.yaml does not name the code that it runs."]
+    lines += [f"  add:    - {path}" for path in missing]
+    lines += [f"  remove: - {path}" for path in superfluous]
+    lines += ["  the whole list:", *(f"      - {path}" for path in expected)]
+    assert not missing, "\n".join(lines)
+    assert not superfluous, "\n".join(lines)
+
+
+def test_every_dependency_is_named_once_and_is_code_or_an_output(stage: Stage) -> None:
+    assert len(set(stage.deps)) == len(stage.deps)
+    made = {path for other in STAGES.values() for path in (*other.outs, *other.uncached)}
+    for path in stage.data_deps:
+        assert path in made, f"{stage.name}: nothing makes {path}"
+    for path in stage.code_deps:
+        assert (REPOSITORY / path).is_file(), f"{stage.name}: there is no {path}"
+
+
+def test_every_path_that_it_reads_or_writes_is_a_flag_of_its_command(stage: Stage) -> None:
+    words = stage.cmd.split()
+    assert words[:3] == ["python", "-m", f"stages.{stage.stem}"]
+    flags = set(words[3:])
+    for path in (*stage.data_deps, *stage.outs, *stage.uncached):
+        assert path in flags, f"{stage.name}: {path} is not in its command"
+    named = {*stage.data_deps, *stage.outs, *stage.uncached}
+    for word in flags:
+        if word.startswith(("data/", "models/", "metrics/")):
+            assert word in named, f"{stage.name}: {word} of its command is neither dependency nor output"
+
+
+def _loaded_keys(script: str) -> set[str]:
+    """Keys of params.yaml that a script asks for: the arguments of each `load(...)`, `*KEYS` among them."""
+    tree = ast.parse((REPOSITORY / script).read_text(encoding="utf-8"))
+    constants = {
+        node.targets[0].id: [element.value for element in node.value.elts]
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Tuple)
+        and all(isinstance(element, ast.Constant) for element in node.value.elts)
+    }
+    keys: set[str] = set()
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load"
+    ]
+    assert calls, f"{script} reads no params"
+    for call in calls:
+        for argument in call.args[1:]:
+            if isinstance(argument, ast.Starred):
+                assert isinstance(argument.value, ast.Name)
+                keys.update(constants[argument.value.id])
+            else:
+                assert isinstance(argument, ast.Constant), f"{script}: a key that is not written out"
+                keys.add(argument.value)
+    return keys
+
+
+def test_params_that_are_named_are_those_that_are_read(stage: Stage) -> None:
+    assert set(stage.params) == _loaded_keys(stage.script) - set(NEUTRAL_KEYS)
+    top_level = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    assert set(stage.params) <= set(top_level)
+
+
+@pytest.mark.parametrize("key", NEUTRAL_KEYS)
+def test_neutral_settings_are_named_by_no_stage(key: str) -> None:
+    assert [stage.name for stage in STAGES.values() if key in stage.params] == []
+
+
+def test_only_the_scoring_and_the_report_see_the_truth() -> None:
+    truth = {stage.name for stage in STAGES.values() if "data/truth" in stage.deps}
+    assert truth == {"evaluate@raw", "evaluate@refined", "report"}
+    assert not [path for stage in STAGES.values() for path in stage.deps if path.startswith("data/truth/")]
+    readers = {stage.name for stage in STAGES.values() if "stages/dataset/truth.py" in closure(stage.script)}
+    assert readers == truth | {"prepare"}
+
+
+def test_the_flow_has_an_order() -> None:
+    made: set[str] = set()
+    for stage in STAGES.values():
+        missing = set(stage.data_deps) - made
+        assert not missing, f"{stage.name} reads {missing} before it is made"
+        made |= {*stage.outs, *stage.uncached}
+
+
+# What DVC keeps
+
+
+def test_no_stage_keeps_half_done_outputs(stage: Stage) -> None:
+    for kind in ("outs", "metrics", "plots"):
+        for out in stage.entry.get(kind, []):
+            options = next(iter(out.values())) if isinstance(out, dict) else {}
+            assert "persist" not in options, f"{stage.name}: {out}"
+            if kind == "outs":
+                assert options.get("cache", True), f"{stage.name}: {out} would be lost"
+
+
+def test_large_outputs_are_kept_by_dvc_and_small_ones_by_git() -> None:
+    tracked = _tracked()
+    for stage in STAGES.values():
+        for path in stage.outs:
+            assert not [file for file in tracked if file == path or file.startswith(f"{path}/")], path
+            ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=REPOSITORY, check=False)
+            assert ignored.returncode == 0, f"git does not ignore {path}"
+        for path in stage.uncached:
+            ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=REPOSITORY, check=False)
+            assert ignored.returncode == 1, f"git ignores {path}, so no commit would show it"
+
+
+def test_dvc_lock_speaks_of_the_same_stages() -> None:
+    lock = REPOSITORY / "dvc.lock"
+    if not lock.exists():
+        pytest.skip("dvc.lock does not exist yet: `dvc repro` has never run here")
+    locked = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))["stages"]
+    assert sorted(locked) == sorted(STAGES)
+    for name, stage in STAGES.items():
+        entry = locked[name]
+        assert " ".join(entry["cmd"].split()) == stage.cmd, name
+        assert {dep["path"] for dep in entry["deps"]} == set(stage.deps), name
+        assert {out["path"] for out in entry["outs"]} == {*stage.outs, *stage.uncached}, name
+        keys = {key.split(".")[0] for key in entry.get("params", {}).get("params.yaml", {})}
+        assert keys == set(stage.params), name
+
+
+# The laws of the package
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_imports_go_the_allowed_ways(path: str) -> None:
+    room = _room(path)
+    for imported in sorted(imports(path)):
+        other = _room(imported)
+        assert imported not in SCRIPTS, f"{path} imports the script {imported}"
+        if room is None or path == PROGRAM or other == room or imported in COMMON_MODULES - {path}:
+            continue
+        allowed = (COMMON_ROOMS if room != "runtime" else set()) | EXTRA_ROOMS.get(room, set())
+        assert other in allowed, f"{path} imports {imported}; room {room} may use {sorted(allowed)}"
+
+
+def test_common_modules_of_the_data_set_are_no_way_round_the_laws() -> None:
+    for path in sorted(COMMON_MODULES):
+        assert {_room(imported) for imported in imports(path)} <= {"dataset", "runtime"}, path
+    assert not {"stages/dataset/store.py", "stages/dataset/truth.py"} & imports("stages/runtime/state.py")
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.endswith("__init__.py")])
+def test_packages_hold_nothing_but_a_docstring(path: str) -> None:
+    assert not holds_code(path)
+
+
+def test_neutral_code_exists_and_is_reached() -> None:
+    reached = set().union(*(closure(stage.script) for stage in STAGES.values()))
+    assert set(NEUTRAL) <= reached
+
+
+def test_every_module_is_reached_from_a_script() -> None:
+    reached = set().union(*(closure(path) for path in SCRIPTS), {PROGRAM})
+    unused = {path for path in MODULES if holds_code(path)} - reached
+    assert unused == set()
+
+
+def _is_main_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+DEFINES = (
+    ast.Import,
+    ast.ImportFrom,
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Assign,
+    ast.AnnAssign,
+)
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_importing_a_module_only_defines(path: str) -> None:
+    tree = ast.parse((REPOSITORY / path).read_text(encoding="utf-8"))
+    for node in tree.body:
+        assert isinstance(node, DEFINES) or _is_main_guard(node) or _is_docstring(node), (
+            f"{path}:{node.lineno}: {ast.unparse(node).splitlines()[0]} runs when the module is imported"
+        )
+    if path in SCRIPTS:
+        guards = [node for node in tree.body if _is_main_guard(node)]
+        assert [ast.unparse(guard.body[0]) for guard in guards] == ["run(main)"], path
+
+
+def test_stages_are_the_scripts_in_the_order_of_the_flow() -> None:
+    stems = list(dict.fromkeys(stage.stem for stage in STAGES.values()))
+    assert {f"stages/{stem}.py" for stem in stems} <= SCRIPTS
+    docstring = ast.get_docstring(ast.parse((REPOSITORY / "stages/__init__.py").read_text(encoding="utf-8")))
+    assert docstring is not None
+    places = [docstring.index(f"\n{stem} ") for stem in stems]
+    assert all(first < second for first, second in pairwise(places)), "stages/__init__.py tells another order"

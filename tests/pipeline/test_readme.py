@@ -1,0 +1,94 @@
+"""README.md says what is there: stages, files, commands and settings."""
+
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.datasets import REPOSITORY
+from tests.pipeline.pipeline_file import read_stages
+
+README = REPOSITORY / "README.md"
+TOP_LEVEL = ("stages", "data", "models", "metrics", "presets", "tests", ".ci")
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    assert README.exists(), "there is no README.md"
+    return README.read_text(encoding="utf-8")
+
+
+def _outputs() -> set[str]:
+    return {path for stage in read_stages().values() for path in (*stage.outs, *stage.uncached)}
+
+
+def _exists_or_is_made(path: str) -> bool:
+    made = any(path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in _outputs())
+    return made or (REPOSITORY / path).exists()
+
+
+def test_the_table_of_stages_is_that_of_dvc_yaml(text: str) -> None:
+    rows = re.findall(r"^\| *`([a-z_]+)` *\|", text, re.MULTILINE)
+    stems = list(dict.fromkeys(stage.stem for stage in read_stages().values()))
+    named = [row for row in rows if row in stems or (REPOSITORY / f"stages/{row}.py").exists()]
+    assert named == stems
+
+
+def test_the_table_of_stages_names_their_outputs(text: str) -> None:
+    for stage in read_stages().values():
+        (row,) = re.findall(rf"^\| *`{stage.stem}` *\|.*$", text, re.MULTILINE)
+        for path in stage.outs:
+            assert path in row, f"the row of {stage.stem} does not name {path}"
+
+
+def test_links_lead_somewhere(text: str) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    for target in targets:
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        if path:
+            assert _exists_or_is_made(path), f"README.md links to {target}"
+        else:
+            headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"README.md links to {target}"
+
+
+def test_files_that_are_named_exist(text: str) -> None:
+    tops = "|".join(re.escape(name) for name in TOP_LEVEL)
+    named = re.findall(rf"(?<![\w/.-])((?:{tops})/[\w./@-]*\w)", text)
+    named += re.findall(r"`([\w.-]+\.(?:yaml|toml|txt|md|lock))`", text)
+    local = ("classes.txt", "legend.json", "dvc.lock")  # of a data set, of a result, of a first run
+    for path in named:
+        assert path in local or _exists_or_is_made(path), f"README.md names {path}"
+    assert named
+
+
+def test_commands_exist(text: str) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"(?:^|`|&& )make ([a-z-]+)", text, re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"README.md names `make {target}`"
+    modules = set(re.findall(r"python -m (stages[\w.]+\w)", text))
+    for module in modules:
+        assert (REPOSITORY / (module.replace(".", "/") + ".py")).exists(), f"README.md names {module}"
+    for preset in set(re.findall(r"NAME=([a-z0-9_]+)", text)):
+        assert (REPOSITORY / f"presets/{preset}.yaml").exists(), f"README.md names preset {preset}"
+
+
+def test_settings_exist(text: str) -> None:
+    params = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    named = re.findall(r"(?:-S|--set-param) '?([\w.]+)=", text)
+    for key in named:
+        section = params
+        for part in key.split("."):
+            assert part in section, f"README.md sets {key}"
+            section = section[part]
+    assert named
+
+
+def test_no_place_is_left_to_be_filled(text: str) -> None:
+    left = re.findall(r"\b(?:TODO|FIXME|XXX|TBD)\b|^[A-Z]+(?:_[A-Z]+)+$", text, re.MULTILINE)
+    assert left == []
+    assert Path(README).stat().st_size > 2000

@@ -1,0 +1,316 @@
+"""The real thing: `dvc repro` in a clean clone with tiny params, and what an edit costs afterwards."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from tests.datasets import REPOSITORY, write_params
+from tests.pipeline.pipeline_file import NEUTRAL, read_stages
+
+STAGES = read_stages()
+BIN = Path(sys.executable).parent
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key != "PYTHONPATH" and not key.startswith(("DVC_", "GIT_"))
+    }
+    name = {"NAME": "test", "EMAIL": "test@example.org"}
+    git = {f"GIT_{who}_{key}": value for who in ("AUTHOR", "COMMITTER") for key, value in name.items()}
+    cache = {"DVC_SITE_CACHE_DIR": str(folder.parent / "site_cache"), "DVC_NO_ANALYTICS": "1"}
+    return {**kept, **git, **cache, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def _run(folder: Path, *command: str) -> str:
+    ended = subprocess.run(
+        command, cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False
+    )
+    shown = ended.stdout + ended.stderr
+    assert ended.returncode == 0, f"{' '.join(command)} ended with {ended.returncode}:\n{shown[-5000:]}"
+    return shown
+
+
+def _copy(sources: list[str], origin: Path, folder: Path) -> None:
+    for path in sources:
+        source, target = origin / path, folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy(source, target)
+
+
+def _packages(folder: Path) -> None:
+    """The empty `__init__.py` that make folders importable."""
+    for package in sorted((REPOSITORY / "stages").rglob("__init__.py")):
+        path = package.relative_to(REPOSITORY)
+        if (folder / path).parent.exists():
+            shutil.copy(package, folder / path)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Path:
+    """A repository of its own with all that git tracks or would, tiny params, after one `dvc repro`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git repository, so nothing says what a clone would hold")
+    folder = tmp_path_factory.mktemp("pipeline") / "clone"
+    made = {path for stage in STAGES.values() for path in stage.uncached}
+    files = [path for path in listed.stdout.splitlines() if (REPOSITORY / path).is_file()]
+    _copy([path for path in files if path not in made and path != "dvc.lock"], REPOSITORY, folder)
+    write_params(folder / "params.yaml", tiny)
+    _run(folder, "git", "init", "--quiet")
+    _run(folder, "git", "add", "--all")
+    _run(folder, "git", "commit", "--quiet", "--message", "tiny")
+    _run(folder, "dvc", "repro")
+    _run(folder, "git", "add", "--all")
+    _run(folder, "git", "commit", "--quiet", "--message", "results")
+    return folder
+
+
+def _hash(path: Path) -> dict[str, str]:
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {
+        str(file.relative_to(path.parent)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
+
+
+# After one run
+
+
+def test_everything_is_there(clone: Path) -> None:
+    for stage in STAGES.values():
+        for path in (*stage.outs, *stage.uncached):
+            assert (clone / path).exists(), f"{stage.name} left no {path}"
+            assert _hash(clone / path), f"{path} is an empty folder"
+    assert (clone / "metrics/report/index.html").stat().st_size > 1000
+    assert not list((clone / ".state").rglob("*.safetensors")), "state is left after success"
+
+
+def test_the_lock_names_every_stage_and_every_hash(clone: Path) -> None:
+    locked = YAML(typ="safe", pure=True).load((clone / "dvc.lock").read_text())["stages"]
+    assert sorted(locked) == sorted(STAGES)
+    for name, stage in STAGES.items():
+        assert {out["path"] for out in locked[name]["outs"]} == {*stage.outs, *stage.uncached}
+        assert {dep["path"] for dep in locked[name]["deps"]} == set(stage.deps)
+        assert all(entry["md5"] for kind in ("deps", "outs") for entry in locked[name][kind])
+
+
+def test_large_outputs_are_not_committed_and_small_ones_are(clone: Path) -> None:
+    tracked = set(_run(clone, "git", "ls-files").splitlines())
+    assert "dvc.lock" in tracked
+    for stage in STAGES.values():
+        assert set(stage.uncached) <= tracked
+        assert not [path for path in tracked if path.startswith(stage.outs or ("/",))]
+    assert not [path for path in tracked if path.startswith(".state") or "__pycache__" in path]
+
+
+def test_all_metrics_are_numbers_that_dvc_can_compare(clone: Path) -> None:
+    shown = json.loads(_run(clone, "dvc", "metrics", "show", "--json"))
+    files = shown[""]["data"]
+    stems = {Path(path).stem for path in files}
+    assert stems >= {"prepare", "pretrain", "label", "select_views", "train", "cluster", "raw", "refined"}
+    for path, content in files.items():
+        assert "error" not in content, path
+        assert Path(path).stem in content["data"], f"{path}: its key is not its name"
+
+
+# What an edit costs
+
+
+def _changed(folder: Path) -> set[str]:
+    with contextlib.chdir(folder), Repo() as repo:  # as `dvc status --json`, without a process for each
+        return set(repo.status())
+
+
+@contextlib.contextmanager
+def _edited(path: Path, text: str) -> Iterator[None]:
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    try:
+        yield
+    finally:
+        if before is None:
+            path.unlink()
+        else:
+            path.write_text(before, encoding="utf-8")
+
+
+def test_afterwards_nothing_is_to_be_done(clone: Path) -> None:
+    assert _changed(clone) == set()
+    shown = _run(clone, "dvc", "repro")
+    assert "Running stage" not in shown
+    assert "Data and pipelines are up to date." in shown
+
+
+EVALUATE = {"evaluate@raw", "evaluate@refined"}
+CODE = [
+    ("stages/dataset/decode.py", {"prepare"}),
+    ("stages/contrast/moco.py", {"pretrain"}),
+    ("stages/clustering/kmeans.py", {"label", "train", "cluster"}),
+    ("stages/segmentation/losses.py", {"train"}),
+    ("stages/crf/dense_crf.py", {"refine"}),
+    ("stages/scoring/matching.py", EVALUATE),
+    ("stages/reporting/page.html", {"report"}),
+]
+
+
+@pytest.mark.parametrize(("path", "expected"), CODE, ids=[path for path, _ in CODE])
+def test_what_an_edit_of_code_costs(clone: Path, path: str, expected: set[str]) -> None:
+    with _edited(clone / path, (clone / path).read_text(encoding="utf-8") + "\n# a comment\n"):
+        assert _changed(clone) == expected
+
+
+def test_an_edit_of_neutral_code_costs_nothing(clone: Path) -> None:
+    with contextlib.ExitStack() as edits:
+        for path in (*NEUTRAL, "stages/runtime/preset.py"):
+            text = (clone / path).read_text(encoding="utf-8") + "\n# a comment\n"
+            edits.enter_context(_edited(clone / path, text))
+        assert _changed(clone) == set()
+
+
+PARAMS: list[tuple[dict[str, Any], set[str]]] = [
+    ({"seed": 7}, {"pretrain", "label", "train", "cluster", *EVALUATE}),
+    ({"global_k": 5}, {"label", "train"}),
+    ({"select_ratio": 0.5}, {"select_views"}),
+    ({"train.image_loss.weight": 0.5}, {"train"}),
+    ({"refine.iterations": 2}, {"refine"}),
+    (
+        {"device": "auto", "runtime.num_workers": 2, "runtime.checkpoint_seconds": 5, "preset": "mine"},
+        set(),
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), PARAMS, ids=[",".join(changes) for changes, _ in PARAMS])
+def test_what_a_setting_costs(
+    clone: Path, tmp_path: Path, tiny: dict[str, Any], changes: dict[str, Any], expected: set[str]
+) -> None:
+    assert all(tiny.get(key) != value for key, value in changes.items())
+    edited = write_params(tmp_path / "params.yaml", {**tiny, **changes})
+    with _edited(clone / "params.yaml", edited.read_text(encoding="utf-8")):
+        assert _changed(clone) == expected
+
+
+def test_a_comment_in_params_yaml_costs_nothing(clone: Path) -> None:
+    content = (clone / "params.yaml").read_text(encoding="utf-8")
+    with _edited(clone / "params.yaml", f"{content}# a comment\n"):
+        assert _changed(clone) == set()
+
+
+@pytest.mark.parametrize("folder", ["stages/crf", "data/images"])
+def test_byte_code_costs_nothing(clone: Path, folder: str) -> None:
+    with _edited(clone / folder / "__pycache__/made_up.pyc", "x"):
+        assert _changed(clone) == set()
+
+
+def test_a_lost_output_comes_back_without_running(clone: Path) -> None:
+    before = _hash(clone / "data/predictions.npy")
+    (clone / "data/predictions.npy").unlink()
+    shown = _run(clone, "dvc", "repro", "predict")
+    assert "Running stage" not in shown
+    assert _hash(clone / "data/predictions.npy") == before
+
+
+# Each stage alone
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What became of a stage in a folder that holds what it names and nothing else."""
+
+    folder: Path
+    returncode: int
+    shown: str
+
+
+@pytest.fixture(scope="module")
+def alone(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Alone]:
+    """Every stage, run once more, from the inputs that the clone has."""
+
+    def run(name: str) -> Alone:
+        stage, folder = STAGES[name], tmp_path_factory.getbasetemp() / "alone" / name.replace("@", "_")
+        folder.mkdir(parents=True)
+        _copy([*stage.deps, "params.yaml", *NEUTRAL], clone, folder)
+        _packages(folder)
+        ended = subprocess.run(
+            stage.cmd.split(),
+            cwd=folder,
+            env=_environment(folder),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return Alone(folder, ended.returncode, (ended.stdout + ended.stderr)[-3000:])
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(STAGES, pool.map(run, STAGES), strict=True))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_needs_what_it_names_and_nothing_else(alone: dict[str, Alone], name: str) -> None:
+    result = alone[name]
+    assert result.returncode == 0, result.shown
+    if "data/truth" not in (*STAGES[name].deps, *STAGES[name].outs):
+        assert not (result.folder / "data/truth").exists()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_second_run_gives_the_same_bytes(clone: Path, alone: dict[str, Alone], name: str) -> None:
+    stage = STAGES[name]
+    for path in (*stage.outs, *stage.uncached):
+        assert _hash(alone[name].folder / path) == _hash(clone / path), path
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_writes_what_it_names_and_nothing_else(alone: dict[str, Alone], name: str) -> None:
+    stage, folder = STAGES[name], alone[name].folder
+    written = {
+        str(path.relative_to(folder))
+        for top in ("data", "models", "metrics")
+        for path in (folder / top).rglob("*")
+    }
+    named = (*stage.data_deps, *stage.outs, *stage.uncached)
+    for path in sorted(written):
+        assert any(
+            path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in named
+        ), f"{name} left {path}"
+    beside = {path.name for path in folder.iterdir()}
+    assert beside <= {"data", "models", "metrics", "stages", "params.yaml", ".state"}
+
+
+# Experiments; last, because they change the clone
+
+
+def test_an_experiment_reuses_what_its_setting_does_not_touch(clone: Path) -> None:
+    shown = _run(clone, "dvc", "exp", "run", "--set-param", "global_k=5", "select_views")
+    ran = re.findall(r"Running stage '([^']+)'", shown)
+    assert ran == ["label", "select_views"]
+    assert YAML(typ="safe").load((clone / "params.yaml").read_text())["global_k"] == 5
+    difference = json.loads(_run(clone, "dvc", "metrics", "diff", "--json"))
+    changed = difference.get("diff", difference)["metrics/label.json"]
+    assert "label.mean_score" in changed
+    assert json.loads(_run(clone, "dvc", "params", "diff", "--json"))

@@ -1,0 +1,127 @@
+"""`cluster` and `predict` through their command lines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages import cluster, predict
+from stages.segmentation.network import load_segmenter
+
+CLUSTERED = ("pixel_centroids.safetensors", "cluster.json")
+CLUSTER = ["--images", "images", "--segmenter", "segmenter.safetensors"]
+CLUSTER += ["--out", CLUSTERED[0], "--metrics", CLUSTERED[1]]
+PREDICT = ["--images", "images", "--segmenter", "segmenter.safetensors"]
+PREDICT += ["--centroids", "pixel_centroids.safetensors", "--out", "predictions.npy"]
+
+
+@pytest.fixture
+def ready(bench: Any) -> Any:
+    bench.write_segmenter()
+    bench.write_centroids()
+    return bench
+
+
+def test_cluster_writes_unit_centroids_and_figures(ready: Any) -> None:
+    cluster.main(CLUSTER)
+    tensors, about = ready.tensors(CLUSTERED[0])
+    assert about == {"pixel_k": 3}
+    assert list(tensors) == ["centroids"]
+    assert (tensors["centroids"].dtype, tuple(tensors["centroids"].shape)) == (torch.float32, (3, 8))
+    torch.testing.assert_close(tensors["centroids"].norm(dim=1), torch.ones(3))
+    figures = json.loads(Path(CLUSTERED[1]).read_text())
+    assert list(figures) == ["cluster"]
+    assert 1 < figures["cluster"]["effective_clusters"] <= 3
+    assert 0 < figures["cluster"]["mean_score"] <= 1
+    assert figures["cluster"]["stability"] <= 1
+
+
+def test_cluster_gives_the_same_bytes_twice(ready: Any) -> None:
+    cluster.main(CLUSTER)
+    first = ready.hashes(*CLUSTERED)
+    cluster.main(CLUSTER)
+    assert ready.hashes(*CLUSTERED) == first
+    ready.params(seed=1)
+    cluster.main(CLUSTER)
+    assert ready.hashes(*CLUSTERED) != first
+
+
+def test_fewer_pixels_than_clusters_are_refused(ready: Any) -> None:
+    ready.params(pixel_k=20, cluster__sample_images=2, cluster__sample_pixels=2)
+    message = "k-means: 20 clusters need at least as many points, got 2"
+    assert ready.fault(cluster.main, CLUSTER) == message
+
+
+def test_predict_writes_the_cosine_of_each_pixel_to_each_centroid(ready: Any) -> None:
+    predict.main(PREDICT)
+    scores = np.load("predictions.npy")
+    assert (scores.dtype, scores.shape) == (np.float16, (4, 3, 16, 16))
+    segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
+    images = torch.from_numpy(np.load("images/val.npy").astype(np.float32) / 255).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        feature = segmenter.feature_map(images).double().numpy()
+    centroids = ready.tensors("pixel_centroids.safetensors")[0]["centroids"].double().numpy()
+    rng = np.random.default_rng(0)
+    for image, k, row, column in zip(*(rng.integers(0, n, 200) for n in scores.shape), strict=True):
+        z, mu = feature[image, :, row, column], centroids[k]
+        cosine = np.dot(z, mu) / (np.linalg.norm(z) * np.linalg.norm(mu))
+        assert float(scores[image, k, row, column]) == pytest.approx(cosine, abs=2e-3)
+    assert np.abs(scores).max() <= 1.001
+
+
+def test_predict_gives_the_same_bytes_twice(ready: Any) -> None:
+    predict.main(PREDICT)
+    first = ready.hashes("predictions.npy")
+    predict.main(PREDICT)
+    assert ready.hashes("predictions.npy") == first
+
+
+def test_predictions_are_those_of_the_images_whatever_the_batch(ready: Any) -> None:
+    predict.main(PREDICT)
+    plain = np.load("predictions.npy").astype(np.float32)
+    ready.params(predict__batch_size=4)
+    np.save("images/val.npy", np.load("images/val.npy")[::-1].copy())
+    predict.main(PREDICT)
+    np.testing.assert_allclose(np.load("predictions.npy").astype(np.float32), plain[::-1], atol=2e-3)
+
+
+@pytest.mark.parametrize(("main", "argv"), [(cluster.main, CLUSTER), (predict.main, PREDICT)])
+def test_a_network_of_another_version_is_refused(ready: Any, main: Any, argv: list[str]) -> None:
+    ready.write_backbone()
+    Path("segmenter.safetensors").write_bytes(Path("backbone.safetensors").read_bytes())
+    message = ready.fault(main, argv)
+    assert message.startswith("segmenter.safetensors: is not a segmenter that this version can build (")
+
+
+@pytest.mark.parametrize(("main", "argv"), [(cluster.main, CLUSTER), (predict.main, PREDICT)])
+def test_a_truncated_segmenter_is_named(ready: Any, main: Any, argv: list[str]) -> None:
+    path = Path("segmenter.safetensors")
+    path.write_bytes(path.read_bytes()[:-10])
+    message = ready.fault(main, argv)
+    assert message.startswith("segmenter.safetensors: not a safetensors file of this project (")
+
+
+@pytest.mark.parametrize(("main", "argv"), [(cluster.main, CLUSTER), (predict.main, PREDICT)])
+def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any, main: Any, argv: list[str]) -> None:
+    ready.params(device="cuda")
+    assert ready.fault(main, argv) == (
+        f"params.yaml: device: 'cuda' needs a CUDA GPU, and torch {torch.__version__} sees none; "
+        "set device: auto or cpu, or install the driver"
+    )
+
+
+def test_centroids_of_other_features_are_refused(ready: Any) -> None:
+    ready.write_centroids(dim=5)
+    message = ready.fault(predict.main, PREDICT)
+    assert message.startswith("pixel_centroids.safetensors: ")
+    assert not Path("predictions.npy").exists()
+
+
+def test_a_missing_segmenter_is_named(ready: Any) -> None:
+    Path("segmenter.safetensors").unlink()
+    assert ready.fault(predict.main, PREDICT) == (
+        "segmenter.safetensors: not found; run `dvc repro` to make it"
+    )

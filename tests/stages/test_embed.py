@@ -1,0 +1,91 @@
+"""`embed` through its command line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages import embed
+
+ARGV = ["--images", "images", "--backbone", "backbone.safetensors", "--out", "embeddings.npy"]
+
+
+@pytest.fixture
+def ready(bench: Any) -> Any:
+    bench.write_backbone()
+    return bench
+
+
+def test_writes_a_unit_feature_for_each_view_of_each_image(ready: Any) -> None:
+    embed.main(ARGV)
+    embeddings = np.load("embeddings.npy")
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (16, 6, 64))
+    np.testing.assert_allclose(np.linalg.norm(embeddings.astype(np.float64), axis=2), 1, atol=1e-5)
+    flat = embeddings.reshape(96, -1)
+    assert len(np.unique(flat.round(6), axis=0)) == 96, "views are told apart"
+
+
+def test_the_same_inputs_give_the_same_bytes(ready: Any) -> None:
+    embed.main(ARGV)
+    first = ready.hashes("embeddings.npy")
+    embed.main(ARGV)
+    assert ready.hashes("embeddings.npy") == first
+
+
+def test_batches_change_nothing_that_counts(ready: Any) -> None:
+    embed.main(ARGV)
+    whole = np.load("embeddings.npy")
+    ready.params(embed__batch_size=5)
+    embed.main(ARGV)
+    np.testing.assert_allclose(np.load("embeddings.npy"), whole, atol=1e-5)
+
+
+def test_rows_follow_the_images(ready: Any) -> None:
+    embed.main(ARGV)
+    before = np.load("embeddings.npy")
+    np.save("images/train.npy", np.load("images/train.npy")[::-1].copy())
+    embed.main(ARGV)
+    np.testing.assert_allclose(np.load("embeddings.npy"), before[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"crop_ratio": 0.7}, {"embed__centre_ratio": 1.0}], ids=str)
+def test_geometry_decides(ready: Any, changes: dict[str, float]) -> None:
+    embed.main(ARGV)
+    before = np.load("embeddings.npy")
+    ready.params(**changes)
+    embed.main(ARGV)
+    moved = np.abs(np.load("embeddings.npy") - before).max((0, 2))
+    assert (moved[1:] > 1e-3).all()
+    assert (moved[0] > 1e-3) == ("embed__centre_ratio" in changes), "the whole image is no crop"
+
+
+def test_a_backbone_of_another_architecture_is_refused(ready: Any) -> None:
+    ready.params(backbone__arch="resnet50")
+    assert ready.fault(embed.main, ARGV) == (
+        "backbone.safetensors: holds {'arch': 'resnet18', 'stem_stride': 2, 'width': 8}, but params.yaml "
+        "says backbone: {'arch': 'resnet50', 'width': 8, 'stem_stride': 2}; "
+        "run `dvc repro` to pretrain this one"
+    )
+
+
+def test_a_missing_backbone_is_named(ready: Any) -> None:
+    Path("backbone.safetensors").unlink()
+    assert ready.fault(embed.main, ARGV) == ("backbone.safetensors: not found; run `dvc repro` to make it")
+    assert not Path("embeddings.npy").exists()
+
+
+def test_a_file_that_is_no_safetensors_is_named(ready: Any) -> None:
+    Path("backbone.safetensors").write_bytes(b"no tensors at all")
+    message = ready.fault(embed.main, ARGV)
+    assert message.startswith("backbone.safetensors: not a safetensors file of this project (")
+    assert message.endswith("); delete it and run `dvc repro` to make it again")
+
+
+def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any) -> None:
+    ready.params(device="cuda")
+    assert ready.fault(embed.main, ARGV) == (
+        f"params.yaml: device: 'cuda' needs a CUDA GPU, and torch {torch.__version__} sees none; "
+        "set device: auto or cpu, or install the driver"
+    )

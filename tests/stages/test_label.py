@@ -1,0 +1,108 @@
+"""`label` through its command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import label
+
+OUTPUTS = ("labels.safetensors", "label.json")
+ARGV = ["--embeddings", "embeddings.npy", "--out", OUTPUTS[0], "--metrics", OUTPUTS[1]]
+
+
+@pytest.fixture
+def ready(bench: Any) -> Any:
+    """Embeddings of 16 images about four directions, the crops of an image a little off the whole."""
+    rng = np.random.default_rng(0)
+    embeddings = np.eye(8)[np.arange(16) % 4][:, None] + 0.05 * rng.normal(size=(16, 6, 8))
+    embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)
+    np.save("embeddings.npy", embeddings.astype(np.float32))
+    return bench
+
+
+def test_writes_centroids_labels_and_scores(ready: Any) -> None:
+    label.main(ARGV)
+    tensors, about = ready.tensors(OUTPUTS[0])
+    assert about == {"global_k": 4}
+    described = {name: (str(value.dtype), tuple(value.shape)) for name, value in tensors.items()}
+    assert described == {
+        "centroids": ("torch.float32", (4, 8)),
+        "pseudo_label": ("torch.int64", (16, 6)),
+        "score": ("torch.float32", (16, 6)),
+    }
+    centroids = tensors["centroids"].double().numpy()
+    np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-5)
+    embeddings = np.load("embeddings.npy").astype(np.float64)
+    for image in range(16):
+        for view in range(6):
+            cosines = [float(np.dot(embeddings[image, view], mu)) for mu in centroids]
+            assert int(tensors["pseudo_label"][image, view]) == int(np.argmax(cosines))
+            assert float(tensors["score"][image, view]) == pytest.approx(max(cosines), abs=1e-6)
+    # Images of a direction are a cluster, with all their views.
+    clusters = {tuple(tensors["pseudo_label"][direction::4].flatten().tolist()) for direction in range(4)}
+    assert len(clusters) == 4
+    assert all(len(set(cluster)) == 1 for cluster in clusters)
+
+
+def test_metrics_are_those_of_the_clusters(ready: Any) -> None:
+    label.main(ARGV)
+    figures = json.loads(Path(OUTPUTS[1]).read_text())
+    assert list(figures) == ["label"]
+    score = ready.tensors(OUTPUTS[0])[0]["score"].double()
+    assert figures["label"] == {
+        "effective_clusters": pytest.approx(4, abs=1e-5),
+        "mean_score": pytest.approx(float(score.mean()), abs=1e-5),
+        "stability": pytest.approx(1, abs=1e-5),
+        "agreement_with_position": pytest.approx(0, abs=0.1),
+    }
+
+
+def test_the_same_inputs_give_the_same_bytes(ready: Any) -> None:
+    label.main(ARGV)
+    first = ready.hashes(*OUTPUTS)
+    label.main(ARGV)
+    assert ready.hashes(*OUTPUTS) == first
+
+
+def test_centroids_are_fitted_to_whole_images_or_to_all_views(ready: Any) -> None:
+    embeddings = np.load("embeddings.npy")
+    embeddings[:, 1:] = np.eye(8)[7]  # all crops look alike
+    np.save("embeddings.npy", embeddings.astype(np.float32))
+
+    def nearest_to_the_crops() -> float:
+        return float(ready.tensors(OUTPUTS[0])[0]["centroids"][:, 7].max())
+
+    label.main(ARGV)
+    assert nearest_to_the_crops() < 0.2
+    ready.params(label__fit_views="all")
+    label.main(ARGV)
+    assert nearest_to_the_crops() > 0.9
+
+
+def test_more_clusters_than_views_are_refused(ready: Any) -> None:
+    ready.params(global_k=17)
+    assert ready.command_fault("label", ARGV) == (
+        "error: params.yaml: global_k: 17 clusters need at least as many views, but there are 16 "
+        "(label.fit_views: whole); lower global_k, or add images\n"
+    )
+    ready.params(global_k=17, label__fit_views="all")
+    label.main(ARGV)
+    assert ready.tensors(OUTPUTS[0])[0]["centroids"].shape == (17, 8)
+
+
+def test_features_that_are_not_finite_are_refused(ready: Any) -> None:
+    np.save("embeddings.npy", np.full((16, 6, 8), np.nan, np.float32))
+    assert ready.fault(label.main, ARGV) == (
+        "k-means: the features hold values that are not finite; the network has diverged"
+    )
+
+
+def test_a_truncated_array_is_named(ready: Any) -> None:
+    path = Path("embeddings.npy")
+    path.write_bytes(path.read_bytes()[:300])
+    message = ready.fault(label.main, ARGV)
+    assert message.startswith("embeddings.npy: not a .npy array (")
+    assert message.endswith("); delete it and run `dvc repro` to make it again")

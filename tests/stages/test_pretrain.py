@@ -1,0 +1,328 @@
+"""`pretrain` through its command line: files, resuming, and every mistake that it knows."""
+
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stages import pretrain
+from stages.contrast.pretraining import Pretraining
+from stages.nets.checkpoint import load_backbone
+from stages.runtime.state import StageState
+
+OUTPUTS = ("backbone.safetensors", "history.csv", "pretrain.json")
+ARGV = ["--images", "images", "--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
+FIGURES = ["loss", "instance_accuracy", "alignment", "uniformity"]
+
+
+def test_writes_backbone_history_and_metrics(bench: Any) -> None:
+    pretrain.main(ARGV)
+    backbone = load_backbone(Path(OUTPUTS[0]), bench.read("backbone").backbone)
+    assert backbone.channels == (8, 16, 32, 64)
+    tensors, about = bench.tensors(OUTPUTS[0])
+    assert about == {"backbone": {"arch": "resnet18", "width": 8, "stem_stride": 2}}
+    layers = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}
+    assert {name.split(".")[0] for name in tensors} == layers
+    assert all(torch.isfinite(value).all() for value in tensors.values())
+    history = pd.read_csv(OUTPUTS[1])
+    assert list(history.columns) == ["epoch", *FIGURES, "lr"]
+    assert history["epoch"].tolist() == [1, 2]
+    assert np.isfinite(history.to_numpy()).all()
+    metrics = json.loads(Path(OUTPUTS[2]).read_text())
+    assert list(metrics) == ["pretrain"]
+    assert metrics["pretrain"]["epoch"] == 2
+    assert metrics["pretrain"]["loss"] == pytest.approx(history["loss"].iloc[-1], rel=1e-5)
+
+
+def test_it_learns(bench: Any) -> None:
+    bench.params(pretrain__epochs=0)
+    pretrain.main(ARGV)
+    untrained = bench.tensors(OUTPUTS[0])[0]
+    bench.params()
+    pretrain.main(ARGV)
+    trained = bench.tensors(OUTPUTS[0])[0]
+    assert all(not torch.equal(trained[name], untrained[name]) for name in trained if name.endswith("weight"))
+
+
+def test_without_epochs_the_backbone_is_as_drawn_and_the_history_empty(bench: Any) -> None:
+    bench.params(pretrain__epochs=0)
+    pretrain.main(ARGV)
+    assert Path(OUTPUTS[1]).read_text() == "epoch,loss,instance_accuracy,alignment,uniformity,lr\n"
+    assert json.loads(Path(OUTPUTS[2]).read_text()) == {"pretrain": {}}
+
+
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"pretrain__symmetric": False},
+    {"pretrain__batch_negatives": False},
+    {"pretrain__optimizer": "adamw"},
+    {"pretrain__head_batch_norm": False},
+    {"pretrain__bn_splits": 1},
+    {"backbone__stem_stride": 1},
+    {"precision": "bfloat16"},
+]
+
+
+def test_every_switch_runs_and_gives_a_result_of_its_own(bench: Any) -> None:
+    results = {}
+    for changes in SWITCHES:
+        bench.params(pretrain__epochs=1, **changes)
+        pretrain.main(ARGV)
+        assert np.isfinite(pd.read_csv(OUTPUTS[1]).to_numpy()).all(), changes
+        results[str(changes)] = bench.tensors(OUTPUTS[0])[0]["conv1.weight"].numpy().tobytes()
+    assert len(set(results.values())) == len(SWITCHES)
+
+
+def test_the_same_inputs_give_the_same_bytes_and_leave_no_state(bench: Any) -> None:
+    pretrain.main(ARGV)
+    first = bench.hashes(*OUTPUTS)
+    pretrain.main(ARGV)
+    assert bench.hashes(*OUTPUTS) == first
+    assert bench.saved_states() == []
+    bench.params(seed=1)
+    pretrain.main(ARGV)
+    assert bench.hashes(*OUTPUTS)[OUTPUTS[0]] != first[OUTPUTS[0]]
+
+
+def test_there_is_a_state_for_every_step(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two epochs of two batches; the last step of all may be left to the outputs.
+    assert bench.count_saves(pretrain.main, ARGV, monkeypatch) in (2, 3, 4)
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: int
+) -> None:
+    pretrain.main(ARGV)
+    uninterrupted = bench.hashes(*OUTPUTS)
+    for path in OUTPUTS:
+        Path(path).unlink()
+    bench.interrupt(pretrain.main, ARGV, after, monkeypatch)
+    assert not any(Path(path).exists() for path in OUTPUTS)
+    assert bench.saved_states()
+    capsys.readouterr()
+    pretrain.main(ARGV)
+    assert "pretrain: going on from the state saved in" in capsys.readouterr().out
+    assert bench.hashes(*OUTPUTS) == uninterrupted
+    assert bench.saved_states() == []
+
+
+def test_a_run_may_be_interrupted_again_and_again(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain.main(ARGV)
+    uninterrupted = bench.hashes(*OUTPUTS)
+    for _ in range(2):
+        bench.interrupt(pretrain.main, ARGV, 1, monkeypatch)
+    pretrain.main(ARGV)
+    assert bench.hashes(*OUTPUTS) == uninterrupted
+
+
+@pytest.mark.parametrize("change", ["params", "images"])
+def test_the_state_of_other_params_or_inputs_is_not_used(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    def apply() -> None:
+        if change == "params":
+            bench.params(seed=1)
+        else:
+            images = np.load("images/train.npy")
+            np.save("images/train.npy", images[::-1].copy())
+
+    bench.interrupt(pretrain.main, ARGV, 1, monkeypatch)
+    apply()
+    capsys.readouterr()
+    pretrain.main(ARGV)
+    assert "going on from" not in capsys.readouterr().out
+    mixed = bench.hashes(*OUTPUTS)
+    pretrain.main(ARGV)
+    assert bench.hashes(*OUTPUTS) == mixed
+
+
+def test_settings_that_change_no_result_keep_the_state(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.interrupt(pretrain.main, ARGV, 1, monkeypatch)
+    bench.params(runtime__checkpoint_seconds=1.5, train__lr=0.5)
+    capsys.readouterr()
+    pretrain.main(ARGV)
+    assert "going on from" in capsys.readouterr().out
+
+
+def test_a_second_process_on_the_same_state_is_refused(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = []
+
+    def run(*_: Any) -> None:
+        messages.append(bench.fault(pretrain.main, ARGV))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pretraining, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.main(ARGV)
+    (lock,) = bench.saved_states()
+    assert messages == [
+        f"pretrain: another process is at work on it (its lock is {lock.relative_to(bench.folder)}); "
+        "wait for it to end, or end it, and run `dvc repro` again"
+    ]
+
+
+def _while_running(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    run = Pretraining.run
+
+    def run_and_change(self: Pretraining, *args: Any) -> Any:
+        result = run(self, *args)
+        change()
+        return result
+
+    monkeypatch.setattr(Pretraining, "run", run_and_change)
+
+
+def _check_nothing_was_written(bench: Any) -> None:
+    message = bench.fault(pretrain.main, ARGV)
+    (lock,) = bench.saved_states()
+    assert message == (
+        "pretrain: its code, params or inputs changed while it ran, so the result belongs to neither; "
+        f"run `dvc repro` again (the state of this run stays in {lock.parent.relative_to(bench.folder)})"
+    )
+    assert not any(Path(path).exists() for path in OUTPUTS)
+
+
+def test_params_that_change_while_it_runs(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _while_running(monkeypatch, lambda: bench.params(pretrain__lr=0.5))
+    _check_nothing_was_written(bench)
+
+
+def test_images_that_change_while_it_runs(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change() -> None:
+        with Path("images/val.csv").open("a") as file:
+            file.write("\n")
+
+    _while_running(monkeypatch, change)
+    _check_nothing_was_written(bench)
+
+
+def test_code_that_changes_while_it_runs(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = bench.folder / "made_up.py"
+    source.write_text("")
+    module = ModuleType("stages.contrast.made_up")
+    module.__file__ = str(source)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    _while_running(monkeypatch, lambda: source.write_text("# edited"))
+    _check_nothing_was_written(bench)
+
+
+def test_code_that_decides_numbers_is_part_of_the_fingerprint_wherever_it_lies(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seeds, generators and formats lie in `runtime`, and an edit there does change the result."""
+    bench.interrupt(pretrain.main, ARGV, 1, monkeypatch)
+    seeds = sys.modules["stages.runtime.seeds"]
+    edited = bench.folder / "seeds.py"
+    edited.write_bytes(Path(str(seeds.__file__)).read_bytes() + b"# edited\n")
+    monkeypatch.setattr(seeds, "__file__", str(edited))
+    capsys.readouterr()
+    pretrain.main(ARGV)
+    assert "going on from" not in capsys.readouterr().out
+
+
+def test_the_script_itself_is_part_of_the_fingerprint(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under `python -m stages.pretrain` the script is the module `__main__`."""
+    script = bench.folder / "pretrain.py"
+    script.write_bytes(Path(str(pretrain.__file__)).read_bytes())
+    module = ModuleType("__main__")
+    module.__file__, module.__spec__ = str(script), ModuleSpec("stages.pretrain", None, origin=str(script))
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    bench.interrupt(pretrain.main, ARGV, 1, monkeypatch)
+    script.write_bytes(script.read_bytes() + b"# edited\n")
+    capsys.readouterr()
+    pretrain.main(ARGV)
+    assert "going on from" not in capsys.readouterr().out
+
+
+def test_a_saved_state_that_is_truncated_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.interrupt(pretrain.main, ARGV, 1, monkeypatch)
+    (state,) = (path for path in bench.saved_states() if path.suffix == ".safetensors")
+    state.write_bytes(state.read_bytes()[:1000])
+    message = bench.fault(pretrain.main, ARGV)
+    assert message.startswith(f"{state.relative_to(bench.folder)}: not a safetensors file of this project (")
+    assert "; delete it" in message
+
+
+def test_a_data_set_that_is_too_small_is_refused_before_anything_starts(bench: Any) -> None:
+    bench.params(pretrain__batch_size=32, pretrain__queue_size=64)
+    assert bench.command_fault("pretrain", ARGV) == (
+        "error: params.yaml: pretrain.batch_size: 32 is more than the 16 training images; lower it, "
+        "or add images\n"
+        "params.yaml: pretrain.queue_size: 64 is more than the 16 training images, so an image would be its "
+        "own negative; half of the images is a good size\n"
+    )
+    assert bench.saved_states() == []
+
+
+def test_a_gpu_that_is_asked_for_and_absent_is_an_error(bench: Any) -> None:
+    bench.params(device="cuda")
+    assert bench.fault(pretrain.main, ARGV) == (
+        f"params.yaml: device: 'cuda' needs a CUDA GPU, and torch {torch.__version__} sees none; "
+        "set device: auto or cpu, or install the driver"
+    )
+
+
+def test_a_truncated_array_is_named(bench: Any) -> None:
+    path = Path("images/train.npy")
+    path.write_bytes(path.read_bytes()[:5000])
+    message = bench.fault(pretrain.main, ARGV)
+    assert message.startswith("images/train.npy: not a .npy array (")
+    assert message.endswith("); delete it and run `dvc repro` to make it again")
+
+
+def test_an_index_of_other_images_is_refused(bench: Any) -> None:
+    lines = Path("images/train.csv").read_text().splitlines(keepends=True)
+    Path("images/train.csv").write_text("".join(lines[:-1]))
+    assert bench.fault(pretrain.main, ARGV) == (
+        "images/train.npy: has 16 images, but train.csv has 15 rows; "
+        "delete the folder and run `dvc repro` to make it again"
+    )
+
+
+def test_a_loss_that_is_no_number_ends_it(bench: Any) -> None:
+    bench.params(pretrain__lr=1e30, pretrain__warmup_epochs=0.0)
+    assert bench.fault(pretrain.main, ARGV) == (
+        "pretrain: the loss is not a number after epoch 1; lower pretrain.lr"
+    )
+
+
+def test_state_is_kept_as_it_was_given(bench: Any) -> None:
+    state = StageState("pretrain", dict, [], interval_seconds=0)
+    content = {
+        "weights": {"a": torch.arange(6).view(2, 3), "b": torch.zeros((), dtype=torch.long)},
+        "history": [{"epoch": 1, "loss": 0.1 + 0.2}],
+        "numbers": {0: torch.ones(2), 1: None},
+        "flag": True,
+    }
+    state.save(content)
+    loaded = state.load()
+    assert torch.equal(loaded["weights"]["a"], content["weights"]["a"])
+    assert loaded["weights"]["b"].dtype == torch.long
+    assert loaded["history"] == content["history"]
+    assert list(loaded["numbers"]) == [0, 1]
+    assert loaded["numbers"][1] is None
+    assert loaded["flag"] is True
+    state.finish()
+    assert bench.saved_states() == []
+
+
+def test_the_state_lies_with_the_repository_and_not_with_a_copy_of_it(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC runs queued experiments in copies that it throws away, and names the repository in DVC_ROOT."""
+    monkeypatch.setenv("DVC_ROOT", str(bench.folder / "main"))
+    bench.interrupt(pretrain.main, ARGV, 1, monkeypatch)
+    assert list((bench.folder / "main/.state/pretrain").glob("*/state.safetensors"))
+    assert not (bench.folder / ".state").exists()

@@ -1,0 +1,217 @@
+"""`train` through its command line: files, switches, resuming, and every mistake that it knows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stages import train
+from stages.segmentation.network import load_segmenter
+
+OUTPUTS = ("segmenter.safetensors", "history.csv", "train.json")
+ARGV = ["--images", "images", "--views", "kept_views.npy", "--backbone", "backbone.safetensors"]
+ARGV += ["--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
+FIGURES = ["loss", "within", "cross", "image_loss", "image_accuracy", "effective_clusters"]
+
+
+@pytest.fixture
+def ready(bench: Any) -> Any:
+    """All that `train` reads."""
+    bench.write_backbone()
+    bench.write_kept_views()
+    return bench
+
+
+def test_writes_segmenter_history_and_metrics(ready: Any) -> None:
+    train.main(ARGV)
+    segmenter, about = load_segmenter(Path(OUTPUTS[0]))
+    assert not segmenter.training
+    assert about["size_px"] == 32
+    assert (about["fpn_dim"], about["feature_stride"]) == (8, 2)
+    tensors, _ = ready.tensors(OUTPUTS[0])
+    assert not [name for name in tensors if name.startswith("image_head")]
+    assert all(torch.isfinite(value).all() for value in tensors.values())
+    with torch.no_grad():
+        feature = segmenter(torch.rand(2, 3, 32, 32))
+    assert feature.shape == (2, 8, 16, 16)
+    torch.testing.assert_close(feature.norm(dim=1), torch.ones(2, 16, 16))
+    history = pd.read_csv(OUTPUTS[1])
+    assert list(history.columns) == ["epoch", *FIGURES]
+    assert history["epoch"].tolist() == [1, 2]
+    assert np.isfinite(history.to_numpy()).all()
+    weights = ready.read("train").train
+    expected = (history["within"] + history["cross"]) / 2 + weights.image_loss.weight * history["image_loss"]
+    np.testing.assert_allclose(history["loss"], expected, rtol=1e-4)
+    metrics = json.loads(Path(OUTPUTS[2]).read_text())
+    assert list(metrics) == ["train"]
+    assert list(metrics["train"]) == ["epoch", *FIGURES]
+
+
+def test_every_part_of_the_network_learns(ready: Any) -> None:
+    train.main(ARGV)
+    trained = ready.tensors(OUTPUTS[0])[0]
+    backbone = ready.tensors("backbone.safetensors")[0]
+    moved = [name for name, value in backbone.items() if not torch.equal(trained[f"backbone.{name}"], value)]
+    assert {name for name in backbone if name.endswith("weight")} <= set(moved)
+    settings = ready.read("train").train.context
+    for name in ("appearance_weight", "proximity_weight", "position_bandwidth", "color_bandwidth"):
+        assert float(trained[f"context.log_kernel.{name}"]) != pytest.approx(
+            float(np.log(getattr(settings, name))), abs=1e-6
+        )
+    assert trained["context.value.weight"].abs().max() > 0
+
+
+def test_without_guidance_the_views_decide_nothing(ready: Any) -> None:
+    ready.params(train__image_loss__weight=0.0)
+    train.main(ARGV)
+    history = pd.read_csv(OUTPUTS[1])
+    assert (history["image_loss"] == 0).all()
+    assert (history["image_accuracy"] == 0).all()
+    first = ready.hashes(*OUTPUTS)
+    np.save("kept_views.npy", np.full((16, 6), -1, np.int32))
+    train.main(ARGV)
+    assert ready.hashes(*OUTPUTS) == first
+
+
+def test_images_without_a_kept_view_give_no_guidance(ready: Any) -> None:
+    np.save("kept_views.npy", np.full((16, 6), -1, np.int32))
+    train.main(ARGV)
+    assert (pd.read_csv(OUTPUTS[1])["image_loss"] == 0).all()
+
+
+def test_without_context_there_is_no_module(ready: Any) -> None:
+    ready.params(train__context__similarity="none")
+    train.main(ARGV)
+    assert not [name for name in ready.tensors(OUTPUTS[0])[0] if name.startswith("context")]
+    segmenter, _ = load_segmenter(Path(OUTPUTS[0]))
+    assert segmenter.context is None
+
+
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"train__context__combine": "sum"},
+    {"train__context__norm": "softmax"},
+    {"train__context__similarity": "raw"},
+    {"train__context__similarity": "cnn"},
+    {"train__context__start": "random"},
+    {"train__image_loss__head": "classical"},
+    {"train__pixel_loss__balance": "frequency"},
+    {"train__pixel_loss__balance": "inverse"},
+    {"train__feature_stride": 4},
+    {"precision": "bfloat16"},
+]
+
+
+def test_every_switch_runs_and_gives_a_result_of_its_own(ready: Any) -> None:
+    results = {}
+    for changes in SWITCHES:
+        ready.params(train__epochs=1, **changes)
+        train.main(ARGV)
+        assert np.isfinite(pd.read_csv(OUTPUTS[1]).to_numpy()).all(), changes
+        content = ready.tensors(OUTPUTS[0])[0]
+        results[str(changes)] = content["decoder.lateral.0.weight"].numpy().tobytes()
+    assert len(set(results.values())) == len(SWITCHES)
+
+
+def test_the_same_inputs_give_the_same_bytes_and_leave_no_state(ready: Any) -> None:
+    train.main(ARGV)
+    first = ready.hashes(*OUTPUTS)
+    train.main(ARGV)
+    assert ready.hashes(*OUTPUTS) == first
+    assert ready.saved_states() == []
+
+
+# Two epochs of four batches, and no state at the end of an epoch: three saves in each.
+@pytest.mark.parametrize("after", [1, 3, 4])
+def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: int
+) -> None:
+    train.main(ARGV)
+    uninterrupted = ready.hashes(*OUTPUTS)
+    for path in OUTPUTS:
+        Path(path).unlink()
+    ready.interrupt(train.main, ARGV, after, monkeypatch)
+    assert not any(Path(path).exists() for path in OUTPUTS)
+    capsys.readouterr()
+    train.main(ARGV)
+    assert "train: going on from the state saved in" in capsys.readouterr().out
+    assert ready.hashes(*OUTPUTS) == uninterrupted
+    assert ready.saved_states() == []
+
+
+@pytest.mark.parametrize("change", ["params", "views", "backbone"])
+def test_the_state_of_other_params_or_inputs_is_not_used(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    ready.interrupt(train.main, ARGV, 1, monkeypatch)
+    if change == "params":
+        ready.params(train__lr=0.01)
+    elif change == "views":
+        np.save("kept_views.npy", np.load("kept_views.npy")[::-1].copy())
+    else:
+        path = Path("backbone.safetensors")
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(bytes(content))
+    capsys.readouterr()
+    train.main(ARGV)
+    assert "going on from" not in capsys.readouterr().out
+
+
+def test_views_of_other_images_are_refused(ready: Any) -> None:
+    ready.write_kept_views(count=15)
+    assert ready.fault(train.main, ARGV) == (
+        "kept_views.npy: speaks of 15 images, but images has 16; run `dvc repro`"
+    )
+
+
+def test_a_batch_that_is_larger_than_the_data_is_refused(ready: Any) -> None:
+    ready.params(train__batch_size=17)
+    assert ready.fault(train.main, ARGV) == (
+        "params.yaml: train.batch_size: 17 is more than the 16 training images; lower it, or add images"
+    )
+
+
+def test_a_sample_that_is_smaller_than_a_batch_is_taken_whole_or_refused(ready: Any) -> None:
+    """`sample_images` below `batch_size` must not end in a division by zero."""
+    ready.params(train__batch_size=8, train__clustering__sample_images=4)
+    train.main(ARGV)
+    assert Path(OUTPUTS[0]).exists()
+
+
+def test_a_backbone_of_another_architecture_is_refused(ready: Any) -> None:
+    ready.params(backbone__width=16)
+    assert ready.command_fault("train", ARGV) == (
+        "error: backbone.safetensors: holds {'arch': 'resnet18', 'stem_stride': 2, 'width': 8}, but "
+        "params.yaml says backbone: {'arch': 'resnet18', 'width': 16, 'stem_stride': 2}; "
+        "run `dvc repro` to pretrain this one\n"
+    )
+
+
+def test_a_truncated_backbone_is_named(ready: Any) -> None:
+    path = Path("backbone.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    message = ready.fault(train.main, ARGV)
+    assert message.startswith("backbone.safetensors: not a safetensors file of this project (")
+    assert message.endswith("); delete it and run `dvc repro` to make it again")
+
+
+def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any) -> None:
+    ready.params(device="cuda:0")
+    assert ready.fault(train.main, ARGV) == (
+        f"params.yaml: device: 'cuda:0' needs a CUDA GPU, and torch {torch.__version__} sees none; "
+        "set device: auto or cpu, or install the driver"
+    )
+
+
+def test_a_loss_that_is_no_number_ends_it(ready: Any) -> None:
+    ready.params(train__lr=1e30)
+    message = ready.fault(train.main, ARGV)
+    assert message in {
+        "train: the loss is not a number after epoch 1; lower train.lr",
+        "k-means: the features hold values that are not finite; the network has diverged",
+    }
