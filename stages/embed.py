@@ -4,11 +4,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from stages.dataset.store import open_images
+from stages.imaging.pyramid import VIEWS
 from stages.imaging.source import ImageSource
 from stages.nets.checkpoint import load_backbone
 from stages.pyramid.embedding import embed_views
-from stages.runtime.artefacts import write_array
+from stages.runtime.artefacts import writable_array
 from stages.runtime.device import choose_device
 from stages.runtime.errors import run
 from stages.runtime.params import load
@@ -33,15 +36,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = load_backbone(args.backbone, params.backbone)
     device = choose_device(load(args.params, "device").device)
     images = ImageSource(open_images(args.images, "train"), device)
-    embeddings = embed_views(
-        backbone,
-        images,
-        params.embed,
-        crop_ratio=params.crop_ratio,
-        size_px=params.size_px,
-        precision=params.precision,
-    )
-    write_array(args.out, embeddings)
+    shape = (len(images), len(VIEWS), backbone.channels[-1])
+    with writable_array(args.out, np.float32, shape) as embeddings:
+        embed_views(
+            backbone,
+            images,
+            embeddings,
+            params.embed,
+            crop_ratio=params.crop_ratio,
+            size_px=params.size_px,
+            precision=params.precision,
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     params = load(args.params, *KEYS)
-    embeddings = read_array(args.embeddings)
+    embeddings = read_array(args.embeddings, memory_map=True)
     num_images, num_views, _ = embeddings.shape
     views = embeddings.reshape(num_images * num_views, -1)
     fitted = embeddings[:, 0] if params.label.fit_views == "whole" else views

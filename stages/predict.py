@@ -8,7 +8,7 @@ import numpy as np
 
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
-from stages.runtime.artefacts import atomic_path
+from stages.runtime.artefacts import writable_array
 from stages.runtime.device import choose_device, place
 from stages.runtime.errors import run
 from stages.runtime.params import load
@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(load(args.params, "device").device)
     images = ImageSource(open_images(args.images, "val"), device)
     side = params.size_px // segmenter.feature_stride
-    with atomic_path(args.out) as temporary:
-        shape = (len(images), len(centroids), side, side)
-        scores = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+    with writable_array(args.out, np.float16, (len(images), len(centroids), side, side)) as scores:
         score_images(
             place(segmenter, device),
             images,
@@ -53,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             batch_size=params.predict.batch_size,
             precision=params.precision,
         )
-        scores.flush()
 
 
 if __name__ == "__main__":

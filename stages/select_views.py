@@ -9,7 +9,7 @@ import numpy as np
 from stages.clustering.agreement import effective_clusters
 from stages.imaging.pyramid import VIEWS
 from stages.runtime.artefacts import write_array, write_json
-from stages.runtime.errors import run
+from stages.runtime.errors import UserError, run
 from stages.runtime.params import load
 from stages.runtime.progress import say
 from stages.runtime.tensors import read_tensors
@@ -41,14 +41,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         pool=params.select_views.pool,
         scope=params.select_views.scope,
     )
+    if not kept.any():
+        raise UserError(
+            f"params.yaml: select_ratio: {params.select_ratio} keeps none of the {score.size} views; raise it"
+        )
     figures = {
         "kept_views": int(kept.sum()),
         "guided_images_share": float(kept.any(axis=1).mean()),
         "effective_clusters": effective_clusters(pseudo_label[kept]),
         "lowest_score": float(score[kept].min()),
-        **{f"kept_share {name}": float(share) for name, share in zip(VIEWS, kept.mean(axis=0), strict=True)},
+        "kept_share": dict(zip(VIEWS, kept.mean(axis=0).tolist(), strict=True)),
     }
-    say("select_views", **figures)
+    say("select_views", **{name: value for name, value in figures.items() if name != "kept_share"})
     write_array(args.out, np.where(kept, pseudo_label, -1).astype(np.int32))
     write_json(args.metrics, {"select_views": figures})
 

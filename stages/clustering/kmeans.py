@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from stages.runtime.errors import UserError
 
 PROBE_POINTS = 64
+CHUNK_POINTS = 1 << 16  # that are assigned at once, so that memory stays bounded
 
 
 def spherical_kmeans(
@@ -60,9 +61,13 @@ def assign(
     points: Float[np.ndarray, "N D"], centroids: Float[np.ndarray, "K D"]
 ) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """The nearest centroid by cosine, and the cosine; equal distances go to the lower cluster id."""
-    similarity = points @ centroids.T
-    nearest = similarity.argmax(axis=1)
-    return nearest, similarity[np.arange(len(points)), nearest]
+    nearest = np.empty(len(points), dtype=np.int64)
+    cosine = np.empty(len(points), dtype=np.float32)
+    for start in range(0, len(points), CHUNK_POINTS):
+        rows = slice(start, start + CHUNK_POINTS)
+        similarity = points[rows] @ centroids.T
+        nearest[rows], cosine[rows] = similarity.argmax(axis=1), similarity.max(axis=1)
+    return nearest, cosine
 
 
 @functools.cache

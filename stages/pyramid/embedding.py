@@ -17,22 +17,29 @@ from stages.runtime.schema import Embed
 
 @torch.no_grad()
 def embed_views(
-    backbone: ResNet, images: ImageSource, settings: Embed, *, crop_ratio: float, size_px: int, precision: str
-) -> Float[np.ndarray, "N 6 D"]:
-    """Unit features of all six views of every image.
+    backbone: ResNet,
+    images: ImageSource,
+    embeddings: Float[np.ndarray, "N 6 D"],
+    settings: Embed,
+    *,
+    crop_ratio: float,
+    size_px: int,
+    precision: str,
+) -> None:
+    """Fill `embeddings`, usually a memory map, with unit features of all six views of every image.
 
     Each view is resized and its centre taken, as the self-supervised models are evaluated (A.1).
 
     Args:
         backbone: the pretrained trunk; used in evaluation mode.
         images: N of them.
+        embeddings: float32.
         settings: batch size and centre ratio.
         crop_ratio: side of the five crops.
         size_px: side at which the trunk sees a view.
         precision: of the forward pass.
     """
     backbone = place(backbone, images.device).eval()
-    embeddings = np.empty((len(images), len(VIEWS), backbone.channels[-1]), dtype=np.float32)
     batches = in_order(len(images), settings.batch_size)
     for rows, image in zip(track(batches, "embed", unit="batch"), images.batches(batches), strict=True):
         for view in range(len(VIEWS)):
@@ -41,4 +48,3 @@ def embed_views(
             with autocast(images.device, precision):
                 feature = global_feature(backbone(normalise(crop)).layer4)
             embeddings[rows.numpy(), view] = F.normalize(feature, dim=1).cpu().numpy()
-    return embeddings

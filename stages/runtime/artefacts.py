@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import DTypeLike
 
 from stages.runtime.errors import UserError
 
@@ -82,6 +83,15 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Write one array as .npy."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+@contextmanager
+def writable_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """A new .npy array as a memory map to fill; it takes its name when the block succeeds."""
+    with atomic_path(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        yield array
+        array.flush()
 
 
 def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:

@@ -65,7 +65,8 @@ def _fit(params: Any, folder: Path) -> None:
     params["prepare"]["manifest_sha256"] = manifest_sha256(folder)
     num_images, pretrain, train = len(data.train), params["pretrain"], params["train"]
     print(
-        f"{folder}: {num_images} training images, {len(data.val)} for validation, {len(data.class_names)} classes"
+        f"{folder}: {num_images} training images, {len(data.val)} for validation, "
+        f"{len(data.class_names)} named classes"
     )
     if data.class_names:
         _set(params, "pixel_k", max(2, len(data.class_names)), "the number of true classes (5.1)")
