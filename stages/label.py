@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     params = load(args.params, *KEYS)
     embeddings = read_array(args.embeddings, memory_map=True)
+    if embeddings.ndim != 3:
+        raise UserError(
+            f"{args.embeddings}: expected [images, views, features], got {list(embeddings.shape)}"
+        )
     num_images, num_views, _ = embeddings.shape
     views = embeddings.reshape(num_images * num_views, -1)
     fitted = embeddings[:, 0] if params.label.fit_views == "whole" else views

@@ -10,7 +10,7 @@ from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
 from stages.runtime.artefacts import writable_array
 from stages.runtime.device import choose_device, place
-from stages.runtime.errors import run
+from stages.runtime.errors import UserError, run
 from stages.runtime.params import load
 from stages.runtime.tensors import read_tensors
 from stages.segmentation.inference import score_images
@@ -38,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     params = load(args.params, *KEYS)
     segmenter, _ = load_segmenter(args.segmenter)
-    centroids = read_tensors(args.centroids)[0]["centroids"]
+    centroids = read_tensors(args.centroids, "centroids")[0]["centroids"]
+    if centroids.shape[1] != segmenter.decoder.dim:
+        raise UserError(
+            f"{args.centroids}: centroids have {centroids.shape[1]} features, but those of {args.segmenter} "
+            f"have {segmenter.decoder.dim}; run `dvc repro cluster`"
+        )
     device = choose_device(load(args.params, "device").device)
     images = ImageSource(open_images(args.images, "val"), device)
     side = params.size_px // segmenter.feature_stride

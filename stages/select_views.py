@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     params = load(args.params, *KEYS)
-    tensors, _ = read_tensors(args.labels)
+    tensors, _ = read_tensors(args.labels, "score", "pseudo_label")
     score, pseudo_label = tensors["score"].numpy(), tensors["pseudo_label"].numpy()
     kept = select(
         score,

@@ -104,7 +104,7 @@ class Pretraining:
             lr = self._set_lr(self._epoch * num_steps + self._step, num_steps)
             self._sums += self._train_step(batch)
             self._step += 1
-            if state.is_due():
+            if state.is_due() and self._step < num_steps:
                 state.save(self._saved())
         figures = dict(zip(FIGURES, (self._sums / num_steps).tolist(), strict=True))
         if not torch.isfinite(self._sums).all():

@@ -17,6 +17,7 @@ class FPN(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], dim: int) -> None:
         super().__init__()
+        self.dim = dim
         self.lateral = nn.ModuleList(nn.Conv2d(inputs, dim, 1) for inputs in channels)
 
     def forward(self, maps: FeatureMaps) -> Float[Tensor, "N D H W"]:

@@ -38,6 +38,8 @@ def read(path: Path) -> Params:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; write one with `make preset NAME=demo`") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a file of settings") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
@@ -76,7 +78,7 @@ def _fault(detail: ErrorDetails, raw: dict[str, Any]) -> str:
         return f"{key}: expected {TYPES[kind]}, got {value!r}"
     if kind == "value_error":
         message = str(context["error"])
-        return f"{key}.{message}" if key else message
+        return f"{key}: {message}" if isinstance(value, list) else f"{key}.{message}" if key else message
     return f"{key}: {_rule(detail)}, got {value!r}"
 
 

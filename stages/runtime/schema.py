@@ -4,9 +4,10 @@ One module for the whole file, so that the first stage finds a fault in the last
 default and no number that reaches a result, so an edit here invalidates no stage.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -15,10 +16,24 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 
+def _low_first(bounds: list[float]) -> list[float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"must be [low, high], got {bounds}")
+    return bounds
+
+
+FractionRange = Annotated[
+    list[PositiveFraction], Field(min_length=2, max_length=2), AfterValidator(_low_first)
+]
+Range = Annotated[list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(_low_first)]
+
+
 class Section(BaseModel):
     """A part of params.yaml: frozen, complete, and nothing beside what is named."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Backbone(Section):
@@ -27,6 +42,13 @@ class Backbone(Section):
     arch: Literal["resnet18", "resnet50"]
     width: Count
     stem_stride: Literal[1, 2, 4]
+
+    @field_validator("stem_stride", mode="before")
+    @classmethod
+    def _no_bool(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # True == 1, so the choice alone would take it
+            raise PydanticCustomError("int_type", "an int")
+        return value
 
 
 class Demo(Section):
@@ -64,7 +86,7 @@ class Photometric(Section):
     hue: Annotated[float, Field(ge=0, le=0.5)]
     gray_probability: Fraction
     blur_probability: Fraction
-    blur_sigma_px: Annotated[list[NonNegative], Field(min_length=2, max_length=2)]
+    blur_sigma_px: Range
     blur_reference_px: Count
 
 
@@ -75,7 +97,7 @@ class Pretrain(Section):
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=2)]
     image_px: Annotated[int, Field(ge=16)]
-    crop_area: Annotated[list[PositiveFraction], Field(min_length=2, max_length=2)]
+    crop_area: FractionRange
     optimizer: Literal["sgd", "adamw"]
     lr: Positive
     weight_decay: NonNegative
@@ -178,7 +200,7 @@ class Train(Section):
     weight_decay: NonNegative
     fpn_dim: Count
     feature_stride: Count
-    crop_side: Annotated[list[PositiveFraction], Field(min_length=2, max_length=2)]
+    crop_side: FractionRange
     flip_probability: Fraction
     photometric: Photometric
     clustering: PixelClustering

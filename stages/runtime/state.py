@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from stages.runtime.errors import UserError
 from stages.runtime.tensors import read_tensors, write_tensors
 
 HASH_CHUNK = 1 << 24
+NEUTRAL = {f"stages.runtime.{name}" for name in ("errors", "params", "progress", "schema", "state")}
 
 
 class StageState:
@@ -104,7 +106,7 @@ class StageState:
         sources = {
             name: _hash_file(Path(str(module.__file__)))
             for name, module in sorted(sys.modules.items())
-            if name.startswith("stages.") and not name.startswith("stages.runtime.")
+            if _decides(name, module)
         }
         decided_by = {
             "argv": sys.argv[1:],
@@ -116,6 +118,13 @@ class StageState:
             "inputs": {str(path): _hash_input(path) for path in self._inputs},
         }
         return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
+
+
+def _decides(name: str, module: ModuleType) -> bool:
+    """Whether a loaded module is code of ours that decides the result; the script itself is `__main__`."""
+    spec = getattr(module, "__spec__", None)
+    name = spec.name if name == "__main__" and spec else name
+    return name.startswith("stages.") and name not in NEUTRAL and bool(module.__file__)
 
 
 def _hash_input(path: Path) -> str:

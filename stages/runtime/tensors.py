@@ -26,15 +26,18 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
         )
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_tensors(path: Path, *needed: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote: the tensors, on the CPU, and `about`.
 
     Raises:
-        UserError: the file is missing, truncated or not safetensors of this project.
+        UserError: the file is missing, truncated, not of this project, or lacks a tensor that is `needed`.
     """
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise UserError(unreadable(path, "a safetensors file of this project", error)) from error
+    if missing := [name for name in needed if name not in tensors]:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; delete it and run `dvc repro` to make it again")
+    return tensors, about

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stages.runtime.schema import Context
 
 EPSILON = 1e-6
+KERNEL_BOUNDS = (0.02, 2.0)  # narrower than a pixel or wider than the image, a kernel says nothing
 
 
 def cosine_similarity(feature: Float[Tensor, "N P D"]) -> Float[Tensor, "N P P"]:
@@ -120,7 +121,7 @@ class ContextModule(nn.Module):
 
     def raw_similarity(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N P P"]:
         """f^r = w1 f^a + w2 f^p (Eq. 7)."""
-        kernel = {name: value.exp() for name, value in self.log_kernel.items()}
+        kernel = {name: value.exp().clamp(*KERNEL_BOUNDS) for name, value in self.log_kernel.items()}
         rows, columns = (torch.arange(side, device=image.device) / side for side in image.shape[2:])
         position = torch.cartesian_prod(rows, columns)
         appearance = appearance_kernel(

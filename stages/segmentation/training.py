@@ -108,12 +108,14 @@ class Training:
         self._frozen.load_state_dict(self._segmenter.state_dict())
         self._frozen.train()
         samples = self._sample_pixels(images)
-        self._clusters = [self._cluster_view(sample, view) for view, sample in enumerate(samples)]
+        clustered = [self._cluster_view(sample, view) for view, sample in enumerate(samples)]
+        self._clusters = [clusters for clusters, _ in clustered]
+        self._effective_clusters = min(effective for _, effective in clustered)
 
     @torch.no_grad()
     def _sample_pixels(self, images: ImageSource) -> tuple[Float[Tensor, "P D"], Float[Tensor, "P D"]]:
         clustering, size = self._settings.clustering, self._settings.batch_size
-        num_images = min(clustering.sample_images, len(images)) // size * size
+        num_images = max(size, min(clustering.sample_images, len(images)) // size * size)
         per_image = max(1, clustering.sample_pixels // num_images)
         order = torch_generator(self._seed, "train", "sample", self._epoch)
         batches = shuffled(len(images), size, order)[: num_images // size]
@@ -134,7 +136,8 @@ class Training:
                 pixels.append(chosen.transpose(1, 2).flatten(0, 1).cpu())
         return torch.cat(taken[0]), torch.cat(taken[1])
 
-    def _cluster_view(self, pixels: Float[Tensor, "P D"], view: int) -> ViewClusters:
+    def _cluster_view(self, pixels: Float[Tensor, "P D"], view: int) -> tuple[ViewClusters, float]:
+        """The clusters of one view, and how many of them are really used."""
         clustering = self._settings.clustering
         centroids = torch.from_numpy(
             spherical_kmeans(
@@ -147,9 +150,9 @@ class Training:
             )
         )
         assignment = (pixels @ centroids.T).argmax(1)
-        self._effective_clusters = effective_clusters(assignment.numpy())
         weight = cluster_weights(assignment, self._pixel_k, self._settings.pixel_loss.balance)
-        return ViewClusters(centroids.to(self._device), weight.to(self._device))
+        clusters = ViewClusters(centroids.to(self._device), weight.to(self._device))
+        return clusters, effective_clusters(assignment.numpy())
 
     def _run_epoch(self, images: ImageSource, kept_views: Int[Tensor, "N V"], state: StageState) -> None:
         order = torch_generator(self._seed, "train", "order", self._epoch)

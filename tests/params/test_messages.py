@@ -41,7 +41,7 @@ VALUES = [
     ("precision", "float16", "expected one of 'float32' or 'bfloat16', got 'float16'"),
     ("backbone.stem_stride", 3, "expected one of 1, 2 or 4, got 3"),
     ("backbone.stem_stride", "2", "expected one of 1, 2 or 4, got '2'"),
-    ("backbone.stem_stride", True, "expected one of 1, 2 or 4, got True"),
+    ("backbone.stem_stride", True, "expected int, got True"),
     ("seed", True, "expected int, got True"),
     ("seed", 1.5, "expected int, got 1.5"),
     ("seed", "3", "expected int, got '3'"),
@@ -61,7 +61,6 @@ VALUES = [
     ("pixel_k", 256, "must be <= 255, got 256"),
     ("pretrain.lr", 0, "must be > 0.0, got 0"),
     ("pretrain.lr", -1.0, "must be > 0.0, got -1.0"),
-    ("pretrain.lr", float("nan"), "must be > 0.0, got nan"),
     ("select_ratio", 1.5, "must be <= 1.0, got 1.5"),
     ("crop_ratio", 1.0, "must be < 1.0, got 1.0"),
     ("pretrain.photometric.hue", 0.6, "must be <= 0.5, got 0.6"),
@@ -85,9 +84,12 @@ def test_a_value_that_breaks_a_rule(tmp_path: Path, key: str, value: object, exp
     assert _fault(path) == f"{path}:\n  {key}: {expected}"
 
 
-def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    path = write_params(tmp_path / "params.yaml", {"train.lr": float("inf")})
-    assert _fault(path).startswith(f"{path}:\n  train.lr: ")
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", ["train.lr", "pretrain.photometric.contrast"])
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path, key: str, value: str) -> None:
+    path = write_params(tmp_path / "params.yaml", {key: float(value)})
+    assert _fault(path).startswith(f"{path}:\n  {key}: ")
+    assert _fault(path).endswith(f", got {value}")
 
 
 def test_an_item_of_a_list_is_named_by_its_place(tmp_path: Path) -> None:

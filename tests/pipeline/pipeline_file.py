@@ -10,9 +10,9 @@ from ruamel.yaml import YAML
 
 from tests.datasets import REPOSITORY
 
-# Code that changes no result: reading and checking settings, errors, progress, state, choice of device.
+# Code that changes no result: reading and checking settings, errors, progress, state.
 NEUTRAL = tuple(
-    f"stages/runtime/{name}.py" for name in ("device", "errors", "params", "progress", "schema", "state")
+    f"stages/runtime/{name}.py" for name in ("errors", "params", "progress", "schema", "state")
 )
 NEUTRAL_KEYS = ("device", "runtime")
 # What is read beside code: template of the page.
