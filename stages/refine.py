@@ -9,7 +9,7 @@ import numpy as np
 from stages.crf.parallel import Job, refine_all
 from stages.dataset.store import open_images
 from stages.imaging.score_maps import open_scores
-from stages.runtime.artefacts import atomic_path
+from stages.runtime.artefacts import writable_array
 from stages.runtime.errors import run
 from stages.runtime.params import load
 from stages.runtime.progress import say, track
@@ -21,9 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load(args.params, "refine", "runtime")
     images = open_images(args.images, "val")
     scores = open_scores(args.predictions, len(images))
-    with atomic_path(args.out) as temporary:
-        np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=images.shape[:3]).flush()
-        job = Job(args.images / "val.npy", args.predictions, temporary, params.refine)
+    with writable_array(args.out, np.uint8, images.shape[:3]) as refined:
+        job = Job(args.images / "val.npy", args.predictions, Path(str(refined.filename)), params.refine)
         finished = refine_all(job, len(images), params.runtime.num_workers)
         for _ in track(finished, "refine", total=len(images), unit="image"):
             pass

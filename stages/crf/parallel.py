@@ -1,7 +1,6 @@
 """The CRF over many images: one process a core, and in the memory of each no more than one image."""
 
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +13,7 @@ import torch
 
 from stages.crf.dense_crf import probabilities, refine_image
 from stages.runtime.artefacts import read_array
+from stages.runtime.cores import count_cores
 from stages.runtime.errors import UserError
 from stages.runtime.schema import Refine
 
@@ -43,7 +43,7 @@ def refine_all(job: Job, num_images: int, num_workers: int) -> Iterator[None]:
     Raises:
         UserError: a worker was killed.
     """
-    workers = min(num_workers or len(os.sched_getaffinity(0)), num_images)
+    workers = min(num_workers or count_cores(), num_images)
     if workers <= 1:
         yield from map(partial(_refine_one, job), range(num_images))
         return

@@ -1,7 +1,6 @@
 """Packing: every image is decoded once, checked, hashed and written to its place, in parallel."""
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 from stages.dataset.source import Decode, Decoded, Item, RawFile
 from stages.dataset.truth import IGNORED
 from stages.dataset.working_size import square_image, square_labels
+from stages.runtime.cores import count_cores
 from stages.runtime.errors import UserError
 
 CHUNK_IMAGES = 16
@@ -83,7 +83,7 @@ def pack(jobs: Sequence[Job], num_workers: int) -> Iterator[Packed]:
         for job in jobs
         for start in range(0, len(job.items), CHUNK_IMAGES)
     ]
-    workers = min(num_workers or _cores(), len(chunks))
+    workers = min(num_workers or count_cores(), len(chunks))
     if workers <= 1:
         for job, rows in chunks:
             yield from _pack_chunk(job.work, rows, job.items[rows.start : rows.stop])
@@ -103,11 +103,6 @@ def pack(jobs: Sequence[Job], num_workers: int) -> Iterator[Packed]:
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    """Cores that this process may use, where the system says so."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pack_chunk(work: Work, rows: range, items: Sequence[Item]) -> list[Packed]:

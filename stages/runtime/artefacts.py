@@ -86,7 +86,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 @contextmanager
-def writable_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+def writable_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterator[np.memmap]:
     """A new .npy array as a memory map to fill; it takes its name when the block succeeds."""
     with atomic_path(path) as temporary:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
