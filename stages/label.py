@@ -12,6 +12,7 @@ from stages.clustering.kmeans import assign, spherical_kmeans
 from stages.runtime.artefacts import read_array, write_json
 from stages.runtime.device import choose_device
 from stages.runtime.errors import UserError, run
+from stages.runtime.fit import check_data_size
 from stages.runtime.params import load
 from stages.runtime.progress import say
 from stages.runtime.seeds import faiss_seed
@@ -40,13 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.embeddings}: expected [images, views, features], got {list(embeddings.shape)}"
         )
     num_images, num_views, _ = embeddings.shape
+    check_data_size(args.params, num_images)
     views = embeddings.reshape(num_images * num_views, -1)
     fitted = embeddings[:, 0] if params.label.fit_views == "whole" else views
-    if params.global_k > len(fitted):
-        raise UserError(
-            f"params.yaml: global_k: {params.global_k} clusters need at least as many views, but there are "
-            f"{len(fitted)} (label.fit_views: {params.label.fit_views}); lower global_k, or add images"
-        )
     device = choose_device(load(args.params, "device").device)
     runs = []
     for attempt in range(2):

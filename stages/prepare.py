@@ -19,6 +19,7 @@ from stages.dataset.store import COLUMNS
 from stages.dataset.truth import IGNORED, write_class_names
 from stages.runtime.artefacts import atomic_folder, write_csv, write_json
 from stages.runtime.errors import UserError, raise_faults, run
+from stages.runtime.fit import check_data_size
 from stages.runtime.params import load
 from stages.runtime.progress import say, track
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     params = load(args.params, "size_px", "prepare", "runtime")
     data = _list(params.prepare)
+    check_data_size(args.params, len(data.train))
     _check_disk_space(args.images, data, params)
     with atomic_folder(args.images) as images, atomic_folder(args.truth) as truth:
         train = Work(data.decode, images / "train.npy", None, params.prepare.train_px)

@@ -4,13 +4,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.contrast.pretraining import Pretraining, check_against_data
+from stages.contrast.pretraining import Pretraining
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
 from stages.nets.checkpoint import save_backbone
 from stages.runtime.artefacts import write_csv, write_json
 from stages.runtime.device import choose_device
 from stages.runtime.errors import run
+from stages.runtime.fit import check_data_size
 from stages.runtime.params import load
 from stages.runtime.state import StageState
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
     images = open_images(args.images, "train")
-    check_against_data(params.pretrain, len(images))
+    check_data_size(args.params, len(images))
     device = choose_device(neutral.device)
     state = StageState(
         "pretrain",

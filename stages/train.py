@@ -12,6 +12,7 @@ from stages.nets.checkpoint import load_backbone
 from stages.runtime.artefacts import read_array, write_csv, write_json
 from stages.runtime.device import choose_device, place
 from stages.runtime.errors import UserError, run
+from stages.runtime.fit import check_data_size
 from stages.runtime.params import load
 from stages.runtime.seeds import derive
 from stages.runtime.state import StageState
@@ -41,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
     images, kept_views = open_images(args.images, "train"), read_array(args.views)
-    _check(params.train.batch_size, len(images), len(kept_views), args)
+    if len(kept_views) != len(images):
+        raise UserError(
+            f"{args.views}: speaks of {len(kept_views)} images, but {args.images} has {len(images)}; run `dvc repro`"
+        )
+    check_data_size(args.params, len(images))
     backbone = load_backbone(args.backbone, params.backbone)
     device = choose_device(neutral.device)
     state = StageState(
@@ -75,18 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_csv(args.history, history)
     write_json(args.metrics, {"train": history.iloc[-1].to_dict()})
     state.finish()
-
-
-def _check(batch_size: int, num_images: int, num_kept: int, args: argparse.Namespace) -> None:
-    if num_images != num_kept:
-        raise UserError(
-            f"{args.views}: speaks of {num_kept} images, but {args.images} has {num_images}; run `dvc repro`"
-        )
-    if batch_size > num_images:
-        raise UserError(
-            f"params.yaml: train.batch_size: {batch_size} is more than the {num_images} training images; "
-            "lower it, or add images"
-        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from stages.contrast.views import random_view
 from stages.imaging.source import ImageSource, shuffled
 from stages.nets.resnet import ResNet
 from stages.runtime.device import autocast, place
-from stages.runtime.errors import UserError, raise_faults
+from stages.runtime.errors import UserError
 from stages.runtime.generators import torch_generator
 from stages.runtime.progress import say, track
 from stages.runtime.schema import Backbone, Pretrain
@@ -22,26 +22,6 @@ from stages.runtime.seeds import derive
 from stages.runtime.state import StageState
 
 FIGURES = ("loss", "instance_accuracy", "alignment", "uniformity")
-
-
-def check_against_data(settings: Pretrain, num_images: int) -> None:
-    """Find settings that this data set is too small for, before the first batch.
-
-    Raises:
-        UserError: the batch or the queue does not fit.
-    """
-    faults = []
-    if settings.batch_size > num_images:
-        faults.append(
-            f"params.yaml: pretrain.batch_size: {settings.batch_size} is more than the {num_images} training "
-            "images; lower it, or add images"
-        )
-    if settings.queue_size > num_images:
-        faults.append(
-            f"params.yaml: pretrain.queue_size: {settings.queue_size} is more than the {num_images} training "
-            "images, so an image would be its own negative; half of the images is a good size"
-        )
-    raise_faults(faults)
 
 
 class Pretraining:

@@ -1,7 +1,8 @@
 """Progress of long work: a bar on a terminal, a line every half minute in a log file."""
 
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -11,21 +12,32 @@ LOG_INTERVAL_SECONDS = 30.0
 
 
 def track(items: Iterable[Item], what: str, *, total: int | None = None, unit: str = "it") -> Iterator[Item]:
-    """Yield `items` and show how far the work is, how fast it goes and how long it will take."""
-    is_terminal = sys.stderr.isatty()
-    yield from tqdm(
-        items,
-        desc=what,
-        total=total,
-        unit=unit,
-        mininterval=0.1 if is_terminal else LOG_INTERVAL_SECONDS,
-        # A log gets whole lines, and none for work that is over before the first one is due.
-        bar_format=None
-        if is_terminal
-        else "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}]\n",
-        delay=0.5 if is_terminal else LOG_INTERVAL_SECONDS,
-        leave=False,
-    )
+    """Yield `items` and show how far the work is, how fast it goes and how long it will take.
+
+    Args:
+        items: one for each piece of work.
+        what: its name.
+        total: number of items, where they do not know it themselves.
+        unit: what an item is.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=total, unit=unit, delay=0.5, leave=False)
+    else:
+        yield from _track_in_log(items, what, total, unit)
+
+
+def _track_in_log(items: Iterable[Item], what: str, total: int | None, unit: str) -> Iterator[Item]:
+    """Whole lines, and none for work that is over before the first one is due."""
+    start = shown = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - shown >= LOG_INTERVAL_SECONDS:
+            rate, shown = done / (now - start), now
+            left = f", {(total - done) / rate:.0f} s left" if total else ""
+            print(f"{what}: {done}/{total or '?'} {unit}, {rate:.3g}/s{left}", file=sys.stderr, flush=True)
+        yield item
 
 
 def say(stage: str, **values: object) -> None:

@@ -26,7 +26,9 @@ from stages.runtime.errors import UserError
 from stages.runtime.tensors import read_tensors, write_tensors
 
 HASH_CHUNK = 1 << 24
-NEUTRAL = {f"stages.runtime.{name}" for name in ("cores", "errors", "params", "progress", "schema", "state")}
+NEUTRAL = {
+    f"stages.runtime.{name}" for name in ("cores", "errors", "fit", "params", "progress", "schema", "state")
+}
 
 
 class StageState:

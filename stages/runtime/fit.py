@@ -1,0 +1,38 @@
+"""Settings that a data set is too small for: found before anything is trained."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from stages.runtime.errors import raise_faults
+from stages.runtime.params import read
+from stages.runtime.schema import Params
+
+NUM_VIEWS = 6  # of the pyramid
+
+
+def check_data_size(path: Path, num_images: int) -> None:
+    """Hold params.yaml against the number of training images; changes nothing that a stage computes.
+
+    Raises:
+        UserError: every setting that does not fit.
+    """
+    raise_faults(f"{path}: {fault}" for fault in _faults(read(path), num_images))
+
+
+def _faults(params: Params, num_images: int) -> Iterator[str]:
+    too_many = f"is more than the {num_images} training images"
+    if params.pretrain.batch_size > num_images:
+        yield f"pretrain.batch_size: {params.pretrain.batch_size} {too_many}; lower it, or add images"
+    if params.pretrain.queue_size > num_images:
+        yield (
+            f"pretrain.queue_size: {params.pretrain.queue_size} {too_many}, so an image would be its own "
+            "negative; half of the images is a good size"
+        )
+    views = num_images * (NUM_VIEWS if params.label.fit_views == "all" else 1)
+    if params.global_k > views:
+        yield (
+            f"global_k: {params.global_k} clusters need at least as many views, but there are {views} "
+            f"(label.fit_views: {params.label.fit_views}); lower global_k, or add images"
+        )
+    if params.train.batch_size > num_images:
+        yield f"train.batch_size: {params.train.batch_size} {too_many}; lower it, or add images"
