@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, kept_views = open_images(args.images, "train"), read_array(args.views)
     if len(kept_views) != len(images):
         raise UserError(
-            f"{args.views}: speaks of {len(kept_views)} images, but {args.images} has {len(images)}; run `dvc repro`"
+            f"{args.views}: speaks of {len(kept_views)} images, but {args.images} has {len(images)}; "
+            "run `dvc repro`"
         )
     check_data_size(args.params, len(images))
     backbone = load_backbone(args.backbone, params.backbone)
