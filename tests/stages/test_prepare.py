@@ -18,6 +18,13 @@ from stages.runtime.errors import UserError
 from tests.datasets import CLASS_NAMES, make_folder, write_image, write_params
 
 SIZE_PX, TRAIN_PX = 32, 40
+# What six images are enough for.
+FITTING: dict[str, Any] = {
+    "pretrain.batch_size": 2,
+    "pretrain.queue_size": 2,
+    "train.batch_size": 2,
+    "global_k": 2,
+}
 
 
 @pytest.fixture
@@ -28,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 
 def run(root: Path | None, out: Path, **changes: Any) -> Path:
     """Run prepare on a folder (None: on the demo) into `out`, which is returned."""
-    settings = {"size_px": SIZE_PX, "prepare.train_px": TRAIN_PX, "runtime.num_workers": 1}
+    settings = {"size_px": SIZE_PX, "prepare.train_px": TRAIN_PX, "runtime.num_workers": 1, **FITTING}
     if root is not None:
         settings |= {"prepare.reader": "folder", "prepare.path": str(root)}
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
@@ -53,6 +60,19 @@ def faults(root: Path, out: Path, **changes: Any) -> tuple[str, ...]:
         run(root, out, **changes)
     assert not list(out.glob(".*")), "temporary files are left"
     return caught.value.faults
+
+
+def test_settings_that_the_data_is_too_small_for_are_refused_at_once(root: Path, tmp_path: Path) -> None:
+    found = faults(root, tmp_path / "out", pretrain__batch_size=8, pretrain__queue_size=16, global_k=7)
+    params = tmp_path / "out" / "params.yaml"
+    assert found == (
+        f"{params}: pretrain.batch_size: 8 is more than the 6 training images; lower it, or add images",
+        f"{params}: pretrain.queue_size: 16 is more than the 6 training images, so an image would be its own "
+        "negative; half of the images is a good size",
+        f"{params}: global_k: 7 clusters need at least as many views, but there are 6 (label.fit_views: whole); "
+        "lower global_k, or add images",
+    )
+    assert not (tmp_path / "out" / "images").exists()
 
 
 def test_writes_images_index_truth_and_metrics(

@@ -41,7 +41,7 @@ def test_metrics_describe_what_was_kept(ready: Any) -> None:
         sum(any(row) for row in kept.tolist()) / 16, abs=1e-6
     )
     assert figures["lowest_score"] == pytest.approx(float(tensors["score"].numpy()[kept].min()), abs=1e-6)
-    shares = [figures[f"kept_share {name}"] for name in ("whole", "top left", "top right", "bottom left")]
+    shares = [figures["kept_share"][name] for name in ("whole", "top left", "top right", "bottom left")]
     np.testing.assert_allclose(shares, kept.mean(0)[:4], atol=1e-6)
     assert 1 <= figures["effective_clusters"] <= 4
 
