@@ -16,7 +16,7 @@ from stages.dataset.manifest import hash_files
 from stages.dataset.pack import Job, Packed, Work, create_arrays, pack
 from stages.dataset.source import DataSet
 from stages.dataset.store import COLUMNS
-from stages.dataset.truth import IGNORED, write_class_names
+from stages.dataset.truth import IGNORED, write_classes
 from stages.runtime.artefacts import atomic_folder, write_csv, write_json
 from stages.runtime.errors import UserError, raise_faults, run
 from stages.runtime.fit import check_data_size
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_manifest(params.prepare.manifest_sha256, manifest)
         write_csv(images / "train.csv", _index(results[: len(data.train)]))
         write_csv(images / "val.csv", _index(results[len(data.train) :]))
-        write_class_names(truth, data.class_names)
+        write_classes(truth, data.class_names, data.class_kinds)
         summary = _summary(data, truth / "val.npy", manifest)
     write_json(args.metrics, {"prepare": summary})
     _report(summary, params)

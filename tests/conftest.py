@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from stages.dataset.truth import write_classes
 from tests.datasets import CLASS_NAMES, scene, write_params
 
 # Examples are few and not timed, so that a busy machine makes no test fail.
@@ -158,6 +159,5 @@ def packed(tmp_path: Path) -> Path:
     truth = tmp_path / "truth"
     truth.mkdir()
     np.save(truth / "val.npy", np.stack([labels for _, labels in scenes]))
-    names_json = ", ".join(f'"{name}"' for name in CLASS_NAMES)
-    (truth / "classes.json").write_text(f'{{"classes": [{names_json}], "ignored": 255}}\n')
+    write_classes(truth, CLASS_NAMES)
     return folder

@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from stages.dataset.demo_scenes import CLASSES, PX, SCENES, Scene
+from stages.dataset.demo_scenes import CLASSES, KINDS, PX, SCENES, Scene
 from stages.dataset.demo_stuff import draw_edges, paint_stuff
 from stages.dataset.demo_things import place_things
 from stages.dataset.source import DataSet, Decoded, Item, RawFile
@@ -24,7 +24,7 @@ def list_demo(num_train: int, num_val: int) -> DataSet:
         tuple(Item(f"{index:05d}", f"demo/{split}/{index:05d}") for index in range(count))
         for split, count in (("train", num_train), ("val", num_val))
     )
-    return DataSet(train, val, CLASSES, draw_item)
+    return DataSet(train, val, CLASSES, draw_item, KINDS)
 
 
 def draw_item(item: Item) -> Decoded:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from stages.dataset.demo_objects import DESIGNS
 from stages.dataset.demo_textures import TEXTURES
+from stages.dataset.truth import Kind
 
 CLASSES = (*TEXTURES, *DESIGNS)
+KINDS: tuple[Kind, ...] = tuple("stuff" if name in TEXTURES else "thing" for name in CLASSES)
 PX = 160  # side at which scenes are drawn; packing antialiases them down
 
 

@@ -48,7 +48,7 @@ def list_folder(root: Path) -> DataSet:
         faults += _missing_labels(root, val)
         class_names, other_files = _read_classes(root, faults)
     raise_faults(faults)
-    return DataSet(train, val, class_names, FolderDecoder(root, len(class_names)), other_files)
+    return DataSet(train, val, class_names, FolderDecoder(root, len(class_names)), other_files=other_files)
 
 
 @dataclass(frozen=True)

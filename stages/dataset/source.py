@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from stages.dataset.truth import Kind
+
 
 @dataclass(frozen=True)
 class Item:
@@ -57,6 +59,7 @@ class DataSet:
         train: sorted by id, as is `val`.
         class_names: of the label maps; empty where there are none.
         decode: reads one item, raises UserError with all of its faults; can be sent to another process.
+        class_kinds: thing or stuff, one for each name; empty where the data set does not say.
         other_files: that belong to the data set beside images and label maps.
     """
 
@@ -64,4 +67,5 @@ class DataSet:
     val: tuple[Item, ...]
     class_names: tuple[str, ...]
     decode: Decode
+    class_kinds: tuple[Kind, ...] = ()
     other_files: tuple[RawFile, ...] = ()

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 
-from stages.runtime.artefacts import read_array, read_json, write_json
+from stages.runtime.artefacts import read_array, unreadable, write_csv
 from stages.runtime.errors import UserError
 
+Kind = Literal["thing", "stuff", ""]  # empty: the data set does not say
 IGNORED = 255  # of a label map: pixels that no score counts
+COLUMNS = ("id", "name", "kind")
 REMEDY = "delete the folder and run `dvc repro` to make it again"
 
 
@@ -18,10 +22,12 @@ class Truth:
 
     Attributes:
         class_names: the name of class id i at place i; empty where the data set has no labels.
+        class_kinds: whether class id i is a thing or stuff, likewise; empty text where nobody says.
         maps: class ids uint8 [M, S, S], `IGNORED` where there is none; a read-only memory map.
     """
 
     class_names: tuple[str, ...]
+    class_kinds: tuple[Kind, ...]
     maps: np.ndarray
 
     @property
@@ -30,25 +36,43 @@ class Truth:
         return bool(self.class_names)
 
 
-def write_class_names(folder: Path, class_names: tuple[str, ...]) -> None:
-    """Write classes.json beside the maps (val.npy), which are packed straight into the folder."""
-    write_json(folder / "classes.json", {"classes": list(class_names), "ignored": IGNORED})
+def write_classes(folder: Path, names: tuple[str, ...], kinds: tuple[Kind, ...] = ()) -> None:
+    """Write classes.csv beside the maps (val.npy), which are packed straight into the folder.
+
+    Args:
+        folder: of the truth.
+        names: of class ids 0, 1, ...
+        kinds: one for each name, or none at all.
+    """
+    rows = zip(range(len(names)), names, kinds or [""] * len(names), strict=True)
+    write_csv(folder / "classes.csv", pd.DataFrame(rows, columns=COLUMNS))
 
 
 def read_truth(folder: Path) -> Truth:
-    """Read label maps and class names.
+    """Read label maps, class names and kinds.
 
     Raises:
         UserError: a file is missing or damaged, or is not what `prepare` writes.
     """
-    content = read_json(folder / "classes.json")
+    names, kinds = _read_classes(folder / "classes.csv")
     maps = read_array(folder / "val.npy", memory_map=True)
-    names = content.get("classes") if isinstance(content, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{folder / 'classes.json'}: has no list of class names under 'classes'; {REMEDY}")
     if maps.dtype != np.uint8 or maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
         raise UserError(
             f"{folder / 'val.npy'}: holds {maps.dtype} {list(maps.shape)}, expected square label maps "
             f"uint8 [M, S, S]; {REMEDY}"
         )
-    return Truth(tuple(names), maps)
+    return Truth(names, kinds, maps)
+
+
+def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Kind, ...]]:
+    try:
+        # A class may be called 007, or NA.
+        table = pd.read_csv(path, keep_default_na=False, dtype={"name": str, "kind": str})
+    except (OSError, ValueError) as error:
+        raise UserError(unreadable(path, "a CSV table", error)) from error
+    if tuple(table.columns) != COLUMNS or list(table["id"]) != list(range(len(table))):
+        raise UserError(f"{path}: is no table of {', '.join(COLUMNS)} with ids 0, 1, ...; {REMEDY}")
+    unknown = sorted(set(table["kind"]) - set(get_args(Kind)))
+    if unknown:
+        raise UserError(f"{path}: has the kind {unknown[0]!r}, expected thing, stuff or nothing; {REMEDY}")
+    return tuple(table["name"]), tuple(table["kind"])

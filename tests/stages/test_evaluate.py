@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 
 from stages import evaluate
+from stages.dataset.truth import write_classes
 from stages.runtime.errors import UserError
 
 SIZE = 8
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-NAMES = ["sky", "grass"]
+NAMES = ("sky", "grass")
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     scores = np.eye(3, dtype=np.float16)[clusters].transpose(0, 3, 1, 2)
     (tmp_path / "truth").mkdir()
     np.save(tmp_path / "truth/val.npy", truth)
-    (tmp_path / "truth/classes.json").write_text(json.dumps({"classes": NAMES, "ignored": 255}))
+    write_classes(tmp_path / "truth", NAMES)
     np.save(tmp_path / "predictions.npy", scores)
     np.save(tmp_path / "refined.npy", np.where(truth == 0, 2, 0).astype(np.uint8))
     _write_images(tmp_path / "images")
@@ -107,7 +108,7 @@ def test_colour_and_position_stand_beside_it(folder: Path) -> None:
 def test_without_truth_the_label_free_figures_are_all(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "truth/classes.json").write_text('{"classes": [], "ignored": 255}')
+    write_classes(folder / "truth", ())
     np.save(folder / "truth/val.npy", np.full((2, SIZE, SIZE), 255, np.uint8))
     figures = _run(folder, "raw", "--images", str(folder / "images"))
     assert list(figures["raw"]) == ["clusters_used", "effective_clusters", "largest_cluster_share"]

@@ -12,7 +12,7 @@ from PIL import Image
 from stages import prepare
 from stages.dataset.manifest import manifest_sha256
 from stages.dataset.store import open_images, read_index
-from stages.dataset.truth import IGNORED, read_truth
+from stages.dataset.truth import IGNORED, read_truth, write_classes
 from stages.runtime.artefacts import read_json
 from stages.runtime.errors import UserError
 from tests.datasets import CLASS_NAMES, make_folder, write_image, write_params
@@ -81,7 +81,7 @@ def test_writes_images_index_truth_and_metrics(
     out = run(root, tmp_path / "out")
     assert sorted(hashes(out)) == [
         "images/train.csv", "images/train.npy", "images/val.csv", "images/val.npy",
-        "prepare.json", "truth/classes.json", "truth/val.npy",
+        "prepare.json", "truth/classes.csv", "truth/val.npy",
     ]  # fmt: skip
     assert open_images(out / "images", "train").shape == (6, TRAIN_PX, TRAIN_PX, 3)
     assert open_images(out / "images", "val").shape == (4, SIZE_PX, SIZE_PX, 3)
@@ -123,7 +123,10 @@ def test_demo_needs_no_data(tmp_path: Path) -> None:
     changes = {"prepare__demo__num_train": 3, "prepare__demo__num_val": 2}
     out = run(None, tmp_path / "out", **changes)
     assert open_images(out / "images", "train").shape == (3, TRAIN_PX, TRAIN_PX, 3)
-    assert len(read_truth(out / "truth").class_names) == 12
+    truth = read_truth(out / "truth")
+    assert len(truth.class_names) == 12
+    assert dict(zip(truth.class_names, truth.class_kinds, strict=True))["sky"] == "stuff"
+    assert truth.class_kinds.count("thing") == 5
     again = run(None, tmp_path / "again", **changes, seed=7)
     assert hashes(again) == hashes(out)
 
@@ -291,6 +294,30 @@ def test_a_full_disk_is_noticed_first(root: Path, tmp_path: Path, monkeypatch: p
         rf"make room, or lower prepare.train_px \(now {TRAIN_PX}\)"
     )
     assert re.fullmatch(pattern, message), message
+
+
+def test_class_names_and_kinds_come_back_as_they_were(tmp_path: Path) -> None:
+    names = ("007", "NA", 'a, "b"')
+    np.save(tmp_path / "val.npy", np.zeros((1, 4, 4), np.uint8))
+    write_classes(tmp_path, names, ("thing", "stuff", ""))
+    truth = read_truth(tmp_path)
+    assert (truth.class_names, truth.class_kinds) == (names, ("thing", "stuff", ""))
+    write_classes(tmp_path, names)
+    assert read_truth(tmp_path).class_kinds == ("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("id,name\n0,sky\n", "is no table of id, name, kind with ids 0, 1, ...; delete the folder"),
+        ("id,name,kind\n1,sky,\n", "is no table of id, name, kind with ids 0, 1, ...; delete the folder"),
+        ("id,name,kind\n0,sky,blue\n", "has the kind 'blue', expected thing, stuff or nothing; delete"),
+    ],
+)
+def test_a_damaged_class_table_is_named(tmp_path: Path, text: str, rule: str) -> None:
+    (tmp_path / "classes.csv").write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'classes.csv'}: {rule}")):
+        read_truth(tmp_path)
 
 
 @pytest.mark.parametrize("spoil", ["missing", "dtype", "rows", "truncated", "no index"])

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from stages import report
+from stages.dataset.truth import write_classes
 from stages.runtime.errors import UserError
 from stages.runtime.tensors import write_tensors
 
 TRAIN, VAL, SIZE, K = 6, 3, 16, 4
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-NAMES = ["<b>&", "grass"]
+NAMES = ("<b>&", "grass")
 FIGURES = {"accuracy": 0.61234, "miou": 0.4, "class_accuracy": None, "classes_counted": 2}
 FREE = {"clusters_used": 3, "effective_clusters": 2.5, "largest_cluster_share": 0.5}
 INPUTS = {
@@ -50,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
         pd.DataFrame(index).to_csv(tmp_path / f"images/{split}.csv", index=False)
     (tmp_path / "truth").mkdir()
     np.save(tmp_path / "truth/val.npy", random.choice([0, 1, 255], (VAL, SIZE, SIZE)).astype(np.uint8))
-    (tmp_path / "truth/classes.json").write_text(json.dumps({"classes": NAMES, "ignored": 255}))
+    write_classes(tmp_path / "truth", NAMES)
     kept = random.integers(-1, 3, (TRAIN, 6)).astype(np.int32)
     np.save(tmp_path / "kept_views.npy", kept)
     tensors = {"score": torch.rand(TRAIN, 6, generator=torch.Generator().manual_seed(0))}
@@ -130,7 +131,7 @@ def test_bytes_are_the_same_again(folder: Path) -> None:
 
 
 def test_without_truth_it_says_so_and_shows_no_truth(folder: Path) -> None:
-    (folder / "truth/classes.json").write_text('{"classes": [], "ignored": 255}')
+    write_classes(folder / "truth", ())
     np.save(folder / "truth/val.npy", np.full((VAL, SIZE, SIZE), 255, np.uint8))
     (folder / "classes.csv").write_text("class,cluster,iou,accuracy,pixels\n")
     for name, key in (("raw", "raw"), ("refined", "refined")):
@@ -166,6 +167,6 @@ def test_everything_that_does_not_fit_is_told_at_once(folder: Path) -> None:
 
 
 def test_a_table_of_other_classes_is_refused(folder: Path) -> None:
-    (folder / "truth/classes.json").write_text('{"classes": ["sky", "grass"], "ignored": 255}')
+    write_classes(folder / "truth", ("sky", "grass"))
     with pytest.raises(UserError, match="names other classes than the truth does"):
         _run(folder)
