@@ -8,6 +8,10 @@ import numpy as np
 from PIL import Image
 from ruamel.yaml import YAML
 
+from stages.dataset.folder import list_folder
+from stages.dataset.manifest import manifest_sha256
+from stages.runtime.schema import SplitRule
+
 REPOSITORY = Path(__file__).parents[1]
 CLASS_NAMES = ("sky", "grass", "cow")
 
@@ -68,3 +72,8 @@ def make_folder(
     if labels:
         (root / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
     return root
+
+
+def folder_manifest(root: Path) -> str:
+    """The hash of a folder data set with images/train and images/val."""
+    return manifest_sha256(list_folder(root, SplitRule(by="folder", val_fraction=0.2, seed=0)))

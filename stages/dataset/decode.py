@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stages.dataset.truth import IGNORED
+from stages.dataset.taxonomy import Taxonomy
 from stages.runtime.errors import UserError
 
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -14,13 +14,17 @@ SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 STRETCHED = {"L;2": 85, "L;4": 17}
 
 
-def decode_image(content: bytes) -> Image.Image:
-    """RGB as displayed: EXIF rotation applied, 16 bits brought to 8, transparency dropped.
+def decode_image(content: bytes, *, upright: bool = True) -> Image.Image:
+    """RGB, 16 bits brought to 8, transparency dropped.
+
+    Args:
+        content: of the file.
+        upright: turn it as its EXIF block asks, as viewers do; published protocols do not.
 
     Raises:
         UserError: one fault, without the name of the file.
     """
-    image = _upright(_opened(content))
+    image = _upright(_opened(content)) if upright else _opened(content)
     if image.mode == "F":
         raise UserError("has 32-bit floating point pixels; save it with 8 or 16 bits a channel")
     if image.mode in SIXTEEN_BIT_MODES:
@@ -30,8 +34,8 @@ def decode_image(content: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_labels(content: bytes, num_classes: int) -> np.ndarray:
-    """Class ids uint8 [rows, columns] in 0..num_classes - 1, or `IGNORED`.
+def decode_labels(content: bytes, taxonomy: Taxonomy) -> np.ndarray:
+    """Class ids uint8 [rows, columns], `IGNORED` where a label is no class.
 
     Raises:
         UserError: one fault, without the name of the file.
@@ -43,13 +47,12 @@ def decode_labels(content: bytes, num_classes: int) -> np.ndarray:
             "expected a class id for each pixel (8-bit grey or palette PNG)"
         )
     ids = np.asarray(image).astype(np.int64) // STRETCHED.get(image.info.get(_RAW_MODE, ""), 1)
-    beyond = np.setdiff1d(ids[(ids < 0) | (ids >= num_classes)], [IGNORED])
+    beyond = taxonomy.unknown(ids)
     if beyond.size:
         raise UserError(
-            f"has class {'id' if beyond.size == 1 else 'ids'} {_listed(beyond)}, but classes.txt names "
-            f"{num_classes} classes (ids 0 to {num_classes - 1}, and {IGNORED} = ignore)"
+            f"has class {'id' if beyond.size == 1 else 'ids'} {_listed(beyond)}, but {taxonomy.rule}"
         )
-    return ids.astype(np.uint8)
+    return taxonomy.to_class_ids(ids)
 
 
 _RAW_MODE = "raw mode of the file"

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.dataset.source import Decode, Decoded, Item, RawFile
+from stages.dataset.journal import Journal, Packed, checksum, is_unchanged
+from stages.dataset.source import Decode, Decoded, Item
 from stages.dataset.truth import IGNORED
-from stages.dataset.working_size import square_image, square_labels
+from stages.dataset.working_size import Protocol, square_image, square_labels
 from stages.runtime.cores import count_cores
 from stages.runtime.errors import UserError
 
@@ -27,15 +28,19 @@ class Work:
 
     Attributes:
         decode: reads one item of the data set.
+        root: of its files; None where there are none.
         images: .npy, uint8 [N, side_px, side_px, 3].
         labels: .npy, uint8 [N, side_px, side_px]; None for a split without label maps.
         side_px: of the squares.
+        protocol: how pictures become squares.
     """
 
     decode: Decode
+    root: Path | None
     images: Path
     labels: Path | None
     side_px: int
+    protocol: Protocol
 
 
 @dataclass(frozen=True)
@@ -47,55 +52,75 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """What became of one image: its size and files, or its faults."""
-
-    item: Item
-    width: int
-    height: int
-    files: tuple[RawFile, ...]
-    faults: tuple[str, ...] = ()
+class _Chunk:
+    split: int
+    start: int
+    items: Sequence[Item]
+    finished: tuple[Packed | None, ...]  # by an earlier run, for all that is known
 
 
 def create_arrays(work: Work, num_images: int) -> None:
-    """Make the arrays of a job: black images, ignored labels."""
+    """Make the arrays of a job, unless they are there from an earlier run."""
     shape = (num_images, work.side_px, work.side_px)
-    np.lib.format.open_memmap(work.images, mode="w+", dtype=np.uint8, shape=(*shape, 3)).flush()
-    if work.labels is not None:
-        labels = np.lib.format.open_memmap(work.labels, mode="w+", dtype=np.uint8, shape=shape)
-        for row in labels:
-            row[:] = IGNORED
-        labels.flush()
+    for path, whole in ((work.images, (*shape, 3)), (work.labels, shape)):
+        if path is not None and not _is_array(path, whole):
+            np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=whole).flush()
 
 
-def pack(jobs: Sequence[Job], num_workers: int) -> Iterator[Packed]:
+def _is_array(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        return np.load(path, mmap_mode="r").shape == shape
+    except (OSError, ValueError):  # missing, or cut short by a kill
+        return False
+
+
+def pack(jobs: Sequence[Job], num_workers: int, journal: Journal) -> Iterator[Packed]:
     """Fill the arrays and yield what became of each item, in order, whatever the number of workers.
+
+    Rows that the journal says are finished are kept if they have its checksum, and their files its size
+    and time; all others are made.
 
     Args:
         jobs: their arrays exist already.
         num_workers: processes; 0: one for each CPU core.
+        journal: open; of the same splits in the same order.
 
     Raises:
         UserError: a process died.
     """
     chunks = [
-        (job, range(start, min(start + CHUNK_IMAGES, len(job.items))))
-        for job in jobs
+        (
+            job.work,
+            _Chunk(split, start, job.items[start : start + CHUNK_IMAGES], _finished(journal, split, start)),
+        )
+        for split, job in enumerate(jobs)
         for start in range(0, len(job.items), CHUNK_IMAGES)
     ]
     workers = min(num_workers or count_cores(), len(chunks))
+    for chunk, packed in _run(chunks, workers):
+        for place, one in enumerate(packed, chunk.start):
+            journal.add(chunk.split, place, one)
+        yield from packed
+
+
+def _finished(journal: Journal, split: int, start: int) -> tuple[Packed | None, ...]:
+    return tuple(journal.finished[split].get(place) for place in range(start, start + CHUNK_IMAGES))
+
+
+def _run(chunks: Sequence[tuple[Work, _Chunk]], workers: int) -> Iterator[tuple[_Chunk, list[Packed]]]:
     if workers <= 1:
-        for job, rows in chunks:
-            yield from _pack_chunk(job.work, rows, job.items[rows.start : rows.stop])
+        for work, chunk in chunks:
+            yield chunk, _pack_chunk(work, chunk)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            pending: deque[Future[list[Packed]]] = deque()
-            for job, rows in chunks:
-                pending.append(pool.submit(_pack_chunk, job.work, rows, job.items[rows.start : rows.stop]))
+            pending: deque[tuple[_Chunk, Future[list[Packed]]]] = deque()
+            for work, chunk in chunks:
+                pending.append((chunk, pool.submit(_pack_chunk, work, chunk)))
                 if len(pending) >= CHUNKS_AHEAD * workers:
-                    yield from pending.popleft().result()
-            yield from itertools.chain.from_iterable(future.result() for future in pending)
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            yield from ((chunk, future.result()) for chunk, future in pending)
         except BrokenProcessPool as error:
             raise UserError(
                 "runtime.num_workers: a decoding process was killed, most likely for want of memory; "
@@ -105,24 +130,34 @@ def pack(jobs: Sequence[Job], num_workers: int) -> Iterator[Packed]:
             pool.shutdown(cancel_futures=True)
 
 
-def _pack_chunk(work: Work, rows: range, items: Sequence[Item]) -> list[Packed]:
+def _pack_chunk(work: Work, chunk: _Chunk) -> list[Packed]:
     images = np.load(work.images, mmap_mode="r+")
     labels = None if work.labels is None else np.load(work.labels, mmap_mode="r+")
     packed = []
-    for index, item in zip(rows, items, strict=True):
+    for item, finished, index in zip(chunk.items, chunk.finished, itertools.count(chunk.start), strict=False):
+        rows = [images[index]] if labels is None else [images[index], labels[index]]
+        if finished and is_unchanged(work.root, finished) and checksum(*rows) == finished.crc:
+            packed.append(finished)
+            continue
         try:
             decoded = work.decode(item)
-            images[index] = _square(item, decoded, work.side_px)
-            if labels is not None and decoded.labels is not None:
-                labels[index] = square_labels(decoded.labels, work.side_px)
-            packed.append(Packed(item, *decoded.image.size, decoded.files))
+            rows[0][:] = _square(item, decoded, work)
+            if labels is not None:
+                labels[index] = _square_labels(item, decoded, work)
+            packed.append(Packed(item, *decoded.image.size, decoded.files, checksum(*rows)))
         except UserError as error:
-            packed.append(Packed(item, 0, 0, (), error.faults))
+            packed.append(Packed(item, 0, 0, (), 0, error.faults))
     return packed
 
 
-def _square(item: Item, decoded: Decoded, side_px: int) -> np.ndarray:
+def _square(item: Item, decoded: Decoded, work: Work) -> np.ndarray:
     try:
-        return square_image(decoded.image, side_px)
+        return square_image(decoded.image, work.side_px, work.protocol, item.tile)
     except UserError as error:
         raise UserError(f"{item.source}: {error}") from error
+
+
+def _square_labels(item: Item, decoded: Decoded, work: Work) -> np.ndarray | int:
+    if decoded.labels is None:
+        return IGNORED
+    return square_labels(decoded.labels, work.side_px, work.protocol, item.tile)

@@ -1,7 +1,8 @@
 """What every reader of raw data offers: a list of images and a function that decodes one of them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -17,28 +18,38 @@ class Item:
         id: unique within its split; the order of the packed images.
         source: of the image, relative to the data set's folder.
         labels: of its label map, likewise; None where it has none.
+        tile: which of the squares side by side it is, where a protocol cuts several from one picture.
     """
 
     id: str
     source: str
     labels: str | None = None
+    tile: int = 0
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """One line of the manifest: a file's name relative to the data set, and what is in it."""
+    """One line of the manifest: a file's name relative to the data set, and what is in it.
+
+    Attributes:
+        name: with slashes.
+        size_bytes: of the content.
+        sha256: of the content.
+        modified_ns: when it was last written; 0 for what is no file.
+    """
 
     name: str
     size_bytes: int
     sha256: str
+    modified_ns: int = 0
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image as it is displayed.
+    """One image at its own size.
 
     Attributes:
-        image: RGB, at its own size.
+        image: RGB.
         labels: class ids uint8 [rows, columns] of the same size, 255 = ignored; None where there are none.
         files: what was read, the image first.
     """
@@ -61,6 +72,9 @@ class DataSet:
         decode: reads one item, raises UserError with all of its faults; can be sent to another process.
         class_kinds: thing or stuff, one for each name; empty where the data set does not say.
         other_files: that belong to the data set beside images and label maps.
+        root: its folder; None where nothing is read from files.
+        notes: for the log: which lists and rules chose the images.
+        skipped: how many files are no part of it, by the reason.
     """
 
     train: tuple[Item, ...]
@@ -69,3 +83,6 @@ class DataSet:
     decode: Decode
     class_kinds: tuple[Kind, ...] = ()
     other_files: tuple[RawFile, ...] = ()
+    root: Path | None = None
+    notes: tuple[str, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)

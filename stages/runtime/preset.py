@@ -12,11 +12,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.dataset.folder import list_folder
 from stages.dataset.manifest import manifest_sha256
+from stages.dataset.readers import list_data
+from stages.dataset.source import DataSet
 from stages.runtime.artefacts import write_text
 from stages.runtime.errors import UserError, run
 from stages.runtime.params import read
+from stages.runtime.schema import Prepare
 
 PRESETS = Path("presets")
 
@@ -44,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if params["prepare"]["reader"] != "demo":
         if args.data is None:
             raise UserError(f"preset {args.name} reads images from a folder; name it with DATA=... (--data)")
-        _fit(params, args.data)
+        params["prepare"]["path"] = str(args.data)
+        plain = YAML(typ="safe", pure=True).load(preset.read_text(encoding="utf-8"))
+        _fit(params, list_data(Prepare.model_validate(plain["prepare"] | {"path": str(args.data)})))
     elif args.data is not None:
         raise UserError(f"preset {args.name} makes its own data; leave DATA (--data) away")
     with args.params.with_suffix(".yaml.new").open("w", encoding="utf-8") as file:
@@ -58,14 +62,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.params}: now preset {args.name}; next: dvc repro")
 
 
-def _fit(params: Any, folder: Path) -> None:
+def _fit(params: Any, data: DataSet) -> None:
     """Pin the data set, and lower what it is too small for; every change is printed."""
-    data = list_folder(folder)
-    params["prepare"]["path"] = str(folder)
-    params["prepare"]["manifest_sha256"] = manifest_sha256(folder)
+    for note in data.notes:
+        print(f"  {note}")
+    params["prepare"]["manifest_sha256"] = manifest_sha256(data)
     num_images, pretrain, train = len(data.train), params["pretrain"], params["train"]
     print(
-        f"{folder}: {num_images} training images, {len(data.val)} for validation, "
+        f"{data.root}: {num_images} training images, {len(data.val)} for validation, "
         f"{len(data.class_names)} named classes"
     )
     if data.class_names:

@@ -58,21 +58,66 @@ class Demo(Section):
     num_val: Count
 
 
+class SplitRule(Section):
+    """How images of one's own are told apart."""
+
+    by: Literal["folder", "lists", "fraction"]
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class CocoStuff(Section):
+    """Which images of COCO."""
+
+    list: Annotated[str, Field(pattern=r"^[\w-]+$")]
+
+
+CityscapesFolder = Literal["train", "val", "test", "train_extra"]
+
+
+class Cityscapes(Section):
+    """Which folders of Cityscapes."""
+
+    train: Annotated[list[CityscapesFolder], Field(min_length=1)]
+    val: Annotated[list[Literal["train", "val"]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> "Cityscapes":
+        twice = sorted({name for name in self.train + self.val if (self.train + self.val).count(name) > 1})
+        if twice:
+            raise ValueError(f"val: names {', '.join(twice)} more than once, here or in train; name it once")
+        return self
+
+
 class Prepare(Section):
     """Where the images come from and how they are packed."""
 
-    reader: Literal["demo", "folder"]
+    reader: Literal["demo", "folder", "cocostuff", "cityscapes"]
     path: str
     manifest_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    protocol: Literal["own", "picie", "picie_long", "stego"]
+    taxonomy: Literal[
+        "own", "cocostuff27", "cocostuff15", "cocostuff171", "cityscapes27", "cityscapes19", "cityscapes7"
+    ]
     train_px: Annotated[int, Field(ge=16)]
+    split: SplitRule
+    cocostuff: CocoStuff
+    cityscapes: Cityscapes
     demo: Demo
 
     @model_validator(mode="after")
-    def _folder_needs_a_path(self) -> "Prepare":
-        if self.reader == "folder" and not self.path:
+    def _fits_the_reader(self) -> "Prepare":
+        if self.reader != "demo" and not self.path:
             raise ValueError(
-                "path: is empty, but reader: folder reads from it; set it to the folder of images/"
+                f"path: is empty, but reader: {self.reader} reads from it; set it to the folder of "
+                f"{'images/' if self.reader == 'folder' else 'the data set'}"
             )
+        published = self.reader in ("cocostuff", "cityscapes")
+        if self.taxonomy.rstrip("0123456789") != (self.reader if published else "own"):
+            known = f"{self.reader}27 or another of {self.reader}" if published else "own"
+            raise ValueError(f"taxonomy: {self.taxonomy} is not for reader: {self.reader}; set it to {known}")
+        if self.protocol == "picie_long" and self.reader != "cityscapes":
+            raise ValueError("protocol: picie_long is for reader: cityscapes alone; set it to picie")
         return self
 
 

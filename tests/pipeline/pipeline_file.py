@@ -16,8 +16,16 @@ NEUTRAL = tuple(
     for name in ("cores", "errors", "fit", "params", "progress", "schema", "state")
 )
 NEUTRAL_KEYS = ("device", "runtime")
-# What is read beside code: template of the page.
-READ_AS_DATA = {"report": ("stages/reporting/page.html",)}
+# What is read beside code: taxonomies of label maps, template of the page.
+READ_AS_DATA = {
+    "prepare": tuple(
+        sorted(
+            f"stages/dataset/taxonomies/{path.name}"
+            for path in (REPOSITORY / "stages/dataset/taxonomies").iterdir()
+        )
+    ),
+    "report": ("stages/reporting/page.html",),
+}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torchvision.transforms import functional as transforms
 from stages.dataset.decode import decode_image, decode_labels
 from stages.dataset.demo import draw_item, list_demo
 from stages.dataset.demo_scenes import CLASSES, SCENES
+from stages.dataset.taxonomy import Taxonomy, plain
 from stages.dataset.working_size import square_image, square_labels
 from stages.runtime.errors import UserError
 
@@ -26,6 +27,10 @@ def encoded(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
     buffer = BytesIO()
     image.save(buffer, format_, **options)
     return buffer.getvalue()
+
+
+def taxonomy(num_classes: int) -> Taxonomy:
+    return plain(tuple(map(str, range(num_classes))))
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -122,7 +127,7 @@ def test_label_maps_keep_their_ids(kind: str) -> None:
         image = Image.fromarray(ids.astype(np.uint16))
     elif kind == "bilevel":
         image = Image.fromarray(ids.astype(bool))
-    np.testing.assert_array_equal(decode_labels(encoded(image, **options), 2), ids)
+    np.testing.assert_array_equal(decode_labels(encoded(image, **options), taxonomy(2)), ids)
 
 
 def test_label_maps_of_four_bits_are_not_stretched() -> None:
@@ -134,14 +139,14 @@ def test_label_maps_of_four_bits_are_not_stretched() -> None:
 
     header = struct.pack(">IIBBBBB", 4, 1, 4, 0, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0\x12\x3f")) + chunk(b"IEND", b"")
-    np.testing.assert_array_equal(decode_labels(b"\x89PNG\r\n\x1a\n" + body, 16), [[1, 2, 3, 15]])
+    np.testing.assert_array_equal(decode_labels(b"\x89PNG\r\n\x1a\n" + body, taxonomy(16)), [[1, 2, 3, 15]])
 
 
 def test_ignored_pixels_are_no_class() -> None:
     ids = np.array([[0, 255]], np.uint8)
-    np.testing.assert_array_equal(decode_labels(encoded(Image.fromarray(ids)), 1), ids)
+    np.testing.assert_array_equal(decode_labels(encoded(Image.fromarray(ids)), taxonomy(1)), ids)
     with pytest.raises(UserError, match=r"has class id 254, but classes.txt names 1 classes"):
-        decode_labels(encoded(Image.fromarray(np.array([[254]], np.uint8))), 1)
+        decode_labels(encoded(Image.fromarray(np.array([[254]], np.uint8))), taxonomy(1))
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.dataset.manifest import manifest_sha256
 from stages.runtime import preset
 from stages.runtime.errors import UserError
 from stages.runtime.params import read
-from tests.datasets import REPOSITORY, make_folder
+from tests.datasets import REPOSITORY, folder_manifest, make_folder
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def test_the_folder_preset_is_fitted_to_a_small_data_set(repository: Path) -> No
     preset.main(["folder", "--data", "photos"])
     params = read(Path("params.yaml"))
     assert params.prepare.path == "photos"
-    assert params.prepare.manifest_sha256 == manifest_sha256(Path("photos"))
+    assert params.prepare.manifest_sha256 == folder_manifest(Path("photos"))
     assert params.pixel_k == 3  # classes.txt names three
     assert params.pretrain.batch_size <= 20
     assert params.pretrain.queue_size <= 20

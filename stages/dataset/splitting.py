@@ -1,0 +1,58 @@
+"""Images of one's own into training and validation: by the lists of their owner, or by lot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.dataset.findings import Findings, listed
+from stages.dataset.source import Item
+from stages.dataset.store import Split
+from stages.runtime.seeds import numpy_generator
+
+SPLITS: tuple[Split, Split] = ("train", "val")
+
+
+def by_lists(
+    root: Path, images: Sequence[Item], found: Findings
+) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """Each list names images by id or by path below images/; order does not matter."""
+    known = {name: item for item in images for name in (item.id, item.source.removeprefix("images/"))}
+    chosen: list[dict[str, Item]] = []
+    for split in SPLITS:
+        path = root / f"{split}.txt"
+        names = [line.strip() for line in found.read_text(root, path.name).splitlines() if line.strip()]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            found.faults.append(
+                f"{path}: {len(unknown)} of {len(names)} lines name no image below images/ "
+                f"({listed(unknown)}); correct the list or add the images"
+            )
+        elif not names and path.is_file():
+            found.faults.append(f"{path}: is empty; name one image a line")
+        chosen.append({known[name].id: known[name] for name in names if name in known})
+    both = sorted(set(chosen[0]) & set(chosen[1]))
+    if both:
+        found.faults.append(
+            f"{root}: train.txt and val.txt both name {len(both)} images ({listed(both)}); an image that was "
+            "learned from proves nothing: take it out of one of them"
+        )
+    unlisted = len(images) - len(set(chosen[0]) | set(chosen[1]))
+    if unlisted:
+        found.skipped["in neither list"] += unlisted
+    train, val = (tuple(split[id_] for id_ in sorted(split)) for split in chosen)
+    return train, val
+
+
+def by_lot(
+    images: Sequence[Item], val_fraction: float, seed: int, found: Findings
+) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """Images for training and validation, the latter drawn; at least one of each."""
+    if len(images) < 2:
+        found.faults.append("prepare.split.by: fraction needs two images or more; add images")
+        return tuple(images), ()
+    count = min(max(1, round(val_fraction * len(images))), len(images) - 1)
+    drawn = set(numpy_generator(seed, "split").permutation(len(images))[:count].tolist())
+    train, val = (
+        tuple(item for place, item in enumerate(images) if (place in drawn) == is_val)
+        for is_val in (False, True)
+    )
+    return train, val

@@ -1,0 +1,55 @@
+"""What was read, in figures: counts, sizes, shares of the classes, what is ignored, what was left out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.dataset.journal import Packed
+from stages.dataset.source import DataSet
+from stages.dataset.truth import IGNORED
+
+
+def summarise(
+    data: DataSet, train: Sequence[Packed], val: Sequence[Packed], maps: Path, manifest: str
+) -> dict[str, Any]:
+    """Figures of a packed data set; shares are fractions in [0, 1].
+
+    Args:
+        data: as it was listed.
+        train: what became of its training images.
+        val: likewise.
+        maps: .npy of the label maps, class ids uint8 [M, S, S].
+        manifest: its hash.
+    """
+    counts = np.zeros(IGNORED + 1, np.int64)
+    for labels in np.load(maps, mmap_mode="r"):
+        counts += np.bincount(labels.ravel(), minlength=IGNORED + 1)
+    labelled = int(counts[:IGNORED].sum())
+    return {
+        "train_images": len(data.train),
+        "val_images": len(data.val),
+        "classes": len(data.class_names),
+        "labelled_share": labelled / int(counts.sum()),
+        "ignored_share": int(counts[IGNORED]) / int(counts.sum()),
+        "manifest_sha256": manifest,
+        "class_shares": {
+            name: int(count) / max(labelled, 1) for name, count in zip(data.class_names, counts, strict=False)
+        },
+        "sizes_px": {"train": _sizes(train), "val": _sizes(val)},
+        "skipped": dict(sorted(data.skipped.items())),
+    }
+
+
+def _sizes(packed: Sequence[Packed]) -> dict[str, dict[str, int]]:
+    """Smallest, median and largest side of the originals."""
+    sides = {"width": [one.width for one in packed], "height": [one.height for one in packed]}
+    return {
+        name: {
+            "min": min(values),
+            "median": sorted(values)[len(values) // 2],
+            "max": max(values),
+        }
+        for name, values in sides.items()
+    }
