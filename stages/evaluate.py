@@ -1,4 +1,9 @@
-"""Evaluate (5.1): match clusters to classes and score the prediction, or the CRF's by the same matching."""
+"""Evaluate (5.1): match clusters to classes and score the prediction, or the CRF's by the same matching.
+
+With --confusion in place of --predictions it scores a stored confusion matrix, so that a published number
+can be checked: a .npy array or a .csv of counts, a line for each class (the truth) and a column for each
+cluster, with or without names in the first line and column; or the table that --confusion-table writes.
+"""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -6,46 +11,67 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.dataset.store import open_images
 from stages.dataset.truth import Truth, read_truth
 from stages.imaging.score_maps import chunks, cluster_maps, open_scores
-from stages.runtime.artefacts import read_array, write_csv, write_json
+from stages.runtime.artefacts import read_array, write_json
 from stages.runtime.errors import UserError, run
 from stages.runtime.params import load
 from stages.runtime.progress import say, track
-from stages.scoring.colour_baseline import assign_colour_position, fit_colour_position
+from stages.scoring.colour_baseline import tally_colour_position
 from stages.scoring.confusion import Tally, tally
 from stages.scoring.matching import match_by_overlap
-from stages.scoring.metrics import score
-from stages.scoring.tables import confusion_table, headline, per_class_table
+from stages.scoring.outputs import Counted, write_outputs
+from stages.scoring.stored import read_counted
+from stages.scoring.tables import headline
 
 Chunk = tuple[slice, np.ndarray]
+STAGE_FLAGS = ("truth", "metrics", "readings", "readings_table", "per_class", "confusion_table")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score one partition of the validation images, and beside it colour and position alone if asked for."""
     args = _parse(argv)
+    if args.confusion:
+        _rescore(args)
+        return
     params = load(args.params, "seed", "pixel_k", "evaluate")
     truth = read_truth(args.truth)
     scores = open_scores(args.predictions, len(truth.maps))
     refined = _open_refined(args.refined, truth) if args.refined else None
-    counted = _tally(_raw(scores, truth), truth, scores.shape[1])
-    cluster_to_class = match_by_overlap(counted.confusion)
+    raw = counted = _tally(_raw(scores, truth), truth, scores.shape[1])
     if refined is not None:
-        counted = _tally(_stored(refined, scores), truth, scores.shape[1])
-    metrics = {args.name: headline(counted, cluster_to_class)}
+        counted = _tally(_labels(refined, scores), truth, scores.shape[1])
+    metrics = {args.name: headline(counted, match_by_overlap(raw.confusion))}
     if args.images:
         settings = {"restarts": params.evaluate.baseline_restarts, "seed": params.seed}
-        baseline = _colour_position(args.images, truth, params.pixel_k, **settings)
+        baseline = tally_colour_position(args.images, truth, params.pixel_k, **settings)
         metrics["colour_position"] = headline(baseline, match_by_overlap(baseline.confusion))
     write_json(args.metrics, metrics)
-    names, fractions = truth.class_names, score(counted.confusion, cluster_to_class)
-    write_csv(args.per_class, per_class_table(names, counted.confusion, cluster_to_class, fractions))
-    write_csv(args.confusion, confusion_table(names, counted.confusion, cluster_to_class))
     for name, figures in metrics.items():
         say(name, **figures)
+    _write(args, Counted(counted.confusion, raw.confusion, truth.class_names, truth.class_kinds))
     if not truth.has_labels:
         print("evaluate: the data set has no truth, so these are the label-free figures alone", flush=True)
+
+
+def _rescore(args: argparse.Namespace) -> None:
+    """Score a stored confusion matrix; write what is asked for."""
+    counted = read_counted(args.confusion, args.matched_on, args.classes, transposed=args.transposed)
+    if args.metrics:
+        whole = Tally(counted.confusion, counted.confusion.sum(0))
+        write_json(args.metrics, {args.name: headline(whole, counted.cluster_to_class)})
+    _write(args, counted)
+
+
+def _write(args: argparse.Namespace, counted: Counted) -> None:
+    write_outputs(
+        counted,
+        args.name,
+        readings=args.readings,
+        readings_table=args.readings_table,
+        per_class=args.per_class,
+        confusion_table_path=args.confusion_table,
+    )
 
 
 def _tally(maps: Iterator[Chunk], truth: Truth, num_clusters: int) -> Tally:
@@ -59,21 +85,10 @@ def _raw(scores: np.ndarray, truth: Truth) -> Iterator[Chunk]:
         yield images, cluster_maps(scores[images], size_px)
 
 
-def _stored(refined: np.ndarray, scores: np.ndarray) -> Iterator[Chunk]:
+def _labels(refined: np.ndarray, scores: np.ndarray) -> Iterator[Chunk]:
     """Cluster maps that are already at the size of the truth."""
     for images in track(list(chunks(scores, refined.shape[1])), "refined", unit="chunk"):
         yield images, np.asarray(refined[images])
-
-
-def _colour_position(folder: Path, truth: Truth, num_clusters: int, *, restarts: int, seed: int) -> Tally:
-    train, val = open_images(folder, "train"), open_images(folder, "val")
-    if val.shape[:3] != truth.maps.shape:
-        raise UserError(
-            f"{folder / 'val.npy'}: holds images {list(val.shape)}, but the label maps are "
-            f"{list(truth.maps.shape)}; run `dvc repro prepare`"
-        )
-    centroids = fit_colour_position(train, num_clusters, restarts=restarts, seed=seed)
-    return _tally(assign_colour_position(val, centroids), truth, num_clusters)
 
 
 def _open_refined(path: Path, truth: Truth) -> np.ndarray:
@@ -87,27 +102,48 @@ def _open_refined(path: Path, truth: Truth) -> np.ndarray:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__)
-    parser.add_argument("--name", required=True, help="top-level key of the metrics: raw or refined")
-    parser.add_argument(
-        "--predictions", type=Path, required=True, help=".npy, cosine scores float16 [M, K, h, w]"
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    parser.add_argument("--name", help="top-level key of the metrics: raw, refined, or confusion by default")
+    scored = parser.add_mutually_exclusive_group(required=True)
+    scored.add_argument("--predictions", type=Path, help=".npy, cosine scores float16 [M, K, h, w]")
+    scored.add_argument(
+        "--confusion", type=Path, help=".npy or .csv, pixels of each class and cluster: score it"
+    )
+    predictions = parser.add_argument_group("with --predictions")
+    predictions.add_argument(
         "--refined", type=Path, help=".npy, cluster ids uint8 [M, S, S]: score these, matched as raw"
     )
-    parser.add_argument("--truth", type=Path, required=True, help="folder of label maps and class names")
-    parser.add_argument(
+    predictions.add_argument("--truth", type=Path, help="folder of label maps and class names")
+    predictions.add_argument(
         "--images", type=Path, help="folder of packed images: score colour and position alone as well"
     )
-    parser.add_argument("--metrics", type=Path, required=True, help=".json to write; fractions in [0, 1]")
-    parser.add_argument(
-        "--per-class", type=Path, required=True, help=".csv to write; fractions in [0, 1], pixels"
+    predictions.add_argument("--params", type=Path, default=Path("params.yaml"))
+    confusion = parser.add_argument_group("with --confusion")
+    confusion.add_argument("--classes", type=Path, help=".csv, columns id, name, kind: thing, stuff or empty")
+    confusion.add_argument(
+        "--matched-on",
+        type=Path,
+        help="the matrix that decides the matching, as the CRF's is scored by raw's",
     )
-    parser.add_argument(
-        "--confusion", type=Path, required=True, help=".csv to write; pixels of actual and predicted"
+    confusion.add_argument(
+        "--transposed", action="store_true", help="lines are clusters, columns are classes"
     )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    return parser.parse_args(argv)
+    written = parser.add_argument_group("written; fractions in [0, 1]; with --confusion all are optional")
+    written.add_argument("--metrics", type=Path, help=".json, the headline figures")
+    written.add_argument("--readings", type=Path, help=".json, things and stuff in every reading")
+    written.add_argument("--readings-table", type=Path, help=".csv, the same as a table")
+    written.add_argument("--per-class", type=Path, help=".csv, a row for each class")
+    written.add_argument("--confusion-table", type=Path, help=".csv, pixels of actual and predicted")
+    args = parser.parse_args(argv)
+    missing = [flag for flag in STAGE_FLAGS if args.predictions and getattr(args, flag) is None]
+    if missing:
+        parser.error("--predictions needs --" + ", --".join(missing).replace("_", "-"))
+    args.name = args.name or "confusion"
+    return args
 
 
 if __name__ == "__main__":

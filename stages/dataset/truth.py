@@ -54,7 +54,7 @@ def read_truth(folder: Path) -> Truth:
     Raises:
         UserError: a file is missing or damaged, or is not what `prepare` writes.
     """
-    names, kinds = _read_classes(folder / "classes.csv")
+    names, kinds = read_classes(folder / "classes.csv")
     maps = read_array(folder / "val.npy", memory_map=True)
     if maps.dtype != np.uint8 or maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
         raise UserError(
@@ -64,15 +64,20 @@ def read_truth(folder: Path) -> Truth:
     return Truth(names, kinds, maps)
 
 
-def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Kind, ...]]:
+def read_classes(path: Path, remedy: str = REMEDY) -> tuple[tuple[str, ...], tuple[Kind, ...]]:
+    """Read a table of class names and kinds; `remedy` ends what is said of a damaged one.
+
+    Raises:
+        UserError: the file is missing or damaged, or is not what `write_classes` writes.
+    """
     try:
         # A class may be called 007, or NA.
         table = pd.read_csv(path, keep_default_na=False, dtype={"name": str, "kind": str})
     except (OSError, ValueError) as error:
         raise UserError(unreadable(path, "a CSV table", error)) from error
     if tuple(table.columns) != COLUMNS or list(table["id"]) != list(range(len(table))):
-        raise UserError(f"{path}: is no table of {', '.join(COLUMNS)} with ids 0, 1, ...; {REMEDY}")
+        raise UserError(f"{path}: is no table of {', '.join(COLUMNS)} with ids 0, 1, ...; {remedy}")
     unknown = sorted(set(table["kind"]) - set(get_args(Kind)))
     if unknown:
-        raise UserError(f"{path}: has the kind {unknown[0]!r}, expected thing, stuff or nothing; {REMEDY}")
+        raise UserError(f"{path}: has the kind {unknown[0]!r}, expected thing, stuff or nothing; {remedy}")
     return tuple(table["name"]), tuple(table["kind"])

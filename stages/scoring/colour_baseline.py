@@ -1,17 +1,48 @@
 """k-means on the colour and position of pixels alone: the line that any method has to beat."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import faiss
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from stages.dataset.store import open_images
+from stages.dataset.truth import Truth
+from stages.runtime.errors import UserError
 from stages.runtime.seeds import faiss_seed, numpy_generator
+from stages.scoring.confusion import Tally, tally
 
 GRID = 32  # cells a side at which a training image is sampled
 MAX_IMAGES = 256  # of the sample, so that it does not grow with the data
 ITERATIONS = 50
 CHUNK_PIXELS = 2**20
+
+
+def tally_colour_position(
+    folder: Path, truth: Truth, num_clusters: int, *, restarts: int, seed: int
+) -> Tally:
+    """Count classes against clusters of colour and position, which are learnt on the training images.
+
+    Args:
+        folder: of the packed images.
+        truth: of the validation images.
+        num_clusters: K.
+        restarts: of k-means.
+        seed: of sample and k-means.
+
+    Raises:
+        UserError: images and label maps do not belong together.
+    """
+    train, val = open_images(folder, "train"), open_images(folder, "val")
+    if val.shape[:3] != truth.maps.shape:
+        raise UserError(
+            f"{folder / 'val.npy'}: holds images {list(val.shape)}, but the label maps are "
+            f"{list(truth.maps.shape)}; run `dvc repro prepare`"
+        )
+    centroids = fit_colour_position(train, num_clusters, restarts=restarts, seed=seed)
+    maps = assign_colour_position(val, centroids)
+    return tally(maps, truth.maps, num_classes=len(truth.class_names), num_clusters=num_clusters)
 
 
 def fit_colour_position(

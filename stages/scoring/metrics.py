@@ -1,4 +1,4 @@
-"""Accuracy and IoU of matched clusters (5.1), by PiCIE's rules."""
+"""Accuracy and IoU of matched clusters (5.1), by PiCIE's rules, and mIoU by the other rules in use."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,14 @@ from jaxtyping import Float64, Int64
 
 from stages.scoring.matching import UNMATCHED
 
+# What a class that is not in the truth does to the mean IoU; the first is PiCIE's and the STEGO family's.
+ABSENT_RULES = {
+    "skip_unpredicted": "left out if nobody claims to see it, else 0",
+    "skip_absent": "left out in any case",
+    "zero": "0 in any case",
+    "one": "1 if nobody claims to see it, else 0",
+}
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -14,7 +22,6 @@ class Scores:
 
     Attributes:
         accuracy: matched pixels of all labelled pixels.
-        miou: mean of `iou` over the classes that have one.
         class_accuracy: mean of `recall` over the classes that have one.
         iou: of each class. NaN only where the class is not in the truth *and* its cluster is empty; a class
             that is not in the truth while its cluster is in use has 0, and so has a class without a cluster.
@@ -22,31 +29,54 @@ class Scores:
     """
 
     accuracy: float
-    miou: float
     class_accuracy: float
     iou: Float64[np.ndarray, " num_classes"]
     recall: Float64[np.ndarray, " num_classes"]
+
+    @property
+    def miou(self) -> float:
+        """Mean of `iou` over the classes that have one."""
+        return _mean(self.iou)
 
     @property
     def classes_counted(self) -> int:
         """How many classes the mean IoU is a mean of."""
         return int(np.isfinite(self.iou).sum())
 
+    def counted_iou(self, rule: str) -> Float64[np.ndarray, " num_counted"]:
+        """The IoUs that the mean is a mean of under one of `ABSENT_RULES`."""
+        if rule == "skip_absent":
+            return self.iou[np.isfinite(self.recall)]
+        if rule == "skip_unpredicted":
+            return self.iou[np.isfinite(self.iou)]
+        return np.nan_to_num(self.iou, nan={"zero": 0.0, "one": 1.0}[rule])
+
+    def miou_by(self, rule: str) -> float:
+        """Mean IoU under one of `ABSENT_RULES`."""
+        return _mean(self.counted_iou(rule))
+
 
 def score(
     confusion: Int64[np.ndarray, "num_classes num_clusters"],
     cluster_to_class: Int64[np.ndarray, " num_clusters"],
+    classes: Int64[np.ndarray, " num_scored"] | None = None,
 ) -> Scores:
-    """Scores of a confusion matrix under a matching."""
+    """Scores of a confusion matrix under a matching, which may give one class several clusters.
+
+    Args:
+        confusion: pixels of each class in each cluster.
+        cluster_to_class: class id of each cluster; pixels of an `UNMATCHED` one are wrong.
+        classes: score these alone, though pixels of others count against them; all by default.
+    """
     matched, claimed = by_class(confusion, cluster_to_class)
     present = confusion.sum(1)
-    iou = _fraction(matched, present + claimed - matched)
+    if classes is not None:
+        matched, claimed, present = matched[classes], claimed[classes], present[classes]
     recall = _fraction(matched, present)
     return Scores(
         accuracy=float(_fraction(matched.sum(), present.sum())),
-        miou=_mean(iou),
         class_accuracy=_mean(recall),
-        iou=iou,
+        iou=_fraction(matched, present + claimed - matched),
         recall=recall,
     )
 
@@ -55,13 +85,13 @@ def by_class(
     confusion: Int64[np.ndarray, "num_classes num_clusters"],
     cluster_to_class: Int64[np.ndarray, " num_clusters"],
 ) -> tuple[Int64[np.ndarray, " num_classes"], Int64[np.ndarray, " num_classes"]]:
-    """For each class: its pixels in its own cluster, and all labelled pixels there; 0 without a cluster."""
+    """For each class: its pixels in its clusters, and all labelled pixels there; 0 without a cluster."""
     matched = np.zeros(len(confusion), np.int64)
     claimed = np.zeros(len(confusion), np.int64)
     clusters = np.flatnonzero(cluster_to_class != UNMATCHED)
     classes = cluster_to_class[clusters]
-    matched[classes] = confusion[classes, clusters]
-    claimed[classes] = confusion[:, clusters].sum(0)
+    np.add.at(matched, classes, confusion[classes, clusters])
+    np.add.at(claimed, classes, confusion[:, clusters].sum(0))
     return matched, claimed
 
 

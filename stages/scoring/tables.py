@@ -12,7 +12,7 @@ from stages.scoring.metrics import Scores, score
 from stages.scoring.partition_stats import partition_stats
 
 PER_CLASS_COLUMNS = ["class", "cluster", "iou", "accuracy", "pixels"]
-CONFUSION_COLUMNS = ["actual", "predicted", "pixels"]
+CONFUSION_COLUMNS = ["actual", "predicted", "cluster", "pixels"]
 
 
 def headline(tally: Tally, cluster_to_class: Int64[np.ndarray, " K"]) -> dict[str, float | None]:
@@ -50,10 +50,18 @@ def confusion_table(
     confusion: Int64[np.ndarray, "C K"],
     cluster_to_class: Int64[np.ndarray, " K"],
 ) -> pd.DataFrame:
-    """One row for each class and cluster, clusters under the name of their class and in its order."""
+    """One row for each class and cluster, clusters under the name of their class and in its order.
+
+    `read_confusion` gives the matrix back.
+    """
     order = np.lexsort((cluster_to_class, cluster_to_class == UNMATCHED))  # the last key sorts first
     rows = [
-        (name, cluster_name(class_names, cluster_to_class, int(cluster)), int(confusion[index, cluster]))
+        (
+            name,
+            cluster_name(class_names, cluster_to_class, int(cluster)),
+            int(cluster),
+            int(confusion[index, cluster]),
+        )
         for index, name in enumerate(class_names)
         for cluster in order
     ]

@@ -7,9 +7,11 @@ from hypothesis.extra.numpy import arrays
 
 from stages.imaging.palette import colourise, palette
 from stages.scoring.confusion import confusion_matrix
-from stages.scoring.matching import match_by_overlap
+from stages.scoring.matching import match_by_majority, match_by_overlap
 from stages.scoring.metrics import score
 from stages.scoring.partition_stats import partition_stats
+from stages.scoring.readings import READINGS, Matched
+from stages.scoring.whole_score import whole_score
 
 SIDES = st.tuples(st.integers(1, 6), st.integers(1, 6))
 CONFUSIONS = SIDES.flatmap(lambda shape: arrays(np.int64, shape, elements=st.integers(0, 50)))
@@ -64,6 +66,74 @@ def test_scores_are_fractions_and_iou_is_never_above_recall(confusion: np.ndarra
     both = np.isfinite(found.iou) & np.isfinite(found.recall)
     assert (found.iou[both] <= found.recall[both]).all()
     assert found.classes_counted <= len(confusion)
+
+
+@settings(deadline=None)
+@given(CONFUSIONS, st.data())
+def test_things_and_stuff_make_up_the_whole(confusion: np.ndarray, data) -> None:
+    kinds = tuple(data.draw(st.sampled_from(["thing", "stuff"])) for _ in confusion)
+    found = {entry[:3]: entry.scores for entry in whole_score(confusion, confusion, kinds)}
+    for matching in {key[0] for key in found}:
+        parts = [part for part in ("things", "stuff") if (matching, part, "averaged") in found]
+        averaged = [found[matching, part, "averaged"] for part in parts]
+        overall = found[matching, "all", "overall"]
+        iou = np.concatenate([scores.iou for scores in averaged])
+        np.testing.assert_allclose(np.sort(iou), np.sort(overall.iou))
+        assert sum(scores.classes_counted for scores in averaged) == overall.classes_counted
+        weights = [
+            confusion[[kind == part.rstrip("s") for kind in kinds]].sum() for part in parts
+        ]  # thing(s), stuff
+        right = sum(
+            scores.accuracy * weight for scores, weight in zip(averaged, weights, strict=True) if weight
+        )
+        assert not confusion.any() or np.isclose(right / confusion.sum(), overall.accuracy)
+
+
+@settings(deadline=None)
+@given(CONFUSIONS, st.data())
+def test_readings_are_ordered_as_their_names_say(confusion: np.ndarray, data) -> None:
+    count = data.draw(st.integers(1, len(confusion)))
+    members = np.sort(data.draw(st.permutations(range(len(confusion))))[:count])
+    matched = Matched(confusion, confusion, match_by_overlap)
+    found = {reading: read(matched, np.array(members)) for reading, read in READINGS.items()}
+    within, alone, own, averaged = (
+        found[reading] for reading in ("truth_and_prediction", "truth_alone", "own_matching", "averaged")
+    )
+    np.testing.assert_equal(alone.accuracy, averaged.accuracy)
+    if confusion[members].any():
+        assert own.accuracy >= alone.accuracy
+        assert np.isnan(within.accuracy) or within.accuracy >= alone.accuracy
+    # Fewer pixels beside those that agree: no IoU is lower, where it exists.
+    for more, less in ((alone, averaged), (within, alone)):
+        known = np.isfinite(more.iou) & np.isfinite(less.iou)
+        assert (more.iou[known] >= less.iou[known] - 1e-12).all()
+
+
+@settings(deadline=None)
+@given(CONFUSIONS)
+def test_over_all_classes_the_readings_are_one(confusion: np.ndarray) -> None:
+    everything = np.arange(len(confusion))
+    for matcher in (match_by_overlap, match_by_majority):
+        matched = Matched(confusion, confusion, matcher)
+        overall = score(confusion, matched.cluster_to_class)
+        for reading, read in READINGS.items():
+            scores = read(matched, everything)
+            assert scores is not None or reading == "legacy_picie"
+            if scores is not None:
+                np.testing.assert_equal(scores.accuracy, overall.accuracy)
+                np.testing.assert_allclose(np.sort(scores.iou), np.sort(overall.iou))
+
+
+@settings(deadline=None)
+@given(CONFUSIONS)
+def test_many_to_one_is_never_below_one_to_one(confusion: np.ndarray) -> None:
+    one, many = (score(confusion, match(confusion)) for match in (match_by_overlap, match_by_majority))
+    assert not confusion.any() or many.accuracy >= one.accuracy
+    for scores in (one, many):
+        if np.isfinite(scores.miou):
+            assert scores.miou_by("zero") <= scores.miou + 1e-12
+            assert scores.miou_by("zero") <= scores.miou_by("one")
+            assert scores.miou <= min(1.0, scores.miou_by("one")) + 1e-12
 
 
 @settings(deadline=None)

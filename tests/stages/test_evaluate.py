@@ -52,8 +52,15 @@ def _run(folder: Path, name: str = "raw", *more: str) -> dict[str, dict[str, flo
         "--truth",
         str(folder / "truth"),
     ]
-    argv += ["--metrics", str(folder / "out/scores.json"), "--per-class", str(folder / "out/classes.csv")]
-    evaluate.main([*argv, "--confusion", str(folder / "out/confusion.csv"), "--params", str(PARAMS), *more])
+    outputs = {
+        "metrics": "scores.json",
+        "readings": "readings.json",
+        "readings-table": "readings.csv",
+        "per-class": "classes.csv",
+        "confusion-table": "confusion.csv",
+    }
+    argv += [part for flag, file in outputs.items() for part in (f"--{flag}", str(folder / "out" / file))]
+    evaluate.main([*argv, "--params", str(PARAMS), *more])
     return json.loads((folder / "out/scores.json").read_text())
 
 
@@ -82,10 +89,27 @@ def test_tables(folder: Path) -> None:
         "class,cluster,iou,accuracy,pixels\nsky,2,0.75,0.75,64\ngrass,0,1,1,56\n"
     )
     assert (folder / "out/confusion.csv").read_text() == (
-        "actual,predicted,pixels\n"
-        "sky,sky,48\nsky,grass,0\nsky,cluster 1,16\n"
-        "grass,sky,0\ngrass,grass,56\ngrass,cluster 1,0\n"
+        "actual,predicted,cluster,pixels\n"
+        "sky,sky,2,48\nsky,grass,0,0\nsky,cluster 1,1,16\n"
+        "grass,sky,2,0\ngrass,grass,0,56\ngrass,cluster 1,1,0\n"
     )
+
+
+def test_readings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_classes(folder / "truth", NAMES, ("stuff", "thing"))
+    raw = _run(folder)["raw"]
+    readings = json.loads((folder / "out/readings.json").read_text())["raw_readings"]
+    assert list(readings) == ["num_classes", "num_clusters", "labelled_pixels", "one_to_one", "many_to_one"]
+    same = {key: raw[key] for key in ("accuracy", "miou", "classes_counted")}
+    assert readings["one_to_one"]["all"] == same
+    assert readings["one_to_one"]["stuff"]["truth_alone"]["accuracy"] == 0.75
+    assert readings["many_to_one"]["all"] == {"accuracy": 1, "miou": 1, "classes_counted": 2}
+    table = pd.read_csv(folder / "out/readings.csv")
+    assert table["score"].tolist()[:2] == ["all · overall", "things · truth_and_prediction"]
+    assert len(table) == 2 * (1 + 2 * 4)  # no legacy_picie: three clusters are no two classes
+    told = capsys.readouterr().out
+    assert "raw: 2 classes, 3 clusters, 120 labelled pixels; in per cent" in told
+    assert "clusters without a class in one_to_one: 1" in told
 
 
 def test_the_crf_is_scored_under_the_matching_of_the_raw_prediction(folder: Path) -> None:
@@ -116,7 +140,11 @@ def test_without_truth_the_label_free_figures_are_all(
     assert list(figures["colour_position"]) == list(figures["raw"])
     assert "no truth, so these are the label-free figures alone" in capsys.readouterr().out
     assert (folder / "out/classes.csv").read_text() == "class,cluster,iou,accuracy,pixels\n"
-    assert (folder / "out/confusion.csv").read_text() == "actual,predicted,pixels\n"
+    assert (folder / "out/confusion.csv").read_text() == "actual,predicted,cluster,pixels\n"
+    assert json.loads((folder / "out/readings.json").read_text()) == {
+        "raw_readings": {"num_classes": 0, "num_clusters": 3, "labelled_pixels": 0}
+    }
+    assert (folder / "out/readings.csv").read_text().count("\n") == 1
 
 
 def test_scores_are_upsampled_before_the_best_is_taken(folder: Path) -> None:

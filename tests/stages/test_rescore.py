@@ -1,0 +1,256 @@
+"""`evaluate --confusion` through its command line: stored matrices in every form, and faulty ones."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import evaluate
+from stages.dataset.truth import write_classes
+from stages.runtime.errors import UserError
+from stages.scoring.outputs import Counted, write_outputs
+from stages.scoring.tables import confusion_table
+
+NAMES = ("cow", "car", "sky", "grass")
+KINDS = ("thing", "thing", "stuff", "stuff")
+# By class and cluster; cluster 2 is class 0, cluster 0 class 1, cluster 3 class 2, cluster 1 class 3.
+CONFUSION = np.array([[10, 0, 40, 50], [30, 60, 10, 0], [0, 10, 0, 90], [0, 170, 20, 10]])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path, NAMES, KINDS)
+    return tmp_path
+
+
+def _score(*argv: str) -> dict[str, float]:
+    evaluate.main([*argv, "--metrics", "scores.json"])
+    return json.loads(Path("scores.json").read_text())["confusion"]
+
+
+def _fault(text: str | None, *more: str, path: str = "counts.csv") -> str:
+    if text is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as raised:
+        evaluate.main(["--confusion", path, *more])
+    return str(raised.value)
+
+
+def _plain(matrix: np.ndarray, header: Sequence[str] = (), names: Sequence[str] = ()) -> str:
+    lines = [",".join(map(str, line)) for line in matrix]
+    if names:
+        lines = [f"{name},{line}" for name, line in zip(names, lines, strict=True)]
+    return "\n".join([",".join(header)] * bool(header) + lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _plain(CONFUSION),
+        _plain(CONFUSION.astype(float)),
+        _plain(CONFUSION, header=["a", "b", "c", "d"]),
+        _plain(CONFUSION, names=NAMES),
+        _plain(CONFUSION, header=["", "0", "1", "2", "last"], names=NAMES),
+        pd.DataFrame(CONFUSION).to_csv(),
+        pd.DataFrame(CONFUSION, index=NAMES).to_csv(),
+        "\ufeff" + _plain(CONFUSION).replace(",", " , ").replace("\n", "\r\n"),
+        confusion_table(NAMES, CONFUSION, np.array([1, 3, 0, 2])).to_csv(index=False),
+    ],
+    ids=[
+        "plain",
+        "floats",
+        "header",
+        "names",
+        "both",
+        "numbered",
+        "numbered columns",
+        "byte order mark",
+        "evaluate's own",
+    ],
+)
+def test_every_form_is_read(folder: Path, text: str) -> None:
+    Path("counts.csv").write_text(text, encoding="utf-8")
+    figures = _score("--confusion", "counts.csv", "--classes", "classes.csv", "--readings", "readings.json")
+    assert figures["accuracy"] == 0.66
+    assert figures["clusters_used"] == 4
+    things = json.loads(Path("readings.json").read_text())["confusion_readings"]["one_to_one"]["things"]
+    assert things["legacy_picie"]["accuracy"] == pytest.approx(
+        200 / 260, abs=1e-6
+    )  # knows the ids of clusters
+    assert things["own_matching"]["accuracy"] == 0.55
+
+
+def test_arrays_and_turned_matrices(folder: Path) -> None:
+    np.save("counts.npy", CONFUSION)
+    np.save("turned.npy", CONFUSION.T.astype(np.float32))
+    Path("turned.csv").write_text(_plain(CONFUSION.T, names=["w", "x", "y", "z"]))
+    assert _score("--confusion", "counts.npy")["accuracy"] == 0.66
+    assert _score("--confusion", "turned.npy", "--transposed", "--classes", "classes.csv") == _score(
+        "--confusion", "counts.npy"
+    )
+    assert _score("--confusion", "turned.csv", "--transposed") == _score("--confusion", "counts.npy")
+
+
+def test_scoring_what_was_written_gives_what_was_scored(folder: Path) -> None:
+    rolled = np.roll(CONFUSION, 1, axis=1)
+    for name, confusion in (("raw", CONFUSION), ("refined", rolled)):
+        write_outputs(
+            Counted(confusion, CONFUSION, NAMES, KINDS),
+            name,
+            readings=Path(f"{name}.json"),
+            readings_table=Path(f"{name}_readings.csv"),
+            per_class=Path(f"{name}_classes.csv"),
+            confusion_table_path=Path(f"{name}_confusion.csv"),
+        )
+        argv = ["--name", name, "--confusion", f"{name}_confusion.csv", "--matched-on", "raw_confusion.csv"]
+        argv += ["--classes", "classes.csv", "--readings", "again.json", "--readings-table", "again.csv"]
+        evaluate.main([*argv, "--per-class", "classes_again.csv", "--confusion-table", "counts_again.csv"])
+        for written, again in (
+            (f"{name}.json", "again.json"),
+            (f"{name}_readings.csv", "again.csv"),
+            (f"{name}_classes.csv", "classes_again.csv"),
+            (f"{name}_confusion.csv", "counts_again.csv"),
+        ):
+            assert Path(again).read_text() == Path(written).read_text()
+
+
+def test_without_names_and_kinds_all_classes_are_scored(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("counts.csv").write_text("5,1,0\n0,5,9\n")
+    evaluate.main(["--confusion", "counts.csv", "--per-class", "classes_out.csv"])
+    assert Path("classes_out.csv").read_text().startswith("class,cluster,iou,accuracy,pixels\nclass 0,0,")
+    told = capsys.readouterr().out
+    assert "confusion: 2 classes, 3 clusters, 20 labelled pixels" in told
+    assert "many_to_one     all overall     95.00" in told
+    assert sorted(path.name for path in folder.iterdir()) == ["classes.csv", "classes_out.csv", "counts.csv"]
+
+
+OWN = "actual,predicted,cluster,pixels\n"
+FAULTS = [
+    ("", "counts.csv: is empty; expected a line of counts for each class"),
+    ("a,b\n", "counts.csv: holds no counts; expected a line of counts for each class"),
+    (
+        "1,2\n3\n",
+        "counts.csv: line 2 has 1 cells, but the first has 2; every class needs a count for every cluster, "
+        "separated by commas",
+    ),
+    (
+        "1,2\n3,x\n",
+        "counts.csv: class 1, cluster 1: 'x'; expected a count of pixels: a whole number, 0 or more",
+    ),
+    (
+        "1,-2\n0.5,nan\n",
+        "counts.csv: class 0, cluster 1: '-2'; expected a count of pixels: a whole number, 0 or "
+        "more; so are 2 more",
+    ),
+    (
+        pd.DataFrame(CONFUSION).to_csv(index=False),
+        "counts.csv: its first line is 0, 1, ..., 3, which numbers the columns; remove it",
+    ),
+    (
+        "0,0\n0,0\n",
+        "counts.csv: holds 0 pixels; expected at least one, and fewer than 3.0024e+15, which can still "
+        "be counted exactly",
+    ),
+    (
+        "1,1e300\n",
+        "counts.csv: holds 1e+300 pixels; expected at least one, and fewer than 3.0024e+15, which can still "
+        "be counted exactly",
+    ),
+    (
+        OWN,
+        "counts.csv: has no rows; it was written where there was no truth, so nothing can be scored",
+    ),
+    (
+        OWN + "sky,sky,0,5\nsky,grass,0,5\n",
+        "counts.csv: counts 'sky' in cluster '0' twice; each pair needs one row, and each class a name of "
+        "its own",
+    ),
+    (
+        OWN + "sky,sky,0,5\nsky,grass,1,5\ngrass,sky,0,1\n",
+        "counts.csv: has 3 rows, but 2 classes and 2 of cluster need 4, one for each pair",
+    ),
+    (
+        OWN + "sky,sky,1,5\nsky,grass,2,5\n",
+        "counts.csv: column 'cluster' must hold the ids 0 to 1, each once a class",
+    ),
+    (
+        "actual,predicted,pixels,pixels\nsky,sky,1,1\n",
+        "counts.csv: has two columns of one name: actual, predicted, pixels, pixels; keep one",
+    ),
+    (
+        ",".join(["1"] * 1025) + "\n",
+        "counts.csv: holds object [1, 1025], expected counts [classes, clusters], at most 1024 of each",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FAULTS)
+def test_bad_tables_are_told(folder: Path, text: str, message: str) -> None:
+    assert _fault(text) == message
+
+
+def test_bad_files_are_told(folder: Path) -> None:
+    assert _fault(None, path="gone.csv") == (
+        "gone.csv: not found; name a .csv or .npy file with the pixels of each class and cluster"
+    )
+    Path("counts.csv").write_bytes(b"\xff\xfe\x00")
+    assert _fault(None).startswith("counts.csv: not a CSV table ('utf-8' codec can't decode byte 0xff")
+    np.save("counts.npy", np.zeros(3))
+    assert _fault(None, path="counts.npy") == (
+        "counts.npy: holds float64 [3], expected counts [classes, clusters], at most 1024 of each"
+    )
+    np.save("counts.npy", np.array([[1, -1]]))
+    assert _fault(None, path="counts.npy") == (
+        "counts.npy: class 0, cluster 1: '-1'; expected a count of pixels: a whole number, 0 or more"
+    )
+
+
+def test_nothing_is_unpickled(folder: Path) -> None:
+    np.save("counts.npy", np.array([[print]]), allow_pickle=True)
+    assert "counts.npy: not a .npy array (" in _fault(None, path="counts.npy")
+
+
+def test_files_that_do_not_belong_together_are_told_at_once(folder: Path) -> None:
+    Path("other.csv").write_text("1,2\n")
+    write_classes(folder, NAMES[:3])
+    told = _fault(_plain(CONFUSION), "--matched-on", "other.csv", "--classes", "classes.csv")
+    assert told.splitlines() == [
+        "other.csv: has 1 classes and 2 clusters, but counts.csv has 4 classes and 4 clusters; name the "
+        "matrix of another prediction of the same",
+        "classes.csv: names 3 classes, but counts.csv has 4 classes and 4 clusters; name every class, "
+        "or turn the matrix with --transposed",
+    ]
+
+
+def test_other_names_are_told(folder: Path) -> None:
+    told = _fault(_plain(CONFUSION, names=("cow", "bus", "sky", "grass")), "--classes", "classes.csv")
+    assert told == (
+        "classes.csv: calls class 1 'car', but counts.csv calls it 'bus'; name the classes of this "
+        "matrix, in its order"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "one of the arguments --predictions --confusion is required"),
+        (["--predictions", "a", "--confusion", "b"], "not allowed with argument"),
+        (
+            ["--predictions", "a", "--truth", "b"],
+            "--predictions needs --metrics, --readings, --readings-table,",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        evaluate.main(argv)
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
