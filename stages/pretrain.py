@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
     images = open_images(args.images, "train")
     check_data_size(args.params, len(images))
-    device = choose_device(neutral.device)
-    if launch("stages.pretrain", sys.argv[1:] if argv is None else argv, neutral.runtime.nproc, device):
+    arguments = sys.argv[1:] if argv is None else argv
+    if launch("stages.pretrain", arguments, neutral.runtime.nproc, neutral.device):
         return
-    device = distributed.join(device)
+    device = distributed.join(choose_device(neutral.device))
     distributed.check_batch("pretrain.batch_size", params.pretrain.batch_size)
     state = StageState(
         "pretrain",

@@ -40,28 +40,30 @@ def perplexity(share: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
 class Moments:
     """Sums over an epoch that give the effective rank of all its features, whatever their number.
 
+    In float64: beside the variance of some directions that of others is lost in float32.
+
     Args:
         channels: C of the features.
         device: where they are.
     """
 
     def __init__(self, channels: int, device: torch.device) -> None:
-        self.count = torch.zeros((), device=device)
-        self.sum = torch.zeros(channels, device=device)
-        self.gram = torch.zeros(channels, channels, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.sum = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.gram = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, feature: Float[Tensor, "N C"]) -> None:
         """Take note of some features; only their direction counts."""
-        unit = F.normalize(feature.float(), dim=1)
+        unit = F.normalize(feature.double(), dim=1)
         self.count += len(unit)
         self.sum += unit.sum(0)
         self.gram.addmm_(unit.T, unit)
 
     def effective_rank(self) -> float:
         """exp of the entropy of the singular values (Roy & Vetterli, 2007) of centred features: 1 to C."""
-        mean = self.sum.double() / self.count
-        covariance = self.gram.double() / self.count - mean[:, None] * mean
+        mean = self.sum / self.count
+        covariance = self.gram / self.count - mean[:, None] * mean
         singular = torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt()
         share = singular / singular.sum().clamp_min(1e-12)
         return math.exp(float(torch.special.entr(share).sum()))

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from stages.runtime.errors import UserError
 
@@ -112,7 +112,17 @@ def mean(part: Tensor) -> Tensor:
 
 def total_with_gradient(part: Tensor) -> Tensor:
     """The sum over processes; the gradients of all flow back to each."""
-    return part if world_size() == 1 else differentiable.all_reduce(part)
+    return _Total.apply(part)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, part: Tensor) -> Tensor:
+        return total(part)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:  # type: ignore[override]
+        return total(gradients[0])
 
 
 @torch.no_grad()

@@ -11,20 +11,20 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from stages.runtime.cores import count_cores
 
 
-def launch(module: str, argv: Sequence[str], num_processes: int, device: torch.device) -> bool:
+def launch(module: str, argv: Sequence[str], num_processes: int, device: str) -> bool:
     """Start a script once more, in several processes of this machine, and wait for them.
 
     Args:
         module: the script, as `python -m` takes it.
         argv: its arguments.
         num_processes: `runtime.nproc`; 0 is one for each GPU, and one on a CPU.
-        device: where the script would work.
+        device: `device` of params.yaml.
 
     Returns:
         Whether it did: False where one process is enough, or where this is one of several already.
     """
     if num_processes == 0:
-        num_processes = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+        num_processes = max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
     if num_processes == 1 or "WORLD_SIZE" in os.environ:
         return False
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // num_processes)))
