@@ -1,4 +1,4 @@
-"""Stage `label`: global k-means of view features gives every view a pseudo-label and a score (4.2.1)."""
+"""Stage `label`: centres of view features give every view a pseudo-label and a score (4.2.1)."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from stages.clustering.agreement import agreement, effective_clusters
-from stages.clustering.kmeans import assign, spherical_kmeans
+from stages.clustering.centres import Space, choose_centres, find_centres
+from stages.nets.heads import read_heads
 from stages.runtime.artefacts import read_array, write_json
 from stages.runtime.device import choose_device
 from stages.runtime.errors import UserError, run
@@ -22,12 +23,15 @@ KEYS = ("seed", "global_k", "label")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read embeddings, cluster them twice (the second run shows how stable the first is), write the first."""
+    """Read embeddings, find centres twice (the second run shows how stable the first is), write the first."""
     parser = argparse.ArgumentParser(prog="python -m stages.label", description=__doc__)
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
     )
     parser.add_argument("--embeddings", type=Path, required=True, help="features of all views, of `embed`")
+    parser.add_argument(
+        "--backbone", type=Path, required=True, help="pretrained model, of `pretrain`; its heads are used"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="centroids, labels and scores to write (.safetensors)"
     )
@@ -42,21 +46,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     num_images, num_views, _ = embeddings.shape
     check_data_size(args.params, num_images)
+    heads = read_heads(args.backbone)
+    kind = choose_centres(params.label.centres, heads)
+    say("label", centres=kind, asked_for=params.label.centres)
     views = embeddings.reshape(num_images * num_views, -1)
-    fitted = embeddings[:, 0] if params.label.fit_views == "whole" else views
     device = choose_device(load(args.params, "device").device)
-    runs = []
-    for attempt in range(2):
-        centroids = spherical_kmeans(
+    space = Space(kind, heads, device)
+    fitted = space.points(embeddings[:, 0] if params.label.fit_views == "whole" else views)
+    runs = [
+        find_centres(
             fitted,
-            params.global_k,
+            kind,
+            heads,
+            num_clusters=params.global_k,
             iterations=params.label.iterations,
             restarts=params.label.restarts,
             seed=faiss_seed(params.seed, "label", attempt),
             device=device,
         )
-        runs.append((centroids, *assign(views, centroids)))
-    (centroids, pseudo_label, score), (_, second_label, _) = runs
+        for attempt in range(2)
+    ]
+    (pseudo_label, score), (second_label, _) = space.assign(views, runs)
 
     figures = {
         "effective_clusters": effective_clusters(pseudo_label),
@@ -67,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     say("label", **figures)
     shape = (num_images, num_views)
     tensors = {
-        "centroids": torch.from_numpy(centroids),
+        "centroids": torch.from_numpy(runs[0]),
         "pseudo_label": torch.from_numpy(pseudo_label.reshape(shape)),
         "score": torch.from_numpy(score.reshape(shape)),
     }
-    write_tensors(args.out, tensors, {"global_k": params.global_k})
-    write_json(args.metrics, {"label": figures})
+    write_tensors(args.out, tensors, {"global_k": params.global_k, "centres": kind})
+    write_json(args.metrics, {"label": {"centres": kind, **figures}})
 
 
 if __name__ == "__main__":

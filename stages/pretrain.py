@@ -1,11 +1,14 @@
-"""Stage `pretrain`: a backbone that tells the training images apart, without any label (4.1, 5.1)."""
+"""Stage `pretrain`: a backbone that tells images apart, trained here or taken from a file (4.1, 5.1)."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from stages.contrast.pretraining import Pretraining
+from stages.contrast.start import init_path, read_start, start_trunk
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
 from stages.nets.checkpoint import save_backbone
@@ -16,9 +19,11 @@ from stages.runtime.errors import run
 from stages.runtime.fit import check_data_size
 from stages.runtime.launch import launch
 from stages.runtime.params import load
+from stages.runtime.progress import say
 from stages.runtime.state import StageState
 
 KEYS = ("seed", "precision", "backbone", "pretrain")
+UNTRAINED = ("none", "supervised")  # methods that take a model as it is
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
     images = open_images(args.images, "train")
     check_data_size(args.params, len(images))
+    start = read_start(params.pretrain, params.backbone)
     arguments = sys.argv[1:] if argv is None else argv
     if launch("stages.pretrain", arguments, neutral.runtime.nproc, neutral.device):
         return
@@ -46,20 +52,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = StageState(
         "pretrain",
         lambda: vars(load(args.params, *KEYS)),
-        [args.images],
+        [args.images, *init_path(params.pretrain)],
         interval_seconds=neutral.runtime.checkpoint_seconds,
         is_leader=distributed.is_leader(),
     )
-    pretraining = Pretraining(
-        params.pretrain, params.backbone, seed=params.seed, precision=params.precision, device=device
-    )
-    backbone, history = pretraining.run(ImageSource(images, device), state)
+    if params.pretrain.method in UNTRAINED:
+        say("pretrain", method=params.pretrain.method, epochs="none, the model is taken as it is")
+        backbone = start_trunk(params.backbone, start, params.seed)
+        history = pd.DataFrame(columns=["epoch", "loss"])
+    else:
+        pretraining = Pretraining(
+            params.pretrain,
+            params.backbone,
+            start,
+            seed=params.seed,
+            precision=params.precision,
+            device=device,
+        )
+        backbone, history = pretraining.run(ImageSource(images, device), state)
+    # Heads of a checkpoint speak of its features, and training moves these.
+    heads = start.heads if start is not None and history.empty else {}
 
+    figures = {} if history.empty else history.iloc[-1].to_dict()
+    init = {} if start is None else {"init": start.report()}
     if distributed.is_leader():
         state.check()
-        save_backbone(args.out, backbone, params.backbone)
+        save_backbone(args.out, backbone, params.backbone, heads)
         write_csv(args.history, history)
-        write_json(args.metrics, {"pretrain": history.iloc[-1].to_dict() if len(history) else {}})
+        write_json(args.metrics, {"pretrain": {**figures, **init}})
         state.finish()
     distributed.leave()
 

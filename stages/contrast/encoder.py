@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stages.nets.resnet import ResNet, global_feature
+from stages.nets.trunk import Trunk
 
 
 class Encoded(NamedTuple):
@@ -25,7 +25,7 @@ class Encoder(nn.Module):
         head_batch_norm: batch norm in the head, as SimCLR and MoCo v3 have it; MoCo v2 has none.
     """
 
-    def __init__(self, backbone: ResNet, projection_dim: int, *, head_batch_norm: bool) -> None:
+    def __init__(self, backbone: Trunk, projection_dim: int, *, head_batch_norm: bool) -> None:
         super().__init__()
         channels = backbone.channels[-1]
         norm: nn.Module = nn.BatchNorm1d(channels) if head_batch_norm else nn.Identity()
@@ -39,5 +39,5 @@ class Encoder(nn.Module):
 
     def forward(self, image: Float[Tensor, "N 3 H W"]) -> Encoded:
         """Global features and unit embeddings, in float32."""
-        feature = global_feature(self.backbone(image).layer4)
+        feature = self.backbone.global_feature(image)
         return Encoded(feature, F.normalize(self.head(feature).float(), dim=1))

@@ -1,4 +1,4 @@
-"""Instance-level self-supervised pretraining (4.1, 5.1)."""
+"""Instance-level self-supervised pretraining, from scratch or from a published checkpoint (4.1, 5.1)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,9 @@ from stages.contrast.moco import MoCo
 from stages.contrast.schedule import warmup_cosine
 from stages.contrast.views import Views
 from stages.imaging.source import ImageSource, shuffled
-from stages.nets.resnet import ResNet
+from stages.nets.checkpoint import build_backbone, describe
+from stages.nets.published import Published
+from stages.nets.trunk import Trunk
 from stages.runtime import distributed
 from stages.runtime.device import place
 from stages.runtime.generators import torch_generator
@@ -35,15 +37,24 @@ class Pretraining:
     """
 
     def __init__(
-        self, settings: Pretrain, backbone: Backbone, *, seed: int, precision: str, device: torch.device
+        self,
+        settings: Pretrain,
+        backbone: Backbone,
+        start: Published | None,
+        *,
+        seed: int,
+        precision: str,
+        device: torch.device,
     ) -> None:
         torch.manual_seed(derive(seed, "pretrain", "weights"))
         self._settings, self._seed, self._device = settings, seed, device
         encoder = Encoder(
-            ResNet(backbone.arch, backbone.width, backbone.stem_stride),
+            build_backbone(describe(backbone)),
             settings.projection_dim,
             head_batch_norm=settings.head_batch_norm,
         )
+        if start is not None:
+            start.fill(encoder.backbone)
         moco = MoCo(
             encoder,
             settings,
@@ -58,7 +69,7 @@ class Pretraining:
         self._optimizer = _optimizer(settings, self._parameters)
         self._moments = Moments(encoder.backbone.channels[-1], device)
 
-    def run(self, images: ImageSource, state: StageState) -> tuple[ResNet, pd.DataFrame]:
+    def run(self, images: ImageSource, state: StageState) -> tuple[Trunk, pd.DataFrame]:
         """Train to the last epoch.
 
         Returns:

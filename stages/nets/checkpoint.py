@@ -6,16 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
-from stages.nets.resnet import ResNet
+from stages.nets.resnet import BLOCKS, ResNet
+from stages.nets.trunk import HEADS, Trunk
+from stages.nets.vit import ViT
 from stages.runtime.errors import UserError
 from stages.runtime.schema import Backbone
 from stages.runtime.tensors import read_tensors, write_tensors
 
-HEADS = ("prototypes.", "projection.")  # beside the trunk in the same file
-
 
 def save_backbone(
-    path: Path, backbone: ResNet, settings: Backbone, heads: Mapping[str, Tensor] | None = None
+    path: Path, backbone: Trunk, settings: Backbone, heads: Mapping[str, Tensor] | None = None
 ) -> None:
     """Write a trunk's weights with its architecture.
 
@@ -26,26 +26,46 @@ def save_backbone(
         heads: what pretraining put on top, where later stages need it: of SwAV `prototypes.weight` [P, D] and
             `projection.*` of the head that leads from the global feature to them.
     """
-    write_tensors(path, {**backbone.state_dict(), **(heads or {})}, {"backbone": settings.model_dump()})
+    write_tensors(path, {**backbone.state_dict(), **(heads or {})}, {"backbone": describe(settings)})
 
 
-def load_backbone(path: Path, settings: Backbone) -> ResNet:
-    """Read a trunk's weights into the architecture that params.yaml names.
+def load_backbone(path: Path, settings: Backbone) -> Trunk:
+    """Read a trunk's weights into the architecture that params.yaml names; heads are left out by name.
 
     Raises:
-        UserError: the file holds another architecture.
+        UserError: the file holds another architecture, or something that this version does not know.
     """
     tensors, about = read_tensors(path)
-    if about.get("backbone") != settings.model_dump():
+    if about.get("backbone") != describe(settings):
         raise UserError(
-            f"{path}: holds {about.get('backbone')}, but params.yaml says backbone: {settings.model_dump()}; "
+            f"{path}: holds {about.get('backbone')}, but params.yaml says backbone: {describe(settings)}; "
             "run `dvc repro` to pretrain this one"
         )
-    backbone = build_backbone(settings.model_dump())
-    backbone.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(HEADS)})
+    backbone = build_backbone(describe(settings))
+    try:
+        backbone.load_state_dict(
+            {name: value for name, value in tensors.items() if not name.startswith(HEADS)}
+        )
+    except RuntimeError as error:
+        raise UserError(f"{path}: is not a backbone that this version can build ({error})") from error
     return backbone
 
 
-def build_backbone(about: dict[str, Any]) -> ResNet:
-    """An untrained trunk of the architecture that a file names."""
-    return ResNet(about["arch"], about["width"], about["stem_stride"])
+def describe(settings: Backbone) -> dict[str, Any]:
+    """The settings that this architecture uses; the others may change and it stays the same."""
+    if settings.arch in BLOCKS:
+        return settings.model_dump(include={"arch", "width", "stem_stride"})
+    return settings.model_dump(include={"arch", "width", "patch_px", "registers", "layer_scale"})
+
+
+def build_backbone(about: Mapping[str, Any]) -> Trunk:
+    """An untrained trunk of the architecture that `describe` wrote."""
+    if about["arch"] in BLOCKS:
+        return ResNet(about["arch"], about["width"], about["stem_stride"])
+    return ViT(
+        about["arch"],
+        about["width"],
+        about["patch_px"],
+        num_registers=about["registers"],
+        has_layer_scale=about["layer_scale"],
+    )

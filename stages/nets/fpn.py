@@ -4,11 +4,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stages.nets.resnet import FeatureMaps
+from stages.nets.trunk import FeatureMaps
 
 
 class FPN(nn.Module):
-    """A 1x1 convolution for each residual layer; from the deepest up, upsampled and added.
+    """A 1x1 convolution for each feature map; from the deepest up, upsampled and added.
+
+    The maps of a ViT are of one size, so they are only added: a pyramid resampled from them (ViTDet, Li et
+    al., 2022) would give the same sum, as 1x1 convolution and bilinear resampling commute.
 
     Args:
         channels: of the four feature maps.

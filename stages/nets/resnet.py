@@ -4,12 +4,12 @@ At width 64 and stem stride 4 its parameters have torchvision's names and shapes
 checkpoints drop in; torchvision's own class fixes both and cannot return the inner feature maps.
 """
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from stages.nets.trunk import FeatureMaps, Trunk
 
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -17,16 +17,7 @@ BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 }
 
 
-class FeatureMaps(NamedTuple):
-    """Outputs of the four residual layers, at 1, 2, 4 and 8 times the stem's stride."""
-
-    layer1: Float[Tensor, "N C1 H1 W1"]
-    layer2: Float[Tensor, "N C2 H2 W2"]
-    layer3: Float[Tensor, "N C3 H3 W3"]
-    layer4: Float[Tensor, "N C4 H4 W4"]
-
-
-class ResNet(nn.Module):
+class ResNet(Trunk):
     """Stem and four residual layers, without pooling or classifier.
 
     Args:
@@ -58,6 +49,10 @@ class ResNet(nn.Module):
         c2 = self.layer2(c1)
         c3 = self.layer3(c2)
         return FeatureMaps(c1, c2, c3, self.layer4(c3))
+
+    def global_feature(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
+        """Global average pooling of the last feature map (4.2.1)."""
+        return global_feature(self(image).layer4)
 
 
 def global_feature(feature_map: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C"]:

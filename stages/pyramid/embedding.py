@@ -2,14 +2,13 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 
 from stages.imaging.normalise import normalise
 from stages.imaging.pyramid import VIEWS, crop_boxes
 from stages.imaging.resample import resample
 from stages.imaging.source import ImageSource, in_order
-from stages.nets.resnet import ResNet, global_feature
+from stages.nets.trunk import Trunk
 from stages.runtime.device import autocast, place
 from stages.runtime.progress import track
 from stages.runtime.schema import Embed
@@ -17,7 +16,7 @@ from stages.runtime.schema import Embed
 
 @torch.no_grad()
 def embed_views(
-    backbone: ResNet,
+    backbone: Trunk,
     images: ImageSource,
     embeddings: Float[np.ndarray, "N 6 D"],
     settings: Embed,
@@ -26,9 +25,10 @@ def embed_views(
     size_px: int,
     precision: str,
 ) -> None:
-    """Fill `embeddings`, usually a memory map, with unit features of all six views of every image.
+    """Fill `embeddings`, usually a memory map, with the features of all six views of every image.
 
-    Each view is resized and its centre taken, as the self-supervised models are evaluated (A.1).
+    Each view is resized and its centre taken, as the self-supervised models are evaluated (A.1). A feature
+    keeps its length: projection heads and classifiers, which `label` may use, want it.
 
     Args:
         backbone: the pretrained trunk; used in evaluation mode.
@@ -46,5 +46,5 @@ def embed_views(
             boxes = crop_boxes(torch.full((len(rows),), view), crop_ratio, settings.centre_ratio)
             crop = resample(image, boxes.to(images.device), (size_px, size_px))
             with autocast(images.device, precision):
-                feature = global_feature(backbone(normalise(crop)).layer4)
-            embeddings[rows.numpy(), view] = F.normalize(feature, dim=1).cpu().numpy()
+                feature = backbone.global_feature(normalise(crop))
+            embeddings[rows.numpy(), view] = feature.cpu().numpy()

@@ -28,8 +28,11 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
             f"pretrain.queue_size: {params.pretrain.queue_size} {too_many}, so an image would be its own "
             "negative; half of the images is a good size"
         )
+    clusters_views = params.label.centres == "kmeans" or (
+        params.label.centres == "auto" and params.pretrain.method == "mocov2"
+    )
     views = num_images * (NUM_VIEWS if params.label.fit_views == "all" else 1)
-    if params.global_k > views:
+    if clusters_views and params.global_k > views:
         yield (
             f"global_k: {params.global_k} clusters need at least as many views, but there are {views} "
             f"(label.fit_views: {params.label.fit_views}); lower global_k, or add images"

@@ -37,13 +37,21 @@ class Section(BaseModel):
 
 
 class Backbone(Section):
-    """The ResNet trunk that pretraining, embedding and segmentation share."""
+    """The trunk that pretraining, embedding and segmentation share."""
 
-    arch: Literal["resnet18", "resnet50"]
+    arch: Literal["resnet18", "resnet50", "vit_small", "vit_base"]
     width: Count
     stem_stride: Literal[1, 2, 4]
+    patch_px: Literal[8, 14, 16]
+    registers: Annotated[int, Field(ge=0)]
+    layer_scale: bool
 
-    @field_validator("stem_stride", mode="before")
+    @property
+    def is_vit(self) -> bool:
+        """Whether it has patches in place of a stem."""
+        return self.arch.startswith("vit")
+
+    @field_validator("stem_stride", "patch_px", mode="before")
     @classmethod
     def _no_bool(cls, value: Any) -> Any:
         if isinstance(value, bool):  # True == 1, so the choice alone would take it
@@ -136,9 +144,11 @@ class Photometric(Section):
 
 
 class Pretrain(Section):
-    """MoCo v2."""
+    """Where the backbone comes from: trained here, continued from a checkpoint, or taken as it is."""
 
-    method: Literal["mocov2"]
+    method: Literal["mocov2", "none", "supervised"]
+    init: str
+    init_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=2)]
     image_px: Annotated[int, Field(ge=16)]
@@ -156,6 +166,15 @@ class Pretrain(Section):
     symmetric: bool
     bn_splits: Count
     photometric: Photometric
+
+    @model_validator(mode="after")
+    def _classes_need_a_checkpoint(self) -> "Pretrain":
+        if self.method == "supervised" and not self.init:
+            raise ValueError(
+                "init: is empty, but method: supervised takes weights and classes from a checkpoint; "
+                "set it to one with a classifier"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "Pretrain":
@@ -180,8 +199,9 @@ class Embed(Section):
 
 
 class Label(Section):
-    """Global k-means."""
+    """Pseudo-labels of whole views."""
 
+    centres: Literal["auto", "kmeans", "prototypes", "classifier"]
     fit_views: Literal["whole", "all"]
     iterations: Count
     restarts: Count
@@ -332,21 +352,11 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _strides_divide(self) -> "Params":
-        deepest = 8 * self.backbone.stem_stride
-        if self.size_px % deepest:
-            raise ValueError(
-                f"size_px: {self.size_px} is not a multiple of {deepest}, the deepest stride of a trunk with "
-                f"backbone.stem_stride {self.backbone.stem_stride}"
-            )
-        stem, feature, context = (
-            self.backbone.stem_stride,
-            self.train.feature_stride,
-            self.train.context.stride,
-        )
-        if feature not in (stem, 2 * stem):
-            raise ValueError(
-                f"train.feature_stride: must be backbone.stem_stride {stem} or twice that, got {feature}"
-            )
+        if self.backbone.is_vit:
+            self._check_patches()
+        else:
+            self._check_stem()
+        feature, context = self.train.feature_stride, self.train.context.stride
         for key, side in (
             ("size_px", self.size_px),
             ("train.image_loss.view_px", self.train.image_loss.view_px),
@@ -357,3 +367,20 @@ class Params(Section):
                     f"and divide {key} {side}, got {context}"
                 )
         return self
+
+    def _check_stem(self) -> None:
+        stem, feature = self.backbone.stem_stride, self.train.feature_stride
+        if self.size_px % (8 * stem):
+            raise ValueError(
+                f"size_px: {self.size_px} is not a multiple of {8 * stem}, the deepest stride of a trunk "
+                f"with backbone.stem_stride {stem}"
+            )
+        if feature not in (stem, 2 * stem):
+            raise ValueError(
+                f"train.feature_stride: must be backbone.stem_stride {stem} or twice that, got {feature}"
+            )
+
+    def _check_patches(self) -> None:
+        patch, feature = self.backbone.patch_px, self.train.feature_stride
+        if patch % feature:
+            raise ValueError(f"train.feature_stride: must divide backbone.patch_px {patch}, got {feature}")

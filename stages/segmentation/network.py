@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stages.imaging.normalise import normalise
-from stages.nets.checkpoint import build_backbone
+from stages.nets.checkpoint import build_backbone, describe
 from stages.nets.fpn import FPN
-from stages.nets.resnet import ResNet
+from stages.nets.trunk import Trunk
 from stages.runtime.errors import UserError
 from stages.runtime.schema import Backbone, Context, Train
 from stages.runtime.tensors import read_tensors, write_tensors
@@ -54,7 +54,7 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Trunk,
         *,
         fpn_dim: int,
         feature_stride: int,
@@ -73,8 +73,10 @@ class Segmenter(nn.Module):
         """F', before it is brought to unit length; RGB in [0, 1] in, at 1 / feature_stride out."""
         decoded = self.decoder(self.backbone(normalise(image)))
         height, width = image.shape[2] // self.feature_stride, image.shape[3] // self.feature_stride
-        if decoded.shape[2:] != (height, width):
+        if decoded.shape[2] > height:
             decoded = F.adaptive_avg_pool2d(decoded, (height, width))
+        elif decoded.shape[2:] != (height, width):  # patches are larger than the features that are clustered
+            decoded = F.interpolate(decoded, size=(height, width), mode="bilinear", align_corners=False)
         if self.context is None:
             return decoded
         grid = (image.shape[2] // self.context_stride, image.shape[3] // self.context_stride)
@@ -105,7 +107,7 @@ def save_segmenter(path: Path, segmenter: Segmenter, about: dict[str, Any]) -> N
 def describe_segmenter(backbone: Backbone, settings: Train, size_px: int) -> dict[str, Any]:
     """What a reader of the file must know to build the network again."""
     return {
-        "backbone": backbone.model_dump(),
+        "backbone": describe(backbone),
         "fpn_dim": settings.fpn_dim,
         "feature_stride": settings.feature_stride,
         "context": settings.context.model_dump(),

@@ -78,7 +78,7 @@ def test_embeddings_are_those_of_cropped_and_resized_images(batch_size: int, dev
         size_px=32,
         precision="float32",
     )
-    np.testing.assert_allclose(np.linalg.norm(found.astype(np.float64), axis=2), 1, atol=1e-5)
+    unit = found / np.linalg.norm(found, axis=2, keepdims=True)
     assert not backbone.training
     backbone.cpu()
     crops = [(48, (0, 0)), *((24, corner) for corner in [(0, 0), (0, 24), (24, 0), (24, 24), (12, 12)])]
@@ -86,8 +86,10 @@ def test_embeddings_are_those_of_cropped_and_resized_images(batch_size: int, dev
         with torch.no_grad():
             last = backbone(_by_hand(images, side, offset, 32)).layer4
         expected = last.double().flatten(2).mean(2)
+        if view == 0:
+            np.testing.assert_allclose(found[:, 0], expected.numpy(), rtol=5e-3, atol=1e-3)
         expected /= expected.norm(dim=1, keepdim=True)
-        cosine = (expected.numpy() * found[:, view]).sum(1)
+        cosine = (expected.numpy() * unit[:, view]).sum(1)
         assert (cosine > (0.99999 if view == 0 else 0.995)).all(), (VIEWS[view], cosine)
         others = [v for v in range(6) if v != view]
-        assert (cosine[:, None] > (expected.numpy()[:, None] * found[:, others]).sum(2)).all()
+        assert (cosine[:, None] > (expected.numpy()[:, None] * unit[:, others]).sum(2)).all()

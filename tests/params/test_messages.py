@@ -37,11 +37,20 @@ def _edit(path: Path, edit: Callable[[Any], object]) -> None:
 
 # One row for each rule: dotted key, value, what is said of it after the key.
 VALUES = [
-    ("pretrain.method", "moco", "expected one of 'mocov2', got 'moco'"),
+    ("pretrain.method", "moco", "expected one of 'mocov2', 'none' or 'supervised', got 'moco'"),
     ("precision", "float16", "expected one of 'float32' or 'bfloat16', got 'float16'"),
     ("backbone.stem_stride", 3, "expected one of 1, 2 or 4, got 3"),
     ("backbone.stem_stride", "2", "expected one of 1, 2 or 4, got '2'"),
     ("backbone.stem_stride", True, "expected int, got True"),
+    ("backbone.patch_px", 32, "expected one of 8, 14 or 16, got 32"),
+    ("backbone.patch_px", True, "expected int, got True"),
+    ("backbone.registers", -1, "must be >= 0, got -1"),
+    ("label.centres", "swav", "expected one of 'auto', 'kmeans', 'prototypes' or 'classifier', got 'swav'"),
+    (
+        "pretrain.init_sha256",
+        "f" * 63,
+        f"string should match pattern '^([0-9a-f]{{64}})?$', got '{'f' * 63}'",
+    ),
     ("seed", True, "expected int, got True"),
     ("seed", 1.5, "expected int, got 1.5"),
     ("seed", "3", "expected int, got '3'"),
@@ -143,6 +152,15 @@ CROSS = [
     (
         {"prepare.reader": "folder"},
         "prepare.path: is empty, but reader: folder reads from it; set it to the folder of images/",
+    ),
+    (
+        {"pretrain.method": "supervised"},
+        "pretrain.init: is empty, but method: supervised takes weights and classes from a checkpoint; "
+        "set it to one with a classifier",
+    ),
+    (
+        {"backbone.arch": "vit_small", "backbone.patch_px": 14, "train.feature_stride": 4},
+        "train.feature_stride: must divide backbone.patch_px 14, got 4",
     ),
     (
         {"pretrain.queue_size": 100, "pretrain.batch_size": 64},

@@ -16,8 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stages.nets.checkpoint import save_backbone
-from stages.nets.resnet import ResNet
+from stages.nets.checkpoint import build_backbone, describe, save_backbone
 from stages.runtime.errors import UserError
 from stages.runtime.params import load
 from stages.runtime.state import StageState
@@ -43,12 +42,12 @@ class Bench:
         """Sections of params.yaml."""
         return load(self.folder / "params.yaml", *keys)
 
-    def write_backbone(self) -> None:
-        """An untrained backbone, as `pretrain` writes it."""
+    def write_backbone(self, heads: Mapping[str, torch.Tensor] | None = None) -> None:
+        """An untrained backbone, as `pretrain` writes it, with heads that belong to it."""
         torch.manual_seed(0)
         settings = self.read("backbone").backbone
-        backbone = ResNet(settings.arch, settings.width, settings.stem_stride)
-        save_backbone(self.folder / "backbone.safetensors", backbone, settings)
+        backbone = build_backbone(describe(settings))
+        save_backbone(self.folder / "backbone.safetensors", backbone, settings, heads)
 
     def write_kept_views(self, count: int = 16) -> None:
         """Random pseudo-labels, -1 for six of ten, as `select_views` writes them."""
@@ -61,7 +60,7 @@ class Bench:
         params = self.read("backbone", "train", "size_px")
         torch.manual_seed(0)
         segmenter = Segmenter(
-            ResNet(params.backbone.arch, params.backbone.width, params.backbone.stem_stride),
+            build_backbone(describe(params.backbone)),
             fpn_dim=params.train.fpn_dim,
             feature_stride=params.train.feature_stride,
             context=params.train.context,

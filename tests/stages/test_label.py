@@ -10,7 +10,8 @@ import pytest
 from stages import label
 
 OUTPUTS = ("labels.safetensors", "label.json")
-ARGV = ["--embeddings", "embeddings.npy", "--out", OUTPUTS[0], "--metrics", OUTPUTS[1]]
+ARGV = ["--embeddings", "embeddings.npy", "--backbone", "backbone.safetensors"]
+ARGV += ["--out", OUTPUTS[0], "--metrics", OUTPUTS[1]]
 
 
 @pytest.fixture
@@ -20,13 +21,14 @@ def ready(bench: Any) -> Any:
     embeddings = np.eye(8)[np.arange(16) % 4][:, None] + 0.05 * rng.normal(size=(16, 6, 8))
     embeddings /= np.linalg.norm(embeddings, axis=2, keepdims=True)
     np.save("embeddings.npy", embeddings.astype(np.float32))
+    bench.write_backbone()
     return bench
 
 
 def test_writes_centroids_labels_and_scores(ready: Any) -> None:
     label.main(ARGV)
     tensors, about = ready.tensors(OUTPUTS[0])
-    assert about == {"global_k": 4}
+    assert about == {"global_k": 4, "centres": "kmeans"}
     described = {name: (str(value.dtype), tuple(value.shape)) for name, value in tensors.items()}
     assert described == {
         "centroids": ("torch.float32", (4, 8)),
@@ -53,6 +55,7 @@ def test_metrics_are_those_of_the_clusters(ready: Any) -> None:
     assert list(figures) == ["label"]
     score = ready.tensors(OUTPUTS[0])[0]["score"].double()
     assert figures["label"] == {
+        "centres": "kmeans",
         "effective_clusters": pytest.approx(4, abs=1e-5),
         "mean_score": pytest.approx(float(score.mean()), abs=1e-5),
         "stability": pytest.approx(1, abs=1e-5),

@@ -1,0 +1,147 @@
+"""Where pseudo-labels of whole views come from (4.2.1): k-means, SwAV's prototypes, or a classifier.
+
+Each is a space that view features are brought to, and unit centres in it; a view belongs to the centre of
+the highest cosine.
+
+kmeans      unit features; the centres are clusters of them.
+prototypes  embeddings of the projection head; the centres are the prototypes, grouped to K.
+classifier  probabilities of the classes; the centres are the K classes that are most often the first.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.clustering.kmeans import CHUNK_POINTS, assign, spherical_kmeans
+from stages.nets.heads import class_probabilities, project
+from stages.runtime.errors import UserError
+
+NEEDED = {
+    "kmeans": (),
+    "prototypes": ("prototypes.weight", "projection.0.weight", "projection.3.weight"),
+    "classifier": ("classifier.weight",),
+}
+
+
+def choose_centres(asked: str, heads: Mapping[str, Tensor]) -> str:
+    """`asked`, or with `auto` the first that the heads allow: prototypes, classifier, kmeans.
+
+    Raises:
+        UserError: the heads of the pretrained model do not allow what is asked for.
+    """
+    allowed = [kind for kind in ("prototypes", "classifier", "kmeans") if set(NEEDED[kind]) <= set(heads)]
+    if asked == "auto":
+        return allowed[0]
+    if asked not in allowed:
+        raise UserError(
+            f"params.yaml: label.centres: {asked} needs a pretrained model with {', '.join(NEEDED[asked])}, "
+            f"and this one allows {', '.join(allowed)}; set one of these, auto, or another pretrain.init"
+        )
+    return asked
+
+
+class Space:
+    """Where views and centres of one kind are compared.
+
+    Args:
+        kind: kmeans, prototypes or classifier.
+        heads: of the pretrained model.
+        device: where features are brought to the space.
+    """
+
+    def __init__(self, kind: str, heads: Mapping[str, Tensor], device: torch.device) -> None:
+        self._kind, self._device = kind, device
+        self._heads = {name: heads[name].to(device) for name in heads}
+
+    @torch.no_grad()
+    def points(self, features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
+        """Features of views, which may be a memory map, in this space."""
+        return np.concatenate([self._bring(features[rows]) for rows in _parts(len(features))])
+
+    def assign(
+        self, features: Float[np.ndarray, "N C"], runs: Sequence[Float[np.ndarray, "K D"]]
+    ) -> list[tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]]:
+        """The centre of each view and its cosine, for each of several sets of centres; in bounded memory.
+
+        Raises:
+            UserError: a feature is not finite.
+        """
+        label = np.empty((len(runs), len(features)), dtype=np.int64)
+        score = np.empty((len(runs), len(features)), dtype=np.float32)
+        for rows in _parts(len(features)):
+            points = self.points(features[rows])
+            for run, centroids in enumerate(runs):
+                label[run, rows], score[run, rows] = assign(points, centroids)
+        if not np.isfinite(score).all():
+            raise UserError("label: features of views are not finite; the network of `pretrain` has diverged")
+        return list(zip(label, score, strict=True))
+
+    def _bring(self, features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
+        feature = torch.from_numpy(np.array(features)).to(self._device)
+        if self._kind == "prototypes":
+            return project(feature, self._heads).cpu().numpy()
+        if self._kind == "classifier":
+            return class_probabilities(feature, self._heads).cpu().numpy()
+        return F.normalize(feature, dim=1).cpu().numpy()
+
+
+def _parts(count: int) -> Iterator[slice]:
+    for start in range(0, count, CHUNK_POINTS):
+        yield slice(start, start + CHUNK_POINTS)
+
+
+def find_centres(
+    points: Float[np.ndarray, "N D"],
+    kind: str,
+    heads: Mapping[str, Tensor],
+    *,
+    num_clusters: int,
+    iterations: int,
+    restarts: int,
+    seed: int,
+    device: torch.device,
+) -> Float[np.ndarray, "K D"]:
+    """K unit centres.
+
+    Args:
+        points: the views that decide, in the space of the centres.
+        kind: kmeans, prototypes or classifier.
+        heads: of the pretrained model.
+        num_clusters: K.
+        iterations: of k-means.
+        restarts: of k-means.
+        seed: of its starting points.
+        device: where it works.
+
+    Raises:
+        UserError: there are fewer points, prototypes or classes than clusters.
+    """
+    if kind == "classifier":
+        return _frequent_classes(points, num_clusters)
+    if kind == "prototypes":
+        points = F.normalize(heads["prototypes.weight"].float(), dim=1).numpy()
+        _check_enough(len(points), num_clusters, "prototypes")
+    return spherical_kmeans(
+        points, num_clusters, iterations=iterations, restarts=restarts, seed=seed, device=device
+    )
+
+
+def _frequent_classes(probability: Float[np.ndarray, "N C"], num_clusters: int) -> Float[np.ndarray, "K C"]:
+    """A unit vector for each of the classes that most views belong to, by class; ties to the lower one."""
+    num_classes = probability.shape[1]
+    _check_enough(num_classes, num_clusters, "classes of the classifier")
+    counts = np.bincount(probability.argmax(1), minlength=num_classes)
+    frequent = np.sort(np.argsort(-counts, kind="stable")[:num_clusters])
+    return np.eye(num_classes, dtype=np.float32)[frequent]
+
+
+def _check_enough(available: int, num_clusters: int, what: str) -> None:
+    if available < num_clusters:
+        raise UserError(
+            f"params.yaml: global_k: {num_clusters} is more than the {available} {what}; lower it, or set "
+            "label.centres: kmeans"
+        )

@@ -1,0 +1,80 @@
+"""Which architecture the tensors of a checkpoint belong to, by their names and shapes alone."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from stages.nets.resnet import BLOCKS
+from stages.nets.vit import DEPTH, NUM_HEADS
+
+PUBLISHED_WIDTH = 64
+CONVOLUTIONS = {1: 2, 4: 3}  # of a residual block, by its expansion
+# Second networks of one file, taken where there is nothing else: copies that no gradient trained.
+MOMENTUM = ("encoder_k", "momentum")
+
+
+class Recognised(NamedTuple):
+    """A trunk among the tensors of a file."""
+
+    prefix: str  # before the names of its tensors
+    about: dict[str, Any]  # settings of `backbone` that its names and shapes give away
+
+
+def recognise(tensors: Mapping[str, Tensor], arch: str, width: int) -> Recognised | None:
+    """The trunk in a file, or None; where there are several, the one that gradients trained.
+
+    Args:
+        tensors: of the file, by name.
+        arch: that is expected, and
+        width: too; the shapes of a ViT do not tell its number of heads, so what fits is believed.
+    """
+    anchors = {"layer4.0.conv1.weight": "resnet", "patch_embed.proj.weight": "vit"}
+    found = [
+        (name.removesuffix(anchor), family)
+        for name in tensors
+        for anchor, family in anchors.items()
+        if name == anchor or name.endswith(f".{anchor}")
+    ]
+    if not found:
+        return None
+    prefix, family = min(found, key=lambda place: any(word in place[0] for word in MOMENTUM))
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return Recognised(prefix, _resnet(own) if family == "resnet" else _vit(own, arch, width))
+
+
+def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    depths: tuple[int, ...] = tuple(_count(tensors, rf"layer{level}\.(\d+)\.") for level in range(1, 5))
+    convolutions = _count(tensors, r"layer4\.0\.conv(\d+)\.") - 1  # they count from 1
+    known: dict[tuple[tuple[int, ...], int], str] = {
+        (depths, CONVOLUTIONS[block.expansion]): arch for arch, (block, depths) in BLOCKS.items()
+    }
+    blocks = "+".join(map(str, depths))
+    about: dict[str, Any] = {
+        "arch": known.get(
+            (depths, convolutions), f"a ResNet of {blocks} blocks of {convolutions} convolutions"
+        )
+    }
+    return about | {"width": tensors["conv1.weight"].shape[0]} if "conv1.weight" in tensors else about
+
+
+def _vit(tensors: Mapping[str, Tensor], arch: str, width: int) -> dict[str, Any]:
+    dim, _, _, patch_px = tensors["patch_embed.proj.weight"].shape
+    depth = _count(tensors, r"blocks\.(\d+)\.")
+    if NUM_HEADS.get(arch, 0) * width != dim:
+        widths = {heads * PUBLISHED_WIDTH: name for name, heads in NUM_HEADS.items()}
+        arch, width = widths.get(dim, f"a ViT of {dim} channels"), PUBLISHED_WIDTH
+    registers = tensors.get("register_tokens")
+    return {
+        "arch": arch if depth == DEPTH else f"a ViT of {depth} blocks of {dim} channels",
+        "width": width,
+        "patch_px": patch_px,
+        "registers": 0 if registers is None else registers.shape[1],
+        "layer_scale": "blocks.0.ls1.gamma" in tensors,
+    }
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many places a numbered part of the names has."""
+    return 1 + max((int(found[1]) for name in tensors if (found := re.match(pattern, name))), default=-1)
