@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stages.dataset.store import open_images
@@ -16,10 +17,12 @@ from stages.runtime.fit import check_data_size
 from stages.runtime.params import load
 from stages.runtime.seeds import derive
 from stages.runtime.state import StageState
+from stages.segmentation.compat import train_settings
+from stages.segmentation.guidance import Guidance
 from stages.segmentation.network import Segmenter, describe_segmenter, save_segmenter
-from stages.segmentation.training import Training, as_tensor
+from stages.segmentation.training import Training
 
-KEYS = ("seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "backbone", "train")
+KEYS = ("compat", "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "backbone", "train")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "run `dvc repro`"
         )
     check_data_size(args.params, len(images))
+    settings = train_settings(params.train, params.compat, images.shape[1])
     backbone = load_backbone(args.backbone, params.backbone)
     device = choose_device(neutral.device)
     state = StageState(
@@ -59,27 +63,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(derive(params.seed, "train", "weights"))
     segmenter = Segmenter(
         backbone,
-        fpn_dim=params.train.fpn_dim,
-        feature_stride=params.train.feature_stride,
-        context=params.train.context,
-        num_view_clusters=params.global_k if params.train.image_loss.weight > 0 else 0,
-        head=params.train.image_loss.head,
+        fpn_dim=settings.fpn_dim,
+        feature_stride=settings.feature_stride,
+        context=settings.context,
+        num_view_clusters=params.global_k if settings.image_loss.weight > 0 else 0,
+        head=settings.image_loss.head,
+        freeze=settings.freeze,
+    )
+    guidance = Guidance(
+        settings.image_loss,
+        settings.photometric,
+        torch.from_numpy(kept_views.astype(np.int64)),
+        num_labels=params.global_k,
+        crop_ratio=params.crop_ratio,
+        seed=params.seed,
+        precision=params.precision,
     )
     training = Training(
         place(segmenter, device),
-        params.train,
+        settings,
+        guidance,
         pixel_k=params.pixel_k,
-        crop_ratio=params.crop_ratio,
         size_px=params.size_px,
         seed=params.seed,
         precision=params.precision,
     )
-    history = training.run(ImageSource(images, device), as_tensor(kept_views), state)
+    history = training.run(ImageSource(images, device), state)
 
     state.check()
-    save_segmenter(args.out, segmenter, describe_segmenter(params.backbone, params.train, params.size_px))
+    save_segmenter(args.out, segmenter, describe_segmenter(params.backbone, settings, params.size_px))
     write_csv(args.history, history)
-    write_json(args.metrics, {"train": history.iloc[-1].to_dict()})
+    write_json(args.metrics, {"train": {**history.iloc[-1].dropna().to_dict(), **training.clusters()}})
     state.finish()
 
 

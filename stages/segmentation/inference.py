@@ -1,5 +1,7 @@
 """What a trained network says of images: sampled pixel features, and scores of every pixel."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -54,10 +56,29 @@ def sample_pixel_features(
 
 
 @torch.no_grad()
+def all_pixel_features(
+    segmenter: Segmenter, images: ImageSource, *, size_px: int, batch_size: int, seed: int, precision: str
+) -> Iterator[Float[np.ndarray, "P D"]]:
+    """Unit features of every pixel of every image, a batch at a time in random order.
+
+    In training mode the network's running statistics move, as they do where PiCIE clusters.
+    """
+    order = torch.randperm(len(images), generator=torch_generator(seed, "cluster", "order"))
+    batches = [rows for rows in order.split(batch_size) if len(rows) > 1]  # batch norm needs two
+    for image in track(images.batches(batches), "pixel features", total=len(batches), unit="batch"):
+        with autocast(images.device, precision):
+            feature = segmenter(_at_size(image, size_px))
+        yield feature.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy()
+
+
+@torch.no_grad()
 def pixel_scores(
     segmenter: Segmenter, image: Float[Tensor, "N 3 S S"], centroids: Float[Tensor, "K D"], precision: str
 ) -> Float[Tensor, "N K H W"]:
-    """Cosine of every pixel's feature to every centroid, at the feature map's resolution."""
+    """Product of every pixel's unit feature with every centroid, at the feature map's resolution.
+
+    The cosine where centroids are units.
+    """
     with autocast(image.device, precision):
         feature = segmenter(image)
     return F.conv2d(feature, centroids[:, :, None, None])
