@@ -1,6 +1,7 @@
 """Stage `pretrain`: a backbone that tells the training images apart, without any label (4.1, 5.1)."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from stages.contrast.pretraining import Pretraining
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
 from stages.nets.checkpoint import save_backbone
+from stages.runtime import distributed
 from stages.runtime.artefacts import write_csv, write_json
 from stages.runtime.device import choose_device
 from stages.runtime.errors import run
 from stages.runtime.fit import check_data_size
+from stages.runtime.launch import launch
 from stages.runtime.params import load
 from stages.runtime.state import StageState
 
@@ -35,23 +38,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
     images = open_images(args.images, "train")
     check_data_size(args.params, len(images))
-    device = choose_device(neutral.device)
+    arguments = sys.argv[1:] if argv is None else argv
+    if launch("stages.pretrain", arguments, neutral.runtime.nproc, neutral.device):
+        return
+    device = distributed.join(choose_device(neutral.device))
+    distributed.check_batch("pretrain.batch_size", params.pretrain.batch_size)
     state = StageState(
         "pretrain",
         lambda: vars(load(args.params, *KEYS)),
         [args.images],
         interval_seconds=neutral.runtime.checkpoint_seconds,
+        is_leader=distributed.is_leader(),
     )
     pretraining = Pretraining(
         params.pretrain, params.backbone, seed=params.seed, precision=params.precision, device=device
     )
     backbone, history = pretraining.run(ImageSource(images, device), state)
 
-    state.check()
-    save_backbone(args.out, backbone, params.backbone)
-    write_csv(args.history, history)
-    write_json(args.metrics, {"pretrain": history.iloc[-1].to_dict() if len(history) else {}})
-    state.finish()
+    if distributed.is_leader():
+        state.check()
+        save_backbone(args.out, backbone, params.backbone)
+        write_csv(args.history, history)
+        write_json(args.metrics, {"pretrain": history.iloc[-1].to_dict() if len(history) else {}})
+        state.finish()
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -10,33 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stages.nets.resnet import ResNet, global_feature
-
-
-class Encoder(nn.Module):
-    """Backbone, global average pooling and the two-layer projection head.
-
-    Args:
-        backbone: the trunk that pretraining is for.
-        projection_dim: D of the embeddings.
-        head_batch_norm: batch norm in the head, as SimCLR and MoCo v3 have it; MoCo v2 has none.
-    """
-
-    def __init__(self, backbone: ResNet, projection_dim: int, *, head_batch_norm: bool) -> None:
-        super().__init__()
-        channels = backbone.channels[-1]
-        norm: nn.Module = nn.BatchNorm1d(channels) if head_batch_norm else nn.Identity()
-        self.backbone = backbone
-        self.head = nn.Sequential(
-            nn.Linear(channels, channels, bias=not head_batch_norm),
-            norm,
-            nn.ReLU(inplace=True),
-            nn.Linear(channels, projection_dim),
-        )
-
-    def forward(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        """Unit embeddings in float32."""
-        return F.normalize(self.head(global_feature(self.backbone(image).layer4)).float(), dim=1)
+from stages.contrast.encoder import Encoded, Encoder
+from stages.contrast.figures import Measured, alignment, perplexity, uniformity
+from stages.contrast.views import Views
+from stages.nets.batch_norm import split_batch_norms
+from stages.runtime import distributed
+from stages.runtime.device import autocast
+from stages.runtime.schema import Pretrain
 
 
 class MoCo(nn.Module):
@@ -44,55 +24,98 @@ class MoCo(nn.Module):
 
     Batch norm lets a query recognise its key by the statistics of the batch that they share. So the
     batch is split into groups with statistics of their own, and the keys' groups are shuffled: what
-    MoCo does across GPUs happens here within one.
+    MoCo does across GPUs happens here within one, or across processes.
 
     Args:
         encoder: the query encoder; the key encoder starts as its copy.
+        settings: `pretrain` of params.yaml.
         queue_size: Q.
-        projection_dim: D.
         key_momentum: share of the old key encoder that each step keeps.
-        bn_splits: number of groups.
+        precision: of the forward passes.
         generator: draws the first queue.
     """
 
     queue: Tensor
     position: Tensor
+    used: Tensor
 
     def __init__(
         self,
         encoder: Encoder,
+        settings: Pretrain,
         *,
         queue_size: int,
-        projection_dim: int,
         key_momentum: float,
-        bn_splits: int,
+        precision: str,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.query_encoder = encoder
+        self.encoder = encoder
+        split_batch_norms(encoder, settings.bn_splits)
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.key_momentum = key_momentum
-        self.bn_splits = bn_splits
-        queue = F.normalize(torch.randn(queue_size, projection_dim, generator=generator), dim=1)
+        self._settings, self._key_momentum, self._precision = settings, key_momentum, precision
+        queue = F.normalize(torch.randn(queue_size, settings.projection_dim, generator=generator), dim=1)
         self.register_buffer("queue", queue)
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
+        self.register_buffer("used", torch.zeros(2))  # sum of the shares of the queue, and their number
+        self._keys: Tensor | None = None
 
-    def queries(self, view: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        """Embeddings that gradients flow through."""
-        return torch.cat([self.query_encoder(group) for group in view.chunk(self.bn_splits)])
+    @property
+    def num_candidates(self) -> int:
+        """Keys that each query has to choose from: chance has a loss of its logarithm."""
+        others = self._settings.batch_size - 1 if self._settings.batch_negatives else 0
+        return 1 + others + len(self.queue)
+
+    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views) -> Measured:
+        """Loss and figures of (this process's share of) a batch."""
+        size = self._settings.image_px
+        low, high = self._settings.crop_area
+        first, second = (views.draw(image, (low, high), size) for _ in range(2))
+        order = views.permutation(image)
+        loss, accuracy, query, key = self._recognise(first, second, order)
+        if self._settings.symmetric:
+            swapped_loss, swapped_accuracy, _, _ = self._recognise(second, first, order)
+            loss, accuracy = (loss + swapped_loss) / 2, (accuracy + swapped_accuracy) / 2
+        self._keys = key
+        aligned = alignment(query.embedding.detach(), distributed.share(key))
+        return Measured(loss, accuracy, aligned, uniformity(key), query.feature.detach())
+
+    def _recognise(
+        self, queried: Float[Tensor, "n 3 S S"], keyed: Float[Tensor, "n 3 S S"], order: Tensor
+    ) -> tuple[Tensor, Tensor, Encoded, Float[Tensor, "N D"]]:
+        """Loss and accuracy of one view's queries against the other's keys; the queries, and all keys."""
+        with autocast(queried.device, self._precision):
+            query, key = self.encoder(queried), self.keys(keyed, order)
+        loss, accuracy, used = info_nce(
+            query.embedding,
+            key,
+            self.queue,
+            self._settings.temperature,
+            batch_negatives=self._settings.batch_negatives,
+            start=distributed.rank() * len(queried),
+        )
+        self.used += torch.stack([distributed.mean(used), torch.ones_like(used)])
+        return loss, accuracy, query, key
 
     @torch.no_grad()
-    def keys(self, view: Float[Tensor, "N 3 H W"], order: Tensor) -> Float[Tensor, "N D"]:
-        """Embeddings that do not; `order` is a permutation of the batch that shuffles the groups."""
-        shuffled = torch.cat([self.key_encoder(group) for group in view[order].chunk(self.bn_splits)])
-        return shuffled[torch.argsort(order)]
+    def keys(self, view: Float[Tensor, "n 3 H W"], order: Tensor) -> Float[Tensor, "N D"]:
+        """Embeddings of the whole batch, without gradient; `order` permutes it to shuffle the groups."""
+        shuffled = self.key_encoder(distributed.share(distributed.gather(view)[order])).embedding
+        return distributed.gather(shuffled)[torch.argsort(order)]
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """The key encoder follows, and the newest keys take the place of the oldest."""
+        self.update_key_encoder()
+        assert self._keys is not None
+        self.enqueue(self._keys)
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """theta_k <- m theta_k + (1 - m) theta_q (MoCo, Eq. 2). Buffers are the key encoder's own."""
-        pairs = zip(self.key_encoder.parameters(), self.query_encoder.parameters(), strict=True)
+        pairs = zip(self.key_encoder.parameters(), self.encoder.parameters(), strict=True)
         keys, queries = zip(*pairs, strict=True)
-        torch._foreach_lerp_(list(keys), list(queries), 1 - self.key_momentum)
+        torch._foreach_lerp_(list(keys), list(queries), 1 - self._key_momentum)
 
     @torch.no_grad()
     def enqueue(self, keys: Float[Tensor, "N D"]) -> None:
@@ -102,40 +125,43 @@ class MoCo(nn.Module):
         self.queue[places] = keys
         self.position.copy_((self.position + len(keys)) % size)
 
+    def take_usage(self) -> float:
+        """Share of the queue that queries had to be told apart from, since it was last asked for."""
+        share, count = self.used.tolist()
+        self.used.zero_()
+        return share / count
+
 
 def info_nce(
-    query: Float[Tensor, "N D"],
+    query: Float[Tensor, "n D"],
     key: Float[Tensor, "N D"],
     queue: Float[Tensor, "Q D"],
     temperature: float,
     *,
     batch_negatives: bool,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """InfoNCE (MoCo, Eq. 1) and the share of queries that are nearest to their own key.
+    start: int = 0,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """InfoNCE (MoCo, Eq. 1), the share of queries nearest to their own key, and how much of the queue counts.
+
+    The last is the mean perplexity of the softmax over the queue, by its length; at 1 all are alike.
 
     Args:
         query: unit embeddings of one view of some images.
-        key: unit embeddings of another view of the same images, row by row.
+        key: unit embeddings of another view of all images of the batch; row `start` + i belongs to query i.
         queue: unit embeddings of other images.
         temperature: of the softmax over the key and the negatives.
         batch_negatives: whether the other keys of the batch are negatives too, as in MoCo v3. The queue
             alone gives the answer away while the encoder changes fast: old keys look old.
+        start: row of the first query's key.
     """
+    target = start + torch.arange(len(query), device=query.device)
     against_batch = query @ key.T
     if not batch_negatives:
-        against_batch = against_batch.diagonal()[:, None]
-    target = torch.arange(len(query), device=query.device) * int(batch_negatives)
-    logits = torch.cat([against_batch, query @ queue.T], dim=1) / temperature
-    return F.cross_entropy(logits, target), (logits.argmax(1) == target).float().mean()
-
-
-@torch.no_grad()
-def alignment(first: Float[Tensor, "N D"], second: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-    """Mean squared distance between two views of an image (Wang & Isola, 2020); 0 is perfect, 2 is chance."""
-    return (first - second).square().sum(1).mean()
-
-
-@torch.no_grad()
-def uniformity(embedding: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-    """Log of the mean Gaussian potential of all pairs (Wang & Isola, 2020); 0 is collapse, -4 is uniform."""
-    return torch.pdist(embedding).square().mul(-2).exp().mean().log()
+        against_batch = against_batch.gather(1, target[:, None])
+        target = torch.zeros_like(target)
+    against_queue = query @ queue.T
+    logits = torch.cat([against_batch, against_queue], dim=1) / temperature
+    with torch.no_grad():
+        accuracy = (logits.argmax(1) == target).float().mean()
+        used = perplexity((against_queue / temperature).softmax(1)).mean() / len(queue)
+    return F.cross_entropy(logits, target), accuracy, used

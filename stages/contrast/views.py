@@ -3,12 +3,13 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.imaging.normalise import normalise
-from stages.imaging.photometric import apply_colour, draw_jitter
+from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample
+from stages.runtime import distributed
 from stages.runtime.schema import Photometric
 
 ASPECT = (3 / 4, 4 / 3)  # of random resized crops, as in every contrastive method
@@ -30,19 +31,33 @@ def random_resized_boxes(count: int, area: tuple[float, float], generator: torch
     return Boxes(top, left, height, width, (uniform(0, 1) < 0.5).float())
 
 
-def random_view(
-    image: Float[Tensor, "N 3 H W"],
-    *,
-    area: tuple[float, float],
-    strengths: Photometric,
-    size_px: int,
-    generator: torch.Generator,
-) -> Float[Tensor, "N 3 S S"]:
-    """One augmented, normalised view of each image (MoCo v2's augmentations).
+class Views:
+    """The random views of one step: drawn for the whole batch, made of this process's share of it.
 
-    Blur and colour commute but for the clipping, so the blur is part of the resampling.
+    Args:
+        strengths: of the changes of colour and sharpness.
+        generator: the only source of randomness.
     """
-    boxes = random_resized_boxes(len(image), area, generator).to(image.device)
-    jitter = draw_jitter(len(image), strengths, size_px, generator).to(image.device)
-    crop = resample(image, boxes, (size_px, size_px), jitter.blur_sigma_px)
-    return normalise(apply_colour(crop, jitter))
+
+    def __init__(self, strengths: Photometric, generator: torch.Generator) -> None:
+        self._strengths, self._generator = strengths, generator
+
+    def draw(
+        self, image: Float[Tensor, "n 3 H W"], area: tuple[float, float], size_px: int
+    ) -> Float[Tensor, "n 3 S S"]:
+        """One augmented, normalised view of each image (MoCo v2's augmentations).
+
+        Blur and colour commute but for the clipping, so the blur is part of the resampling.
+        """
+        count = len(image) * distributed.world_size()
+        boxes = Boxes(*map(distributed.share, random_resized_boxes(count, area, self._generator)))
+        jitter = Jitter(
+            *map(distributed.share, draw_jitter(count, self._strengths, size_px, self._generator))
+        ).to(image.device)
+        crop = resample(image, boxes.to(image.device), (size_px, size_px), jitter.blur_sigma_px)
+        return normalise(apply_colour(crop, jitter))
+
+    def permutation(self, image: Float[Tensor, "n 3 H W"]) -> Int[Tensor, " N"]:
+        """A random order of the whole batch."""
+        count = len(image) * distributed.world_size()
+        return torch.randperm(count, generator=self._generator).to(image.device)

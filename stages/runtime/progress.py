@@ -1,5 +1,9 @@
-"""Progress of long work: a bar on a terminal, a line every half minute in a log file."""
+"""Progress of long work: a bar on a terminal, a line every half minute in a log file.
 
+Of several processes on the same work the first alone speaks.
+"""
+
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -22,7 +26,9 @@ def track(items: Iterable[Item], what: str, *, total: int | None = None, unit: s
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if sys.stderr.isatty():
+    if not _speaks():
+        yield from items
+    elif sys.stderr.isatty():
         yield from tqdm(items, desc=what, total=total, unit=unit, delay=0.5, leave=False)
     else:
         yield from _track_in_log(items, what, total, unit)
@@ -43,7 +49,18 @@ def _track_in_log(items: Iterable[Item], what: str, total: int | None, unit: str
 def say(stage: str, **values: object) -> None:
     """One status line of `name value` pairs, for an epoch or a result."""
     pairs = "  ".join(f"{name} {_shown(value)}" for name, value in values.items())
-    print(f"{stage}: {pairs}", flush=True)
+    if _speaks():
+        print(f"{stage}: {pairs}", flush=True)
+
+
+def warn(stage: str, text: str) -> None:
+    """One line for what may be wrong."""
+    if _speaks():
+        print(f"{stage}: warning: {text}", file=sys.stderr, flush=True)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # set by torchrun
 
 
 def _shown(value: object) -> str:

@@ -300,6 +300,7 @@ class Runtime(Section):
     """Settings that change no result; no stage depends on them."""
 
     num_workers: Annotated[int, Field(ge=0)]
+    nproc: Annotated[int, Field(ge=0)]
     checkpoint_seconds: NonNegative
 
 

@@ -27,7 +27,8 @@ from stages.runtime.tensors import read_tensors, write_tensors
 
 HASH_CHUNK = 1 << 24
 NEUTRAL = {
-    f"stages.runtime.{name}" for name in ("cores", "errors", "fit", "params", "progress", "schema", "state")
+    f"stages.runtime.{name}"
+    for name in ("cores", "errors", "fit", "launch", "params", "progress", "schema", "state")
 }
 
 
@@ -39,6 +40,7 @@ class StageState:
         read_params: reads the keys of params.yaml that it uses; called again at the end.
         inputs: the files and folders that it reads.
         interval_seconds: between two saved states.
+        is_leader: of several processes on the same work one keeps the state; the others only read it.
 
     Raises:
         UserError: another process is at work on the same.
@@ -51,12 +53,16 @@ class StageState:
         inputs: Iterable[Path],
         *,
         interval_seconds: float,
+        is_leader: bool = True,
     ) -> None:
         self._stage, self._read_params, self._inputs = stage, read_params, list(inputs)
         self._fingerprint = self._current_fingerprint()
         self._interval, self._saved_at = interval_seconds, time.monotonic()
+        self._is_leader = is_leader
         root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
         self._folder = root / stage / self._fingerprint[:16]
+        if not is_leader:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self._folder / "lock").open("w")
         try:
@@ -73,12 +79,13 @@ class StageState:
         if not path.exists():
             return None
         tensors, about = read_tensors(path)
-        print(f"{self._stage}: going on from the state saved in {self._folder}", flush=True)
+        if self._is_leader:
+            print(f"{self._stage}: going on from the state saved in {self._folder}", flush=True)
         return _unflatten(about["tree"], tensors)
 
     def is_due(self) -> bool:
-        """Whether the last save is long enough ago."""
-        return time.monotonic() - self._saved_at >= self._interval
+        """Whether it is for this process to save, and the last time is long enough ago."""
+        return self._is_leader and time.monotonic() - self._saved_at >= self._interval
 
     def save(self, state: Any) -> None:
         """Keep nested dicts and lists of tensors and JSON values; atomic, no pickle."""

@@ -8,9 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.contrast.moco import Encoder, MoCo, alignment, info_nce, uniformity
+from stages.contrast.encoder import Encoder
+from stages.contrast.figures import alignment, uniformity
+from stages.contrast.moco import MoCo, info_nce
 from stages.contrast.schedule import warmup_cosine
 from stages.nets.resnet import ResNet
+from stages.runtime.params import load
+from tests.datasets import REPOSITORY
 
 
 def _unit(count: int, dim: int, seed: int, device: torch.device) -> torch.Tensor:
@@ -21,12 +25,13 @@ def _unit(count: int, dim: int, seed: int, device: torch.device) -> torch.Tensor
 def _moco(queue_size: int = 6, bn_splits: int = 2, momentum: float = 0.9, head_norm: bool = True) -> MoCo:
     torch.manual_seed(0)
     encoder = Encoder(ResNet("resnet18", 8, 2), 5, head_batch_norm=head_norm)
+    settings = load(REPOSITORY / "params.yaml", "pretrain").pretrain
     return MoCo(
         encoder,
+        settings.model_copy(update={"projection_dim": 5, "bn_splits": bn_splits}),
         queue_size=queue_size,
-        projection_dim=5,
         key_momentum=momentum,
-        bn_splits=bn_splits,
+        precision="float32",
         generator=torch.Generator().manual_seed(1),
     )
 
@@ -49,7 +54,7 @@ def _plain_info_nce(query, key, queue, temperature: float, batch_negatives: bool
 def test_info_nce(seed: int, temperature: float, batch_negatives: bool, device: torch.device) -> None:
     query, key, queue = (_unit(count, 4, 10 * seed + i, device) for i, count in enumerate((5, 5, 7), start=1))
     key[0] = query[0]  # one is right for certain
-    loss, accuracy = info_nce(query, key, queue, temperature, batch_negatives=batch_negatives)
+    loss, accuracy, _ = info_nce(query, key, queue, temperature, batch_negatives=batch_negatives)
     expected = _plain_info_nce(
         query.double().tolist(), key.double().tolist(), queue.double().tolist(), temperature, batch_negatives
     )
@@ -65,17 +70,17 @@ def test_info_nce_cannot_tell_equal_similarities_apart(
 ) -> None:
     same = _unit(1, 6, 0, device)
     query, queue = same.expand(4, -1), same.expand(queue_size, -1)
-    loss, _ = info_nce(query, query, queue, 0.2, batch_negatives=batch_negatives)
+    loss, *_ = info_nce(query, query, queue, 0.2, batch_negatives=batch_negatives)
     negatives = queue_size + (3 if batch_negatives else 0)
     assert float(loss) == pytest.approx(math.log(negatives + 1), rel=1e-6)
 
 
 def test_info_nce_of_opposites_is_certain(device: torch.device) -> None:
     query = _unit(3, 4, 0, device)[:1].expand(3, -1)
-    loss, accuracy = info_nce(query, query, -query, 0.1, batch_negatives=False)
+    loss, accuracy, _ = info_nce(query, query, -query, 0.1, batch_negatives=False)
     assert float(loss) == pytest.approx(math.log(1 + 3 * math.exp(-20)), abs=1e-7)
     assert float(accuracy) == 1
-    _, accuracy = info_nce(query, -query, query, 0.1, batch_negatives=False)
+    _, accuracy, _ = info_nce(query, -query, query, 0.1, batch_negatives=False)
     assert float(accuracy) == 0
 
 
@@ -93,14 +98,14 @@ def test_gradient_of_info_nce(batch_negatives: bool) -> None:
 def test_momentum_update() -> None:
     moco = _moco(momentum=0.75)
     with torch.no_grad():
-        for parameter in moco.query_encoder.parameters():
+        for parameter in moco.encoder.parameters():
             parameter.add_(torch.randn_like(parameter))
     keys = [value.detach().double().clone() for value in moco.key_encoder.parameters()]
-    queries = [value.detach().double().clone() for value in moco.query_encoder.parameters()]
+    queries = [value.detach().double().clone() for value in moco.encoder.parameters()]
     moco.update_key_encoder()
     for updated, key, query in zip(moco.key_encoder.parameters(), keys, queries, strict=True):
         torch.testing.assert_close(updated.double(), 0.75 * key + 0.25 * query, rtol=1e-5, atol=1e-6)
-    for after, before in zip(moco.query_encoder.parameters(), queries, strict=True):
+    for after, before in zip(moco.encoder.parameters(), queries, strict=True):
         assert torch.equal(after.double(), before)
     assert not any(parameter.requires_grad for parameter in moco.key_encoder.parameters())
 
@@ -146,10 +151,10 @@ def test_the_first_queue_is_of_unit_length_and_drawn_from_the_generator() -> Non
 def test_each_group_of_queries_has_statistics_of_its_own(head_norm: bool, device: torch.device) -> None:
     moco = _moco(bn_splits=2, head_norm=head_norm).to(device).train()
     view = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(3)).to(device)
-    reference = copy.deepcopy(moco.query_encoder)
-    expected = torch.cat([reference(view[:4]), reference(view[4:])])
-    torch.testing.assert_close(moco.queries(view), expected, rtol=0, atol=1e-6)
-    together = copy.deepcopy(_moco(head_norm=head_norm).query_encoder).to(device)(view)
+    reference = _moco(bn_splits=1, head_norm=head_norm).encoder.to(device)
+    expected = torch.cat([reference(view[:4]).embedding, reference(view[4:]).embedding])
+    torch.testing.assert_close(moco.encoder(view).embedding, expected, rtol=0, atol=1e-6)
+    together = _moco(bn_splits=1, head_norm=head_norm).encoder.to(device)(view).embedding
     assert (together - expected).abs().max() > 1e-3
     torch.testing.assert_close(expected.norm(dim=1), torch.ones(8, device=device))
 
@@ -158,10 +163,10 @@ def test_keys_come_back_in_the_order_of_the_batch() -> None:
     moco = _moco(bn_splits=2).train()
     view = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     order = torch.tensor([5, 0, 7, 2, 1, 6, 3, 4])
-    reference = copy.deepcopy(moco.key_encoder)
+    reference = _moco(bn_splits=1).encoder
     expected = torch.zeros(8, 5)
     for group in (order[:4], order[4:]):
-        for image, embedding in zip(group.tolist(), reference(view[group]), strict=True):
+        for image, embedding in zip(group.tolist(), reference(view[group]).embedding, strict=True):
             expected[image] = embedding
     keys = moco.keys(view, order)
     torch.testing.assert_close(keys, expected, rtol=0, atol=1e-6)

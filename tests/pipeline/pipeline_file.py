@@ -13,7 +13,7 @@ from tests.datasets import REPOSITORY
 # Code that changes no result: reading and checking settings, errors, progress, state.
 NEUTRAL = tuple(
     f"stages/runtime/{name}.py"
-    for name in ("cores", "errors", "fit", "params", "progress", "schema", "state")
+    for name in ("cores", "errors", "fit", "launch", "params", "progress", "schema", "state")
 )
 NEUTRAL_KEYS = ("device", "runtime")
 # What is read beside code: template of the page.

@@ -19,7 +19,7 @@ from stages.runtime.state import StageState
 
 OUTPUTS = ("backbone.safetensors", "history.csv", "pretrain.json")
 ARGV = ["--images", "images", "--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
-FIGURES = ["loss", "instance_accuracy", "alignment", "uniformity"]
+FIGURES = ["loss", "instance_accuracy", "alignment", "uniformity", "effective_rank", "usage"]
 
 
 def test_writes_backbone_history_and_metrics(bench: Any) -> None:
@@ -54,7 +54,10 @@ def test_it_learns(bench: Any) -> None:
 def test_without_epochs_the_backbone_is_as_drawn_and_the_history_empty(bench: Any) -> None:
     bench.params(pretrain__epochs=0)
     pretrain.main(ARGV)
-    assert Path(OUTPUTS[1]).read_text() == "epoch,loss,instance_accuracy,alignment,uniformity,lr\n"
+    assert (
+        Path(OUTPUTS[1]).read_text()
+        == "epoch,loss,instance_accuracy,alignment,uniformity,effective_rank,usage,lr\n"
+    )
     assert json.loads(Path(OUTPUTS[2]).read_text()) == {"pretrain": {}}
 
 
@@ -294,7 +297,7 @@ def test_an_index_of_other_images_is_refused(bench: Any) -> None:
 def test_a_loss_that_is_no_number_ends_it(bench: Any) -> None:
     bench.params(pretrain__lr=1e30, pretrain__warmup_epochs=0.0)
     assert bench.fault(pretrain.main, ARGV) == (
-        "pretrain: the loss is not a number after epoch 1; lower pretrain.lr"
+        "pretrain: the loss is not a number in epoch 1, by step 2; lower pretrain.lr"
     )
 
 
