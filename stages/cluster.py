@@ -1,6 +1,7 @@
 """Stage `cluster`: the final k-means of pixel features over the training images (5.1, Evaluation)."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from stages.clustering.agreement import agreement, effective_clusters
 from stages.clustering.kmeans import assign
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
+from stages.nets.batch_norm import split_batch_norms
+from stages.runtime import distributed
 from stages.runtime.artefacts import write_json
 from stages.runtime.device import choose_device, place
 from stages.runtime.errors import run
+from stages.runtime.launch import launch
 from stages.runtime.params import load
 from stages.runtime.progress import say
 from stages.runtime.tensors import write_tensors
@@ -40,7 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load(args.params, *KEYS)
     settings = cluster_settings(params.cluster, params.compat)
     segmenter, _ = load_segmenter(args.segmenter)
-    device = choose_device(load(args.params, "device").device)
+    neutral = load(args.params, "device", "runtime")
+    arguments = sys.argv[1:] if argv is None else argv
+    if launch("stages.cluster", arguments, neutral.runtime.nproc, neutral.device):
+        return
+    device = distributed.join(choose_device(neutral.device))
+    split_batch_norms(segmenter, 1)
     place(segmenter, device).train(settings.batch_norm == "batch")
     images = ImageSource(open_images(args.images, "train"), device)
     pixels = sample_pixel_features(
@@ -73,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "stability": agreement(first, second),
     }
     say("cluster", **figures)
-    write_tensors(args.out, {"centroids": torch.from_numpy(runs[0])}, {"pixel_k": params.pixel_k})
-    write_json(args.metrics, {"cluster": figures})
+    if distributed.is_leader():
+        write_tensors(args.out, {"centroids": torch.from_numpy(runs[0])}, {"pixel_k": params.pixel_k})
+        write_json(args.metrics, {"cluster": figures})
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Stage `train`: pixel clustering and training in turn, guided by the kept views (3, 4.1 to 4.3)."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
 from stages.nets.checkpoint import load_backbone
+from stages.runtime import distributed
 from stages.runtime.artefacts import read_array, write_csv, write_json
 from stages.runtime.device import choose_device, place
 from stages.runtime.errors import UserError, run
 from stages.runtime.fit import check_data_size
+from stages.runtime.launch import launch
 from stages.runtime.params import load
 from stages.runtime.seeds import derive
 from stages.runtime.state import StageState
@@ -53,12 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data_size(args.params, len(images))
     settings = train_settings(params.train, params.compat, images.shape[1])
     backbone = load_backbone(args.backbone, params.backbone)
-    device = choose_device(neutral.device)
+    arguments = sys.argv[1:] if argv is None else argv
+    if launch("stages.train", arguments, neutral.runtime.nproc, neutral.device):
+        return
+    device = distributed.join(choose_device(neutral.device))
+    distributed.check_batch("train.batch_size", settings.batch_size)
     state = StageState(
         "train",
         lambda: vars(load(args.params, *KEYS)),
         [args.images, args.views, args.backbone],
         interval_seconds=neutral.runtime.checkpoint_seconds,
+        is_leader=distributed.is_leader(),
     )
     torch.manual_seed(derive(params.seed, "train", "weights"))
     segmenter = Segmenter(
@@ -90,11 +98,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     history = training.run(ImageSource(images, device), state)
 
-    state.check()
-    save_segmenter(args.out, segmenter, describe_segmenter(params.backbone, settings, params.size_px))
-    write_csv(args.history, history)
-    write_json(args.metrics, {"train": {**history.iloc[-1].dropna().to_dict(), **training.clusters()}})
-    state.finish()
+    if distributed.is_leader():
+        state.check()
+        save_segmenter(args.out, segmenter, describe_segmenter(params.backbone, settings, params.size_px))
+        write_csv(args.history, history)
+        last = history.iloc[-1].dropna().to_dict()
+        write_json(args.metrics, {"train": {**last, **training.clusters()}})
+        state.finish()
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.imaging.source import ImageSource
+from stages.runtime import distributed
 from stages.runtime.generators import torch_generator
 from stages.runtime.progress import track
 from stages.segmentation.losses import assign_pixels
@@ -77,13 +78,15 @@ class StoredAssignments:
         epoch: int,
     ) -> None:
         side, self._device = siamese.feature_px, images.device
-        shape = (2, len(batches), len(batches[0]), side, side)
+        shares = [distributed.share(rows) for rows in batches]
+        shape = (2, len(batches), len(shares[0]), side, side)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as this object
         self._labels = np.memmap(self._file, np.uint8, "w+", shape=shape)
         for number in range(2):
-            source = track(images.batches(batches), f"labels of view {number + 1}", total=len(batches))
+            source = track(images.batches(shares), f"labels of view {number + 1}", total=len(batches))
             for step, image in enumerate(source):
-                plan = siamese.views.draw(image, torch_generator(seed, "train", "views", epoch, step))
+                generator = torch_generator(seed, "train", "views", epoch, step)
+                plan = siamese.views.draw(len(batches[step]), image, generator)
                 with torch.no_grad():
                     labels = frozen.of_view(siamese.views.render(image, plan, number), number)
                 self._labels[number, step] = labels.cpu().numpy()
@@ -101,4 +104,8 @@ class StoredAssignments:
         sizes = np.zeros((2, num_clusters), np.int64)
         for number, step in np.ndindex(self._labels.shape[:2]):
             sizes[number] += np.bincount(self._labels[number, step].ravel(), minlength=num_clusters)
-        return torch.from_numpy(sizes[0]), torch.from_numpy(sizes[1])
+        first, second = distributed.total(torch.from_numpy(sizes).to(self._device)).cpu()
+        return first, second
+
+
+Assignments = FrozenAssignments | StoredAssignments

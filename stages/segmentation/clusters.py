@@ -1,6 +1,6 @@
 """The pixel clusters that one epoch follows: each view's pixels clustered on their own (3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from stages.clustering.kmeans import euclidean_kmeans, spherical_kmeans
 from stages.clustering.minibatch import MiniBatchKMeans
 from stages.imaging.source import ImageSource, shuffled
+from stages.runtime import distributed
 from stages.runtime.generators import torch_generator
 from stages.runtime.progress import track
 from stages.runtime.schema import Train
@@ -74,19 +75,16 @@ class PixelClusterer:
         order = torch_generator(self._seed, "train", "sample", epoch)
         batches = shuffled(len(images), size, order)[: num_images // size]
         taken: dict[int, list[Tensor]] = {view: [] for view in views}
-        source = track(
-            images.batches(batches), f"cluster epoch {epoch + 1}", total=len(batches), unit="batch"
-        )
-        for step, image in enumerate(source):
+        for step, image in enumerate(self._read(images, batches, epoch)):
             generator = torch_generator(self._seed, "train", "sample", epoch, step)
-            plan = self._siamese.views.draw(image, generator)
+            plan = self._siamese.views.draw(size, image, generator)
             chances = [torch.rand(size, self._siamese.feature_px**2, generator=generator) for _ in range(2)]
             for view in views:
                 rendered = self._siamese.views.render(image, plan, view)
                 flat = self._siamese.features(frozen, rendered).pixels.flatten(2)
-                places = chances[view].topk(per_image).indices.to(flat.device)
-                chosen = flat.gather(2, places[:, None].expand(-1, flat.shape[1], -1))
-                taken[view].append(chosen.transpose(1, 2).flatten(0, 1).cpu())
+                places = distributed.share(chances[view]).topk(per_image).indices.to(flat.device)
+                chosen = flat.gather(2, places[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
+                taken[view].append(distributed.gather(chosen).flatten(0, 1).cpu())
         return [self._kmeans(torch.cat(taken[view]), epoch, view, images.device) for view in views]
 
     def _kmeans(
@@ -94,7 +92,7 @@ class PixelClusterer:
     ) -> Clustering:
         clustering = self._settings.clustering
         kmeans = spherical_kmeans if clustering.unit_centroids else euclidean_kmeans
-        centroids = torch.from_numpy(
+        found = torch.from_numpy(
             kmeans(
                 pixels.numpy(),
                 self._pixel_k,
@@ -104,6 +102,7 @@ class PixelClusterer:
                 device=device,
             )
         )
+        centroids = distributed.from_leader(found.to(device)).cpu()
         product = pixels @ centroids.T
         logits = product if clustering.assign == "dot" else 2 * product - centroids.square().sum(1)
         return Clustering(centroids, torch.bincount(logits.argmax(1), minlength=self._pixel_k))
@@ -128,14 +127,12 @@ class PixelClusterer:
             )
             for view in views
         }
-        source = track(
-            images.batches(batches), f"cluster epoch {epoch + 1}", total=len(batches), unit="batch"
-        )
-        for step, image in enumerate(source):
-            plan = self._siamese.views.draw(image, torch_generator(self._seed, "train", "views", epoch, step))
+        for step, image in enumerate(self._read(images, batches, epoch)):
+            generator = torch_generator(self._seed, "train", "views", epoch, step)
+            plan = self._siamese.views.draw(len(batches[step]), image, generator)
             for view in views:
                 rendered = self._siamese.views.render(image, plan, view)
-                pixels = self._siamese.features(frozen, rendered).pixels
+                pixels = distributed.gather(self._siamese.features(frozen, rendered).pixels)
                 running[view].add(pixels.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy())
         clusterings = []
         for view in views:
@@ -144,6 +141,10 @@ class PixelClusterer:
                 centroids = F.normalize(centroids, dim=1)
             clusterings.append(Clustering(centroids, torch.from_numpy(running[view].counts.astype(np.int64))))
         return clusterings
+
+    def _read(self, images: ImageSource, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
+        shares = [distributed.share(rows) for rows in batches]
+        return track(images.batches(shares), f"cluster epoch {epoch + 1}", total=len(batches), unit="batch")
 
     def _kmeans_seed(self, epoch: int, view: int) -> int:
         return faiss_seed(self._seed, "train", "kmeans", epoch, view)

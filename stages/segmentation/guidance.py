@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.imaging.photometric import apply_colour, draw_jitter
+from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.pyramid import crop_boxes
 from stages.imaging.resample import resample
 from stages.imaging.source import ImageSource
+from stages.runtime import distributed
 from stages.runtime.device import autocast
 from stages.runtime.generators import torch_generator
 from stages.runtime.schema import ImageLoss, Photometric
@@ -43,17 +44,16 @@ class Guidance:
     ) -> None:
         self._settings, self._strengths, self._crop_ratio = settings, strengths, crop_ratio
         self._precision = precision
-        order = torch_generator(seed, "train", "held out")
-        is_held_out = torch.zeros(len(kept_views), dtype=torch.bool)
-        is_held_out[
-            torch.randperm(len(kept_views), generator=order)[: round(settings.held_out * len(kept_views))]
-        ] = True
-        self._guiding = kept_views.masked_fill(is_held_out[:, None], -1)
-        self._held_out = kept_views.masked_fill(~is_held_out[:, None], -1)
+        count = len(kept_views)
+        order = torch.randperm(count, generator=torch_generator(seed, "train", "held out"))
+        is_held_out = torch.zeros(count, 1, dtype=torch.bool)
+        is_held_out[order[: round(settings.held_out * count)]] = True
+        self._guiding = kept_views.masked_fill(is_held_out, -1)
+        self._held_out = kept_views.masked_fill(~is_held_out, -1)
         counts = torch.bincount(self._guiding[self._guiding >= 0], minlength=num_labels)
-        self._weight = None if settings.balance == "none" else cluster_weights(counts, settings.balance)
+        self._label_weight = cluster_weights(counts, settings.balance)
 
-    def loss_weight(self, epochs: float) -> float:
+    def weight(self, epochs: float) -> float:
         """Lambda of Eq. 5 after so many epochs, growing evenly over the warm-up."""
         warmup = self._settings.warmup_epochs
         return self._settings.weight * (min(1.0, epochs / warmup) if warmup else 1.0)
@@ -70,26 +70,28 @@ class Guidance:
 
         Args:
             segmenter: with an image head, or without one.
-            image: the batch.
-            rows: its places in the data set.
-            whole_map: F' of the batch's whole images, for `pooled` views.
-            generator: of the views.
+            image: this process's share of the batch.
+            rows: places of the whole batch in the data set.
+            whole_map: F' of the share's whole images, for `pooled` views.
+            generator: of the views, the same in every process.
         """
         kept = self._guiding[rows]
-        batch_rows, view = (
-            all_guides(kept) if self._settings.views != "sample" else draw_guides(kept, generator)
-        )
-        zero = torch.zeros((), device=image.device)
-        if segmenter.image_head is None or len(batch_rows) < 2:  # batch norm needs two
-            return zero, zero
-        here = batch_rows.to(image.device)
+        is_sampled = self._settings.views == "sample"
+        row, view = draw_guides(kept, generator) if is_sampled else all_guides(kept)
+        if segmenter.image_head is None or len(row) < 2:  # batch norm needs two
+            return torch.zeros((), device=image.device), torch.zeros((), device=image.device)
+        jitter = draw_jitter(len(row), self._strengths, self._settings.view_px, generator)
+        shared = distributed.share(torch.arange(len(rows)))
+        mine = torch.isin(row, shared)
+        here, shown = (row[mine] - shared[0]).to(image.device), view[mine]
         with autocast(image.device, self._precision):
             if self._settings.views == "pooled":
-                logits = segmenter.image_head(self._pool(whole_map[here], view))
+                logits = segmenter.image_head(self._pool(whole_map[here], shown))
             else:
-                logits = segmenter.classify(self._colour(image[here], view, generator))
-        weight = None if self._weight is None else self._weight.to(image.device)
-        label = kept[batch_rows, view].to(image.device)
+                colours = Jitter(*(part[mine] for part in jitter)).to(image.device)
+                logits = segmenter.classify(self._colour(image[here], shown, colours))
+        label = kept[row, view][mine].to(image.device)
+        weight = self._label_weight.to(image.device)
         return guidance_loss(logits, label, weight, self._settings.label_smoothing)
 
     @torch.no_grad()
@@ -114,13 +116,12 @@ class Guidance:
         return resample(image, crop_boxes(view, self._crop_ratio).to(image.device), size)
 
     def _colour(
-        self, image: Float[Tensor, "N 3 H W"], view: Int[Tensor, " N"], generator: torch.Generator
+        self, image: Float[Tensor, "N 3 H W"], view: Int[Tensor, " N"], jitter: Jitter
     ) -> Float[Tensor, "N 3 S S"]:
         """Each pyramid view as an image of its own (4.2.1), in random colours."""
-        side = self._settings.view_px
-        jitter = draw_jitter(len(image), self._strengths, side, generator).to(image.device)
+        size = (self._settings.view_px, self._settings.view_px)
         boxes = crop_boxes(view, self._crop_ratio).to(image.device)
-        return apply_colour(resample(image, boxes, (side, side), jitter.blur_sigma_px), jitter)
+        return apply_colour(resample(image, boxes, size, jitter.blur_sigma_px), jitter)
 
     def _pool(self, whole_map: Float[Tensor, "N D H W"], view: Int[Tensor, " N"]) -> Float[Tensor, "N D h w"]:
         """The part of the whole image's feature map that each view covers, at half its sides."""

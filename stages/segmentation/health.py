@@ -10,12 +10,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from stages.clustering.agreement import effective_number
+from stages.runtime import distributed
 from stages.runtime.progress import say
 
 CURES = (
     "lower train.lr, pretrain longer, raise train.image_loss.weight where pseudo-labels are stable "
     "(metrics/label.json), or set train.pixel_loss.balance: inverse"
 )
+
+
+SIGNS = ("effective_clusters", "largest_cluster", "moved_share", "view_agreement")
 
 
 class Health:
@@ -49,7 +53,7 @@ class Health:
 
     def add(self, first: Int[Tensor, "N H W"], second: Int[Tensor, "N H W"]) -> None:
         """Take in the clusters of the same pixels in both views."""
-        self._pairs += self._pair(first, second)
+        self._pairs += distributed.total(self._pair(first, second))
 
     def figures(self) -> dict[str, float]:
         """Of the epoch; `moved_share` is NaN in the first, which has nothing to compare with."""
@@ -76,7 +80,7 @@ class Health:
         shares = self._counts[0] / self._counts[0].sum()
         return sorted(shares.tolist(), reverse=True)
 
-    def saved(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to go on."""
         return {
             "counts": self._counts,
@@ -85,7 +89,7 @@ class Health:
             "pairs": self._pairs,
         }
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what was saved."""
         self._counts, self._probe = saved["counts"], saved["probe"]
         self._moved_share, self._pairs = saved["moved_share"], saved["pairs"].to(self._pairs.device)

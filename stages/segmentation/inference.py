@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stages.imaging.resample import resample, whole
 from stages.imaging.source import ImageSource, in_order
+from stages.runtime import distributed
 from stages.runtime.device import autocast
 from stages.runtime.generators import torch_generator
 from stages.runtime.progress import track
@@ -45,13 +46,15 @@ def sample_pixel_features(
     per_image = max(1, num_pixels // count)
     batches = list(torch.randperm(len(images), generator=generator)[:count].sort().values.split(batch_size))
     taken = []
-    for image in track(images.batches(batches), "pixel features", total=len(batches), unit="batch"):
+    shares = [distributed.share(rows) for rows in batches]
+    source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
+    for rows, image in zip(batches, source, strict=True):
         with autocast(images.device, precision):
             feature = segmenter(_at_size(image, size_px)).flatten(2)
-        places = torch.rand(len(feature), feature.shape[2], generator=generator)
-        places = places.topk(min(per_image, feature.shape[2])).indices.to(feature.device)
-        chosen = feature.gather(2, places[:, None].expand(-1, feature.shape[1], -1))
-        taken.append(chosen.transpose(1, 2).flatten(0, 1).cpu().numpy())
+        places = torch.rand(len(rows), feature.shape[2], generator=generator)
+        places = distributed.share(places).topk(min(per_image, feature.shape[2])).indices.to(feature.device)
+        chosen = feature.gather(2, places[:, None].expand(-1, feature.shape[1], -1)).transpose(1, 2)
+        taken.append(distributed.assemble(chosen, len(rows)).flatten(0, 1).cpu().numpy())
     return np.concatenate(taken)
 
 
@@ -65,9 +68,11 @@ def all_pixel_features(
     """
     order = torch.randperm(len(images), generator=torch_generator(seed, "cluster", "order"))
     batches = [rows for rows in order.split(batch_size) if len(rows) > 1]  # batch norm needs two
-    for image in track(images.batches(batches), "pixel features", total=len(batches), unit="batch"):
+    shares = [distributed.share(rows) for rows in batches]
+    source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
+    for rows, image in zip(batches, source, strict=True):
         with autocast(images.device, precision):
-            feature = segmenter(_at_size(image, size_px))
+            feature = distributed.assemble(segmenter(_at_size(image, size_px)), len(rows))
         yield feature.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy()
 
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.runtime import distributed
+
 
 class ViewClusters(NamedTuple):
     """The clusters of one view, fixed for an epoch."""
@@ -43,6 +45,8 @@ def pixel_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of pixels against fixed centroids: -log softmax(cos(z, mu) / temperature)[y] (Eq. 4).
 
+    Of several processes, each gives its part: the mean over processes is the mean over all pixels.
+
     Args:
         feature: unit length, but for the metric `euclidean`.
         target: cluster id of every pixel.
@@ -51,7 +55,8 @@ def pixel_loss(
         metric: `dot` or `euclidean`, of `pixel_logits`.
     """
     logits = pixel_logits(feature, clusters.centroids, metric) / temperature
-    return F.cross_entropy(logits, target, weight=clusters.weight)
+    loss = F.cross_entropy(logits, target, weight=clusters.weight)
+    return loss * distributed.share_of(clusters.weight[target].sum())
 
 
 def siamese_loss(
@@ -83,7 +88,7 @@ def siamese_loss(
 def guidance_loss(
     logits: Float[Tensor, "N K"],
     pseudo_label: Int[Tensor, " N"],
-    weight: Float[Tensor, " K"] | None = None,
+    weight: Float[Tensor, " K"],
     label_smoothing: float = 0.0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """L_img, the cross-entropy of class scores against pseudo-labels (Eq. 6), and the share that is right.
@@ -91,11 +96,16 @@ def guidance_loss(
     Args:
         logits: of the image head.
         pseudo_label: of each view.
-        weight: of each pseudo-label, None for all alike.
+        weight: of each pseudo-label.
         label_smoothing: share of the target that is spread over all pseudo-labels.
     """
-    accuracy = (logits.argmax(1) == pseudo_label).float().mean()
-    return F.cross_entropy(logits, pseudo_label, weight, label_smoothing=label_smoothing), accuracy
+    if not len(logits):  # of several processes, this one has no guided image in the batch
+        distributed.share_of(logits.new_zeros(2))
+        return logits.sum(), logits.new_zeros(())
+    right = (logits.argmax(1) == pseudo_label).float().mean()
+    loss = F.cross_entropy(logits, pseudo_label, weight, label_smoothing=label_smoothing)
+    share = distributed.share_of(torch.stack([weight[pseudo_label].sum(), logits.new_tensor(len(logits))]))
+    return loss * share[0], right * share[1]
 
 
 def cluster_weights(counts: Int[Tensor, " K"], balance: str) -> Float[Tensor, " K"]:

@@ -15,15 +15,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.imaging.source import ImageSource, shuffled
-from stages.runtime.errors import UserError
+from stages.nets.batch_norm import split_batch_norms
+from stages.runtime import distributed
 from stages.runtime.generators import torch_generator
-from stages.runtime.progress import say, track
+from stages.runtime.loop import Loop
 from stages.runtime.schema import Train
 from stages.runtime.state import StageState
-from stages.segmentation.assignments import FrozenAssignments, StoredAssignments
+from stages.segmentation.assignments import Assignments, FrozenAssignments, StoredAssignments
 from stages.segmentation.clusters import PixelClusterer
+from stages.segmentation.context import KERNELS
 from stages.segmentation.guidance import Guidance
-from stages.segmentation.health import Health
+from stages.segmentation.health import SIGNS, Health
 from stages.segmentation.losses import ViewClusters, cluster_weights, siamese_loss
 from stages.segmentation.network import Segmenter
 from stages.segmentation.siamese import Siamese
@@ -35,7 +37,7 @@ class Training:
     """Pixel-cluster training of one network, from any step to the end.
 
     Every random number follows from (seed, epoch, step), so a run that went on from a saved state ends
-    with the same bytes as one that was never interrupted.
+    with the same bytes as one that was never interrupted, and several processes see what one would.
 
     Args:
         segmenter: the network, on its device.
@@ -61,17 +63,16 @@ class Training:
         self._settings, self._guidance, self._pixel_k, self._seed = settings, guidance, pixel_k, seed
         self._siamese = Siamese(settings, size_px=size_px, precision=precision)
         self._clusterer = PixelClusterer(settings, self._siamese, pixel_k=pixel_k, seed=seed)
+        split_batch_norms(segmenter, 1)
         self._segmenter = segmenter
         self._frozen = copy.deepcopy(segmenter).requires_grad_(False)
         self._device = next(segmenter.parameters()).device
-        self._optimizer = torch.optim.Adam(
-            _parameter_groups(segmenter, settings), weight_decay=settings.weight_decay
-        )
-        self._health = Health(pixel_k, collapse_below=settings.clustering.collapse_below, device=self._device)
+        groups = _parameter_groups(segmenter, settings)
+        self._parameters = [value for group in groups for value in group["params"]]
+        self._optimizer = torch.optim.Adam(groups, weight_decay=settings.weight_decay)
+        collapse_below = settings.clustering.collapse_below
+        self._health = Health(pixel_k, collapse_below=collapse_below, device=self._device)
         self._clusters: list[ViewClusters] = []
-        self._epoch = self._step = 0
-        self._sums = torch.zeros(len(FIGURES), device=self._device)
-        self._history: list[dict[str, float]] = []
 
     def run(self, images: ImageSource, state: StageState) -> pd.DataFrame:
         """Train to the last epoch.
@@ -86,42 +87,38 @@ class Training:
         Raises:
             UserError: the loss is no longer a number.
         """
-        if saved := state.load():
-            self._restore(saved)
-        while self._epoch < self._settings.epochs:
-            self._run_epoch(images, state)
-        return pd.DataFrame(self._history)
+        loop = Loop("train", self, FIGURES, state=state, device=self._device, cure="lower train.lr")
+        while loop.epoch < self._settings.epochs:
+            order = torch_generator(self._seed, "train", "order", loop.epoch)
+            batches = shuffled(len(images), self._settings.batch_size, order)
+            assignments = self._start_epoch(images, batches, loop.epoch, is_new=loop.step == 0)
+            self._segmenter.train()
+
+            def train_step(_: Int[Tensor, " n"], image: Float[Tensor, "n 3 H W"]) -> Float[Tensor, " F"]:
+                epochs = loop.epoch + loop.step / len(batches)  # noqa: B023
+                rows = batches[loop.step]  # noqa: B023
+                return self._train_step(image, rows, assignments, epochs, (loop.epoch, loop.step))  # noqa: B023
+
+            figures = loop.run_epoch(batches, images.batches, train_step)
+            loop.end_epoch({**figures, **self._signs(images)}, self._settings.epochs)
+            self._health.warn()
+        kernels = KERNELS if self._segmenter.context is not None else ()
+        held_out = ("held_out_accuracy",) if self._settings.image_loss.held_out else ()
+        return loop.history(*held_out, *SIGNS, *kernels)
 
     def clusters(self) -> dict[str, Any]:
         """Of the last epoch: each cluster's share of pixels, and whether they collapsed."""
         return {"cluster_shares": self._health.cluster_shares(), "collapsed": self._health.is_collapsed()}
 
-    def _run_epoch(self, images: ImageSource, state: StageState) -> None:
-        order = torch_generator(self._seed, "train", "order", self._epoch)
-        batches = shuffled(len(images), self._settings.batch_size, order)
-        assignments = self._start_epoch(images, batches)
-        self._segmenter.train()
-        remaining = batches[self._step :]
-        progress = track(
-            images.batches(remaining), f"train epoch {self._epoch + 1}", total=len(remaining), unit="batch"
-        )
-        for rows, image in zip(remaining, progress, strict=True):
-            epochs = self._epoch + self._step / len(batches)
-            self._sums += self._train_step(image, rows, assignments, self._guidance.loss_weight(epochs))
-            self._step += 1
-            if state.is_due() and self._step < len(batches):
-                state.save(self._saved())
-        self._end_epoch(images, len(batches))
-
     def _start_epoch(
-        self, images: ImageSource, batches: Sequence[Tensor]
-    ) -> FrozenAssignments | StoredAssignments:
+        self, images: ImageSource, batches: Sequence[Tensor], epoch: int, *, is_new: bool
+    ) -> Assignments:
         """Freeze the network and cluster both views' pixels, unless the epoch goes on from a saved state."""
-        clustering, is_new = self._settings.clustering, self._step == 0
+        clustering = self._settings.clustering
         if is_new:
             self._frozen.load_state_dict(self._segmenter.state_dict())
             self._frozen.train()
-            views = self._clusterer.cluster(self._frozen, images, batches, self._epoch)
+            views = self._clusterer.cluster(self._frozen, images, batches, epoch)
             self._set_clusters([view.centroids for view in views], [view.counts for view in views])
         self._frozen.train(clustering.assign_batch_norm == "batch")
         centroids = (self._clusters[0].centroids, self._clusters[1].centroids)
@@ -130,7 +127,7 @@ class Training:
             self._health.start_epoch([view.counts for view in views], self._probe_pixels(images, frozen))
         if clustering.schedule == "frozen_copy":
             return frozen
-        stored = StoredAssignments(frozen, self._siamese, images, batches, seed=self._seed, epoch=self._epoch)
+        stored = StoredAssignments(frozen, self._siamese, images, batches, seed=self._seed, epoch=epoch)
         self._set_clusters(centroids, stored.counts(self._pixel_k))
         return stored
 
@@ -144,27 +141,25 @@ class Training:
         ]
 
     @torch.no_grad()
-    def _probe_pixels(self, images: ImageSource, assignments: FrozenAssignments) -> Int[Tensor, " P"]:
+    def _probe_pixels(self, images: ImageSource, frozen: FrozenAssignments) -> Int[Tensor, " P"]:
         """Clusters of the pixels of one batch, the same in every epoch."""
         order = torch_generator(self._seed, "train", "probe")
         rows = torch.randperm(len(images), generator=order)[: self._settings.batch_size].sort().values
-        (image,) = images.batches([rows])
-        return assignments.of_images(image).flatten().cpu()
+        (image,) = images.batches([distributed.share(rows)])
+        return distributed.gather(frozen.of_images(image)).flatten().cpu()
 
     def _train_step(
         self,
-        image: Float[Tensor, "N 3 H W"],
+        image: Float[Tensor, "n 3 H W"],
         rows: Int[Tensor, " N"],
-        assignments: FrozenAssignments | StoredAssignments,
-        image_weight: float,
+        assignments: Assignments,
+        epochs: float,
+        place: tuple[int, int],
     ) -> Float[Tensor, " F"]:
-        generator = torch_generator(self._seed, "train", "views", self._epoch, self._step)
-        plan = self._siamese.views.draw(image, generator)
-        views = (
-            self._siamese.views.render(image, plan, 0),
-            self._siamese.views.render(image, plan, 1),
-        )
-        targets = assignments.targets(views, self._step)
+        """Learn from this process's share of a batch, whose places in the data set are `rows`."""
+        generator = torch_generator(self._seed, "train", "views", *place)
+        views = self._siamese.views.pair(image, self._siamese.views.draw(len(rows), image, generator))
+        targets = assignments.targets(views, place[1])
         self._health.add(*targets)
         first, second = (self._siamese.features(self._segmenter, view) for view in views)
         settings = self._settings.pixel_loss
@@ -176,53 +171,42 @@ class Training:
             cross_weight=settings.cross_weight,
             metric=settings.metric,
         )
-        image_loss, accuracy = self._guidance.loss(self._segmenter, image, rows, second.whole_map, generator)
-        loss = pixel + image_weight * image_loss  # Eq. 5
+        guided, accuracy = self._guidance.loss(self._segmenter, image, rows, second.whole_map, generator)
+        loss = pixel + self._guidance.weight(epochs) * guided  # Eq. 5
         self._optimizer.zero_grad()
         loss.backward()
+        distributed.average_(value.grad for value in self._parameters if value.grad is not None)
         self._optimizer.step()
-        return torch.stack([loss, within, cross, image_loss, accuracy]).detach()
+        return torch.stack([loss, within, cross, guided, accuracy])
 
-    def _end_epoch(self, images: ImageSource, num_steps: int) -> None:
-        if not torch.isfinite(self._sums).all():
-            raise UserError(f"train: the loss is not a number after epoch {self._epoch + 1}; lower train.lr")
-        self._epoch, self._step = self._epoch + 1, 0
-        figures = dict(zip(FIGURES, (self._sums / num_steps).tolist(), strict=True))
-        held_out = self._guidance.held_out_accuracy(self._segmenter, images, self._settings.batch_size)
-        if held_out is not None:
-            figures["held_out_accuracy"] = held_out
-        figures |= self._health.figures()
-        say("train", epoch=f"{self._epoch}/{self._settings.epochs}", **figures)
-        self._health.warn()
-        if self._segmenter.context is not None:
-            figures |= self._segmenter.context.kernels()
-        self._history.append({"epoch": self._epoch, **figures})
-        self._sums.zero_()
+    def _signs(self, images: ImageSource) -> dict[str, float]:
+        """What shows after an epoch how healthy it was."""
+        batch_size = self._settings.batch_size
+        held_out = self._guidance.held_out_accuracy(self._segmenter, images, batch_size)
+        return {
+            **({} if held_out is None else {"held_out_accuracy": held_out}),
+            **self._health.figures(),
+            **({} if self._segmenter.context is None else self._segmenter.context.kernels()),
+        }
 
-    def _saved(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
         return {
             "segmenter": self._segmenter.state_dict(),
             "frozen": self._frozen.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "clusters": [list(view) for view in self._clusters],
-            "epoch": self._epoch,
-            "step": self._step,
-            "sums": self._sums,
-            "health": self._health.saved(),
-            "history": self._history,
+            "health": self._health.state_dict(),
         }
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from it."""
         self._segmenter.load_state_dict(saved["segmenter"])
         self._frozen.load_state_dict(saved["frozen"])
         self._optimizer.load_state_dict(saved["optimizer"])
-        self._clusters = [
-            ViewClusters(*(part.to(self._device) for part in view)) for view in saved["clusters"]
-        ]
-        self._epoch, self._step = saved["epoch"], saved["step"]
-        self._sums = saved["sums"].to(self._device)
-        self._health.restore(saved["health"])
-        self._history = saved["history"]
+        views = [[part.to(self._device) for part in view] for view in saved["clusters"]]
+        self._clusters = [ViewClusters(*view) for view in views]
+        self._health.load_state_dict(saved["health"])
 
 
 def _parameter_groups(segmenter: Segmenter, settings: Train) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample, whole
+from stages.runtime import distributed
 from stages.runtime.schema import Photometric
 
 
@@ -17,10 +18,12 @@ class Plan(NamedTuple):
     boxes: Boxes
     jitters: tuple[Jitter, Jitter]
 
-    def to(self, device: torch.device) -> "Plan":
-        """The same plan on another device."""
-        first, second = self.jitters
-        return Plan(self.boxes.to(device), (first.to(device), second.to(device)))
+    def share(self, device: torch.device) -> "Plan":
+        """What of a batch's plan is this process's, on its device."""
+        first, second = (
+            Jitter(*(distributed.share(part) for part in jitter)).to(device) for jitter in self.jitters
+        )
+        return Plan(Boxes(*(distributed.share(part) for part in self.boxes)).to(device), (first, second))
 
 
 class View(NamedTuple):
@@ -61,12 +64,22 @@ class ViewMaker:
         self._side, self._flip_probability, self._crop_first = side, flip_probability, crop_first
         self._size_px, self._strengths, self._clean_px = size_px, strengths, clean_px
 
-    def draw(self, image: Float[Tensor, "N 3 H W"], generator: torch.Generator) -> Plan:
-        """One random pair for each image; the generator is the only source of randomness."""
-        boxes = draw_boxes(len(image), self._side, self._flip_probability, generator)
+    def draw(self, count: int, image: Float[Tensor, "n 3 H W"], generator: torch.Generator) -> Plan:
+        """One random pair for each image; the generator is the only source of randomness.
+
+        Args:
+            count: images of the whole batch.
+            image: this process's share of them.
+            generator: the same in every process.
+        """
+        boxes = draw_boxes(count, self._side, self._flip_probability, generator)
         colored_px = self._size_px if self._crop_first else image.shape[2]
-        first, second = (draw_jitter(len(image), self._strengths, colored_px, generator) for _ in range(2))
-        return Plan(boxes, (first, second)).to(image.device)
+        first, second = (draw_jitter(count, self._strengths, colored_px, generator) for _ in range(2))
+        return Plan(boxes, (first, second)).share(image.device)
+
+    def pair(self, image: Float[Tensor, "N 3 H W"], plan: Plan) -> tuple[View, View]:
+        """Both views."""
+        return self.render(image, plan, 0), self.render(image, plan, 1)
 
     def render(self, image: Float[Tensor, "N 3 H W"], plan: Plan, number: int) -> View:
         """View `number` of the images; RGB in [0, 1]."""

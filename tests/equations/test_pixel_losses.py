@@ -155,7 +155,7 @@ def test_cluster_weights_have_mean_one(balance: str) -> None:
 def test_guidance_loss(device: torch.device) -> None:
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     label = torch.tensor([0, 1, 2, 3, 0, 1])
-    loss, accuracy = guidance_loss(logits.to(device), label.to(device))
+    loss, accuracy = guidance_loss(logits.to(device), label.to(device), torch.ones(4, device=device))
     total, right = 0.0, 0
     for scores, y in zip(logits.double().tolist(), label.tolist(), strict=True):
         total -= math.log(math.exp(scores[y]) / sum(math.exp(score) for score in scores))

@@ -227,7 +227,7 @@ def _maker(**changes: object) -> ViewMaker:
 
 
 def _pair(maker: ViewMaker, image: torch.Tensor, seed: int) -> tuple[View, View]:
-    plan = maker.draw(image, torch.Generator().manual_seed(seed))
+    plan = maker.draw(len(image), image, torch.Generator().manual_seed(seed))
     return maker.render(image, plan, 0), maker.render(image, plan, 1)
 
 
@@ -274,7 +274,7 @@ def test_colours_come_after_the_cut_or_before_it() -> None:
     strengths = _strengths(jitter_probability=1.0, contrast=0.9, blur_probability=0.0)
     for crop_first in (True, False):
         maker = _maker(strengths=strengths, crop_first=crop_first, size_px=12)
-        plan = maker.draw(image, torch.Generator().manual_seed(1))
+        plan = maker.draw(len(image), image, torch.Generator().manual_seed(1))
         cut_first = apply_colour(resample(image, plan.boxes, (12, 12)), plan.jitters[0])
         cut_last = resample(apply_colour(image, plan.jitters[0]), plan.boxes, (12, 12))
         expected, other = (cut_first, cut_last) if crop_first else (cut_last, cut_first)
@@ -286,7 +286,7 @@ def test_colours_come_after_the_cut_or_before_it() -> None:
 def test_clean_colours_are_those_of_the_same_place() -> None:
     image = _image(count=3).repeat(1, 1, 2, 2)
     maker = _maker(strengths=_strengths(jitter_probability=1.0), clean_px=4, size_px=8)
-    plan = maker.draw(image, torch.Generator().manual_seed(2))
+    plan = maker.draw(len(image), image, torch.Generator().manual_seed(2))
     for number, box in ((0, plan.boxes), (1, whole(3))):
         view = maker.render(image, plan, number)
         assert view.colors is not None

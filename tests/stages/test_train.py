@@ -168,6 +168,56 @@ def test_every_switch_runs_and_gives_a_result_of_its_own(ready: Any) -> None:
         assert torch.isfinite(feature).all(), changes
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train__clustering__kmeans": "minibatch"},
+        {"train__clustering__assign": "euclidean", "train__clustering__unit_centroids": False},
+    ],
+)
+def test_several_passes_give_the_bytes_of_a_frozen_copy(ready: Any, changes: dict[str, Any]) -> None:
+    results = []
+    for schedule in ("frozen_copy", "multi_pass"):
+        ready.params(train__clustering__schedule=schedule, **changes)
+        train.main(ARGV)
+        results.append(ready.hashes(OUTPUTS[0]))
+    assert results[0] == results[1]
+
+
+def test_the_baseline_says_what_it_sets_and_keeps_what_is_chosen(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready.params(compat="picie", train__lr=0.0003)
+    train.main(ARGV)
+    said = capsys.readouterr().out
+    assert "train: compat picie sets  freeze none" not in said
+    for change in ("clustering.schedule multi_pass", "context.similarity none", "image_loss.weight 0"):
+        assert f"  {change}" in said
+    _, about = ready.tensors(OUTPUTS[0])
+    assert about["context"]["similarity"] == "none"
+    assert (pd.read_csv(OUTPUTS[1])["image_loss"] == 0).all()
+
+
+def test_two_processes_train_what_one_does(ready: Any) -> None:
+    """Clustering, both losses, batch norm and the figures; what differs is the order of sums."""
+    results = []
+    for processes in (1, 2):
+        ready.params(
+            runtime__nproc=processes,
+            train__epochs=1,
+            train__pixel_loss__balance="frequency",
+            train__image_loss__balance="inverse",
+        )
+        ended = ready.command("train", ARGV)
+        assert ended.returncode == 0, ended.stderr
+        results.append((ready.tensors(OUTPUTS[0])[0], pd.read_csv(OUTPUTS[1])))
+    (alone, figures), (shared, shared_figures) = results
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=2e-3, atol=2e-4, msg=name)
+    np.testing.assert_allclose(shared_figures[LOSSES], figures[LOSSES], rtol=1e-3)
+
+
 def test_the_same_inputs_give_the_same_bytes_and_leave_no_state(ready: Any) -> None:
     train.main(ARGV)
     first = ready.hashes(*OUTPUTS)
@@ -263,6 +313,6 @@ def test_a_loss_that_is_no_number_ends_it(ready: Any) -> None:
     ready.params(train__lr=1e30)
     message = ready.fault(train.main, ARGV)
     assert message in {
-        "train: the loss is not a number after epoch 1; lower train.lr",
+        "train: the loss is not a number in epoch 1, by step 4; lower train.lr",
         "k-means: the features hold values that are not finite; the network has diverged",
     }
