@@ -1,26 +1,31 @@
 """Stage `cluster`: the final k-means of pixel features over the training images (5.1, Evaluation)."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from stages.clustering.agreement import agreement, effective_clusters
-from stages.clustering.kmeans import assign, spherical_kmeans
+from stages.clustering.kmeans import assign
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
+from stages.nets.batch_norm import split_batch_norms
+from stages.runtime import distributed
 from stages.runtime.artefacts import write_json
 from stages.runtime.device import choose_device, place
 from stages.runtime.errors import run
+from stages.runtime.launch import launch
 from stages.runtime.params import load
 from stages.runtime.progress import say
-from stages.runtime.seeds import faiss_seed
 from stages.runtime.tensors import write_tensors
+from stages.segmentation.compat import cluster_settings
+from stages.segmentation.final_clusters import cluster_all, cluster_sample
 from stages.segmentation.inference import sample_pixel_features
 from stages.segmentation.network import load_segmenter
 
-KEYS = ("seed", "size_px", "pixel_k", "precision", "cluster")
+KEYS = ("compat", "seed", "size_px", "pixel_k", "precision", "cluster")
 AGREEMENT_PIXELS = 20_000  # the figure's third digit needs no more
 
 
@@ -32,17 +37,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
     parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter, of `train`")
-    parser.add_argument("--out", type=Path, required=True, help="unit centroids to write (.safetensors)")
+    parser.add_argument("--out", type=Path, required=True, help="centroids to write (.safetensors)")
     parser.add_argument("--metrics", type=Path, required=True, help="label-free figures to write (.json)")
     args = parser.parse_args(argv)
 
     params = load(args.params, *KEYS)
-    settings = params.cluster
+    settings = cluster_settings(params.cluster, params.compat)
     segmenter, _ = load_segmenter(args.segmenter)
-    device = choose_device(load(args.params, "device").device)
+    neutral = load(args.params, "device", "runtime")
+    arguments = sys.argv[1:] if argv is None else argv
+    if launch("stages.cluster", arguments, neutral.runtime.nproc, neutral.device):
+        return
+    device = distributed.join(choose_device(neutral.device))
+    split_batch_norms(segmenter, 1)
+    place(segmenter, device).train(settings.batch_norm == "batch")
+    images = ImageSource(open_images(args.images, "train"), device)
     pixels = sample_pixel_features(
-        place(segmenter, device),
-        ImageSource(open_images(args.images, "train"), device),
+        segmenter,
+        images,
         size_px=params.size_px,
         num_images=settings.sample_images,
         num_pixels=settings.sample_pixels,
@@ -50,17 +62,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=params.seed,
         precision=params.precision,
     )
-    runs = [
-        spherical_kmeans(
-            pixels,
-            params.pixel_k,
-            iterations=settings.iterations,
-            restarts=settings.restarts,
-            seed=faiss_seed(params.seed, "cluster", attempt),
-            device=device,
+    if settings.kmeans == "sample":
+        runs = cluster_sample(pixels, settings, pixel_k=params.pixel_k, seed=params.seed, device=device)
+    else:
+        runs = cluster_all(
+            segmenter,
+            images,
+            settings,
+            pixel_k=params.pixel_k,
+            size_px=params.size_px,
+            seed=params.seed,
+            precision=params.precision,
         )
-        for attempt in range(2)
-    ]
     shown = pixels[:: max(1, len(pixels) // AGREEMENT_PIXELS)]
     first, second = (assign(shown, centroids)[0] for centroids in runs)
     figures = {
@@ -69,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "stability": agreement(first, second),
     }
     say("cluster", **figures)
-    write_tensors(args.out, {"centroids": torch.from_numpy(runs[0])}, {"pixel_k": params.pixel_k})
-    write_json(args.metrics, {"cluster": figures})
+    if distributed.is_leader():
+        write_tensors(args.out, {"centroids": torch.from_numpy(runs[0])}, {"pixel_k": params.pixel_k})
+        write_json(args.metrics, {"cluster": figures})
+    distributed.leave()
 
 
 if __name__ == "__main__":

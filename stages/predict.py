@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out",
         type=Path,
         required=True,
-        help="float16 cosines [images, clusters, rows, columns] to write, at feature resolution (.npy)",
+        help="float16 scores [images, clusters, rows, columns] to write, at feature resolution (.npy)",
     )
     args = parser.parse_args(argv)
 

@@ -1,25 +1,31 @@
 """Stage `train`: pixel clustering and training in turn, guided by the kept views (3, 4.1 to 4.3)."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
 from stages.nets.checkpoint import load_backbone
+from stages.runtime import distributed
 from stages.runtime.artefacts import read_array, write_csv, write_json
 from stages.runtime.device import choose_device, place
 from stages.runtime.errors import UserError, run
 from stages.runtime.fit import check_data_size
+from stages.runtime.launch import launch
 from stages.runtime.params import load
 from stages.runtime.seeds import derive
 from stages.runtime.state import StageState
+from stages.segmentation.compat import train_settings
+from stages.segmentation.guidance import Guidance
 from stages.segmentation.network import Segmenter, describe_segmenter, save_segmenter
-from stages.segmentation.training import Training, as_tensor
+from stages.segmentation.training import Training
 
-KEYS = ("seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "backbone", "train")
+KEYS = ("compat", "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "backbone", "train")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,39 +54,58 @@ def main(argv: Sequence[str] | None = None) -> None:
             "run `dvc repro`"
         )
     check_data_size(args.params, len(images))
+    settings = train_settings(params.train, params.compat, images.shape[1])
     backbone = load_backbone(args.backbone, params.backbone)
-    device = choose_device(neutral.device)
+    arguments = sys.argv[1:] if argv is None else argv
+    if launch("stages.train", arguments, neutral.runtime.nproc, neutral.device):
+        return
+    device = distributed.join(choose_device(neutral.device))
+    distributed.check_batch("train.batch_size", settings.batch_size)
     state = StageState(
         "train",
         lambda: vars(load(args.params, *KEYS)),
         [args.images, args.views, args.backbone],
         interval_seconds=neutral.runtime.checkpoint_seconds,
+        is_leader=distributed.is_leader(),
     )
     torch.manual_seed(derive(params.seed, "train", "weights"))
     segmenter = Segmenter(
         backbone,
-        fpn_dim=params.train.fpn_dim,
-        feature_stride=params.train.feature_stride,
-        context=params.train.context,
-        num_view_clusters=params.global_k if params.train.image_loss.weight > 0 else 0,
-        head=params.train.image_loss.head,
+        fpn_dim=settings.fpn_dim,
+        feature_stride=settings.feature_stride,
+        context=settings.context,
+        num_view_clusters=params.global_k if settings.image_loss.weight > 0 else 0,
+        head=settings.image_loss.head,
+        freeze=settings.freeze,
+    )
+    guidance = Guidance(
+        settings.image_loss,
+        settings.photometric,
+        torch.from_numpy(kept_views.astype(np.int64)),
+        num_labels=params.global_k,
+        crop_ratio=params.crop_ratio,
+        seed=params.seed,
+        precision=params.precision,
     )
     training = Training(
         place(segmenter, device),
-        params.train,
+        settings,
+        guidance,
         pixel_k=params.pixel_k,
-        crop_ratio=params.crop_ratio,
         size_px=params.size_px,
         seed=params.seed,
         precision=params.precision,
     )
-    history = training.run(ImageSource(images, device), as_tensor(kept_views), state)
+    history = training.run(ImageSource(images, device), state)
 
-    state.check()
-    save_segmenter(args.out, segmenter, describe_segmenter(params.backbone, params.train, params.size_px))
-    write_csv(args.history, history)
-    write_json(args.metrics, {"train": history.iloc[-1].to_dict()})
-    state.finish()
+    if distributed.is_leader():
+        state.check()
+        save_segmenter(args.out, segmenter, describe_segmenter(params.backbone, settings, params.size_px))
+        write_csv(args.history, history)
+        last = history.iloc[-1].dropna().to_dict()
+        write_json(args.metrics, {"train": {**last, **training.clusters()}})
+        state.finish()
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Spherical k-means on faiss, on the GPU where its build fits it, else on the CPU."""
+"""k-means on faiss, on the GPU where its build fits it, else on the CPU."""
 
 import functools
 
@@ -38,6 +38,35 @@ def spherical_kmeans(
     Raises:
         UserError: fewer points than clusters, or a value that is not finite.
     """
+    return _kmeans(points, num_clusters, iterations, restarts, seed, device, spherical=True)
+
+
+def euclidean_kmeans(
+    points: Float[np.ndarray, "N D"],
+    num_clusters: int,
+    *,
+    iterations: int,
+    restarts: int,
+    seed: int,
+    device: torch.device,
+) -> Float[np.ndarray, "K D"]:
+    """Plain means that minimise squared distances, else as `spherical_kmeans`.
+
+    Of unit points this is what PiCIE clusters with: the tighter a cluster, the longer its centroid.
+    """
+    return _kmeans(points, num_clusters, iterations, restarts, seed, device, spherical=False)
+
+
+def _kmeans(
+    points: Float[np.ndarray, "N D"],
+    num_clusters: int,
+    iterations: int,
+    restarts: int,
+    seed: int,
+    device: torch.device,
+    *,
+    spherical: bool,
+) -> Float[np.ndarray, "K D"]:
     if len(points) < num_clusters:
         raise UserError(f"k-means: {num_clusters} clusters need at least as many points, got {len(points)}")
     if not np.isfinite(points).all():
@@ -48,7 +77,7 @@ def spherical_kmeans(
         niter=iterations,
         nredo=restarts,
         seed=seed,
-        spherical=True,
+        spherical=spherical,
         gpu=device.type == "cuda" and faiss_gpu_works(),
         min_points_per_centroid=1,
         max_points_per_centroid=len(points),

@@ -49,16 +49,19 @@ def draw_jitter(count: int, strengths: Photometric, image_px: int, generator: to
     def happens(probability: float) -> Tensor:
         return torch.rand(count, generator=generator) < probability
 
-    jitter = happens(strengths.jitter_probability)
+    together = happens(strengths.jitter_probability)
     one = torch.ones(count)
 
+    def jittered() -> Tensor:
+        return together if strengths.jitter_together else happens(strengths.jitter_probability)
+
     def factor(strength: float) -> Tensor:
-        return torch.where(jitter, uniform(max(0.0, 1 - strength), 1 + strength), one)
+        return torch.where(jittered(), uniform(max(0.0, 1 - strength), 1 + strength), one)
 
     brightness, contrast, saturation = (
         factor(strength) for strength in (strengths.brightness, strengths.contrast, strengths.saturation)
     )
-    hue = torch.where(jitter, uniform(-strengths.hue, strengths.hue), 0 * one)
+    hue = torch.where(jittered(), uniform(-strengths.hue, strengths.hue), 0 * one)
     saturation = torch.where(happens(strengths.gray_probability), 0 * one, saturation)
     low, high = (sigma * image_px / strengths.blur_reference_px for sigma in strengths.blur_sigma_px)
     blur = torch.where(happens(strengths.blur_probability), uniform(low, high), 0 * one)

@@ -97,6 +97,16 @@ def gather(part: Float[Tensor, "n ..."]) -> Float[Tensor, "N ..."]:
 
 
 @torch.no_grad()
+def assemble(part: Tensor, count: int) -> Tensor:
+    """The whole batch of `count` rows from shares that may differ in size, without gradient."""
+    if world_size() == 1:
+        return part
+    whole = part.new_zeros(count, *part.shape[1:])
+    whole[share(torch.arange(count))] = part
+    return total(whole)
+
+
+@torch.no_grad()
 def total(part: Tensor) -> Tensor:
     """The sum over processes, without gradient."""
     if world_size() > 1:
@@ -110,6 +120,20 @@ def mean(part: Tensor) -> Tensor:
     return total(part) / world_size()
 
 
+def from_leader(part: Tensor) -> Tensor:
+    """The leader's tensor, whatever the others have."""
+    return total(part if is_leader() else torch.zeros_like(part))
+
+
+def share_of(part: Tensor) -> Tensor:
+    """What turns this process's mean into its part of the mean over all: `part` of them all, times processes.
+
+    Args:
+        part: number or weight of what this process's mean is over.
+    """
+    return part * world_size() / total(part)
+
+
 def total_with_gradient(part: Tensor) -> Tensor:
     """The sum over processes; the gradients of all flow back to each."""
     return _Total.apply(part)
@@ -121,7 +145,7 @@ class _Total(torch.autograd.Function):
         return total(part)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         return total(gradients[0])
 
 

@@ -7,9 +7,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stages.imaging.color import to_lab
 from stages.runtime.schema import Context
 
 EPSILON = 1e-6
+KERNELS = (
+    "appearance_weight",
+    "proximity_weight",
+    "position_bandwidth",
+    "color_bandwidth",
+    "proximity_bandwidth",
+)
 KERNEL_BOUNDS = (0.02, 2.0)  # narrower than a pixel or wider than the image, a kernel says nothing
 
 
@@ -63,23 +71,22 @@ class ContextModule(nn.Module):
         super().__init__()
         self._settings = settings
         self.value = nn.Conv2d(dim, dim, 1)
-        self.project = nn.Conv2d(dim, dim, 1)
+        self.project = nn.Conv2d(dim, dim, 1) if settings.residual == "add" else None
+        self.merge = nn.Conv2d(2 * dim, dim, 1) if settings.residual == "concat" else None
         if settings.start == "identity":
             # As non-local networks start: the module adds nothing until training finds what to add.
             nn.init.zeros_(self.value.weight)
             nn.init.zeros_(self.value.bias)  # type: ignore[arg-type]
-            nn.init.dirac_(self.project.weight)
-            nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
+            keep = self.project if self.project is not None else self.merge
+            assert keep is not None
+            nn.init.dirac_(keep.weight)  # of `merge`, the feature map is the first half
+            nn.init.zeros_(keep.bias)  # type: ignore[arg-type]
         self.log_kernel = nn.ParameterDict(
             {
-                name: nn.Parameter(torch.tensor(math.log(getattr(settings, name))))
-                for name in (
-                    "appearance_weight",
-                    "proximity_weight",
-                    "position_bandwidth",
-                    "color_bandwidth",
-                    "proximity_bandwidth",
+                name: nn.Parameter(
+                    torch.tensor(math.log(getattr(settings, name))), requires_grad=settings.learn_kernels
                 )
+                for name in KERNELS
             }
         )
 
@@ -90,7 +97,7 @@ class ContextModule(nn.Module):
 
         Args:
             feature_map: of the decoder.
-            image: what the network saw, RGB in [0, 1].
+            image: whose colours attend, RGB in [0, 1], of any size.
             grid: (rows, columns) of the pixels that attend to each other.
         """
         coarse = F.adaptive_avg_pool2d(feature_map, grid)
@@ -99,12 +106,14 @@ class ContextModule(nn.Module):
         value = self.value(coarse)
         context = (weights.to(value.dtype) @ value.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(value)
         context = F.interpolate(context, size=feature_map.shape[2:], mode="bilinear", align_corners=False)
-        return context + self.project(feature_map)
+        if self.merge is not None:
+            return self.merge(torch.cat([feature_map, context], dim=1))
+        return context + self.project(feature_map) if self.project is not None else context
 
     def affinity(
         self, feature_map: Float[Tensor, "N D H W"], image: Float[Tensor, "N 3 H W"]
     ) -> Float[Tensor, "N P P"]:
-        """w_ij, the non-local factor; each row sums to 1."""
+        """w_ij, the non-local factor; by `norm`, rows sum to 1 (l1, softmax) or are divided by P (count)."""
         similarity, settings = self._settings.similarity, self._settings
         semantic = cosine_similarity(feature_map.flatten(2).transpose(1, 2)).clamp_min(0)
         if similarity == "cnn":
@@ -113,15 +122,22 @@ class ContextModule(nn.Module):
             raw = self.raw_similarity(image)
             if similarity == "raw":
                 combined = raw
+            elif settings.combine == "log_sum":
+                # As an attention bias: softmax makes the product of exp(f^s / temperature) and f^r of it.
+                return torch.softmax(semantic / settings.temperature + (raw + EPSILON).log(), dim=2)
             else:
                 combined = semantic * raw if settings.combine == "product" else semantic + raw
         if settings.norm == "softmax":
             return torch.softmax(combined / settings.temperature, dim=2)
-        return row_normalise(combined)
+        if settings.norm == "l1":
+            return row_normalise(combined)
+        return combined / combined.shape[2] if settings.norm == "count" else combined
 
     def raw_similarity(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N P P"]:
         """f^r = w1 f^a + w2 f^p (Eq. 7)."""
-        kernel = {name: value.exp().clamp(*KERNEL_BOUNDS) for name, value in self.log_kernel.items()}
+        kernel = self._kernels()
+        if self._settings.color == "lab":
+            image = to_lab(image)
         rows, columns = (torch.arange(side, device=image.device) / side for side in image.shape[2:])
         position = torch.cartesian_prod(rows, columns)
         appearance = appearance_kernel(
@@ -132,6 +148,13 @@ class ContextModule(nn.Module):
         )
         proximity = proximity_kernel(position, kernel["proximity_bandwidth"])
         return kernel["appearance_weight"] * appearance + kernel["proximity_weight"] * proximity
+
+    def kernels(self) -> dict[str, float]:
+        """The five kernel parameters as they act: weights, and bandwidths in image sides and colour units."""
+        return {name: value.item() for name, value in self._kernels().items()}
+
+    def _kernels(self) -> dict[str, Float[Tensor, ""]]:
+        return {name: self.log_kernel[name].exp().clamp(*KERNEL_BOUNDS) for name in KERNELS}
 
 
 def _squared_distance(points: Float[Tensor, "*N P C"]) -> Float[Tensor, "*N P P"]:

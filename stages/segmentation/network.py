@@ -22,20 +22,26 @@ class ImageHead(nn.Module):
 
     classical: S = GAP(conv(F')); modified: S = FC(ReLU(GAP(conv(F')))). The formula of the second is
     lost from the paper's text; this is its reading of "a ReLU layer and a linear layer after the
-    original output".
+    original output". Two other readings: relu_gap_fc: S = FC(GAP(ReLU(conv(F')))), which judges every
+    pixel before it pools; mlp: S = FC(ReLU(FC(GAP(F')))), a hidden layer as wide as F'.
     """
 
     def __init__(self, dim: int, num_clusters: int, kind: str) -> None:
         super().__init__()
-        self.classify = nn.Conv2d(dim, num_clusters, 1)
+        hidden = dim if kind == "mlp" else num_clusters
+        self.classify = nn.Conv2d(dim, hidden, 1)
         self.decide = (
-            nn.Sequential(nn.ReLU(), nn.Linear(num_clusters, num_clusters))
-            if kind == "modified"
+            nn.Sequential(nn.ReLU(), nn.Linear(hidden, num_clusters))
+            if kind != "classical"
             else nn.Identity()
         )
+        self._pools_late = kind == "relu_gap_fc"
 
     def forward(self, feature_map: Float[Tensor, "N D H W"]) -> Float[Tensor, "N K"]:
         """Logits."""
+        if self._pools_late:
+            judged = F.relu(self.classify(feature_map)).mean((2, 3))
+            return self.decide(judged).float()  # its ReLU finds nothing below 0 any more
         # Pooling and a 1x1 convolution commute; pooled first, there is one pixel to convolve.
         return self.decide(self.classify(feature_map.mean((2, 3), keepdim=True)).flatten(1)).float()
 
@@ -49,7 +55,9 @@ class Segmenter(nn.Module):
         feature_stride: image pixels for each feature pixel.
         context: `train.context` of params.yaml; similarity `none` leaves the module out.
         num_view_clusters: classes of the image head; 0 leaves it out.
-        head: `classical` or `modified`.
+        head: a kind of `ImageHead`.
+        freeze: what stays as pretrained: `none`, the trunk's `batch_norm` (statistics and scales), or the
+            whole `backbone`.
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class Segmenter(nn.Module):
         context: Context,
         num_view_clusters: int = 0,
         head: str = "modified",
+        freeze: str = "none",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -68,9 +77,22 @@ class Segmenter(nn.Module):
         self.feature_stride, self.context_stride = feature_stride, context.stride
         self.context = ContextModule(fpn_dim, context) if context.similarity != "none" else None
         self.image_head = ImageHead(fpn_dim, num_view_clusters, head) if num_view_clusters else None
+        self._freeze = freeze
+        if freeze == "backbone":
+            backbone.requires_grad_(False)
+        elif freeze == "batch_norm":
+            for module in _batch_norms(backbone):
+                module.requires_grad_(False)
 
-    def feature_map(self, image: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N D H W"]:
-        """F', before it is brought to unit length; RGB in [0, 1] in, at 1 / feature_stride out."""
+    def feature_map(
+        self, image: Float[Tensor, "N 3 S S"], colors: Float[Tensor, "N 3 h w"] | None = None
+    ) -> Float[Tensor, "N D H W"]:
+        """F', before it is brought to unit length; RGB in [0, 1] in, at 1 / feature_stride out.
+
+        Args:
+            image: what the trunk sees.
+            colors: of the same place, what the context module sees; None for the image itself.
+        """
         decoded = self.decoder(self.backbone(normalise(image)))
         height, width = image.shape[2] // self.feature_stride, image.shape[3] // self.feature_stride
         if decoded.shape[2] > height:
@@ -80,11 +102,19 @@ class Segmenter(nn.Module):
         if self.context is None:
             return decoded
         grid = (image.shape[2] // self.context_stride, image.shape[3] // self.context_stride)
-        return self.context(decoded, image, grid)
+        return self.context(decoded, image if colors is None else colors, grid)
 
     def forward(self, image: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N D H W"]:
         """Unit pixel features in float32."""
         return F.normalize(self.feature_map(image).float(), dim=1)
+
+    def train(self, mode: bool = True) -> "Segmenter":
+        """As of any module, but that frozen batch norms go on with the statistics of pretraining."""
+        super().train(mode)
+        if self._freeze != "none":
+            for module in _batch_norms(self.backbone):
+                module.eval()
+        return self
 
     def classify(self, image: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N K"]:
         """Logits of the image head.
@@ -94,6 +124,10 @@ class Segmenter(nn.Module):
         """
         assert self.image_head is not None
         return self.image_head(self.feature_map(image))
+
+
+def _batch_norms(backbone: ResNet) -> list[nn.BatchNorm2d]:
+    return [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def save_segmenter(path: Path, segmenter: Segmenter, about: dict[str, Any]) -> None:

@@ -1,27 +1,100 @@
-"""The two views of the siamese scheme, and the views that guide (3, 4.1)."""
+"""The two views of the siamese scheme (3, 4.1)."""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from stages.imaging.photometric import apply_colour, draw_jitter
-from stages.imaging.pyramid import crop_boxes
+from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample, whole
+from stages.runtime import distributed
 from stages.runtime.schema import Photometric
 
 
-class Pair(NamedTuple):
-    """Two views of the same images.
+class Plan(NamedTuple):
+    """What is random of one pair of views: enough to render either, at any time, to the same bytes."""
 
-    The first is cut before the network sees it, the second's feature map is cut by `boxes` after: the
-    same pixels on two ways (equivariance), in colours of their own (invariance).
+    boxes: Boxes
+    jitters: tuple[Jitter, Jitter]
+
+    def share(self, device: torch.device) -> "Plan":
+        """What of a batch's plan is this process's, on its device."""
+        first, second = (
+            Jitter(*(distributed.share(part) for part in jitter)).to(device) for jitter in self.jitters
+        )
+        return Plan(Boxes(*(distributed.share(part) for part in self.boxes)).to(device), (first, second))
+
+
+class View(NamedTuple):
+    """One view of each image.
+
+    Number 0 is cut before the network sees it. Number 1 is whole, and its feature map is cut by `boxes`
+    after: the same pixels on two ways (equivariance), in colours of their own (invariance).
     """
 
-    cut: Float[Tensor, "N 3 S S"]
-    uncut: Float[Tensor, "N 3 S S"]
-    boxes: Boxes
+    image: Float[Tensor, "N 3 S S"]
+    colors: Float[Tensor, "N 3 h w"] | None  # what the context module sees, where that is not the image
+    boxes: Boxes | None  # that cut the feature map
+
+
+class ViewMaker:
+    """Draws and renders the pairs of views of one training.
+
+    Args:
+        side: range of the cut's side, in image sides.
+        flip_probability: of mirroring the cut.
+        crop_first: colours and blur after the cut, on what the network sees; else before it, on the stored
+            image, as PiCIE does.
+        size_px: side of a view.
+        strengths: of colours and blur.
+        clean_px: side at which the context module sees clean colours; None where it sees the view's.
+    """
+
+    def __init__(
+        self,
+        *,
+        side: tuple[float, float],
+        flip_probability: float,
+        crop_first: bool,
+        size_px: int,
+        strengths: Photometric,
+        clean_px: int | None,
+    ) -> None:
+        self._side, self._flip_probability, self._crop_first = side, flip_probability, crop_first
+        self._size_px, self._strengths, self._clean_px = size_px, strengths, clean_px
+
+    def draw(self, count: int, image: Float[Tensor, "n 3 H W"], generator: torch.Generator) -> Plan:
+        """One random pair for each image; the generator is the only source of randomness.
+
+        Args:
+            count: images of the whole batch.
+            image: this process's share of them.
+            generator: the same in every process.
+        """
+        boxes = draw_boxes(count, self._side, self._flip_probability, generator)
+        colored_px = self._size_px if self._crop_first else image.shape[2]
+        first, second = (draw_jitter(count, self._strengths, colored_px, generator) for _ in range(2))
+        return Plan(boxes, (first, second)).share(image.device)
+
+    def pair(self, image: Float[Tensor, "N 3 H W"], plan: Plan) -> tuple[View, View]:
+        """Both views."""
+        return self.render(image, plan, 0), self.render(image, plan, 1)
+
+    def render(self, image: Float[Tensor, "N 3 H W"], plan: Plan, number: int) -> View:
+        """View `number` of the images; RGB in [0, 1]."""
+        uncut = whole(len(image)).to(image.device)
+        box, jitter = plan.boxes if number == 0 else uncut, plan.jitters[number]
+        size = (self._size_px, self._size_px)
+        if self._crop_first:
+            view = apply_colour(resample(image, box, size, jitter.blur_sigma_px), jitter)
+        else:
+            stored = (image.shape[2], image.shape[3])
+            view = resample(
+                apply_colour(resample(image, uncut, stored, jitter.blur_sigma_px), jitter), box, size
+            )
+        clean = None if self._clean_px is None else resample(image, box, (self._clean_px, self._clean_px))
+        return View(view, clean, None if number == 0 else plan.boxes)
 
 
 def draw_boxes(
@@ -34,60 +107,6 @@ def draw_boxes(
     return Boxes(top, left, length, length, flip)
 
 
-def colour_view(
-    image: Float[Tensor, "N 3 H W"],
-    boxes: Boxes,
-    size_px: int,
-    strengths: Photometric,
-    generator: torch.Generator,
-) -> Float[Tensor, "N 3 S S"]:
-    """`boxes` of the images, in random colours."""
-    jitter = draw_jitter(len(image), strengths, size_px, generator).to(image.device)
-    return apply_colour(resample(image, boxes, (size_px, size_px), jitter.blur_sigma_px), jitter)
-
-
-def draw_pair(
-    image: Float[Tensor, "N 3 H W"],
-    *,
-    side: tuple[float, float],
-    flip_probability: float,
-    size_px: int,
-    strengths: Photometric,
-    generator: torch.Generator,
-) -> Pair:
-    """One random pair of views for each image; RGB in [0, 1]."""
-    boxes = draw_boxes(len(image), side, flip_probability, generator).to(image.device)
-    cut = colour_view(image, boxes, size_px, strengths, generator)
-    uncut = colour_view(image, whole(len(image)).to(image.device), size_px, strengths, generator)
-    return Pair(cut, uncut, boxes)
-
-
-def draw_guides(
-    kept: Int[Tensor, "N V"], generator: torch.Generator
-) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
-    """One random kept view for each image that has any.
-
-    Args:
-        kept: the pseudo-label of a view that is kept, -1 of one that is not.
-        generator: the only source of randomness.
-
-    Returns:
-        The rows of those images, and the number of the view of each.
-    """
-    chances = torch.rand(kept.shape, generator=generator).masked_fill(kept < 0, -1.0)
-    best, view = chances.max(dim=1)
-    rows = torch.nonzero(best >= 0).flatten()
-    return rows, view[rows]
-
-
-def guide_view(
-    image: Float[Tensor, "N 3 H W"],
-    view: Int[Tensor, " N"],
-    *,
-    crop_ratio: float,
-    size_px: int,
-    strengths: Photometric,
-    generator: torch.Generator,
-) -> Float[Tensor, "N 3 S S"]:
-    """The pyramid view `view` of each image, an image of its own (4.2.1), in random colours."""
-    return colour_view(image, crop_boxes(view, crop_ratio).to(image.device), size_px, strengths, generator)
+def cut_features(feature: Float[Tensor, "N D H W"], boxes: Boxes | None) -> Float[Tensor, "N D H W"]:
+    """`boxes` of a feature map, at its own size: the geometric transform of the second view."""
+    return feature if boxes is None else resample(feature, boxes, (feature.shape[2], feature.shape[3]))

@@ -36,7 +36,11 @@ def _settings(**changes: object) -> Context:
         "norm": "l1",
         "temperature": 0.4,
         "stride": 4,
+        "color": "rgb",
+        "image": "view",
+        "residual": "add",
         "start": "random",
+        "learn_kernels": True,
         "lr_factor": 10.0,
         **KERNEL,
     }

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from stages.contrast.views import ASPECT, random_resized_boxes
 from stages.imaging.photometric import Jitter, apply_colour, colour_matrix, draw_jitter
-from stages.imaging.resample import Boxes, interpolation_matrix, resample
-from stages.segmentation.views import draw_boxes, draw_guides, draw_pair
+from stages.imaging.resample import Boxes, interpolation_matrix, resample, whole
+from stages.segmentation.guidance import draw_guides
+from stages.segmentation.views import View, ViewMaker, cut_features, draw_boxes
 
 LUMA = (0.299, 0.587, 0.114)
 factors = st.floats(0, 2, allow_subnormal=False)
@@ -23,6 +24,7 @@ seeds = st.integers(0, 2**31)
 def _strengths(**changes: object) -> SimpleNamespace:
     strengths = {
         "jitter_probability": 0.8,
+        "jitter_together": True,
         "brightness": 0.4,
         "contrast": 0.3,
         "saturation": 0.2,
@@ -212,34 +214,100 @@ def _assert_within(boxes: Boxes) -> None:
         assert (length > 0).all()
 
 
-def test_cutting_the_image_and_cutting_a_feature_map_agree_where_features_are_pixels() -> None:
+def _maker(**changes: object) -> ViewMaker:
+    settings = {
+        "side": (0.5, 1.0),
+        "flip_probability": 0.5,
+        "crop_first": True,
+        "size_px": 4,
+        "strengths": _strengths(jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0),
+        "clean_px": None,
+    }
+    return ViewMaker(**{**settings, **changes})
+
+
+def _pair(maker: ViewMaker, image: torch.Tensor, seed: int) -> tuple[View, View]:
+    plan = maker.draw(len(image), image, torch.Generator().manual_seed(seed))
+    return maker.render(image, plan, 0), maker.render(image, plan, 1)
+
+
+@pytest.mark.parametrize("crop_first", [True, False])
+def test_cutting_the_image_and_cutting_a_feature_map_agree_where_features_are_pixels(
+    crop_first: bool,
+) -> None:
     """The siamese scheme's two ways to the same pixels, without colour and with features that are colours."""
-    plain = _strengths(jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0)
     image = _image(seed=3, count=4)
-    pair = draw_pair(
-        image,
-        side=(0.5, 1.0),
-        flip_probability=0.5,
-        size_px=4,
-        strengths=plain,
-        generator=torch.Generator().manual_seed(5),
-    )
-    assert pair.uncut.shape == (4, 3, 4, 4)
-    cut_after = resample(image, pair.boxes, (4, 4))
-    torch.testing.assert_close(pair.cut, cut_after, rtol=0, atol=1e-6)
-    assert len(set(pair.boxes.flip.tolist())) == 2
+    cut, uncut = _pair(_maker(crop_first=crop_first), image, seed=5)
+    assert uncut.image.shape == (4, 3, 4, 4)
+    assert cut.boxes is None
+    assert uncut.boxes is not None
+    torch.testing.assert_close(cut.image, resample(image, uncut.boxes, (4, 4)), rtol=0, atol=1e-6)
+    assert len(set(uncut.boxes.flip.tolist())) == 2
 
 
-def test_the_colours_of_the_two_views_are_drawn_apart() -> None:
-    pair = draw_pair(
-        _image(count=3).repeat(1, 1, 2, 2),
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_cutting_commutes_with_the_prediction_of_pixels(flip: float) -> None:
+    """A network that sees one pixel at a time: cut and predict, or predict and cut, is the same."""
+    weight = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    image = _image(seed=4, count=3)[:, :, :, :3]
+    cut, uncut = _pair(_maker(size_px=image.shape[2], flip_probability=flip), image, seed=6)
+    after = cut_features(torch.nn.functional.conv2d(uncut.image, weight), uncut.boxes)
+    torch.testing.assert_close(torch.nn.functional.conv2d(cut.image, weight), after, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("crop_first", [True, False])
+def test_the_colours_of_the_two_views_are_drawn_apart(crop_first: bool) -> None:
+    maker = _maker(
         side=(1.0, 1.0),
         flip_probability=0.0,
         size_px=8,
         strengths=_strengths(jitter_probability=1.0),
-        generator=torch.Generator().manual_seed(0),
+        crop_first=crop_first,
     )
-    assert all((a - b).abs().max() > 0.01 for a, b in zip(pair.cut, pair.uncut, strict=True))
+    cut, uncut = _pair(maker, _image(count=3).repeat(1, 1, 2, 2), seed=0)
+    assert all((a - b).abs().max() > 0.01 for a, b in zip(cut.image, uncut.image, strict=True))
+
+
+def test_colours_come_after_the_cut_or_before_it() -> None:
+    """Contrast turns about the mean grey, so it makes a difference what of the image is there."""
+    image = _image(count=4).repeat(1, 1, 4, 3)
+    strengths = _strengths(jitter_probability=1.0, contrast=0.9, blur_probability=0.0)
+    for crop_first in (True, False):
+        maker = _maker(strengths=strengths, crop_first=crop_first, size_px=12)
+        plan = maker.draw(len(image), image, torch.Generator().manual_seed(1))
+        cut_first = apply_colour(resample(image, plan.boxes, (12, 12)), plan.jitters[0])
+        cut_last = resample(apply_colour(image, plan.jitters[0]), plan.boxes, (12, 12))
+        expected, other = (cut_first, cut_last) if crop_first else (cut_last, cut_first)
+        found = maker.render(image, plan, 0).image
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        assert (found - other).abs().max() > 0.01
+
+
+def test_clean_colours_are_those_of_the_same_place() -> None:
+    image = _image(count=3).repeat(1, 1, 2, 2)
+    maker = _maker(strengths=_strengths(jitter_probability=1.0), clean_px=4, size_px=8)
+    plan = maker.draw(len(image), image, torch.Generator().manual_seed(2))
+    for number, box in ((0, plan.boxes), (1, whole(3))):
+        view = maker.render(image, plan, number)
+        assert view.colors is not None
+        torch.testing.assert_close(view.colors, resample(image, box, (4, 4)))
+    assert _pair(_maker(), image, 0)[0].colors is None
+
+
+def test_jitter_of_each_kind_on_its_own() -> None:
+    strengths = _strengths(jitter_probability=0.5, gray_probability=0.0)
+    for together in (True, False):
+        drawn = draw_jitter(
+            400,
+            SimpleNamespace(**{**vars(strengths), "jitter_together": together}),
+            32,
+            torch.Generator().manual_seed(0),
+        )
+        changed = torch.stack(
+            [drawn.brightness != 1, drawn.contrast != 1, drawn.saturation != 1, drawn.hue_turns != 0]
+        ).sum(0)
+        assert (set(changed.tolist()) == {0, 4}) == together
+        assert abs(float(changed.float().mean()) - 2) < 0.2
 
 
 @given(seed=seeds)

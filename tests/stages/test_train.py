@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from stages import train
+from stages.segmentation.context import KERNELS
 from stages.segmentation.network import load_segmenter
 
 OUTPUTS = ("segmenter.safetensors", "history.csv", "train.json")
 ARGV = ["--images", "images", "--views", "kept_views.npy", "--backbone", "backbone.safetensors"]
 ARGV += ["--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
-FIGURES = ["loss", "within", "cross", "image_loss", "image_accuracy", "effective_clusters"]
+LOSSES = ["loss", "within", "cross", "image_loss", "image_accuracy"]
+SIGNS = ["effective_clusters", "largest_cluster", "moved_share", "view_agreement"]
+FIGURES = [*LOSSES, *SIGNS, *KERNELS]
 
 
 @pytest.fixture
@@ -42,13 +45,20 @@ def test_writes_segmenter_history_and_metrics(ready: Any) -> None:
     history = pd.read_csv(OUTPUTS[1])
     assert list(history.columns) == ["epoch", *FIGURES]
     assert history["epoch"].tolist() == [1, 2]
-    assert np.isfinite(history.to_numpy()).all()
+    assert np.isfinite(history.drop(columns="moved_share").to_numpy()).all()
+    assert np.isnan(history["moved_share"][0])  # nothing to compare with yet
+    assert 0 <= history["moved_share"][1] <= 1
     weights = ready.read("train").train
     expected = (history["within"] + history["cross"]) / 2 + weights.image_loss.weight * history["image_loss"]
     np.testing.assert_allclose(history["loss"], expected, rtol=1e-4)
     metrics = json.loads(Path(OUTPUTS[2]).read_text())
     assert list(metrics) == ["train"]
-    assert list(metrics["train"]) == ["epoch", *FIGURES]
+    assert list(metrics["train"]) == ["epoch", *FIGURES, "cluster_shares", "collapsed"]
+    shares = metrics["train"]["cluster_shares"]
+    assert len(shares) == 3
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    assert shares == sorted(shares, reverse=True)
+    assert metrics["train"]["collapsed"] is False
 
 
 def test_every_part_of_the_network_learns(ready: Any) -> None:
@@ -93,28 +103,119 @@ def test_without_context_there_is_no_module(ready: Any) -> None:
 
 SWITCHES: list[dict[str, Any]] = [
     {},
-    {"train__context__combine": "sum"},
-    {"train__context__norm": "softmax"},
-    {"train__context__similarity": "raw"},
-    {"train__context__similarity": "cnn"},
-    {"train__context__start": "random"},
-    {"train__image_loss__head": "classical"},
+    {"train__freeze": "batch_norm"},
+    {"train__freeze": "backbone"},
+    {"train__crop_first": False},
+    {"train__photometric__jitter_together": False},
+    {"train__clustering__kmeans": "minibatch"},
+    {"train__clustering__unit_centroids": False},
+    {"train__clustering__unit_centroids": False, "train__clustering__assign": "euclidean"},
+    {"train__clustering__assign_batch_norm": "running"},
+    {
+        "train__pixel_loss__metric": "euclidean",
+        "train__clustering__unit_centroids": False,
+        "train__clustering__assign": "euclidean",
+    },
+    {"train__pixel_loss__temperature": 0.1},
+    {"train__pixel_loss__cross_weight": 0.0},
     {"train__pixel_loss__balance": "frequency"},
     {"train__pixel_loss__balance": "inverse"},
+    {"train__image_loss__weight": 0.0},
+    {"train__image_loss__warmup_epochs": 2.0},
+    {"train__image_loss__views": "all"},
+    {"train__image_loss__views": "pooled"},
+    {"train__image_loss__head": "classical"},
+    {"train__image_loss__head": "relu_gap_fc"},
+    {"train__image_loss__head": "mlp"},
+    {"train__image_loss__label_smoothing": 0.1},
+    {"train__image_loss__balance": "frequency"},
+    {"train__image_loss__balance": "inverse"},
+    {"train__image_loss__held_out": 0.5},
+    {"train__context__combine": "sum"},
+    {"train__context__norm": "softmax"},
+    {"train__context__norm": "softmax", "train__context__combine": "log_sum"},
+    {"train__context__norm": "count"},
+    {"train__context__norm": "none"},
+    {"train__context__similarity": "raw"},
+    {"train__context__similarity": "cnn"},
+    {"train__context__similarity": "none"},
+    {"train__context__color": "lab"},
+    {"train__context__image": "clean"},
+    {"train__context__residual": "concat"},
+    {"train__context__residual": "none", "train__context__start": "random"},
+    {"train__context__start": "random"},
+    {"train__context__learn_kernels": False},
+    {"train__context__stride": 8},
     {"train__feature_stride": 4},
     {"precision": "bfloat16"},
+    {"compat": "picie"},
 ]
 
 
 def test_every_switch_runs_and_gives_a_result_of_its_own(ready: Any) -> None:
-    results = {}
+    results: dict[bytes, str] = {}
     for changes in SWITCHES:
         ready.params(train__epochs=1, **changes)
         train.main(ARGV)
-        assert np.isfinite(pd.read_csv(OUTPUTS[1]).to_numpy()).all(), changes
+        history = pd.read_csv(OUTPUTS[1]).drop(columns="moved_share")
+        assert np.isfinite(history.to_numpy()).all(), changes
         content = ready.tensors(OUTPUTS[0])[0]
-        results[str(changes)] = content["decoder.lateral.0.weight"].numpy().tobytes()
-    assert len(set(results.values())) == len(SWITCHES)
+        result = content["decoder.lateral.0.weight"].numpy().tobytes()
+        assert result not in results, f"{changes} gives what {results[result]} gives"
+        results[result] = str(changes)
+        with torch.no_grad():
+            feature = load_segmenter(Path(OUTPUTS[0]))[0](torch.rand(2, 3, 32, 32))
+        assert torch.isfinite(feature).all(), changes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train__clustering__kmeans": "minibatch"},
+        {"train__clustering__assign": "euclidean", "train__clustering__unit_centroids": False},
+    ],
+)
+def test_several_passes_give_the_bytes_of_a_frozen_copy(ready: Any, changes: dict[str, Any]) -> None:
+    results = []
+    for schedule in ("frozen_copy", "multi_pass"):
+        ready.params(train__clustering__schedule=schedule, **changes)
+        train.main(ARGV)
+        results.append(ready.hashes(OUTPUTS[0]))
+    assert results[0] == results[1]
+
+
+def test_the_baseline_says_what_it_sets_and_keeps_what_is_chosen(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready.params(compat="picie", train__lr=0.0003)
+    train.main(ARGV)
+    said = capsys.readouterr().out
+    assert "train: compat picie sets  freeze none" not in said
+    for change in ("clustering.schedule multi_pass", "context.similarity none", "image_loss.weight 0"):
+        assert f"  {change}" in said
+    _, about = ready.tensors(OUTPUTS[0])
+    assert about["context"]["similarity"] == "none"
+    assert (pd.read_csv(OUTPUTS[1])["image_loss"] == 0).all()
+
+
+def test_two_processes_train_what_one_does(ready: Any) -> None:
+    """Clustering, both losses, batch norm and the figures; what differs is the order of sums."""
+    results = []
+    for processes in (1, 2):
+        ready.params(
+            runtime__nproc=processes,
+            train__epochs=1,
+            train__pixel_loss__balance="frequency",
+            train__image_loss__balance="inverse",
+        )
+        ended = ready.command("train", ARGV)
+        assert ended.returncode == 0, ended.stderr
+        results.append((ready.tensors(OUTPUTS[0])[0], pd.read_csv(OUTPUTS[1])))
+    (alone, figures), (shared, shared_figures) = results
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=2e-3, atol=2e-4, msg=name)
+    np.testing.assert_allclose(shared_figures[LOSSES], figures[LOSSES], rtol=1e-3)
 
 
 def test_the_same_inputs_give_the_same_bytes_and_leave_no_state(ready: Any) -> None:
@@ -212,6 +313,6 @@ def test_a_loss_that_is_no_number_ends_it(ready: Any) -> None:
     ready.params(train__lr=1e30)
     message = ready.fault(train.main, ARGV)
     assert message in {
-        "train: the loss is not a number after epoch 1; lower train.lr",
+        "train: the loss is not a number in epoch 1, by step 4; lower train.lr",
         "k-means: the features hold values that are not finite; the network has diverged",
     }
