@@ -1,9 +1,11 @@
 """One global feature for each pyramid view, from the pretrained trunk (4.2.1)."""
 
-import numpy as np
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from torch import Tensor
 
 from stages.imaging.normalise import normalise
 from stages.imaging.pyramid import VIEWS, crop_boxes
@@ -19,32 +21,34 @@ from stages.runtime.schema import Embed
 def embed_views(
     backbone: ResNet,
     images: ImageSource,
-    embeddings: Float[np.ndarray, "N 6 D"],
     settings: Embed,
     *,
+    first: int = 0,
     crop_ratio: float,
     size_px: int,
     precision: str,
-) -> None:
-    """Fill `embeddings`, usually a memory map, with unit features of all six views of every image.
+) -> Iterator[Float[Tensor, "B 6 D"]]:
+    """Unit features of all six views of every image, float32 on the CPU, batch by batch.
 
     Each view is resized and its centre taken, as the self-supervised models are evaluated (A.1).
 
     Args:
         backbone: the pretrained trunk; used in evaluation mode.
         images: N of them.
-        embeddings: float32.
         settings: batch size and centre ratio.
+        first: image to begin with, a whole number of batches from the start.
         crop_ratio: side of the five crops.
         size_px: side at which the trunk sees a view.
         precision: of the forward pass.
     """
     backbone = place(backbone, images.device).eval()
-    batches = in_order(len(images), settings.batch_size)
-    for rows, image in zip(track(batches, "embed", unit="batch"), images.batches(batches), strict=True):
+    batches = in_order(len(images), settings.batch_size)[-(-first // settings.batch_size) :]
+    for image in track(images.batches(batches), "embed", total=len(batches), unit="batch"):
+        features = []
         for view in range(len(VIEWS)):
-            boxes = crop_boxes(torch.full((len(rows),), view), crop_ratio, settings.centre_ratio)
+            boxes = crop_boxes(torch.full((len(image),), view), crop_ratio, settings.centre_ratio)
             crop = resample(image, boxes.to(images.device), (size_px, size_px))
             with autocast(images.device, precision):
                 feature = global_feature(backbone(normalise(crop)).layer4)
-            embeddings[rows.numpy(), view] = F.normalize(feature, dim=1).cpu().numpy()
+            features.append(F.normalize(feature, dim=1).cpu())
+        yield torch.stack(features, 1)
