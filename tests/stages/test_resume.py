@@ -14,8 +14,10 @@ STAGES: dict[str, tuple[ModuleType, list[str]]] = {
     "embed": (embed, ["--images", "images", "--backbone", "backbone.safetensors", "--out", "out.npy"]),
     "predict": (
         predict,
-        ["--images", "images", "--segmenter", "segmenter.safetensors"]
-        + ["--centroids", "pixel_centroids.safetensors", "--out", "out.npy"],
+        [
+            *("--images", "images", "--segmenter", "segmenter.safetensors"),
+            *("--centroids", "pixel_centroids.safetensors", "--out", "out.npy"),
+        ],
     ),
     "refine": (refine, ["--images", "images", "--predictions", "predictions.npy", "--out", "out.npy"]),
 }
