@@ -11,10 +11,11 @@ from stages.imaging.pyramid import VIEWS
 from stages.imaging.source import ImageSource
 from stages.nets.checkpoint import load_backbone
 from stages.pyramid.embedding import embed_views
-from stages.runtime.artefacts import writable_array
 from stages.runtime.device import choose_device
 from stages.runtime.errors import run
 from stages.runtime.params import load
+from stages.runtime.rows import RowWriter
+from stages.runtime.state import StageState
 
 KEYS = ("size_px", "crop_ratio", "precision", "backbone", "embed")
 
@@ -34,19 +35,30 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     params = load(args.params, *KEYS)
     backbone = load_backbone(args.backbone, params.backbone)
-    device = choose_device(load(args.params, "device").device)
+    neutral = load(args.params, "device", "runtime")
+    device = choose_device(neutral.device)
     images = ImageSource(open_images(args.images, "train"), device)
-    shape = (len(images), len(VIEWS), backbone.channels[-1])
-    with writable_array(args.out, np.float32, shape) as embeddings:
-        embed_views(
-            backbone,
-            images,
-            embeddings,
-            params.embed,
-            crop_ratio=params.crop_ratio,
-            size_px=params.size_px,
-            precision=params.precision,
-        )
+    state = StageState(
+        "embed",
+        lambda: vars(load(args.params, *KEYS)),
+        [args.images, args.backbone],
+        interval_seconds=neutral.runtime.checkpoint_seconds,
+    )
+    rows = RowWriter(state, np.float32, (len(images), len(VIEWS), backbone.channels[-1]))
+    for features in embed_views(
+        backbone,
+        images,
+        params.embed,
+        first=rows.done,
+        crop_ratio=params.crop_ratio,
+        size_px=params.size_px,
+        precision=params.precision,
+    ):
+        rows.append(features.numpy())
+
+    state.check()
+    rows.deliver(args.out)
+    state.finish()
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import numpy as np
 
 from stages.dataset.store import open_images
 from stages.imaging.source import ImageSource
-from stages.runtime.artefacts import writable_array
 from stages.runtime.device import choose_device, place
 from stages.runtime.errors import UserError, run
 from stages.runtime.params import load
+from stages.runtime.rows import RowWriter
+from stages.runtime.state import StageState
 from stages.runtime.tensors import read_tensors
 from stages.segmentation.inference import score_images
 from stages.segmentation.network import load_segmenter
@@ -20,7 +21,7 @@ KEYS = ("size_px", "precision", "predict")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read images, segmenter and centroids, write the scores straight into a memory map."""
+    """Read images, segmenter and centroids, write the scores batch by batch."""
     parser = argparse.ArgumentParser(prog="python -m stages.predict", description=__doc__)
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
@@ -44,18 +45,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.centroids}: centroids have {centroids.shape[1]} features, but those of {args.segmenter} "
             f"have {segmenter.decoder.dim}; run `dvc repro cluster`"
         )
-    device = choose_device(load(args.params, "device").device)
+    neutral = load(args.params, "device", "runtime")
+    device = choose_device(neutral.device)
     images = ImageSource(open_images(args.images, "val"), device)
     side = params.size_px // segmenter.feature_stride
-    with writable_array(args.out, np.float16, (len(images), len(centroids), side, side)) as scores:
-        score_images(
-            place(segmenter, device),
-            images,
-            centroids.to(device),
-            scores,
-            batch_size=params.predict.batch_size,
-            precision=params.precision,
-        )
+    state = StageState(
+        "predict",
+        lambda: vars(load(args.params, *KEYS)),
+        [args.images, args.segmenter, args.centroids],
+        interval_seconds=neutral.runtime.checkpoint_seconds,
+    )
+    rows = RowWriter(state, np.float16, (len(images), len(centroids), side, side))
+    for scores in score_images(
+        place(segmenter, device),
+        images,
+        centroids.to(device),
+        first=rows.done,
+        batch_size=params.predict.batch_size,
+        precision=params.precision,
+    ):
+        rows.append(scores.numpy())
+
+    state.check()
+    rows.deliver(args.out)
+    state.finish()
 
 
 if __name__ == "__main__":

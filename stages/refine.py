@@ -9,10 +9,11 @@ import numpy as np
 from stages.crf.parallel import Job, refine_all
 from stages.dataset.store import open_images
 from stages.imaging.score_maps import open_scores
-from stages.runtime.artefacts import writable_array
 from stages.runtime.errors import run
 from stages.runtime.params import load
 from stages.runtime.progress import say, track
+from stages.runtime.rows import RowWriter
+from stages.runtime.state import StageState
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,11 +22,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load(args.params, "refine", "runtime")
     images = open_images(args.images, "val")
     scores = open_scores(args.predictions, len(images))
-    with writable_array(args.out, np.uint8, images.shape[:3]) as refined:
-        job = Job(args.images / "val.npy", args.predictions, Path(str(refined.filename)), params.refine)
-        finished = refine_all(job, len(images), params.runtime.num_workers)
-        for _ in track(finished, "refine", total=len(images), unit="image"):
-            pass
+    state = StageState(
+        "refine",
+        lambda: vars(load(args.params, "refine")),
+        [args.images, args.predictions],
+        interval_seconds=params.runtime.checkpoint_seconds,
+    )
+    rows = RowWriter(state, np.uint8, images.shape[:3])
+    job = Job(args.images / "val.npy", args.predictions, rows.path, params.refine)
+    todo = range(rows.done, len(images))
+    for _ in track(
+        refine_all(job, todo, params.runtime.num_workers), "refine", total=len(todo), unit="image"
+    ):
+        rows.advance(1)
+
+    state.check()
+    rows.deliver(args.out)
+    state.finish()
     say("refine", images=len(images), clusters=scores.shape[1], size_px=images.shape[1])
 
 

@@ -1,7 +1,7 @@
 """The CRF over many images: one process a core, and in the memory of each no more than one image."""
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 
 from stages.crf.dense_crf import probabilities, refine_image
 from stages.runtime.artefacts import read_array
-from stages.runtime.cores import count_cores
+from stages.runtime.cores import count_cores, end_with_parent
 from stages.runtime.errors import UserError
 from stages.runtime.schema import Refine
 
@@ -35,28 +35,33 @@ class Job:
     settings: Refine
 
 
-def refine_all(job: Job, num_images: int, num_workers: int) -> Iterator[None]:
-    """Refine every image; yields once for each, in order.
+def refine_all(job: Job, images: Sequence[int], num_workers: int) -> Iterator[None]:
+    """Refine the images of these numbers; yields once for each, in order.
 
     The result does not depend on `num_workers` (0: one for each core that this process may use).
 
     Raises:
         UserError: a worker was killed.
     """
-    workers = min(num_workers or count_cores(), num_images)
+    workers = min(num_workers or count_cores(), len(images))
     if workers <= 1:
-        yield from map(partial(_refine_one, job), range(num_images))
+        yield from map(partial(_refine_one, job), images)
         return
     # Spawned, not forked: a fork of a process whose libraries have started threads can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
         try:
-            yield from pool.map(partial(_refine_one, job), range(num_images))
+            yield from pool.map(partial(_refine_one, job), images)
         except BrokenProcessPool as error:
             raise UserError(
                 f"runtime.num_workers: one of {workers} CRF processes was killed, most likely for want of "
                 "memory; set a smaller number"
             ) from error
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    end_with_parent()
 
 
 def _refine_one(job: Job, index: int) -> None:

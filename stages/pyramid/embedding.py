@@ -1,8 +1,10 @@
 """One global feature for each pyramid view, from the pretrained trunk (4.2.1)."""
 
-import numpy as np
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from stages.imaging.normalise import normalise
 from stages.imaging.pyramid import VIEWS, crop_boxes
@@ -18,14 +20,14 @@ from stages.runtime.schema import Embed
 def embed_views(
     backbone: Trunk,
     images: ImageSource,
-    embeddings: Float[np.ndarray, "N 6 D"],
     settings: Embed,
     *,
+    first: int = 0,
     crop_ratio: float,
     size_px: int,
     precision: str,
-) -> None:
-    """Fill `embeddings`, usually a memory map, with the features of all six views of every image.
+) -> Iterator[Float[Tensor, "B 6 D"]]:
+    """Features of all six views of every image, float32 on the CPU, batch by batch.
 
     Each view is resized and its centre taken, as the self-supervised models are evaluated (A.1). A feature
     keeps its length: projection heads and classifiers, which `label` may use, want it.
@@ -33,18 +35,19 @@ def embed_views(
     Args:
         backbone: the pretrained trunk; used in evaluation mode.
         images: N of them.
-        embeddings: float32.
         settings: batch size and centre ratio.
+        first: image to begin with, a whole number of batches from the start.
         crop_ratio: side of the five crops.
         size_px: side at which the trunk sees a view.
         precision: of the forward pass.
     """
     backbone = place(backbone, images.device).eval()
-    batches = in_order(len(images), settings.batch_size)
-    for rows, image in zip(track(batches, "embed", unit="batch"), images.batches(batches), strict=True):
+    batches = in_order(len(images), settings.batch_size)[-(-first // settings.batch_size) :]
+    for image in track(images.batches(batches), "embed", total=len(batches), unit="batch"):
+        features = []
         for view in range(len(VIEWS)):
-            boxes = crop_boxes(torch.full((len(rows),), view), crop_ratio, settings.centre_ratio)
+            boxes = crop_boxes(torch.full((len(image),), view), crop_ratio, settings.centre_ratio)
             crop = resample(image, boxes.to(images.device), (size_px, size_px))
             with autocast(images.device, precision):
-                feature = backbone.global_feature(normalise(crop))
-            embeddings[rows.numpy(), view] = feature.cpu().numpy()
+                features.append(backbone.global_feature(normalise(crop)).cpu())
+        yield torch.stack(features, 1)

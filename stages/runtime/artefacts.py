@@ -1,5 +1,6 @@
 """Files that stages hand to each other: written atomically and deterministically, read with checks."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,38 +16,70 @@ from numpy.typing import DTypeLike
 
 from stages.runtime.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` that takes its name when the block succeeds, and vanishes when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _synchronise(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A temporary sibling of `path` that takes its name when the block succeeds, and vanishes when not.
+
+    Raises:
+        UserError: the disk is full, or does not let us write.
+    """
+    with named_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _synchronise(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: the new one replaces the old one whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with named_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            for file in temporary.iterdir():
+                _synchronise(file)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def named_faults(path: Path) -> Iterator[None]:
+    """Put it into words when the disk is full or `path` may not be written.
+
+    Raises:
+        UserError: one of the two; every other error passes.
+    """
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        for file in temporary.iterdir():
-            _synchronise(file)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); make room on its disk, and run "
+                "`dvc repro` again"
+            ) from error
+        if error.errno in FORBIDDEN:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); let this user write to its folder, and run "
+                "`dvc repro` again"
+            ) from error
+        raise
 
 
 def _synchronise(path: Path) -> None:
@@ -85,13 +118,18 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
-@contextmanager
-def writable_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterator[np.memmap]:
-    """A new .npy array as a memory map to fill; it takes its name when the block succeeds."""
-    with atomic_path(path) as temporary:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-        yield array
-        array.flush()
+def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
+    """A new .npy array of zeros to fill through memory maps.
+
+    Its place on the disk is reserved: a memory map that finds the disk full ends the process by a signal.
+
+    Raises:
+        UserError: there is no room for it, or no permission.
+    """
+    with named_faults(path):
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 EXIT_CODE = 2
+INTERRUPTED = 130  # as shells say it of Ctrl-C
 
 
 class UserError(Exception):
@@ -26,9 +27,15 @@ def raise_faults(faults: Iterable[str]) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script; a `UserError` is printed and ends it with exit code 2, everything else is a bug."""
+    """Run a script; a `UserError` is printed and ends it with exit code 2, everything else is a bug.
+
+    Ctrl-C is neither: whoever presses it knows why, and needs no traceback.
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        print("interrupted; run it again to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)

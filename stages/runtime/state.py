@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 from torch import Tensor
 
+from stages.runtime.artefacts import named_faults
 from stages.runtime.errors import UserError
 from stages.runtime.tensors import read_tensors, write_tensors
 
@@ -42,8 +43,11 @@ class StageState:
         interval_seconds: between two saved states.
         is_leader: of several processes on the same work one keeps the state; the others only read it.
 
+    Attributes:
+        folder: the state lies here; a stage may keep more beside it.
+
     Raises:
-        UserError: another process is at work on the same.
+        UserError: another process is at work on the same, or nothing can be written there.
     """
 
     def __init__(
@@ -56,31 +60,32 @@ class StageState:
         is_leader: bool = True,
     ) -> None:
         self._stage, self._read_params, self._inputs = stage, read_params, list(inputs)
-        self._fingerprint = self._current_fingerprint()
+        self._fingerprint, self._marks = self._current_fingerprint(), _marks(self._inputs)
         self._interval, self._saved_at = interval_seconds, time.monotonic()
         self._is_leader = is_leader
         root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
-        self._folder = root / stage / self._fingerprint[:16]
+        self.folder = root / stage / self._fingerprint[:16]
         if not is_leader:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._folder / "lock").open("w")
+        with named_faults(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{stage}: another process is at work on it (its lock is {self._folder}/lock); "
+                f"{stage}: another process is at work on it (its lock is {self.folder}/lock); "
                 "wait for it to end, or end it, and run `dvc repro` again"
             ) from error
 
     def load(self) -> Any | None:
         """What `save` was given last, or None."""
-        path = self._folder / "state.safetensors"
+        path = self.folder / "state.safetensors"
         if not path.exists():
             return None
         tensors, about = read_tensors(path)
         if self._is_leader:
-            print(f"{self._stage}: going on from the state saved in {self._folder}", flush=True)
+            print(f"{self._stage}: going on from the state saved in {self.folder}", flush=True)
         return _unflatten(about["tree"], tensors)
 
     def is_due(self) -> bool:
@@ -91,7 +96,7 @@ class StageState:
         """Keep nested dicts and lists of tensors and JSON values; atomic, no pickle."""
         tensors: dict[str, Tensor] = {}
         tree = _flatten(state, "state", tensors)
-        write_tensors(self._folder / "state.safetensors", tensors, {"tree": tree})
+        write_tensors(self.folder / "state.safetensors", tensors, {"tree": tree})
         self._saved_at = time.monotonic()
 
     def check(self) -> None:
@@ -100,15 +105,15 @@ class StageState:
         Raises:
             UserError: something that decides the result changed while the stage ran.
         """
-        if self._current_fingerprint() != self._fingerprint:
+        if _marks(self._inputs) != self._marks or self._current_fingerprint() != self._fingerprint:
             raise UserError(
                 f"{self._stage}: its code, params or inputs changed while it ran, so the result belongs to "
-                f"neither; run `dvc repro` again (the state of this run stays in {self._folder})"
+                f"neither; run `dvc repro` again (the state of this run stays in {self.folder})"
             )
 
     def finish(self) -> None:
         """To be called when the outputs are written: the state has done its work."""
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
         self._lock.close()
 
     def _current_fingerprint(self) -> str:
@@ -134,6 +139,13 @@ def _decides(name: str, module: ModuleType) -> bool:
     spec = getattr(module, "__spec__", None)
     name = spec.name if name == "__main__" and spec else name
     return name.startswith("stages.") and name not in NEUTRAL and bool(module.__file__)
+
+
+def _marks(inputs: Iterable[Path]) -> list[tuple[str, int, int, int]]:
+    """Size, time and inode of every input file: dvc.lock does not tell that a file was changed meanwhile."""
+    files = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    stats = [(str(file), file.stat()) for file in files if file.is_file()]
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
 
 
 def _hash_input(path: Path) -> str:

@@ -4,6 +4,8 @@ Apart from `artefacts`, so that a stage that needs no torch loads none.
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,17 @@ from stages.runtime.errors import UserError
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors as safetensors; `about` is what a reader must know to use them (JSON values)."""
     with atomic_path(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            {"about": json.dumps(about, sort_keys=True)},
-        )
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                {"about": json.dumps(about, sort_keys=True)},
+            )
+        except SafetensorError as error:  # it says the number of the system's error in its text alone
+            if number := re.search(r"os error (\d+)", str(error)):
+                code = int(number[1])
+                raise OSError(code, os.strerror(code), str(path)) from error
+            raise
 
 
 def read_tensors(path: Path, *needed: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -93,16 +93,15 @@ def score_images(
     segmenter: Segmenter,
     images: ImageSource,
     centroids: Float[Tensor, "K D"],
-    scores: Float[np.ndarray, "M K H W"],
     *,
     batch_size: int,
     precision: str,
-) -> None:
-    """Fill `scores`, usually a memory map, with the scores of all images, in order."""
-    batches = in_order(len(images), batch_size)
-    progress = track(images.batches(batches), "predict", total=len(batches), unit="batch")
-    for rows, image in zip(batches, progress, strict=True):
-        scores[rows.numpy()] = pixel_scores(segmenter, image, centroids, precision).cpu().numpy()
+    first: int = 0,
+) -> Iterator[Float[Tensor, "B K H W"]]:
+    """The scores of all images on the CPU, batch by batch, from image `first` (whole batches) on."""
+    batches = in_order(len(images), batch_size)[-(-first // batch_size) :]
+    for image in track(images.batches(batches), "predict", total=len(batches), unit="batch"):
+        yield pixel_scores(segmenter, image, centroids, precision).cpu()
 
 
 def _at_size(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 3 S S"]:

@@ -68,16 +68,16 @@ def test_embeddings_are_those_of_cropped_and_resized_images(batch_size: int, dev
     coarse = torch.from_numpy(rng.random((5, 3, 4, 4)))
     smooth = F.interpolate(coarse, (48, 48), mode="bicubic", align_corners=False).clamp(0, 1)
     images = (255 * smooth).permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
-    found = np.empty((5, 6, 64), dtype=np.float32)
-    embed_views(
+    batches = embed_views(
         backbone,
         ImageSource(images, device),
-        found,
         Embed(batch_size=batch_size, centre_ratio=1.0),
         crop_ratio=0.5,
         size_px=32,
         precision="float32",
     )
+    found = torch.cat(list(batches)).numpy()
+    assert (found.dtype, found.shape) == (np.float32, (5, 6, 64))
     unit = found / np.linalg.norm(found, axis=2, keepdims=True)
     assert not backbone.training
     backbone.cpu()

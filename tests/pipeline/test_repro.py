@@ -3,11 +3,9 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,31 +17,10 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from tests.datasets import REPOSITORY, write_params
+from tests.pipeline.commands import environment, run
 from tests.pipeline.pipeline_file import NEUTRAL, read_stages
 
 STAGES = read_stages()
-BIN = Path(sys.executable).parent
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key != "PYTHONPATH" and not key.startswith(("DVC_", "GIT_"))
-    }
-    name = {"NAME": "test", "EMAIL": "test@example.org"}
-    git = {f"GIT_{who}_{key}": value for who in ("AUTHOR", "COMMITTER") for key, value in name.items()}
-    cache = {"DVC_SITE_CACHE_DIR": str(folder.parent / "site_cache"), "DVC_NO_ANALYTICS": "1"}
-    return {**kept, **git, **cache, "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "OMP_NUM_THREADS": "1"}
-
-
-def _run(folder: Path, *command: str) -> str:
-    ended = subprocess.run(
-        command, cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False
-    )
-    shown = ended.stdout + ended.stderr
-    assert ended.returncode == 0, f"{' '.join(command)} ended with {ended.returncode}:\n{shown[-5000:]}"
-    return shown
 
 
 def _copy(sources: list[str], origin: Path, folder: Path) -> None:
@@ -81,12 +58,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Pat
     files = [path for path in listed.stdout.splitlines() if (REPOSITORY / path).is_file()]
     _copy([path for path in files if path not in made and path != "dvc.lock"], REPOSITORY, folder)
     write_params(folder / "params.yaml", tiny)
-    _run(folder, "git", "init", "--quiet")
-    _run(folder, "git", "add", "--all")
-    _run(folder, "git", "commit", "--quiet", "--message", "tiny")
-    _run(folder, "dvc", "repro")
-    _run(folder, "git", "add", "--all")
-    _run(folder, "git", "commit", "--quiet", "--message", "results")
+    run(folder, "git", "init", "--quiet")
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", "tiny")
+    run(folder, "dvc", "repro")
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", "results")
     return folder
 
 
@@ -119,7 +96,7 @@ def test_the_lock_names_every_stage_and_every_hash(clone: Path) -> None:
 
 
 def test_large_outputs_are_not_committed_and_small_ones_are(clone: Path) -> None:
-    tracked = set(_run(clone, "git", "ls-files").splitlines())
+    tracked = set(run(clone, "git", "ls-files").splitlines())
     assert "dvc.lock" in tracked
     for stage in STAGES.values():
         assert set(stage.uncached) <= tracked
@@ -128,7 +105,7 @@ def test_large_outputs_are_not_committed_and_small_ones_are(clone: Path) -> None
 
 
 def test_all_metrics_are_numbers_that_dvc_can_compare(clone: Path) -> None:
-    shown = json.loads(_run(clone, "dvc", "metrics", "show", "--json"))
+    shown = json.loads(run(clone, "dvc", "metrics", "show", "--json"))
     files = shown[""]["data"]
     stems = {Path(path).stem for path in files}
     assert stems >= {"prepare", "pretrain", "label", "select_views", "train", "cluster", "raw", "refined"}
@@ -161,7 +138,7 @@ def _edited(path: Path, text: str) -> Iterator[None]:
 
 def test_afterwards_nothing_is_to_be_done(clone: Path) -> None:
     assert _changed(clone) == set()
-    shown = _run(clone, "dvc", "repro")
+    shown = run(clone, "dvc", "repro")
     assert "Running stage" not in shown
     assert "Data and pipelines are up to date." in shown
 
@@ -230,7 +207,7 @@ def test_byte_code_costs_nothing(clone: Path, folder: str) -> None:
 def test_a_lost_output_comes_back_without_running(clone: Path) -> None:
     before = _hash(clone / "data/predictions.npy")
     (clone / "data/predictions.npy").unlink()
-    shown = _run(clone, "dvc", "repro", "predict")
+    shown = run(clone, "dvc", "repro", "predict")
     assert "Running stage" not in shown
     assert _hash(clone / "data/predictions.npy") == before
 
@@ -251,7 +228,7 @@ class Alone:
 def alone(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Alone]:
     """Every stage, run once more, from the inputs that the clone has."""
 
-    def run(name: str) -> Alone:
+    def run_alone(name: str) -> Alone:
         stage, folder = STAGES[name], tmp_path_factory.getbasetemp() / "alone" / name.replace("@", "_")
         folder.mkdir(parents=True)
         _copy([*stage.deps, "params.yaml", *NEUTRAL], clone, folder)
@@ -259,7 +236,7 @@ def alone(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Al
         ended = subprocess.run(
             stage.cmd.split(),
             cwd=folder,
-            env=_environment(folder),
+            env=environment(folder),
             capture_output=True,
             text=True,
             check=False,
@@ -267,7 +244,7 @@ def alone(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Al
         return Alone(folder, ended.returncode, (ended.stdout + ended.stderr)[-3000:])
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(STAGES, pool.map(run, STAGES), strict=True))
+        return dict(zip(STAGES, pool.map(run_alone, STAGES), strict=True))
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -306,11 +283,11 @@ def test_a_stage_writes_what_it_names_and_nothing_else(alone: dict[str, Alone], 
 
 
 def test_an_experiment_reuses_what_its_setting_does_not_touch(clone: Path) -> None:
-    shown = _run(clone, "dvc", "exp", "run", "--set-param", "global_k=5", "select_views")
+    shown = run(clone, "dvc", "exp", "run", "--set-param", "global_k=5", "select_views")
     ran = re.findall(r"Running stage '([^']+)'", shown)
     assert ran == ["label", "select_views"]
     assert YAML(typ="safe").load((clone / "params.yaml").read_text())["global_k"] == 5
-    difference = json.loads(_run(clone, "dvc", "metrics", "diff", "--json"))
+    difference = json.loads(run(clone, "dvc", "metrics", "diff", "--json"))
     changed = difference.get("diff", difference)["metrics/label.json"]
     assert "label.mean_score" in changed
-    assert json.loads(_run(clone, "dvc", "params", "diff", "--json"))
+    assert json.loads(run(clone, "dvc", "params", "diff", "--json"))

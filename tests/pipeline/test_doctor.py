@@ -1,0 +1,395 @@
+"""The doctor in a real, small DVC repository: every damage that a crash does is found, named and mended."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stages.runtime import doctor
+from stages.runtime.errors import UserError
+from tests.datasets import REPOSITORY
+from tests.pipeline.commands import environment, run
+
+DVC_YAML = """
+stages:
+  first:
+    cmd: mkdir data/first && cp params.yaml data/first/a.txt && echo 1 > data/first/b.txt
+    params: [seed]
+    outs: [data/first]
+  second:
+    cmd: python -m stages.second
+    deps: [data/first]
+    params: [seconds]
+    outs: [models/second.txt]
+    metrics:
+      - metrics/second.json: {cache: false}
+"""
+SECOND = """
+import pathlib, time
+settings = dict(line.split(': ') for line in pathlib.Path('params.yaml').read_text().splitlines())
+pathlib.Path("started").touch()
+time.sleep(float(settings['seconds']))
+pathlib.Path('models/second.txt').write_text('2')
+pathlib.Path('metrics/second.json').write_text('{"second": 2}')
+"""
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stages, committed, after one `dvc repro`."""
+    folder = tmp_path_factory.mktemp("doctor") / "healthy"
+    for name in ("data", "models", "metrics", "stages"):
+        (folder / name).mkdir(parents=True)
+    (folder / "dvc.yaml").write_text(DVC_YAML)
+    (folder / "params.yaml").write_text("seed: 0\nseconds: 0\n")
+    (folder / "stages/second.py").write_text(SECOND)
+    for name in ("data", "models"):
+        (folder / name / ".gitignore").write_text("/*\n!/.gitignore\n")
+    (folder / ".gitignore").write_text("/.state/\n/started\n__pycache__/\n")
+    run(folder, "git", "init", "--quiet")
+    run(folder, "dvc", "init", "--quiet")
+    run(folder, "dvc", "repro")
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", "results")
+    return folder
+
+
+@pytest.fixture
+def repository(healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to spoil, which is the current folder."""
+    folder = tmp_path / "repository"
+    shutil.copytree(healthy, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site_cache"))
+    for name in ("DVC_ROOT", "DVC_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def ask(repository: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Exit code and words of the doctor."""
+
+    def call(*argv: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            doctor.main(argv)
+        except SystemExit as ended:
+            code = int(str(ended.code))
+        return code, capsys.readouterr().out
+
+    return call
+
+
+Ask = Callable[..., tuple[int, str]]
+
+
+def test_a_healthy_repository(ask: Ask) -> None:
+    assert ask() == (0, "nothing is wrong here\n")
+    assert ask("--fix") == (0, "nothing is left to be done\n")
+
+
+def test_what_is_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        doctor.main(["--root", str(tmp_path)])
+    assert str(raised.value) == (
+        f"{tmp_path}: has no .dvc, so it is no DVC repository; name its root with --root"
+    )
+    command = ["python", "-m", "stages.runtime.doctor", "--root", str(tmp_path)]
+    assert run(REPOSITORY, *command, code=2).startswith("error: ")
+
+
+# Damages that can be mended without losing anything: how, and all that is said.
+
+
+def _write(path: str, text: str = "") -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
+
+def _object(of: str) -> Path:
+    """The cache's copy of a file."""
+    oid = hashlib.md5(Path(of).read_bytes()).hexdigest()
+    return Path(".dvc/cache/files/md5", oid[:2], oid[2:])
+
+
+def _entry(path: str) -> str:
+    return json.dumps({"write": {path: {"pid": 2**22 + 1, "cmd": "dvc repro"}}, "read": {}})
+
+
+MENDED: dict[str, tuple[Callable[[], object], str, str]] = {
+    "an empty rwlock": (
+        lambda: _write(".dvc/tmp/rwlock"),
+        ".dvc/tmp/rwlock: DVC was killed while it wrote it ('Unable to read RWLock-file'), and no command "
+        "works now",
+        "rm .dvc/tmp/rwlock",
+    ),
+    "half an rwlock": (
+        lambda: _write(".dvc/tmp/rwlock", _entry("/a")[:40]),
+        ".dvc/tmp/rwlock: DVC was killed while it wrote it ('Unable to read RWLock-file'), and no command "
+        "works now",
+        "rm .dvc/tmp/rwlock",
+    ),
+    "an rwlock of a process that is gone": (
+        lambda: _write(".dvc/tmp/rwlock", _entry("/a")),
+        ".dvc/tmp/rwlock: held by a dvc that is gone, for /a",
+        "rm .dvc/tmp/rwlock",
+    ),
+    "an rwlock of experiments": (
+        lambda: _write(".dvc/tmp/exps/rwlock"),
+        ".dvc/tmp/exps/rwlock: DVC was killed while it wrote it ('Unable to read RWLock-file'), and no "
+        "command works now",
+        "rm .dvc/tmp/exps/rwlock",
+    ),
+    "a half-written file": (
+        lambda: _write("models/.second.txt.abc12_xy", 50_000 * "x"),
+        "models/.second.txt.abc12_xy: half-written (0.1 MB); nothing will ever read it",
+        "rm -r models/.second.txt.abc12_xy",
+    ),
+    "a half-written folder": (
+        lambda: _write("data/.first.abcdefgh/a.npy", 200_000 * "x"),
+        "data/.first.abcdefgh: half-written (0.2 MB); nothing will ever read it",
+        "rm -r data/.first.abcdefgh",
+    ),
+    "a state in which nothing was saved": (
+        lambda: _write(".state/pretrain/0123456789abcdef/lock"),
+        ".state/pretrain/0123456789abcdef: of a run of pretrain that ended before it saved anything",
+        "rm -r .state/pretrain/0123456789abcdef",
+    ),
+    "the copy of a killed experiment": (
+        lambda: _write(".dvc/tmp/exps/standalone/tmpabc/data/a", 100_000 * "x"),
+        ".dvc/tmp/exps/standalone/tmpabc: the copy in which a killed experiment ran (0.1 MB); DVC will not "
+        "use it again (what its stages saved lies in .state)",
+        "rm -r .dvc/tmp/exps/standalone/tmpabc",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", MENDED)
+def test_what_can_be_mended(ask: Ask, damage: str) -> None:
+    spoil, what, remedy = MENDED[damage]
+    spoil()
+    code, shown = ask()
+    first, _, rest = shown.partition(f"- {what}\n  to do: {remedy}\n")
+    assert (code, first) == (1, "")
+    assert not rest or "Unable to read RWLock-file" in rest, "without its lock DVC says no more"
+    assert ask("--fix") == (0, f"- {what}\n  done: {remedy}\nnothing is left to be done\n")
+    assert ask() == (0, "nothing is wrong here\n")
+
+
+def test_dvc_itself_stops_at_an_empty_rwlock_and_works_again_afterwards(repository: Path, ask: Ask) -> None:
+    _write(".dvc/tmp/rwlock")
+    Path("params.yaml").write_text("seed: 1\nseconds: 0\n")
+    assert "Unable to read RWLock-file" in run(repository, "dvc", "repro", code=255)
+    ask("--fix")
+    assert "Running stage 'first'" in run(repository, "dvc", "repro")
+
+
+@pytest.mark.parametrize("name", ["data/first/b.txt", "models/second.txt"])
+def test_a_damaged_object_of_the_cache(repository: Path, ask: Ask, name: str) -> None:
+    damaged = _object(name)
+    damaged.chmod(0o644)
+    damaged.write_text("something else")
+    damaged.chmod(0o444)  # DVC believes what it protects
+    owner = "data/first" if name.startswith("data/first") else name
+    what = f"{damaged}: damaged, its content is not that of its name; {owner} cannot be restored from it"
+    remedy = f"rm {damaged}; `dvc pull` may bring it, and `dvc repro` makes it again"
+    assert ask() == (1, f"- {what}\n  to do: {remedy}\n")
+    code, shown = ask("--fix")
+    assert code == 1
+    stage = "first" if owner == "data/first" else "second"
+    assert shown == (
+        f"- {what}\n  done: {remedy}\n"
+        f"- {owner}: is what {stage} wrote, but the cache has no copy\n  to do: dvc commit {stage}\n"
+    )
+    run(repository, "dvc", "commit", stage)
+    assert ask() == (0, "nothing is wrong here\n")
+
+
+# Damages that are for the user to decide: named, with the way out, and left alone.
+
+
+def test_an_output_that_was_changed_by_hand(repository: Path, ask: Ask) -> None:
+    Path("models/second.txt").write_text("better")
+    expected = (
+        "- models/second.txt: is not what second wrote; it was changed by hand, or its stage was killed\n"
+        "  to do: dvc checkout --force models/second.txt brings back what it wrote, "
+        "dvc repro second runs it again\n"
+    )
+    assert ask() == ask("--fix") == (1, expected)
+    run(repository, "dvc", "checkout", "--force", "models/second.txt")
+    assert Path("models/second.txt").read_text() == "2"
+    assert ask()[0] == 0
+
+
+def test_a_metric_that_was_changed_by_hand(repository: Path, ask: Ask) -> None:
+    Path("metrics/second.json").write_text('{"second": 3}')
+    expected = (
+        "- metrics/second.json: is not what second wrote; it was changed by hand, or its stage was killed\n"
+        "  to do: git checkout -- metrics/second.json brings back what was committed, "
+        "dvc repro second runs it again\n"
+    )
+    assert ask("--fix") == (1, expected)
+    run(repository, "git", "checkout", "--", "metrics/second.json")
+    assert ask()[0] == 0
+
+
+def test_outputs_that_are_not_there(repository: Path, ask: Ask) -> None:
+    shutil.rmtree("data/first")
+    Path("models/second.txt").unlink()
+    shutil.rmtree(".dvc/cache")
+    expected = (
+        "- data/first, models/second.txt: not there\n  to do: `dvc repro` takes them from the cache or makes "
+        "them; `dvc pull` brings them from a remote\n"
+    )
+    assert ask("--fix") == (1, expected)
+    run(repository, "dvc", "repro")
+    assert ask()[0] == 0
+
+
+def test_states_that_a_stage_may_go_on_from(ask: Ask) -> None:
+    for age, name in enumerate(("new", "old")):
+        _write(f".state/train/{name}/state.safetensors", 1_000_000 * "x")
+        os.utime(f".state/train/{name}", (time.time() - age, time.time() - age))
+    assert ask("--fix") == (
+        1,
+        "- .state/train/new: train was interrupted, and saved its state (1.0 MB)\n"
+        "  to do: `dvc repro` goes on from it, as long as code, settings and inputs are those of then; "
+        "if you want none of it: rm -r .state/train/new\n"
+        "- .state/train/old: an older state of train, of other code, settings or inputs (1.0 MB)\n"
+        "  to do: rm -r .state/train/old, unless you mean to go back to those\n",
+    )
+    assert Path(".state/train/old/state.safetensors").exists()
+
+
+def test_edits_in_the_stash(repository: Path, ask: Ask) -> None:
+    Path("params.yaml").write_text("seed: 5\nseconds: 0\n")
+    run(repository, "git", "stash")
+    assert ask("--fix") == (
+        1,
+        "- stash@{0}: edits of params.yaml lie in git's stash; `dvc exp run` puts them there while it "
+        "starts, and leaves them if it is killed\n"
+        "  to do: git stash show -p 'stash@{0}'; if you miss them: git stash pop 'stash@{0}'\n",
+    )
+    run(repository, "git", "commit", "--allow-empty", "--quiet", "--message", "later")
+    assert ask()[0] == 0, "a stash of an earlier commit is the user's own"
+
+
+def test_a_hardlink_lock_may_be_that_of_another_machine(ask: Ask) -> None:
+    _write(".dvc/tmp/lock", "claim")
+    os.link(".dvc/tmp/lock", ".dvc/tmp/0f0f.lock")
+    assert ask("--fix") == (
+        1,
+        "- .dvc/tmp/lock: the lock (core.hardlink_lock) of a dvc that is not on this machine, or was killed\n"
+        "  to do: if no other machine works on this folder: rm .dvc/tmp/lock .dvc/tmp/*.lock\n",
+    )
+
+
+# Processes
+
+
+def _wait(condition: Callable[[], object]) -> None:
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail("waited in vain")
+
+
+@pytest.fixture
+def running(repository: Path) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
+    """`dvc repro` in the middle of a stage: both processes."""
+    Path("params.yaml").write_text("seed: 0\nseconds: 60\n")
+    Path("started").unlink()
+    dvc = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=repository,
+        env=environment(repository),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait(Path("started").exists)
+        stage = next(
+            process
+            for process in psutil.Process(dvc.pid).children(recursive=True)
+            if process.cmdline()[1:] == ["-m", "stages.second"]
+        )
+        yield dvc, stage
+    finally:
+        for process in (dvc, stage):
+            if process.poll() is None if isinstance(process, subprocess.Popen) else process.is_running():
+                process.kill()
+        dvc.wait()
+
+
+def test_a_dvc_that_works_is_left_alone_and_an_orphan_is_ended(
+    ask: Ask, running: tuple[subprocess.Popen[bytes], psutil.Process]
+) -> None:
+    dvc, stage = running
+    code, shown = ask("--fix")
+    assert code == 1
+    assert f"process {dvc.pid} (" in shown
+    assert f"process {stage.pid} (python -m stages.second) is at work here\n" in shown
+    assert shown.endswith("\nwait until it has ended, or end it (kill PID), and ask again\n")
+    assert dvc.poll() is None
+    assert stage.is_running()
+
+    dvc.send_signal(signal.SIGKILL)
+    dvc.wait()
+    what = (
+        f"- process {stage.pid} (python -m stages.second): outlived the dvc that started it, and nothing "
+        "will record its result\n"
+    )
+    remedy = f"kill {stage.pid}; `dvc repro` then goes on from the state that it saved\n"
+    code, shown = ask()
+    assert code == 1
+    assert shown.startswith(f"{what}  to do: {remedy}")
+    assert stage.is_running()
+    code, shown = ask("--fix")
+    assert shown.startswith(f"{what}  done: {remedy}")
+    assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
+    assert "rm .dvc/tmp/rwlock" in shown, "and what DVC left is gone as well"
+    assert "second.txt" in shown, "its outputs are missing, which is for `dvc repro`"
+
+
+def test_a_queued_experiment_whose_worker_died(repository: Path) -> None:
+    python = str(Path(sys.executable))
+    run(repository, "dvc", "exp", "run", "--queue", "--name", "mine", "--set-param", "seconds=60")
+    run(repository, "dvc", "queue", "start")
+    try:
+        _wait(lambda: any("-m" in process.cmdline() for process in _inside(repository)))
+    finally:
+        for process in _inside(repository):
+            process.kill()
+    _wait(lambda: not _inside(repository))
+    command = [python, "-m", "stages.runtime.doctor", "--root", str(repository)]
+    shown = run(REPOSITORY, *command, code=1)
+    what = "- queued experiment mine: counts as running, but its worker is gone\n"
+    remedy = "dvc queue kill mine (it is 'Failed' then); dvc queue remove mine, and queue it again\n"
+    assert f"{what}  to do: {remedy}" in shown
+    assert re.search(r"mine +.* Running", run(repository, "dvc", "queue", "status"))
+    assert f"{what}  done: {remedy}" in run(REPOSITORY, *command, "--fix")
+    assert re.search(r"mine +.* Failed", run(repository, "dvc", "queue", "status"))
+
+
+def _inside(folder: Path) -> list[psutil.Process]:
+    """All processes whose current folder lies in the repository of a test, but the test itself."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+    return found

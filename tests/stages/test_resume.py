@@ -1,0 +1,145 @@
+"""The stages that write an array row by row: what is done survives a kill, and the bytes stay the same."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import embed, predict, refine
+from stages.runtime import rows
+
+STAGES: dict[str, tuple[ModuleType, list[str]]] = {
+    "embed": (embed, ["--images", "images", "--backbone", "backbone.safetensors", "--out", "out.npy"]),
+    "predict": (
+        predict,
+        [
+            *("--images", "images", "--segmenter", "segmenter.safetensors"),
+            *("--centroids", "pixel_centroids.safetensors", "--out", "out.npy"),
+        ],
+    ),
+    "refine": (refine, ["--images", "images", "--predictions", "predictions.npy", "--out", "out.npy"]),
+}
+
+
+@pytest.fixture
+def ready(bench: Any) -> Any:
+    bench.write_backbone()
+    bench.write_segmenter()
+    bench.write_centroids()
+    scores = np.random.default_rng(0).uniform(-1, 1, (4, 3, 16, 16))
+    np.save("predictions.npy", scores.astype(np.float16))
+    bench.params(predict__batch_size=2)
+    return bench
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    stage, argv = STAGES[name]
+    stage.main(argv)
+    uninterrupted = ready.hashes("out.npy")
+    Path("out.npy").unlink()
+    saves = ready.count_saves(stage.main, argv, monkeypatch)
+    Path("out.npy").unlink()
+    assert saves in (2, 3, 4)
+    for after in range(1, saves + 1):  # the last one falls after the last row
+        ready.interrupt(stage.main, argv, 1, monkeypatch)
+        assert not Path("out.npy").exists(), f"after {after} of {saves}"
+    capsys.readouterr()
+    stage.main(argv)
+    assert f"{name}: going on from the state saved in" in capsys.readouterr().out
+    assert ready.hashes("out.npy") == uninterrupted
+    assert ready.saved_states() == []
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_rows_that_are_done_are_not_computed_again(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    stage, argv = STAGES[name]
+    ready.interrupt(stage.main, argv, 1, monkeypatch)
+    (array,) = (path for path in ready.saved_states() if path.suffix == ".npy")
+    kept = np.load(array, mmap_mode="r+")
+    assert kept[0].any()
+    assert not kept[-1].any()
+    kept[0], marked = 1, kept[0].copy()
+    kept.flush()
+    stage.main(argv)
+    assert (np.load("out.npy")[0] == 1).all()
+    assert not np.array_equal(np.load("out.npy")[0], marked)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_rows_of_other_settings_are_not_used(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    stage, argv = STAGES[name]
+    ready.interrupt(stage.main, argv, 1, monkeypatch)
+    ready.params(predict__batch_size=1, embed__batch_size=4, refine__iterations=2)
+    capsys.readouterr()
+    stage.main(argv)
+    assert "going on from" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_input_that_changes_while_it_runs(ready: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Under DVC too, where the fingerprint takes the hashes of dvc.lock: those are of the time before."""
+    stage, argv = STAGES[name]
+    Path("dvc.lock").write_text("stages: {prepare: {outs: [{path: images, md5: abc}]}}\n")
+    monkeypatch.setenv("DVC_STAGE", name)
+    advance = rows.RowWriter.advance
+
+    def advance_and_change(writer: rows.RowWriter, count: int) -> None:
+        advance(writer, count)
+        with Path("images/val.npy").open("rb+") as file:
+            file.seek(-1, 2)
+            file.write(b"\x07")
+
+    monkeypatch.setattr(rows.RowWriter, "advance", advance_and_change)
+    message = ready.fault(stage.main, argv)
+    (folder,) = {path.parent for path in ready.saved_states()}
+    assert message == (
+        f"{name}: its code, params or inputs changed while it ran, so the result belongs to neither; "
+        f"run `dvc repro` again (the state of this run stays in {folder.relative_to(ready.folder)})"
+    )
+    assert not Path("out.npy").exists()
+
+
+def test_a_result_that_was_delivered_is_not_computed_again(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kill before the stage has tidied up; DVC deletes the output and runs the stage again."""
+    stage, argv = STAGES["predict"]
+
+    def deliver_and_stop(writer: rows.RowWriter, path: Path) -> None:
+        deliver(writer, path)
+        raise KeyboardInterrupt
+
+    deliver = rows.RowWriter.deliver
+    with monkeypatch.context() as inner:
+        inner.setattr(rows.RowWriter, "deliver", deliver_and_stop)
+        inner.setattr("stages.runtime.state.StageState.is_due", lambda _: True)
+        with pytest.raises(KeyboardInterrupt):
+            stage.main(argv)
+    delivered = ready.hashes("out.npy")
+    Path("out.npy").unlink()
+    monkeypatch.setattr(rows.RowWriter, "append", lambda *_: pytest.fail("a row was computed again"))
+    stage.main(argv)
+    assert ready.hashes("out.npy") == delivered
+
+
+def test_a_result_on_another_disk_is_copied(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, argv = STAGES["predict"]
+    stage.main(argv)
+    linked = ready.hashes("out.npy")
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(18, "Invalid cross-device link", str(source), None, str(target))
+
+    monkeypatch.setattr(rows.os, "link", refuse)
+    stage.main(argv)
+    assert ready.hashes("out.npy") == linked
+    assert ready.saved_states() == []
