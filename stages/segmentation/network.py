@@ -126,7 +126,7 @@ class Segmenter(nn.Module):
         return self.image_head(self.feature_map(image))
 
 
-def _batch_norms(backbone: ResNet) -> list[nn.BatchNorm2d]:
+def _batch_norms(backbone: Trunk) -> list[nn.BatchNorm2d]:
     return [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
