@@ -60,7 +60,7 @@ def _coordinates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Surface coordinates of pixels: the ground recedes towards its upper edge, the rest is upright."""
     angle = rng.uniform(-0.12, 0.12)
-    zoom = rng.uniform(0.75, 0.96)
+    zoom = rng.uniform(1.1, 1.45)
     if name in ("sky", "wall"):
         u, v = x * PX / zoom, y * PX / zoom
     else:
