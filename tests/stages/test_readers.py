@@ -14,10 +14,9 @@ from stages.dataset.store import open_images, read_index
 from stages.dataset.truth import IGNORED, Truth, read_truth
 from stages.runtime.artefacts import read_json
 from stages.runtime.errors import UserError
-from tests.datasets import write_image, write_params
+from tests.datasets import LIST, make_coco, noise, write_image, write_params
 
 SIDE = 32
-LIST = "Coco164kFull_Stuff_Coarse_7"
 FITTING: dict[str, Any] = {
     "pretrain.batch_size": 2,
     "pretrain.queue_size": 2,
@@ -32,35 +31,12 @@ COCO = {**FITTING, "prepare.reader": "cocostuff", "prepare.taxonomy": "cocostuff
 CITY = {**FITTING, "prepare.reader": "cityscapes", "prepare.taxonomy": "cityscapes27"}
 
 
-def pixels(seed: int, width: int, height: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def make_coco(
-    root: Path, images: str = "images/{}", labels: str = "stuffthingmaps/{}", listed: bool = True
-) -> Path:
-    """Four training images and three to score, of which the lists name three and two."""
-    known = np.array([0, 2, 14, 91, 156, 181, 255], np.uint8)
-    for split, count in (("train2017", 4), ("val2017", 3)):
-        for number in range(count):
-            name = f"{number:012d}"
-            write_image(root / images.format(split) / f"{name}.jpg", pixels(number, 50, 40))
-            if split == "val2017":
-                ids = np.random.default_rng(number).choice(known, (40, 50))
-                write_image(root / labels.format(split) / f"{name}.png", ids)
-        if listed:
-            path = root / "curated" / split / f"{LIST}.txt"
-            path.parent.mkdir(parents=True)
-            path.write_text("".join(f"{number:012d}\n" for number in range(count - 1)))
-    return root
-
-
 def make_city(root: Path) -> Path:
     """One city for each folder; two pictures each, twice as wide as high."""
     for split in ("train", "val", "test", "train_extra"):
         for number in range(2):
             stem = f"{split}ville/{split}ville_{number:06d}_000019"
-            image = pixels(number, 128, 64)
+            image = noise(number, 128, 64)
             write_image(root / "leftImg8bit" / split / f"{stem}_leftImg8bit.png", image)
             if split in ("train", "val"):
                 ids = np.random.default_rng(number).integers(0, 34, (64, 128), np.uint8)
