@@ -12,7 +12,7 @@ from stages.runtime import preset
 from stages.runtime.errors import UserError
 from stages.runtime.fit import check_data_size
 from stages.runtime.params import read
-from tests.datasets import REPOSITORY, folder_manifest, make_coco, make_folder
+from tests.datasets import REPOSITORY, folder_manifest, make_coco, make_folder, noise, write_image
 
 
 @pytest.fixture
@@ -86,6 +86,18 @@ def test_presets_of_published_sets_fit_them_as_they_are(name: str, train_images:
     params = read(path)
     assert params.pretrain.queue_size <= train_images // 2
     assert params.pixel_k == len(read_taxonomy(params.prepare.taxonomy).class_names)
+
+
+@pytest.mark.parametrize(("lists", "by"), [(True, "lists"), (False, "fraction")])
+def test_the_split_follows_what_is_there(repository: Path, lists: bool, by: str) -> None:
+    root = repository / "photos"
+    for number in range(4):
+        write_image(root / f"images/{number}.png", noise(number, 8, 8))
+    if lists:
+        (root / "train.txt").write_text("0\n1\n2\n")
+        (root / "val.txt").write_text("3\n")
+    preset.main(["folder", "--data", "photos"])
+    assert read(Path("params.yaml")).prepare.split.by == by
 
 
 def test_without_labels_the_number_of_classes_is_the_users(repository: Path) -> None:
