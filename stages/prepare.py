@@ -96,7 +96,7 @@ def _pack(images: Path, truth: Path, data: DataSet, params: Any) -> tuple[list[P
         results = list(
             track(pack(jobs, params.runtime.num_workers, journal), "prepare", total=total, unit="image")
         )
-    say("prepare", images_per_second=total / (time.monotonic() - start))
+    say("prepare", images_per_second=(total - known) / (time.monotonic() - start))
     return results[: len(data.train)], results[len(data.train) :]
 
 

@@ -67,7 +67,8 @@ def _list_split(root: Path, split: str, list_name: str, found: Findings) -> tupl
                 f"{root / folder}: {len(absent):,} of the {len(chosen):,} images of curated/{split}/"
                 f"{list_name}.txt are missing ({listed(absent)}); {_origin(root, f'{split} images')}"
             )
-        found.skipped[f"{split}: not in the list"] += len(present - chosen)
+        if present - chosen:
+            found.skipped[f"{split}: not in the list"] += len(present - chosen)
     return tuple(Item(id_, f"{folder}/{id_}.jpg") for id_ in sorted(chosen))
 
 

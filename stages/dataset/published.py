@@ -21,6 +21,7 @@ class Part:
         to: its folder below the data set's, where an archive is unpacked and a list is put.
         size_bytes: of the file; None where nobody states it.
         sha256: of the file; empty where nobody states it, and the checksums within an archive have to do.
+        brings: the folders of an archive; empty for a file that is used as it is.
     """
 
     url: str
@@ -28,6 +29,7 @@ class Part:
     to: str
     size_bytes: int | None = None
     sha256: str = ""
+    brings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -40,14 +42,16 @@ COCO_PARTS = {
     "train2017 images": Part(
         f"{COCO}/train2017.zip", "118,287 training images of COCO 2017", "images",
         19_336_861_798, "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+        ("train2017",),
     ),
     "val2017 images": Part(
         f"{COCO}/val2017.zip", "5,000 validation images of COCO 2017", "images",
         815_585_330, "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+        ("val2017",),
     ),
     "label maps": Part(
         f"{COCO_STUFF}/stuffthingmaps_trainval2017.zip", "label maps of COCO-Stuff, about 0.7 GB",
-        "stuffthingmaps",
+        "stuffthingmaps", brings=("train2017", "val2017"),
     ),
     "train2017 list": Part(
         f"{CURATED}/train2017/{LIST}.txt", "the 49,629 training images that are used",

@@ -11,6 +11,17 @@ from stages.runtime.seeds import numpy_generator
 SPLITS: tuple[Split, Split] = ("train", "val")
 
 
+def rule_for(root: Path) -> tuple[str, str]:
+    """The value of prepare.split.by that fits what is in the folder, and why."""
+    if any((root / "images" / split).is_dir() for split in SPLITS):
+        return "folder", "there is images/train or images/val"
+    if any((root / f"{split}.txt").is_file() for split in SPLITS):
+        return "lists", "there is train.txt or val.txt"
+    if (root / "images").is_dir():
+        return "fraction", "there is images/, without folders or lists for training and validation"
+    return "folder", "the usual layout"
+
+
 def by_lists(
     root: Path, images: Sequence[Item], found: Findings
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]:

@@ -7,6 +7,7 @@ the preset is to read.
 import argparse
 import subprocess
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ruamel.yaml import YAML
 from stages.dataset.manifest import manifest_sha256
 from stages.dataset.readers import list_data
 from stages.dataset.source import DataSet
+from stages.dataset.splitting import rule_for
 from stages.runtime.artefacts import write_text
 from stages.runtime.errors import UserError, run
 from stages.runtime.params import read
@@ -47,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.data is None:
             raise UserError(f"preset {args.name} reads images from a folder; name it with DATA=... (--data)")
         params["prepare"]["path"] = str(args.data)
-        plain = YAML(typ="safe", pure=True).load(preset.read_text(encoding="utf-8"))
-        _fit(params, list_data(Prepare.model_validate(plain["prepare"] | {"path": str(args.data)})))
+        if params["prepare"]["reader"] == "folder":
+            _set(params["prepare"]["split"], "by", *rule_for(args.data))
+        _fit(params, list_data(Prepare.model_validate(_plain(yaml, params)["prepare"])))
     elif args.data is not None:
         raise UserError(f"preset {args.name} makes its own data; leave DATA (--data) away")
     with args.params.with_suffix(".yaml.new").open("w", encoding="utf-8") as file:
@@ -87,7 +90,14 @@ def _fit(params: Any, data: DataSet) -> None:
         _set(params, "global_k", max(2, num_images // 8), "eight images for a cluster of views, or more")
 
 
-def _set(section: Any, key: str, value: int, why: str) -> None:
+def _plain(yaml: YAML, params: Any) -> Any:
+    """Without comments, in Python's own types."""
+    text = StringIO()
+    yaml.dump(params, text)
+    return YAML(typ="safe", pure=True).load(text.getvalue())
+
+
+def _set(section: Any, key: str, value: int | str, why: str) -> None:
     if section[key] != value:
         print(f"  {key}: {section[key]} -> {value}, {why}")
         section[key] = value

@@ -75,6 +75,9 @@ VALUES = [
     ("pretrain.photometric.hue", 0.6, "must be <= 0.5, got 0.6"),
     ("train.image_loss.weight", -0.1, "must be >= 0.0, got -0.1"),
     ("device", "gpu", r"string should match pattern '^(auto|cpu|cuda(:\d+)?)$', got 'gpu'"),
+    ("prepare.split.val_fraction", 1.0, "must be < 1.0, got 1.0"),
+    ("prepare.split.by", "chance", "expected one of 'folder', 'lists' or 'fraction', got 'chance'"),
+    ("prepare.cocostuff.list", "../x", r"string should match pattern '^[\w-]+$', got '../x'"),
     ("prepare.manifest_sha256", "abc", "string should match pattern '^([0-9a-f]{64})?$', got 'abc'"),
     ("train.crop_side", [0.5], "list should have at least 2 items after validation, not 1, got [0.5]"),
     (
@@ -161,6 +164,26 @@ CROSS = [
     (
         {"backbone.arch": "vit_small", "backbone.patch_px": 14, "train.feature_stride": 4},
         "train.feature_stride: must divide backbone.patch_px 14, got 4",
+    ),
+    (
+        {"prepare.reader": "cityscapes", "prepare.taxonomy": "cityscapes27"},
+        "prepare.path: is empty, but reader: cityscapes reads from it; set it to the folder of the data set",
+    ),
+    (
+        {"prepare.reader": "cocostuff", "prepare.path": "coco"},
+        "prepare.taxonomy: own is not for reader: cocostuff; set it to cocostuff27 or another of cocostuff",
+    ),
+    (
+        {"prepare.taxonomy": "cocostuff27"},
+        "prepare.taxonomy: cocostuff27 is not for reader: demo; set it to own",
+    ),
+    (
+        {"prepare.protocol": "picie_long"},
+        "prepare.protocol: picie_long is for reader: cityscapes alone; set it to picie",
+    ),
+    (
+        {"prepare.cityscapes.val": ["val", "train"], "prepare.cityscapes.train": ["train"]},
+        "prepare.cityscapes.val: names train more than once, here or in train; name it once",
     ),
     (
         {"pretrain.queue_size": 100, "pretrain.batch_size": 64},
@@ -303,7 +326,7 @@ def _kinds(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _kinds(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_kinds(item) for item in value]
+        return list(dict.fromkeys(_kinds(item) for item in value))  # lists of names differ in length
     return "number" if type(value) in (int, float) else type(value).__name__
 
 

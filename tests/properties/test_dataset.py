@@ -66,14 +66,25 @@ def test_square_image_is_a_tent_filter_and_a_centre_crop(width: int, height: int
 
 @settings(max_examples=40, deadline=None)
 @given(width=sides, height=sides, side=st.integers(1, 24))
-def test_both_agree_with_torchvision_to_the_bit(width: int, height: int, side: int) -> None:
+def test_every_protocol_agrees_with_torchvision_to_the_bit(width: int, height: int, side: int) -> None:
     image, labels = Image.fromarray(picture(width, height)), Image.fromarray(picture(width, height)[..., 0])
     for found, original, mode in (
         (square_image(image, side), image, InterpolationMode.BILINEAR),
+        (square_image(image, side, "picie"), image, InterpolationMode.BILINEAR),
+        (square_image(image, side, "stego"), image, InterpolationMode.NEAREST),
         (square_labels(np.asarray(labels), side), labels, InterpolationMode.NEAREST),
     ):
         resized = transforms.resize(original, [side], mode)
         np.testing.assert_array_equal(found, np.asarray(transforms.center_crop(resized, [side])))
+
+
+def test_squares_side_by_side_need_a_picture_twice_as_wide() -> None:
+    pixels = picture(32, 16)
+    squares = [square_image(Image.fromarray(pixels), 16, "picie_long", tile) for tile in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(squares, axis=1), pixels)
+    for width, height in ((31, 16), (16, 32)):
+        with pytest.raises(UserError, match=f"is {width} x {height} px, but prepare.protocol: picie_long"):
+            square_image(Image.fromarray(picture(width, height)), 16, "picie_long", 1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,6 +125,14 @@ def test_the_rotation_of_a_camera_is_applied() -> None:
     pixels = picture(6, 4)
     decoded = decode_image(encoded(Image.fromarray(pixels), exif=exif))
     np.testing.assert_array_equal(np.asarray(decoded), np.rot90(pixels, -1))
+
+
+def test_published_protocols_leave_the_rotation_of_a_camera() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = picture(6, 4)
+    decoded = decode_image(encoded(Image.fromarray(pixels), exif=exif), upright=False)
+    np.testing.assert_array_equal(np.asarray(decoded), pixels)
 
 
 @pytest.mark.parametrize("kind", ["grey", "palette", "sixteen bits", "bilevel", "palette of 4 colours"])

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,16 @@ import pytest
 from PIL import Image
 
 from stages import prepare
+from stages.dataset import files
+from stages.dataset.folder import list_folder
+from stages.dataset.readers import list_data
+from stages.dataset.source import DataSet, Decode, Decoded, Item
+from stages.dataset.staging import staged_folder
 from stages.dataset.store import open_images, read_index
 from stages.dataset.truth import IGNORED, read_truth, write_classes
 from stages.runtime.artefacts import read_json
 from stages.runtime.errors import UserError
+from stages.runtime.schema import SplitRule
 from tests.datasets import CLASS_NAMES, folder_manifest, make_folder, write_image, write_params
 
 SIZE_PX, TRAIN_PX = 32, 40
@@ -339,3 +347,195 @@ def test_a_damaged_store_is_named(root: Path, tmp_path: Path, spoil: str) -> Non
     with pytest.raises(UserError, match=r"dvc repro") as caught:
         open_images(images, "train")
     assert str(images / "train") in str(caught.value)
+
+
+# Own images: which are for training and which for validation
+
+
+def make_pool(root: Path, num_images: int = 10) -> Path:
+    """Images without folders for training and validation, all labelled."""
+    for index in range(num_images):
+        pixels = np.full((SIZE_PX, SIZE_PX, 3), 20 * index, np.uint8)
+        write_image(root / f"images/day/{index}.png", pixels)
+        write_image(root / f"labels/day/{index}.png", np.full((SIZE_PX, SIZE_PX), index % 3, np.uint8))
+    (root / "classes.txt").write_text("sky\ngrass\ncow\n")
+    return root
+
+
+def ids(out: Path, split: str) -> list[str]:
+    return list(read_index(out / "images", split)["id"])
+
+
+def test_a_lot_splits_by_fraction_and_seed(tmp_path: Path) -> None:
+    root = make_pool(tmp_path / "set")
+    by = {"prepare__split__by": "fraction", "prepare__split__val_fraction": 0.3}
+    out = run(root, tmp_path / "out", **by)
+    train, val = ids(out, "train"), ids(out, "val")
+    assert (len(train), len(val)) == (7, 3)
+    assert sorted(train + val) == [f"day/{index}" for index in range(10)]
+    maps = read_truth(out / "truth").maps
+    assert [int(labels[0, 0]) for labels in maps] == [int(id_[-1]) % 3 for id_ in val]
+    assert ids(run(root, tmp_path / "again", **by), "val") == val
+    others = [ids(run(root, tmp_path / f"{n}", **by, prepare__split__seed=n), "val") for n in (1, 2)]
+    assert any(other != val for other in others)
+
+
+def test_a_lot_leaves_an_image_on_both_sides(tmp_path: Path) -> None:
+    root = make_pool(tmp_path / "set", 3)
+    for fraction, expected in ((0.01, 1), (0.99, 2)):
+        split = SplitRule(by="fraction", val_fraction=fraction, seed=0)
+        assert len(list_folder(root, split).val) == expected
+
+
+def test_lists_name_images_by_id_or_path(tmp_path: Path) -> None:
+    root = make_pool(tmp_path / "set", 7)
+    (root / "train.txt").write_text("".join(f"day/{n}.png\n" for n in (5, 4, 3, 2)))
+    (root / "val.txt").write_text("day/1\n\nday/0\n")
+    out = run(root, tmp_path / "out", prepare__split__by="lists")
+    assert ids(out, "train") == ["day/2", "day/3", "day/4", "day/5"]
+    assert ids(out, "val") == ["day/0", "day/1"]
+    assert read_json(out / "prepare.json")["prepare"]["skipped"] == {"in neither list": 1}
+    pinned = read_json(out / "prepare.json")["prepare"]["manifest_sha256"]
+    (root / "val.txt").write_text("day/1\nday/0\n")
+    (message,) = faults(root, out, prepare__split__by="lists", prepare__manifest_sha256=pinned)
+    assert "files were changed" in message
+
+
+def test_faults_of_lists(tmp_path: Path) -> None:
+    root = make_pool(tmp_path / "set", 4)
+    (root / "train.txt").write_text("day/0\nday/1\nnight/0\n")
+    assert faults(root, tmp_path / "out", prepare__split__by="lists") == (
+        f"{root}/train.txt: 1 of 3 lines name no image below images/ (night/0); correct the list or add the "
+        "images",
+        f"{root}/val.txt: not found; add it, with one name a line",
+    )
+    (root / "train.txt").write_text("day/0\nday/1\n")
+    (root / "val.txt").write_text("day/1.png\n")
+    assert faults(root, tmp_path / "out", prepare__split__by="lists") == (
+        f"{root}: train.txt and val.txt both name 1 images (day/1); an image that was learned from proves "
+        "nothing: take it out of one of them",
+    )
+    (root / "val.txt").write_text("\n")
+    assert faults(root, tmp_path / "out", prepare__split__by="lists") == (
+        f"{root}/val.txt: is empty; name one image a line",
+    )
+
+
+def test_a_file_that_is_too_large_for_a_picture(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+    (root / "images/train/part/000.png").write_bytes(bytes(2000))
+    assert (
+        "images/train/part/000.png: has 0.0 GB, and no picture has more than 0.0 GB; scale it down "
+        "or remove it"
+    ) in faults(root, tmp_path / "out")
+
+
+def test_what_was_read_is_summarised(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "images/train/.DS_Store").write_text("x")
+    (root / "images/val/notes.txt").write_text("x")
+    (root / "images/val/more.txt").write_text("x")
+    summary = read_json(run(root, tmp_path / "out") / "prepare.json")["prepare"]
+    assert summary["skipped"] == {"hidden": 1, "no image by its suffix": 2}
+    assert summary["sizes_px"]["train"] == {
+        "width": {"min": 30, "median": 40, "max": 48},
+        "height": {"min": 36, "median": 40, "max": 50},
+    }
+    assert summary["ignored_share"] == pytest.approx(1 - summary["labelled_share"], abs=2e-6)
+    assert "prepare: left out 2 files: no image by its suffix" in capsys.readouterr().out
+
+
+# Going on after a kill
+
+
+class Spy:
+    """Decodes, writes down what, and fails when it is told to."""
+
+    def __init__(self, decode: Decode, fails_at: int) -> None:
+        self.decode, self.fails_at, self.seen = decode, fails_at, list[str]()
+
+    def __call__(self, item: Item) -> Decoded:
+        if len(self.seen) == self.fails_at:
+            raise KeyboardInterrupt
+        self.seen.append(item.source)
+        return self.decode(item)
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Spy]:
+    """Puts a spy in front of the decoder of the next run, to break it off after a number of images."""
+
+    def spy(fails_at: int) -> Spy:
+        def listing(settings: Any) -> DataSet:
+            data = list_data(settings)
+            spy.decode = data.decode
+            return replace(data, decode=spy)
+
+        spy = Spy(lambda item: pytest.fail(item.id), fails_at)
+        monkeypatch.setattr(prepare, "list_data", listing)
+        return spy
+
+    return spy
+
+
+def test_a_killed_run_is_gone_on_with(
+    tmp_path: Path, spied: Callable[[int], Spy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folder(tmp_path / "set", num_train=40, num_val=20)
+    whole = hashes(run(root, tmp_path / "whole"))
+    spied(36)
+    with pytest.raises(KeyboardInterrupt):
+        run(root, tmp_path / "out")
+    assert not (tmp_path / "out/images").exists()
+    journal = tmp_path / "out/.images.partial/.journal"
+    journal.write_text(journal.read_text() + '[0,33,48,36,12345,[["images/tr')  # what a kill leaves
+    capsys.readouterr()
+    second = spied(-1)
+    assert hashes(run(root, tmp_path / "out")) == whole
+    assert "prepare: 32 of 60 images are there from an earlier run" in capsys.readouterr().out
+    assert len(second.seen) == 28
+    assert not list((tmp_path / "out").glob(".*")) + list((tmp_path / "out/images").glob(".*"))
+
+
+@pytest.mark.parametrize("change", ["file", "row", "settings"])
+def test_what_changed_since_is_made_again(tmp_path: Path, spied: Callable[[int], Spy], change: str) -> None:
+    root = make_folder(tmp_path / "set", num_train=40, num_val=2)
+    spied(36)
+    with pytest.raises(KeyboardInterrupt):
+        run(root, tmp_path / "out")
+    settings = {}
+    if change == "file":
+        write_image(root / "images/train/part/005.png", np.zeros((40, 40, 3), np.uint8))
+    elif change == "row":
+        rows = np.load(tmp_path / "out/.images.partial/train.npy", mmap_mode="r+")
+        rows[5] = 7
+        rows.flush()
+    else:
+        settings = {"prepare__train_px": TRAIN_PX + 1}
+    second = spied(-1)
+    out = run(root, tmp_path / "out", **settings)
+    assert second.seen.count("images/train/part/005.png") == 1
+    assert len(second.seen) == (42 if change == "settings" else 11)
+    spied(-1)
+    assert hashes(run(root, tmp_path / "whole", **settings)) == hashes(out)
+
+
+def test_a_mended_image_is_all_that_is_read_again(tmp_path: Path, spied: Callable[[int], Spy]) -> None:
+    root = make_folder(tmp_path / "set", num_train=20)
+    path = root / "images/train/part/003.png"
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    faults(root, tmp_path / "out")
+    path.write_bytes(content)
+    second = spied(-1)
+    run(root, tmp_path / "out")
+    assert second.seen == ["images/train/part/003.png"]
+
+
+def test_two_at_a_time_are_refused(root: Path, tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out/images", "other"):
+        (message,) = faults(root, tmp_path / "out")
+    assert message.endswith(
+        ".images.partial: another process is at work on it; wait for it to end, or end it, and run again"
+    )

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from stages.dataset.manifest import manifest_sha256
+from stages.dataset.readers import list_data
+from stages.dataset.taxonomy import read_taxonomy
 from stages.runtime import preset
 from stages.runtime.errors import UserError
+from stages.runtime.fit import check_data_size
 from stages.runtime.params import read
-from tests.datasets import REPOSITORY, folder_manifest, make_folder
+from tests.datasets import REPOSITORY, folder_manifest, make_coco, make_folder, noise, write_image
 
 
 @pytest.fixture
@@ -45,6 +49,57 @@ def test_the_folder_preset_is_fitted_to_a_small_data_set(repository: Path) -> No
     assert "# side of the square image" in Path("params.yaml").read_text()  # comments are kept
 
 
+@pytest.mark.parametrize(("name", "num_classes"), [("cocostuff27", 27), ("cocostuff15", 15)])
+def test_a_published_set_is_pinned_and_fitted(
+    repository: Path, name: str, num_classes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_coco(repository / "coco", num_train=9)
+    preset.main([name, "--data", "coco"])
+    params = read(Path("params.yaml"))
+    assert (params.pixel_k, params.prepare.path, params.pretrain.batch_size) == (num_classes, "coco", 4)
+    assert params.prepare.manifest_sha256 == manifest_sha256(list_data(params.prepare))
+    assert "train2017: the 8 images of curated/train2017/" in capsys.readouterr().out
+
+
+def test_what_a_published_set_lacks_is_said(repository: Path) -> None:
+    (repository / "city").mkdir()
+    with pytest.raises(UserError) as raised:
+        preset.main(["cityscapes27_stego", "--data", "city"])
+    assert [fault.split(":")[0] for fault in raised.value.faults] == [
+        "city/leftImg8bit/train",
+        "city/leftImg8bit/val",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "train_images"),
+    [
+        ("cocostuff27", 49_629),
+        ("cocostuff15", 49_629),
+        ("cityscapes27", 21_523),
+        ("cityscapes27_stego", 2_975),
+    ],
+)
+def test_presets_of_published_sets_fit_them_as_they_are(name: str, train_images: int) -> None:
+    path = REPOSITORY / f"presets/{name}.yaml"
+    check_data_size(path, train_images)
+    params = read(path)
+    assert params.pretrain.queue_size <= train_images // 2
+    assert params.pixel_k == len(read_taxonomy(params.prepare.taxonomy).class_names)
+
+
+@pytest.mark.parametrize(("lists", "by"), [(True, "lists"), (False, "fraction")])
+def test_the_split_follows_what_is_there(repository: Path, lists: bool, by: str) -> None:
+    root = repository / "photos"
+    for number in range(4):
+        write_image(root / f"images/{number}.png", noise(number, 8, 8))
+    if lists:
+        (root / "train.txt").write_text("0\n1\n2\n")
+        (root / "val.txt").write_text("3\n")
+    preset.main(["folder", "--data", "photos"])
+    assert read(Path("params.yaml")).prepare.split.by == by
+
+
 def test_without_labels_the_number_of_classes_is_the_users(repository: Path) -> None:
     make_folder(repository / "photos", labels=False)
     preset.main(["folder", "--data", "photos"])
@@ -68,7 +123,11 @@ def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["cocoo"], "presets/cocoo.yaml: no such preset; there are: demo, folder"),
+        (
+            ["cocoo"],
+            "presets/cocoo.yaml: no such preset; there are: cityscapes27, cityscapes27_stego, cocostuff15, "
+            "cocostuff27, demo, folder",
+        ),
         (["folder"], "preset folder reads images from a folder; name it with DATA=... (--data)"),
         (["demo", "--data", "x"], "preset demo makes its own data; leave DATA (--data) away"),
     ],
