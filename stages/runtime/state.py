@@ -27,7 +27,8 @@ from stages.runtime.tensors import read_tensors, write_tensors
 
 HASH_CHUNK = 1 << 24
 NEUTRAL = {
-    f"stages.runtime.{name}" for name in ("cores", "errors", "fit", "params", "progress", "schema", "state")
+    f"stages.runtime.{name}"
+    for name in ("cores", "environment", "errors", "fit", "params", "progress", "schema", "state")
 }
 
 
