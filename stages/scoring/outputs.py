@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from stages.runtime.artefacts import write_csv, write_json
+from stages.runtime.environment import describe_environment
 from stages.scoring.matching import match_by_overlap
 from stages.scoring.metrics import score
 from stages.scoring.tables import confusion_table, per_class_table
@@ -48,7 +49,8 @@ def write_outputs(
     confusion, cluster_to_class = counted.confusion, counted.cluster_to_class
     entries = whole_score(confusion, counted.matched_on, counted.class_kinds)
     if readings:
-        write_json(readings, {f"{name}_readings": as_json(entries, confusion)})
+        content = {**as_json(entries, confusion), "environment": describe_environment()}
+        write_json(readings, {f"{name}_readings": content})
     if readings_table:
         write_csv(readings_table, as_table(entries))
     if per_class:

@@ -27,7 +27,7 @@ SCRIPTS = {path for path in MODULES if path.count("/") == 1 and not path.endswit
 EXTRA_ROOMS = {"segmentation": {"clustering"}, "scoring": {"clustering"}}
 COMMON_ROOMS = {"nets", "imaging", "runtime"}
 COMMON_MODULES = {"stages/dataset/store.py", "stages/dataset/truth.py"}
-# Commands of their own, which no stage imports: one writes params.yaml, one mends a repository, one fetches raw data.
+# Commands of their own, which no stage imports.
 PROGRAMS = {"stages/runtime/preset.py", "stages/runtime/doctor.py", "stages/dataset/fetch.py"}
 
 
