@@ -121,7 +121,7 @@ class _Total(torch.autograd.Function):
         return total(part)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         return total(gradients[0])
 
 
