@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         state.check()
         save_backbone(args.out, pretraining.backbone, params.backbone, pretraining.heads)
         write_csv(args.history, history)
-        write_json(args.metrics, {"pretrain": history.iloc[-1].to_dict() if len(history) else {}})
+        write_json(args.metrics, {"pretrain": pretraining.summary(history)})
         state.finish()
     distributed.leave()
 

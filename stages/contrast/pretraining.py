@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stages.contrast.encoder import Encoder
 from stages.contrast.figures import Moments
+from stages.contrast.health import NAN_CURES, explain, find_faults, is_settled, summarise
 from stages.contrast.lars import LARS
 from stages.contrast.moco import MoCo, choose_key_momentum, choose_queue_size
 from stages.contrast.schedule import warmup_cosine
@@ -21,7 +22,7 @@ from stages.runtime import distributed
 from stages.runtime.device import place
 from stages.runtime.generators import torch_generator
 from stages.runtime.loop import Loop
-from stages.runtime.progress import say
+from stages.runtime.progress import say, warn
 from stages.runtime.schema import Backbone, Pretrain
 from stages.runtime.seeds import derive
 from stages.runtime.state import StageState
@@ -59,6 +60,7 @@ class Pretraining:
         self._parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
         self._optimizer = _optimizer(settings, self._parameters)
+        self._faults: list[str] = []
         self._moments = Moments(encoder.backbone.channels[-1], device)
 
     @property
@@ -80,7 +82,8 @@ class Pretraining:
         Raises:
             UserError: the loss is no longer a number.
         """
-        loop = Loop("pretrain", self, FIGURES, state=state, device=self._device, cure="lower pretrain.lr")
+        cure = NAN_CURES[self._settings.method]
+        loop = Loop("pretrain", self, FIGURES, state=state, device=self._device, cure=cure)
         while loop.epoch < self._settings.epochs:
             order = torch_generator(self._seed, "pretrain", "order", loop.epoch)
             batches = shuffled(len(images), self._settings.batch_size, order)
@@ -89,7 +92,9 @@ class Pretraining:
                 return self._train_step(image, loop.epoch, loop.step, len(batches))  # noqa: B023
 
             figures = loop.run_epoch(batches, images.batches, train_step)
-            loop.end_epoch({**figures, **self._take_epoch_figures()}, self._settings.epochs)
+            figures.update(self._take_epoch_figures())
+            loop.end_epoch(figures, self._settings.epochs)
+            self._watch(loop.epoch, figures)
         self._method.eval()
         return loop.history(*EPOCH_FIGURES)
 
@@ -107,6 +112,19 @@ class Pretraining:
         distributed.average_(self._statistics)  # each process has seen groups of its own
         self._moments.add(distributed.gather(measured.feature))
         return torch.stack(measured[: len(FIGURES)])
+
+    def _watch(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """Name what is wrong when it begins, not after the night."""
+        candidates = self._method.num_candidates
+        faults = find_faults(figures, candidates) if is_settled(epoch, self._settings) else []
+        for fault in faults:
+            if fault not in self._faults:
+                warn("pretrain", explain(fault, figures, candidates, self._settings.method))
+        self._faults = faults
+
+    def summary(self, history: pd.DataFrame) -> dict[str, Any]:
+        """What is left to say when it is over."""
+        return summarise(history, self._settings, self._method.num_candidates)
 
     def _take_epoch_figures(self) -> dict[str, float]:
         rank, usage = self._moments.effective_rank(), self._method.take_usage()
