@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -56,24 +57,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         interval_seconds=neutral.runtime.checkpoint_seconds,
         is_leader=distributed.is_leader(),
     )
+    heads = {} if start is None else start.heads
     if params.pretrain.method in UNTRAINED:
         say("pretrain", method=params.pretrain.method, epochs="none, the model is taken as it is")
         backbone = start_trunk(params.backbone, start, params.seed)
         history = pd.DataFrame(columns=["epoch", "loss"])
+        figures: dict[str, Any] = {}
     else:
         pretraining = Pretraining(
             params.pretrain,
             params.backbone,
             start,
+            num_images=len(images),
             seed=params.seed,
             precision=params.precision,
             device=device,
         )
-        backbone, history = pretraining.run(ImageSource(images, device), state)
-    # Heads of a checkpoint speak of its features, and training moves these.
-    heads = start.heads if start is not None and history.empty else {}
+        history = pretraining.run(ImageSource(images, device), state)
+        backbone, figures = pretraining.backbone, pretraining.summary(history)
+        if not history.empty:  # heads of a checkpoint speak of its features, and training moved these
+            heads = pretraining.heads
 
-    figures = {} if history.empty else history.iloc[-1].to_dict()
     init = {} if start is None else {"init": start.report()}
     if distributed.is_leader():
         state.check()
