@@ -52,6 +52,7 @@ class Pretraining:
         )
         if start is not None:
             start.fill(encoder.backbone)
+            say("pretrain", projection_head="from the checkpoint" if start.fill_head(encoder.head) else "new")
         moco = MoCo(
             encoder,
             queue_size=settings.queue_size,
