@@ -201,9 +201,8 @@ def test_another_architecture_is_named(
         tensors = {name: value.shape for name, value in build_backbone(held).state_dict().items()}
     torch.save({name: torch.zeros(()).expand(shape) for name, shape in tensors.items()}, path)
     changed = {**DEFAULTS, **asked} if held.get("patch_px") and "arch" in asked else {**held, **asked}
-    assert (
-        _fault(path, changed)
-        == f"{path}: holds {theirs}, but params.yaml says {ours}; set what the file holds, or name another file"
+    assert _fault(path, changed) == (
+        f"{path}: holds {theirs}, but params.yaml says {ours}; set what the file holds, or name another file"
     )
 
 
