@@ -136,11 +136,11 @@ def test_supervised_needs_classes(bench: Any) -> None:
     )
 
 
-def test_a_checkpoint_of_another_architecture_ends_the_process(bench: Any) -> None:
+def test_a_checkpoint_of_another_architecture_is_refused_before_anything_starts(bench: Any) -> None:
     torch.save(random_trunk(VIT).state_dict(), "model.pth")
     bench.params(pretrain__init="model.pth")
-    assert bench.command_fault("pretrain", ARGV) == (
-        "error: model.pth: holds backbone.arch: a ViT of 12 blocks of 12 channels, but params.yaml says "
-        "backbone.arch: resnet18; set what the file holds, or name another file\n"
+    assert bench.fault(pretrain.main, ARGV) == (
+        "model.pth: holds backbone.arch: a ViT of 12 blocks of 12 channels, but params.yaml says "
+        "backbone.arch: resnet18; set what the file holds, or name another file"
     )
     assert bench.saved_states() == []
