@@ -52,7 +52,8 @@ class Pretraining:
         )
         if start is not None:
             start.fill(encoder.backbone)
-            say("pretrain", projection_head="from the checkpoint" if start.fill_head(encoder.head) else "new")
+            is_taken = start.fill_head("projection", encoder.head)
+            say("pretrain", projection_head="of the checkpoint" if is_taken else "new")
         moco = MoCo(
             encoder,
             queue_size=settings.queue_size,

@@ -57,12 +57,11 @@ class Published:
         """Put the tensors in their places; what is missing stays as it is."""
         trunk.load_state_dict({**trunk.state_dict(), **self.trunk})
 
-    def fill_head(self, head: nn.Module) -> bool:
-        """Put the projection head in its place, if it has the same layers; whether it has."""
+    def fill_head(self, kind: str, head: nn.Module) -> bool:
+        """Put the projection or the prototypes in their place, if they have the same layers; whether so."""
+        start = f"{kind}."
         found = {
-            name.removeprefix("projection."): value
-            for name, value in self.heads.items()
-            if name.startswith("projection.")
+            name.removeprefix(start): value for name, value in self.heads.items() if name.startswith(start)
         }
         expected = {name: value for name, value in head.state_dict().items() if not name.endswith(COUNTER)}
         fits = {name: value.shape for name, value in found.items()} == {

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 
 from stages.contrast.moco import Encoder
 from stages.nets.checkpoint import build_backbone
@@ -115,15 +116,19 @@ def test_a_projection_head_of_the_same_layers_is_taken_up(tmp_path: Path) -> Non
         write_checkpoint(tmp_path / f"{kind}.pth", kind, trunk)
         published = _read(tmp_path / f"{kind}.pth")
         encoder = Encoder(build_backbone(RESNET), 5, head_batch_norm=norm).eval()
-        assert published.fill_head(encoder.head)
+        assert published.fill_head("projection", encoder.head)
         feature = torch.rand(3, 64, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             found = F.normalize(encoder.head(feature), dim=1)
         torch.testing.assert_close(found, project(feature, published.heads))
         other = Encoder(build_backbone(RESNET), 6, head_batch_norm=norm)
         before = copy.deepcopy(other.head.state_dict())
-        assert not published.fill_head(other.head)
+        assert not published.fill_head("projection", other.head)
         assert all(torch.equal(value, before[name]) for name, value in other.head.state_dict().items())
+    prototypes = nn.Linear(5, 7, bias=False)
+    assert published.fill_head("prototypes", prototypes)
+    assert torch.equal(prototypes.weight, published.heads["prototypes.weight"])
+    assert not published.fill_head("prototypes", nn.Linear(5, 8, bias=False))
 
 
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
