@@ -1,9 +1,9 @@
 """Fully self-supervised semantic segmentation (FS^4) as a pipeline: a folder of images in, classes out.
 
 prepare       images are decoded once and packed; label maps, if any, go where only the scoring looks
-pretrain      a backbone learns to tell images apart (MoCo v2)
+pretrain      a backbone learns to tell images apart (MoCo v2), or comes from a published checkpoint
 embed         it gives one feature to each of the six pyramid views of every image
-label         k-means of these features gives each view a pseudo-label and a score
+label         centres of these features, or of the pretrained model, give each view a pseudo-label and a score
 select_views  the views with the best scores are kept to guide the training
 train         pixels are clustered and the network trained towards the clusters, in turn
 cluster       the trained network's pixel features are clustered once more: the classes

@@ -30,7 +30,7 @@ def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
         say("pretrain", init=path, prefix=repr(start.prefix), **start.report())
         for kind, names in (("missing", start.missing), ("unexpected", start.unexpected)):
             if names:
-                print(f"pretrain: {kind}: {', '.join(names)}", flush=True)
+                say("pretrain", **{kind: ", ".join(names)})
         if settings.method == "supervised" and "classifier.weight" not in start.heads:
             raise UserError(
                 f"{path}: has no classifier (fc.weight), which pretrain.method: supervised takes its classes "

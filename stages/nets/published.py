@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.nets.checkpoint import build_backbone, describe
 from stages.nets.checkpoint_file import check_sha256, read_checkpoint
@@ -23,12 +23,13 @@ from stages.runtime.errors import UserError
 from stages.runtime.schema import Backbone
 
 LEAST_MATCHED = 0.99  # share of the trunk's tensors that a file has to hold
+COUNTER = "num_batches_tracked"  # of a batch norm; nothing reads it
 MOST_NAMES = 5  # that a message shows
 # Parts of names that are no trunk, and are left out without a word where they are no head either.
 BESIDE = {
     *("fc", "head", "heads", "neck", "decoder", "classifier", "projection", "projection_head", "prototypes"),
     *("predictor", "dino_head", "ibot_head", "encoder_k", "queue", "queue_ptr"),
-    *("mask_token", "num_batches_tracked"),  # of iBOT; a counter that nothing reads
+    *("mask_token", COUNTER),
 }
 
 
@@ -55,6 +56,20 @@ class Published:
     def fill(self, trunk: Trunk) -> None:
         """Put the tensors in their places; what is missing stays as it is."""
         trunk.load_state_dict({**trunk.state_dict(), **self.trunk})
+
+    def fill_head(self, kind: str, head: nn.Module) -> bool:
+        """Put the projection or the prototypes in their place, if they have the same layers; whether so."""
+        start = f"{kind}."
+        found = {
+            name.removeprefix(start): value for name, value in self.heads.items() if name.startswith(start)
+        }
+        expected = {name: value for name, value in head.state_dict().items() if not name.endswith(COUNTER)}
+        fits = {name: value.shape for name, value in found.items()} == {
+            name: value.shape for name, value in expected.items()
+        }
+        if fits:
+            head.load_state_dict({**head.state_dict(), **found})
+        return fits
 
     def report(self) -> dict[str, Any]:
         """The figures of the match, and the heads that were found."""
@@ -95,7 +110,7 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str) -> Publis
     _check_architecture(path, found.about, settings)
     with torch.device("meta"):
         whole = build_backbone(describe(settings)).state_dict()
-    expected = {name: value for name, value in whole.items() if not name.endswith("num_batches_tracked")}
+    expected = {name: value for name, value in whole.items() if not name.endswith(COUNTER)}
     prefix = found.prefix
     trunk = {name: tensors[prefix + name] for name in expected if prefix + name in tensors}
     if "pos_embed" in trunk:
@@ -113,7 +128,10 @@ def _check_architecture(path: Path, found: Mapping[str, Any], settings: Backbone
     if differences := {key: value for key, value in found.items() if ours[key] != value}:
         theirs = ", ".join(f"backbone.{key}: {value}" for key, value in differences.items())
         asked = ", ".join(f"backbone.{key}: {ours[key]}" for key in differences)
-        raise UserError(f"{path}: holds {theirs}, but params.yaml says {asked}; set what the file holds")
+        raise UserError(
+            f"{path}: holds {theirs}, but params.yaml says {asked}; set what the file holds, "
+            "or name another file"
+        )
 
 
 def _check_match(
@@ -153,8 +171,13 @@ def _heads(others: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         new + name.removeprefix(old): value
         for name, value in others.items()
         for old, new in renamed.items()
-        if name.startswith(old)
+        if name.startswith(old) and not name.endswith(COUNTER)
     }
+    if "projection.1.running_mean" in heads and "projection.0.bias" in heads:
+        # SwAV's head adds a bias that the batch norm behind it takes away; ours has none.
+        heads["projection.1.running_mean"] = heads["projection.1.running_mean"] - heads.pop(
+            "projection.0.bias"
+        )
     several = sorted(name for name in heads if name.startswith("prototypes.prototypes"))
     if several:  # DeepCluster-v2 has several sets in one space
         heads["prototypes.weight"] = torch.cat([heads.pop(name) for name in several])

@@ -63,11 +63,13 @@ def _vit(tensors: Mapping[str, Tensor], arch: str, width: int) -> dict[str, Any]
     dim, _, _, patch_px = tensors["patch_embed.proj.weight"].shape
     depth = _count(tensors, r"blocks\.(\d+)\.")
     if NUM_HEADS.get(arch, 0) * width != dim:
-        widths = {heads * PUBLISHED_WIDTH: name for name, heads in NUM_HEADS.items()}
-        arch, width = widths.get(dim, f"a ViT of {dim} channels"), PUBLISHED_WIDTH
+        published = {heads * PUBLISHED_WIDTH: name for name, heads in NUM_HEADS.items()}
+        arch, width = published.get(dim, ""), PUBLISHED_WIDTH
+    if not arch or depth != DEPTH:
+        return {"arch": f"a ViT of {depth} blocks of {dim} channels"}
     registers = tensors.get("register_tokens")
     return {
-        "arch": arch if depth == DEPTH else f"a ViT of {depth} blocks of {dim} channels",
+        "arch": arch,
         "width": width,
         "patch_px": patch_px,
         "registers": 0 if registers is None else registers.shape[1],

@@ -21,7 +21,8 @@ def check_data_size(path: Path, num_images: int) -> None:
 
 def _faults(params: Params, num_images: int) -> Iterator[str]:
     too_many = f"is more than the {num_images} training images"
-    if params.pretrain.batch_size > num_images:
+    trains = params.pretrain.method not in ("none", "supervised")
+    if trains and params.pretrain.batch_size > num_images:
         yield f"pretrain.batch_size: {params.pretrain.batch_size} {too_many}; lower it, or add images"
     if params.pretrain.method == "mocov2" and params.pretrain.queue_size > num_images:
         yield (

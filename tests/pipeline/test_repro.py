@@ -151,7 +151,9 @@ EVALUATE = {"evaluate@raw", "evaluate@refined"}
 CODE = [
     ("stages/dataset/decode.py", {"prepare"}),
     ("stages/contrast/moco.py", {"pretrain"}),
+    ("stages/nets/published.py", {"pretrain"}),
     ("stages/clustering/kmeans.py", {"label", "train", "cluster"}),
+    ("stages/clustering/centres.py", {"label"}),
     ("stages/segmentation/losses.py", {"train"}),
     ("stages/crf/dense_crf.py", {"refine"}),
     ("stages/scoring/matching.py", EVALUATE),
@@ -176,6 +178,8 @@ def test_an_edit_of_neutral_code_costs_nothing(clone: Path) -> None:
 PARAMS: list[tuple[dict[str, Any], set[str]]] = [
     ({"seed": 7}, {"pretrain", "label", "train", "cluster", *EVALUATE}),
     ({"global_k": 5}, {"label", "train"}),
+    ({"label.centres": "kmeans"}, {"label"}),
+    ({"pretrain.init_sha256": "0" * 64}, {"pretrain"}),
     ({"select_ratio": 0.5}, {"select_views"}),
     ({"train.image_loss.weight": 0.5}, {"train"}),
     ({"refine.iterations": 2}, {"refine"}),

@@ -1,0 +1,296 @@
+"""Checkpoints of others: every published format gives its weights, and every other file a clear error."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from stages.contrast.moco import Encoder
+from stages.nets.checkpoint import build_backbone
+from stages.nets.heads import project
+from stages.nets.published import Published, read_published
+from stages.runtime.errors import UserError
+from stages.runtime.schema import Backbone
+from tests.checkpoints import (
+    FORMATS,
+    RESNET,
+    VIT,
+    classifier,
+    prefixed,
+    projection_head,
+    random_trunk,
+    write_checkpoint,
+)
+
+DEFAULTS = {"stem_stride": 2, "patch_px": 16, "registers": 0, "layer_scale": False}
+
+
+def _read(path: Path, about: dict[str, Any] = RESNET, pinned: str = "") -> Published:
+    return read_published(path, Backbone(**{**DEFAULTS, **about}), pinned)
+
+
+def _fault(path: Path, about: dict[str, Any] = RESNET, pinned: str = "") -> str:
+    with pytest.raises(UserError) as raised:
+        _read(path, about, pinned)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_its_weights(tmp_path: Path, name: str, legacy: bool) -> None:
+    about, _, heads = FORMATS[name]
+    source = write_checkpoint(tmp_path / "file.pth.tar", name, legacy=legacy)
+    published = _read(tmp_path / "file.pth.tar", about)
+    assert (published.missing, published.unexpected) == ((), ())
+    assert {head.split(".")[0] for head in published.heads} == heads
+    trunk = build_backbone(about).eval()
+    published.fill(trunk)
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(trunk.global_feature(image), source.global_feature(image))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_at_width_64_names_and_shapes_are_those_of_torchvision(arch: str) -> None:
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, arch)().state_dict()
+        ours = build_backbone({"arch": arch, "width": 64, "stem_stride": 4}).state_dict()
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: value.shape for name, value in theirs.items() if not name.startswith("fc.")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arch", "patch_px", "dim", "positions"),
+    [("vit_small", 16, 384, 197), ("vit_small", 8, 384, 785), ("vit_base", 14, 768, 1370)],
+)
+def test_at_width_64_shapes_are_those_of_dino(arch: str, patch_px: int, dim: int, positions: int) -> None:
+    about = {"arch": arch, "width": 64, "patch_px": patch_px, "registers": 4, "layer_scale": True}
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in build_backbone(about).state_dict().items()}
+    expected = {
+        "cls_token": (1, 1, dim),
+        "pos_embed": (1, positions, dim),
+        "register_tokens": (1, 4, dim),
+        "patch_embed.proj.weight": (dim, 3, patch_px, patch_px),
+        "blocks.11.attn.qkv.weight": (3 * dim, dim),
+        "blocks.0.attn.proj.bias": (dim,),
+        "blocks.0.mlp.fc1.weight": (4 * dim, dim),
+        "blocks.5.mlp.fc2.weight": (dim, 4 * dim),
+        "blocks.0.ls2.gamma": (dim,),
+        "norm.weight": (dim,),
+    }
+    assert {name: shapes[name] for name in expected} == expected
+    assert "blocks.12.norm1.weight" not in shapes
+
+
+def test_heads_keep_their_values_under_names_of_ours(tmp_path: Path) -> None:
+    trunk, swav, fc = random_trunk(RESNET).state_dict(), projection_head("swav"), classifier()
+    torch.save(prefixed("module.", trunk | swav), tmp_path / "swav.pth")
+    heads = _read(tmp_path / "swav.pth").heads
+    assert torch.equal(heads["prototypes.weight"], swav["prototypes.weight"])
+    for name in ("0.weight", "1.weight", "1.running_var", "3.weight", "3.bias"):
+        assert torch.equal(heads[f"projection.{name}"], swav[f"projection_head.{name}"])
+    shifted = swav["projection_head.1.running_mean"] - swav["projection_head.0.bias"]
+    assert torch.equal(heads["projection.1.running_mean"], shifted), "the bias before a batch norm is folded"
+    save_file(trunk | fc, tmp_path / "fc.safetensors")
+    heads = _read(tmp_path / "fc.safetensors").heads
+    assert list(heads) == ["classifier.bias", "classifier.weight"]
+    assert torch.equal(heads["classifier.weight"], fc["fc.weight"])
+    several = projection_head("deepcluster")
+    torch.save(prefixed("module.", trunk | several), tmp_path / "several.pth")
+    sets = [several[f"prototypes.prototypes{i}.weight"] for i in range(3)]
+    assert torch.equal(_read(tmp_path / "several.pth").heads["prototypes.weight"], torch.cat(sets))
+
+
+def test_a_projection_head_of_the_same_layers_is_taken_up(tmp_path: Path) -> None:
+    trunk = random_trunk(RESNET)
+    for kind, norm in (("mocov2", False), ("swav", True)):
+        write_checkpoint(tmp_path / f"{kind}.pth", kind, trunk)
+        published = _read(tmp_path / f"{kind}.pth")
+        encoder = Encoder(build_backbone(RESNET), 5, head_batch_norm=norm).eval()
+        assert published.fill_head("projection", encoder.head)
+        feature = torch.rand(3, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            found = F.normalize(encoder.head(feature), dim=1)
+        torch.testing.assert_close(found, project(feature, published.heads))
+        other = Encoder(build_backbone(RESNET), 6, head_batch_norm=norm)
+        before = copy.deepcopy(other.head.state_dict())
+        assert not published.fill_head("projection", other.head)
+        assert all(torch.equal(value, before[name]) for name, value in other.head.state_dict().items())
+    prototypes = nn.Linear(5, 7, bias=False)
+    assert published.fill_head("prototypes", prototypes)
+    assert torch.equal(prototypes.weight, published.heads["prototypes.weight"])
+    assert not published.fill_head("prototypes", nn.Linear(5, 8, bias=False))
+
+
+def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+    half = {name: value.half() for name, value in random_trunk(RESNET).state_dict().items()}
+    torch.save(half, tmp_path / "half.pth")
+    assert {value.dtype for value in _read(tmp_path / "half.pth").trunk.values()} == {torch.float32}
+
+
+def test_positions_of_another_grid_are_resampled(tmp_path: Path) -> None:
+    tensors = dict(random_trunk(VIT).state_dict())
+    tensors["pos_embed"] = torch.cat([torch.zeros(1, 1, 12), torch.full((1, 49, 12), 0.3)], 1)
+    torch.save(tensors, tmp_path / "vit.pth")
+    found = _read(tmp_path / "vit.pth", VIT).trunk["pos_embed"]
+    assert found.shape == (1, 785, 12)
+    torch.testing.assert_close(found[:, 1:], torch.full((1, 784, 12), 0.3))
+    assert (found[:, 0] == 0).all()
+
+
+def test_what_is_neither_trunk_nor_head_is_reported(tmp_path: Path) -> None:
+    torch.save(random_trunk(RESNET).state_dict() | {"made_up.weight": torch.ones(1)}, tmp_path / "more.pth")
+    published = _read(tmp_path / "more.pth")
+    assert published.unexpected == ("made_up.weight",)
+    report = published.report()
+    assert {name: report[name] for name in ("matched", "missing", "unexpected", "heads")} == {
+        "matched": 100,
+        "missing": 0,
+        "unexpected": 1,
+        "heads": "none",
+    }
+
+
+def test_under_99_percent_of_the_trunk_is_refused(tmp_path: Path) -> None:
+    tensors, path = dict(random_trunk(RESNET).state_dict()), tmp_path / "less.pth"
+    del tensors["layer3.0.bn1.bias"]
+    torch.save(tensors, path)
+    published = _read(path)
+    assert published.missing == ("layer3.0.bn1.bias",)
+    trunk = random_trunk(RESNET, seed=1)
+    drawn = trunk.state_dict()["layer3.0.bn1.bias"].clone()
+    published.fill(trunk)
+    assert torch.equal(trunk.state_dict()["layer3.0.bn1.bias"], drawn), "it stays as drawn"
+    del tensors["bn1.weight"]
+    torch.save(tensors, path)
+    assert _fault(path) == (
+        f"{path}: lacks 2 of the backbone's 100 tensors (bn1.weight, layer3.0.bn1.bias), and 99% are needed; "
+        "the file is truncated, or of another architecture"
+    )
+
+
+ARCHITECTURES = [
+    (RESNET, {"arch": "resnet50"}, "backbone.arch: resnet18", "backbone.arch: resnet50"),
+    (RESNET, {"width": 64}, "backbone.width: 8", "backbone.width: 64"),
+    (VIT, {"patch_px": 16}, "backbone.patch_px: 8", "backbone.patch_px: 16"),
+    (
+        {**VIT, "registers": 4, "layer_scale": True},
+        {"registers": 0, "layer_scale": False},
+        "backbone.registers: 4, backbone.layer_scale: True",
+        "backbone.registers: 0, backbone.layer_scale: False",
+    ),
+    (
+        {**VIT, "width": 64},
+        {"arch": "resnet18", "width": 8},
+        "backbone.arch: vit_small, backbone.width: 64, backbone.patch_px: 8",
+        "backbone.arch: resnet18, backbone.width: 8, backbone.patch_px: 16",
+    ),
+]
+
+
+@pytest.mark.parametrize(("held", "asked", "theirs", "ours"), ARCHITECTURES)
+def test_another_architecture_is_named(
+    tmp_path: Path, held: dict[str, Any], asked: dict[str, Any], theirs: str, ours: str
+) -> None:
+    path = tmp_path / "other.pth"
+    with torch.device("meta"):
+        tensors = {name: value.shape for name, value in build_backbone(held).state_dict().items()}
+    torch.save({name: torch.zeros(()).expand(shape) for name, shape in tensors.items()}, path)
+    changed = {**DEFAULTS, **asked} if held.get("patch_px") and "arch" in asked else {**held, **asked}
+    assert _fault(path, changed) == (
+        f"{path}: holds {theirs}, but params.yaml says {ours}; set what the file holds, or name another file"
+    )
+
+
+def test_a_resnet_that_cannot_be_named(tmp_path: Path) -> None:
+    tensors = random_trunk(RESNET).state_dict()
+    deeper = tensors | {name.replace("layer3.1", "layer3.2"): value for name, value in tensors.items()}
+    path = tmp_path / "deeper.pth"
+    torch.save(deeper, path)
+    assert "holds backbone.arch: a ResNet of 2+2+3+2 blocks of 2 convolutions, but" in _fault(path)
+    torch.save(tensors | {"layer3.0.conv1.weight": torch.zeros(9, 16, 3, 3)}, path)
+    assert _fault(path) == (
+        f"{path}: 1 tensors have other shapes than params.yaml's backbone "
+        "(layer3.0.conv1.weight [9, 16, 3, 3] in place of [32, 16, 3, 3]); "
+        "the file is of an architecture that `backbone` cannot name"
+    )
+
+
+def test_tensors_of_no_known_network(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"features.0.weight": torch.ones(1)}, path)
+    assert _fault(path) == (
+        f"{path}: holds neither a ResNet nor a ViT by the names of its tensors (features.0.weight); "
+        "pretrain.init reads checkpoints of these two"
+    )
+    for content in ({}, {"epoch": 3}, [torch.ones(1)], torch.ones(1)):
+        torch.save(content, path)
+        assert _fault(path) == (
+            f"{path}: holds no tensors by name, so it is no checkpoint of a network; its state_dict is needed"
+        )
+
+
+UNREADABLE = "is no checkpoint that can be read without running code of its own ("
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+def test_a_file_that_was_cut_short(tmp_path: Path, kind: str, share: float) -> None:
+    path = tmp_path / ("file.safetensors" if kind == "safetensors" else "file.pth")
+    if kind == "safetensors":
+        save_file(random_trunk(RESNET).state_dict(), path)
+    else:
+        write_checkpoint(path, "mocov2", legacy=kind == "legacy")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert _fault(path).startswith(f"{path}: {UNREADABLE}")
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>Not found</html>", b"\x80\x02", b"PK\x03\x04", bytes(range(256)) * 9]
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"page{suffix}"
+    path.write_bytes(content)
+    assert _fault(path).startswith(f"{path}: {UNREADABLE}")
+
+
+class _Harmful:
+    """Runs a command when it is unpickled without care."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self._command,)
+
+
+def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "harmful.pth", tmp_path / "trace"
+    torch.save({"state_dict": random_trunk(RESNET).state_dict(), "extra": _Harmful(f"touch {trace}")}, path)
+    assert _fault(path).startswith(f"{path}: {UNREADABLE}")
+    assert not trace.exists()
+
+
+def test_a_file_that_is_not_there_or_not_the_pinned_one(tmp_path: Path) -> None:
+    path = tmp_path / "none.pth"
+    remedy = "pretrain.init names a checkpoint, absolute or relative to the root of this repository"
+    assert _fault(path) == f"{path}: cannot be read (No such file or directory); {remedy}"
+    assert _fault(tmp_path) == f"{tmp_path}: cannot be read (Is a directory); {remedy}"
+    write_checkpoint(path, "swav")
+    sha256 = _read(path).sha256
+    assert _read(path, pinned=sha256).sha256 == sha256
+    assert _fault(path, pinned="0" * 64) == (
+        f"pretrain.init_sha256: is {'0' * 64}, but {path} hashes to {sha256}: it is another file, or was cut "
+        "short; get the right one, or pin this one"
+    )
