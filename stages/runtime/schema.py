@@ -135,12 +135,21 @@ class Embed(Section):
     centre_ratio: PositiveFraction
 
 
+class WeakLabels(Section):
+    """From where on pseudo-labels are called weak."""
+
+    stability_below: Fraction
+    position_above: Fraction
+    order_above: Fraction
+
+
 class Label(Section):
     """Global k-means."""
 
     fit_views: Literal["whole", "all"]
     iterations: Count
     restarts: Count
+    weak: WeakLabels
 
 
 class SelectViews(Section):

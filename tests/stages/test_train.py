@@ -152,10 +152,19 @@ SWITCHES: list[dict[str, Any]] = [
 ]
 
 
+SHORT = {
+    "train__epochs": 1,
+    "train__batch_size": 8,
+    "train__clustering__sample_images": 8,
+    "train__clustering__sample_pixels": 160,
+    "train__clustering__iterations": 2,
+}
+
+
 def test_every_switch_runs_and_gives_a_result_of_its_own(ready: Any) -> None:
     results: dict[bytes, str] = {}
     for changes in SWITCHES:
-        ready.params(train__epochs=1, **changes)
+        ready.params(**{**SHORT, **changes})
         train.main(ARGV)
         history = pd.read_csv(OUTPUTS[1]).drop(columns="moved_share")
         assert np.isfinite(history.to_numpy()).all(), changes
