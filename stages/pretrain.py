@@ -51,15 +51,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_leader=distributed.is_leader(),
     )
     pretraining = Pretraining(
-        params.pretrain, params.backbone, seed=params.seed, precision=params.precision, device=device
+        params.pretrain,
+        params.backbone,
+        num_images=len(images),
+        seed=params.seed,
+        precision=params.precision,
+        device=device,
     )
-    backbone, history = pretraining.run(ImageSource(images, device), state)
+    history = pretraining.run(ImageSource(images, device), state)
 
     if distributed.is_leader():
         state.check()
-        save_backbone(args.out, backbone, params.backbone)
+        save_backbone(args.out, pretraining.backbone, params.backbone, pretraining.heads)
         write_csv(args.history, history)
-        write_json(args.metrics, {"pretrain": history.iloc[-1].to_dict() if len(history) else {}})
+        write_json(args.metrics, {"pretrain": pretraining.summary(history)})
         state.finish()
     distributed.leave()
 

@@ -32,6 +32,13 @@ def uniformity(embedding: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 
 
 @torch.no_grad()
+def instance_accuracy(first: Float[Tensor, "n D"], second: Float[Tensor, "N D"], start: int) -> Tensor:
+    """Share of views nearest to the other view of their image, which is row `start` + i of `second`."""
+    own = start + torch.arange(len(first), device=first.device)
+    return ((first @ second.T).argmax(1) == own).float().mean()
+
+
+@torch.no_grad()
 def perplexity(share: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
     """exp of the entropy of each row: how many of its entries really take part, from 1 to P."""
     return torch.special.entr(share).sum(1).exp()

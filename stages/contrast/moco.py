@@ -18,6 +18,8 @@ from stages.runtime import distributed
 from stages.runtime.device import autocast
 from stages.runtime.schema import Pretrain
 
+LARGEST_QUEUE = 65536
+
 
 class MoCo(nn.Module):
     """The two encoders and the queue of past keys.
@@ -66,8 +68,8 @@ class MoCo(nn.Module):
         others = self._settings.batch_size - 1 if self._settings.batch_negatives else 0
         return 1 + others + len(self.queue)
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views) -> Measured:
-        """Loss and figures of (this process's share of) a batch."""
+    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: int) -> Measured:
+        """Loss and figures of (this process's share of) a batch; every epoch is alike."""
         size = self._settings.image_px
         low, high = self._settings.crop_area
         first, second = (views.draw(image, (low, high), size) for _ in range(2))
@@ -104,7 +106,7 @@ class MoCo(nn.Module):
         return distributed.gather(shuffled)[torch.argsort(order)]
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def after_step(self) -> None:
         """The key encoder follows, and the newest keys take the place of the oldest."""
         self.update_key_encoder()
         assert self._keys is not None
@@ -130,6 +132,31 @@ class MoCo(nn.Module):
         share, count = self.used.tolist()
         self.used.zero_()
         return share / count
+
+    def heads(self) -> dict[str, Tensor]:
+        """Nothing beside the trunk is of use later."""
+        return {}
+
+
+def choose_queue_size(settings: Pretrain, num_images: int) -> int:
+    """`queue_size`, or by rule where it is 0.
+
+    The rule (ours): the largest power of two up to half of the images and up to MoCo's 65536, so that an
+    image is seldom its own negative, in whole batches.
+    """
+    if settings.queue_size:
+        return settings.queue_size
+    power = 2 ** (max(2, min(LARGEST_QUEUE, num_images // 2)).bit_length() - 1)
+    return max(1, power // settings.batch_size) * settings.batch_size
+
+
+def choose_key_momentum(settings: Pretrain, num_steps: int) -> float:
+    """`key_momentum`, or by rule where it is 0.
+
+    The rule (ours): keys remember 1 / (1 - m) steps, a tenth of the run, but ten at least and a thousand
+    (MoCo's m = 0.999) at most.
+    """
+    return settings.key_momentum or 1 - 1 / min(1000, max(10, num_steps / 10))
 
 
 def info_nce(

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from stages.contrast.encoder import Encoder
 from stages.contrast.figures import Moments
-from stages.contrast.moco import MoCo
+from stages.contrast.health import NAN_CURES, explain, find_faults, is_settled, summarise
+from stages.contrast.lars import LARS
+from stages.contrast.moco import MoCo, choose_key_momentum, choose_queue_size
 from stages.contrast.schedule import warmup_cosine
+from stages.contrast.swav import SwAV
 from stages.contrast.views import Views
 from stages.imaging.source import ImageSource, shuffled
 from stages.nets.resnet import ResNet
@@ -19,6 +22,7 @@ from stages.runtime import distributed
 from stages.runtime.device import place
 from stages.runtime.generators import torch_generator
 from stages.runtime.loop import Loop
+from stages.runtime.progress import say, warn
 from stages.runtime.schema import Backbone, Pretrain
 from stages.runtime.seeds import derive
 from stages.runtime.state import StageState
@@ -35,7 +39,14 @@ class Pretraining:
     """
 
     def __init__(
-        self, settings: Pretrain, backbone: Backbone, *, seed: int, precision: str, device: torch.device
+        self,
+        settings: Pretrain,
+        backbone: Backbone,
+        *,
+        num_images: int,
+        seed: int,
+        precision: str,
+        device: torch.device,
     ) -> None:
         torch.manual_seed(derive(seed, "pretrain", "weights"))
         self._settings, self._seed, self._device = settings, seed, device
@@ -44,30 +55,35 @@ class Pretraining:
             settings.projection_dim,
             head_batch_norm=settings.head_batch_norm,
         )
-        moco = MoCo(
-            encoder,
-            settings,
-            queue_size=settings.queue_size,
-            key_momentum=settings.key_momentum,
-            precision=precision,
-            generator=torch_generator(seed, "pretrain", "queue"),
-        )
-        self._method = place(moco, device)
-        self._parameters = [value for value in moco.parameters() if value.requires_grad]
-        self._statistics = [value for name, value in moco.named_buffers() if ".running_" in name]
+        method = _build(encoder, settings, num_images, seed, precision)
+        self._method = place(method, device)
+        self._parameters = [value for value in method.parameters() if value.requires_grad]
+        self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
         self._optimizer = _optimizer(settings, self._parameters)
+        self._faults: list[str] = []
         self._moments = Moments(encoder.backbone.channels[-1], device)
 
-    def run(self, images: ImageSource, state: StageState) -> tuple[ResNet, pd.DataFrame]:
+    @property
+    def backbone(self) -> ResNet:
+        """What pretraining is for."""
+        return self._method.encoder.backbone
+
+    @property
+    def heads(self) -> dict[str, Tensor]:
+        """What was trained on top of it and is of use later, by name."""
+        return self._method.heads()
+
+    def run(self, images: ImageSource, state: StageState) -> pd.DataFrame:
         """Train to the last epoch.
 
         Returns:
-            The backbone of the query encoder, and one row of figures for each epoch.
+            One row of figures for each epoch.
 
         Raises:
             UserError: the loss is no longer a number.
         """
-        loop = Loop("pretrain", self, FIGURES, state=state, device=self._device, cure="lower pretrain.lr")
+        cure = NAN_CURES[self._settings.method]
+        loop = Loop("pretrain", self, FIGURES, state=state, device=self._device, cure=cure)
         while loop.epoch < self._settings.epochs:
             order = torch_generator(self._seed, "pretrain", "order", loop.epoch)
             batches = shuffled(len(images), self._settings.batch_size, order)
@@ -76,24 +92,39 @@ class Pretraining:
                 return self._train_step(image, loop.epoch, loop.step, len(batches))  # noqa: B023
 
             figures = loop.run_epoch(batches, images.batches, train_step)
-            loop.end_epoch({**figures, **self._take_epoch_figures()}, self._settings.epochs)
+            figures.update(self._take_epoch_figures())
+            loop.end_epoch(figures, self._settings.epochs)
+            self._watch(loop.epoch, figures)
         self._method.eval()
-        return self._method.encoder.backbone, loop.history(*EPOCH_FIGURES)
+        return loop.history(*EPOCH_FIGURES)
 
     def _train_step(
         self, image: Float[Tensor, "n 3 H W"], epoch: int, step: int, num_steps: int
     ) -> Float[Tensor, " F"]:
         self._set_lr(epoch * num_steps + step, num_steps)
         generator = torch_generator(self._seed, "pretrain", "views", epoch, step)
-        measured = self._method(image, Views(self._settings.photometric, generator))
+        measured = self._method(image, Views(self._settings.photometric, generator), epoch)
         self._optimizer.zero_grad()
         measured.loss.backward()
         distributed.average_(value.grad for value in self._parameters if value.grad is not None)
         self._optimizer.step()
-        self._method.after_step(epoch * num_steps + step)
+        self._method.after_step()
         distributed.average_(self._statistics)  # each process has seen groups of its own
         self._moments.add(distributed.gather(measured.feature))
         return torch.stack(measured[: len(FIGURES)])
+
+    def _watch(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """Name what is wrong when it begins, not after the night."""
+        candidates = self._method.num_candidates
+        faults = find_faults(figures, candidates) if is_settled(epoch, self._settings) else []
+        for fault in faults:
+            if fault not in self._faults:
+                warn("pretrain", explain(fault, figures, candidates, self._settings.method))
+        self._faults = faults
+
+    def summary(self, history: pd.DataFrame) -> dict[str, Any]:
+        """What is left to say when it is over."""
+        return summarise(history, self._settings, self._method.num_candidates)
 
     def _take_epoch_figures(self) -> dict[str, float]:
         rank, usage = self._moments.effective_rank(), self._method.take_usage()
@@ -124,6 +155,23 @@ class Pretraining:
         self._moments.load_state_dict(saved["moments"])
 
 
+def _build(encoder: Encoder, settings: Pretrain, num_images: int, seed: int, precision: str) -> MoCo | SwAV:
+    if settings.method == "swav":
+        return SwAV(encoder, settings, precision=precision)
+    queue_size = choose_queue_size(settings, num_images)
+    num_steps = settings.epochs * (num_images // settings.batch_size)
+    key_momentum = choose_key_momentum(settings, num_steps)
+    say("pretrain", images=num_images, steps=num_steps, queue_size=queue_size, key_momentum=key_momentum)
+    return MoCo(
+        encoder,
+        settings,
+        queue_size=queue_size,
+        key_momentum=key_momentum,
+        precision=precision,
+        generator=torch_generator(seed, "pretrain", "queue"),
+    )
+
+
 def _optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """Weight decay holds back the weights alone, not biases and batch norms (ours)."""
     groups = [
@@ -132,4 +180,6 @@ def _optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.optim.
     ]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
+    if settings.optimizer == "lars":
+        return LARS(groups, lr=settings.lr, momentum=0.9)
     return torch.optim.AdamW(groups, lr=settings.lr)

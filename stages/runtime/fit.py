@@ -23,7 +23,7 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
     too_many = f"is more than the {num_images} training images"
     if params.pretrain.batch_size > num_images:
         yield f"pretrain.batch_size: {params.pretrain.batch_size} {too_many}; lower it, or add images"
-    if params.pretrain.queue_size > num_images:
+    if params.pretrain.method == "mocov2" and params.pretrain.queue_size > num_images:
         yield (
             f"pretrain.queue_size: {params.pretrain.queue_size} {too_many}, so an image would be its own "
             "negative; half of the images is a good size"

@@ -77,6 +77,8 @@ def _fit(params: Any, folder: Path) -> None:
     queue = max(1, num_images // 2 // pretrain["batch_size"]) * pretrain["batch_size"]
     if pretrain["queue_size"] > queue:
         _set(pretrain, "queue_size", queue, "at most half of the images, in whole batches")
+    if pretrain["swav"]["queue_size"] > queue:
+        _set(pretrain["swav"], "queue_size", queue, "at most half of the images, in whole batches")
     if train["batch_size"] > largest:
         _set(train, "batch_size", largest, "at most half of the images")
     if params["global_k"] > num_images // 8:

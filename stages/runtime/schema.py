@@ -91,26 +91,43 @@ class Photometric(Section):
     blur_reference_px: Count
 
 
-class Pretrain(Section):
-    """MoCo v2."""
+class SwAV(Section):
+    """What SwAV has of its own."""
 
-    method: Literal["mocov2"]
+    num_prototypes: Annotated[int, Field(ge=2)]
+    temperature: Positive
+    epsilon: Positive
+    sinkhorn_iterations: Count
+    crop_area: FractionRange
+    local_crops: Annotated[int, Field(ge=0)]
+    local_px: Annotated[int, Field(ge=8)]
+    local_area: FractionRange
+    freeze_epochs: Annotated[int, Field(ge=0)]
+    queue_size: Annotated[int, Field(ge=0)]
+    queue_from_epoch: Annotated[int, Field(ge=0)]
+
+
+class Pretrain(Section):
+    """Instance-level self-supervised learning."""
+
+    method: Literal["mocov2", "swav"]
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=2)]
     image_px: Annotated[int, Field(ge=16)]
     crop_area: FractionRange
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "lars", "adamw"]
     lr: Positive
     weight_decay: NonNegative
     warmup_epochs: NonNegative
     key_momentum: Annotated[float, Field(ge=0, lt=1)]
     temperature: Positive
-    queue_size: Count
+    queue_size: Annotated[int, Field(ge=0)]
     batch_negatives: bool
     projection_dim: Count
     head_batch_norm: bool
     symmetric: bool
     bn_splits: Count
+    swav: SwAV
     photometric: Photometric
 
     @model_validator(mode="after")
@@ -119,6 +136,11 @@ class Pretrain(Section):
             raise ValueError(
                 f"queue_size: {self.queue_size} is not a multiple of batch_size {self.batch_size}; "
                 "the queue takes whole batches, so choose one that is"
+            )
+        if self.swav.queue_size % self.batch_size:
+            raise ValueError(
+                f"swav.queue_size: {self.swav.queue_size} is not a multiple of batch_size {self.batch_size}; "
+                "the queue takes whole batches, so choose one that is, or 0 for none"
             )
         if self.batch_size % self.bn_splits or self.batch_size // self.bn_splits < 2:
             raise ValueError(

@@ -70,7 +70,24 @@ SWITCHES: list[dict[str, Any]] = [
     {"pretrain__bn_splits": 1},
     {"backbone__stem_stride": 1},
     {"precision": "bfloat16"},
+    {"pretrain__optimizer": "lars"},
+    {"pretrain__queue_size": 0, "pretrain__key_momentum": 0.0},
+    {"pretrain__method": "swav"},
+    {"pretrain__method": "swav", "pretrain__swav__local_crops": 0},
+    {"pretrain__method": "swav", "pretrain__swav__freeze_epochs": 0},
 ]
+
+
+def test_swav_leaves_its_prototypes_and_their_projection_beside_the_trunk(bench: Any) -> None:
+    bench.params(pretrain__method="swav", pretrain__epochs=1)
+    pretrain.main(ARGV)
+    tensors, _ = bench.tensors(OUTPUTS[0])
+    assert tensors["prototypes.weight"].shape == (5, 16)
+    torch.testing.assert_close(tensors["prototypes.weight"].norm(dim=1), torch.ones(5))
+    assert tensors["projection.0.weight"].shape == (64, 64)
+    assert tensors["projection.3.weight"].shape == (16, 64)
+    backbone = load_backbone(Path(OUTPUTS[0]), bench.read("backbone").backbone)
+    assert torch.equal(backbone.state_dict()["conv1.weight"], tensors["conv1.weight"])
 
 
 def test_every_switch_runs_and_gives_a_result_of_its_own(bench: Any) -> None:
@@ -99,10 +116,11 @@ def test_there_is_a_state_for_every_step(bench: Any, monkeypatch: pytest.MonkeyP
     assert bench.count_saves(pretrain.main, ARGV, monkeypatch) in (2, 3, 4)
 
 
-@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize(("after", "method"), [(1, "mocov2"), (2, "mocov2"), (1, "swav")])
 def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
-    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: int
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: int, method: str
 ) -> None:
+    bench.params(pretrain__method=method)
     pretrain.main(ARGV)
     uninterrupted = bench.hashes(*OUTPUTS)
     for path in OUTPUTS:
@@ -297,7 +315,8 @@ def test_an_index_of_other_images_is_refused(bench: Any) -> None:
 def test_a_loss_that_is_no_number_ends_it(bench: Any) -> None:
     bench.params(pretrain__lr=1e30, pretrain__warmup_epochs=0.0)
     assert bench.fault(pretrain.main, ARGV) == (
-        "pretrain: the loss is not a number in epoch 1, by step 2; lower pretrain.lr"
+        "pretrain: the loss is not a number in epoch 1, by step 2; lower pretrain.lr, "
+        "or lengthen pretrain.warmup_epochs"
     )
 
 

@@ -1,0 +1,39 @@
+"""LARS (You et al., 2017), which torch lacks: steps in proportion to the weights, for large batches."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TRUST = 0.001  # as SwAV and the paper have it
+
+
+class LARS(torch.optim.SGD):
+    """SGD whose gradient for each tensor of weights is brought to `TRUST` times their norm.
+
+    g <- TRUST |w| / (|g| + decay |w|) (g + decay w)
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float) -> None:
+        super().__init__(groups, lr=lr, momentum=momentum)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of SGD along the scaled gradients."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.grad.copy_(scaled(weight, weight.grad, decay))
+            group["weight_decay"] = 0.0
+        super().step()
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+
+
+def scaled(weight: Tensor, gradient: Tensor, decay: float) -> Tensor:
+    """The gradient with weight decay, scaled; as it is where one of the two is zero."""
+    norm, slope = weight.norm(), gradient.norm()
+    scale = TRUST * norm / (slope + decay * norm)
+    return torch.where((norm > 0) & (slope > 0), scale * (gradient + decay * weight), gradient)

@@ -1,0 +1,164 @@
+"""SwAV's equations against loops in float64 (Caron et al., 2020), and LARS (You et al., 2017)."""
+
+import math
+
+import pytest
+import torch
+
+from stages.contrast.encoder import Encoder
+from stages.contrast.lars import LARS
+from stages.contrast.swav import SwAV, sinkhorn, swapped_prediction
+from stages.contrast.views import Views
+from stages.nets.resnet import ResNet
+from stages.runtime.params import load
+from tests.datasets import REPOSITORY
+
+
+def _scores(count: int, prototypes: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, prototypes, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def _plain_sinkhorn(scores: list[list[float]], epsilon: float, iterations: int) -> list[list[float]]:
+    """Algorithm 1's normalisation, on probabilities: columns to 1 / P, rows to 1 / N."""
+    mass = [[math.exp(score / epsilon) for score in row] for row in scores]
+    num_images, num_prototypes = len(mass), len(mass[0])
+    for _ in range(iterations):
+        for j in range(num_prototypes):
+            column = sum(row[j] for row in mass)
+            for row in mass:
+                row[j] /= column * num_prototypes
+        for row in mass:
+            whole = sum(row)
+            row[:] = [value / (whole * num_images) for value in row]
+    return [[value * num_images for value in row] for row in mass]
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("epsilon", [0.03, 0.05, 1.0])
+def test_sinkhorn(epsilon: float, iterations: int, device: torch.device) -> None:
+    scores = _scores(7, 4).to(device)
+    expected = torch.tensor(_plain_sinkhorn(scores.double().tolist(), epsilon, iterations))
+    codes = sinkhorn(scores, epsilon, iterations).cpu()
+    torch.testing.assert_close(codes, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_codes_are_distributions_that_use_all_prototypes_alike() -> None:
+    codes = sinkhorn(_scores(60, 6), 0.05, 100).double()
+    torch.testing.assert_close(codes.sum(1), torch.ones(60).double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(codes.sum(0), torch.full((6,), 10.0).double(), rtol=1e-3, atol=0)
+
+
+def test_sinkhorn_survives_an_epsilon_at_which_exp_would_overflow() -> None:
+    codes = sinkhorn(_scores(8, 4), 1e-3, 3)  # exp(1000) is no float32
+    assert torch.isfinite(codes).all()
+    torch.testing.assert_close(codes.sum(1), torch.ones(8))
+
+
+@pytest.mark.parametrize("num_views", [2, 5])
+def test_swapped_prediction(num_views: int, device: torch.device) -> None:
+    logits = torch.stack([_scores(3, 4, seed) for seed in range(num_views)], 1).to(device) * 5
+    codes = torch.stack([sinkhorn(_scores(3, 4, 10 + seed), 0.1, 3) for seed in range(2)], 1).to(device)
+    terms = []
+    for coded in range(2):
+        for predicting in range(num_views):
+            if coded == predicting:
+                continue
+            for image in range(3):
+                values = logits[image, predicting].double().tolist()
+                log_sum = math.log(sum(math.exp(value) for value in values))
+                code = codes[image, coded].tolist()
+                terms.append(-sum(c * (v - log_sum) for c, v in zip(code, values, strict=True)))
+    assert float(swapped_prediction(logits, codes)) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+def test_equal_scores_have_the_loss_of_chance() -> None:
+    codes = sinkhorn(_scores(3, 9), 0.05, 3).expand(2, -1, -1).transpose(0, 1)
+    assert float(swapped_prediction(torch.zeros(3, 4, 9), codes)) == pytest.approx(math.log(9), rel=1e-6)
+
+
+def _swav(**changes: object) -> SwAV:
+    torch.manual_seed(0)
+    settings = load(REPOSITORY / "params.yaml", "pretrain").pretrain
+    own = {"num_prototypes": 6, "local_crops": 1, "local_px": 16, "queue_size": 8, "queue_from_epoch": 2}
+    update = {"projection_dim": 5, "image_px": 16, "batch_size": 4, "bn_splits": 1}
+    update["swav"] = settings.swav.model_copy(update={**own, "freeze_epochs": 1, **changes})
+    encoder = Encoder(ResNet("resnet18", 4, 2), 5, head_batch_norm=True)
+    return SwAV(encoder, settings.model_copy(update=update), precision="float32")
+
+
+def _step(swav: SwAV, epoch: int) -> None:
+    generator = torch.Generator().manual_seed(epoch)
+    photometric = load(REPOSITORY / "params.yaml", "pretrain").pretrain.photometric
+    image = torch.rand(4, 3, 20, 20, generator=generator)
+    swav.zero_grad()
+    swav(image, Views(photometric, generator), epoch).loss.backward()
+    swav.after_step()
+
+
+def test_prototypes_are_frozen_at_first_and_of_unit_length_always() -> None:
+    swav = _swav()
+    _step(swav, 0)
+    assert swav.prototypes.weight.grad is None
+    with torch.no_grad():
+        swav.prototypes.weight.mul_(3)
+    _step(swav, 1)
+    assert swav.prototypes.weight.grad is not None
+    torch.testing.assert_close(swav.prototypes.weight.norm(dim=1), torch.ones(6))
+
+
+def test_the_queue_comes_late_and_never_half_full() -> None:
+    swav = _swav()
+    lengths = []
+
+    def codes(epoch: int) -> int:
+        batch = torch.nn.functional.normalize(torch.randn(2, 4, 5), dim=2)
+        alone = sinkhorn(batch[0] @ swav.prototypes.weight.T, swav._own.epsilon, 3)
+        return int(not torch.allclose(swav._codes(batch, epoch)[0], alone))
+
+    for epoch in range(4):
+        lengths.append(codes(epoch))
+        _step(swav, epoch)
+    assert lengths == [0, 0, 1, 1]
+    fresh = _swav()
+    fresh.filled.fill_(4)
+    swav = fresh
+    assert codes(9) == 0
+    torch.testing.assert_close(fresh.queue, torch.zeros(2, 8, 5))
+
+
+def test_the_queue_is_first_in_first_out() -> None:
+    swav = _swav()
+    for number in range(3):
+        swav._newest = torch.full((2, 4, 5), float(number))
+        swav.after_step()
+    assert swav.queue[:, :, 0].tolist() == [[1, 1, 1, 1, 2, 2, 2, 2]] * 2
+    assert int(swav.filled) == 12
+
+
+def test_usage_of_the_prototypes() -> None:
+    swav = _swav()
+    swav.assigned.copy_(torch.tensor([2.0, 2.0, 2.0, 0.0, 0.0, 0.0]))
+    assert swav.take_usage() == pytest.approx(0.5)
+    assert float(swav.assigned.sum()) == 0
+
+
+def test_lars_against_its_equation() -> None:
+    start = [torch.tensor([3.0, 4.0]), torch.zeros(2)]
+    gradients = [torch.tensor([0.6, -0.8]), torch.tensor([1.0, 2.0])]
+    weights = [value.clone().requires_grad_() for value in start]
+    optimizer = LARS([{"params": weights, "weight_decay": 0.1}], lr=2.0, momentum=0.9)
+    expected = [value.double() for value in start]
+    velocity = [torch.zeros(2).double() for _ in start]
+    for _ in range(2):
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient.clone()
+        optimizer.step()
+        for i, gradient in enumerate(gradients):
+            norm = float(expected[i].norm())
+            scale = 0.001 * norm / (float(gradient.norm()) + 0.1 * norm) if norm else 1.0
+            decayed = gradient.double() + (0.1 * expected[i] if norm else 0)
+            velocity[i] = 0.9 * velocity[i] + scale * decayed
+            expected[i] = expected[i] - 2.0 * velocity[i]
+    for weight, value in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.detach().double(), value, rtol=1e-5, atol=1e-7)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1

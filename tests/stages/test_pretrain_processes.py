@@ -1,0 +1,74 @@
+"""`pretrain` in several processes: what one would have computed, and nothing beside it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.datasets import REPOSITORY
+from tests.stages.pretrain_in_float64 import run_all
+
+# Sync batch norm, groups of its own for each process, and the other method.
+CASES: dict[str, dict[str, Any]] = {
+    "one_group": {"pretrain__bn_splits": 1},
+    "two_groups": {"pretrain__bn_splits": 2},
+    "swav": {"pretrain__method": "swav", "pretrain__bn_splits": 1},
+}
+
+QUEUES_OF_9 = {"pretrain__queue_size": 9, "pretrain__swav__queue_size": 9}
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_two_processes_give_the_losses_and_weights_of_one(bench: Any, in_float64: None) -> None:
+    for name, changes in CASES.items():
+        bench.params(**changes)
+        Path("params.yaml").rename(name)
+    run_all(CASES)
+    alone = {name: (pd.read_csv(f"{name}.csv"), load_file(f"{name}.safetensors")) for name in CASES}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    program = ["--nproc-per-node", "2", "-m", "tests.stages.pretrain_in_float64", *CASES]
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *program],
+        cwd=bench.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    log = ended.stdout
+    assert log.count("epoch 2/2") == len(CASES), "one process speaks for both"
+    for name, (history, weights) in alone.items():
+        pd.testing.assert_frame_equal(pd.read_csv(f"{name}.csv"), history, rtol=1e-5)
+        assert history["loss"].iloc[0] != pytest.approx(history["loss"].iloc[1], rel=1e-3), "it learns"
+        together = load_file(f"{name}.safetensors")
+        assert set(together) == set(weights)
+        for key, value in weights.items():
+            assert (together[key] - value).double().norm() <= 1e-6 * value.double().norm() + 1e-9, (
+                f"{name}: {key}"
+            )
+    assert bench.saved_states() == []
+
+
+def test_processes_that_are_started_end_with_the_fault_of_the_settings(bench: Any) -> None:
+    bench.params(runtime__nproc=2, pretrain__batch_size=9, pretrain__bn_splits=1, **QUEUES_OF_9)
+    argv = ["--images", "images", "--out", "b", "--history", "h", "--metrics", "m"]
+    assert (
+        "error: params.yaml: pretrain.batch_size: 9 images cannot be shared evenly by 2 processes; "
+        "choose a multiple\n"
+    ) in bench.command_fault("pretrain", argv)
+    assert not Path("b").exists()
