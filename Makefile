@@ -32,5 +32,8 @@ check: env ## formatting, lint and types, without running anything
 preset: env ## another params.yaml: make preset NAME=folder DATA=path/to/data [FORCE=1]
 	python -m stages.runtime.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(FORCE),--force)
 
-.PHONY: help env repro test check preset
+table: env ## a table of the paper as experiments: make table NAME=4 [SEEDS=0,1,2] [ARGS=--dry-run]
+	python -m stages.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+.PHONY: help env repro test check preset table
 .DEFAULT_GOAL := help

@@ -9,6 +9,7 @@ import torch
 
 from stages.clustering.agreement import agreement, effective_clusters
 from stages.clustering.centres import Space, choose_centres, find_centres
+from stages.clustering.pseudo_labels import agreement_with_order, weaknesses
 from stages.nets.heads import read_heads
 from stages.runtime.artefacts import read_array, write_json
 from stages.runtime.device import choose_device
@@ -73,8 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "mean_score": float(score.mean()),
         "stability": agreement(pseudo_label, second_label),
         "agreement_with_position": agreement(pseudo_label, np.tile(np.arange(num_views), num_images)),
+        "agreement_with_order": agreement_with_order(pseudo_label[::num_views], params.global_k),
     }
     say("label", **figures)
+    for weakness in weaknesses(figures, params.label.weak):
+        say("label", weak=weakness)
     shape = (num_images, num_views)
     tensors = {
         "centroids": torch.from_numpy(runs[0]),

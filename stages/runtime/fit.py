@@ -40,3 +40,20 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
         )
     if params.train.batch_size > num_images:
         yield f"train.batch_size: {params.train.batch_size} {too_many}; lower it, or add images"
+    pixels = _sampled_pixels(params, num_images)
+    if params.pixel_k > pixels:
+        yield (
+            f"pixel_k: {params.pixel_k} clusters need as many pixels, but an epoch's sample has {pixels} "
+            "(train.clustering.sample_images, sample_pixels); lower pixel_k, or raise them"
+        )
+
+
+def _sampled_pixels(params: Params, num_images: int) -> int:
+    """Pixels of each view that an epoch clusters."""
+    clustering, batch_size = params.train.clustering, params.train.batch_size
+    in_image = (params.size_px // params.train.feature_stride) ** 2
+    if clustering.kmeans == "minibatch":
+        batches = min(clustering.init_batches, num_images // batch_size)
+        return batches * batch_size * in_image
+    images = max(batch_size, min(clustering.sample_images, num_images) // batch_size * batch_size)
+    return images * min(max(1, clustering.sample_pixels // images), in_image)

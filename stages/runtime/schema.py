@@ -221,6 +221,14 @@ class Embed(Section):
     centre_ratio: PositiveFraction
 
 
+class WeakLabels(Section):
+    """From where on pseudo-labels are called weak."""
+
+    stability_below: Fraction
+    position_above: Fraction
+    order_above: Fraction
+
+
 class Label(Section):
     """Pseudo-labels of whole views."""
 
@@ -228,6 +236,7 @@ class Label(Section):
     fit_views: Literal["whole", "all"]
     iterations: Count
     restarts: Count
+    weak: WeakLabels
 
 
 class SelectViews(Section):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.imaging.color import to_lab
 from stages.runtime.schema import Context
 from stages.segmentation.context import (
     ContextModule,
@@ -27,6 +28,8 @@ PLACES = [(row / ROWS, column / COLUMNS) for row in range(ROWS) for column in ra
 # Distances come from one matrix product in float32, so a pixel is not at distance 0 to the last digit.
 ROUNDING = 2e-5
 SIMILARITIES = [("cnn", "product"), ("raw", "product"), ("both", "product"), ("both", "sum")]
+NORMS = ["l1", "softmax", "count", "none"]
+EPSILON = 1e-6  # beside the raw similarity under the logarithm
 
 
 def _settings(**changes: object) -> Context:
@@ -77,10 +80,13 @@ def _plain_affinity(
             raw = KERNEL["appearance_weight"] * appearance + KERNEL["proximity_weight"] * proximity
             both = semantic * raw if combine == "product" else semantic + raw
             result[i, j] = {"cnn": semantic, "raw": raw, "both": both}[similarity]
+            if combine == "log_sum" and similarity == "both":
+                result[i, j] = temperature * (semantic / temperature + math.log(raw + EPSILON))
         if norm == "softmax":
             result[i] = np.exp(result[i] / temperature)
-        result[i] /= result[i].sum()
-    return result
+        if norm in ("l1", "softmax"):
+            result[i] /= result[i].sum()
+    return result / len(PLACES) if norm == "count" else result
 
 
 def test_cosine_similarity(device: torch.device) -> None:
@@ -158,8 +164,10 @@ def test_row_normalise(device: torch.device) -> None:
     assert (row_normalise(torch.zeros(1, 3, 3)) == 0).all()  # and not 0 / 0
 
 
-@pytest.mark.parametrize("norm", ["l1", "softmax"])
-@pytest.mark.parametrize(("similarity", "combine"), SIMILARITIES)
+@pytest.mark.parametrize(
+    ("similarity", "combine", "norm"),
+    [(*kind, norm) for kind in SIMILARITIES for norm in NORMS] + [("both", "log_sum", "softmax")],
+)
 def test_affinity(similarity: str, combine: str, norm: str, device: torch.device) -> None:
     feature, image = _maps()
     module = ContextModule(DIM, _settings(similarity=similarity, combine=combine, norm=norm)).to(device)
@@ -169,8 +177,19 @@ def test_affinity(similarity: str, combine: str, norm: str, device: torch.device
     ):
         expected = _plain_affinity(one_feature, one_image, similarity, combine, norm)
         np.testing.assert_allclose(ours, expected, atol=ROUNDING)
-    np.testing.assert_allclose(found.sum(2), 1, atol=1e-5)
+    if norm in ("l1", "softmax"):
+        np.testing.assert_allclose(found.sum(2), 1, atol=1e-5)
     assert (found >= 0).all()
+
+
+def test_colours_in_lab() -> None:
+    """Raw similarity of colours that were brought to L*a*b* by hand."""
+    _, image = _maps()
+    module = ContextModule(DIM, _settings(color="lab"))
+    plain = ContextModule(DIM, _settings())
+    found = module.raw_similarity(image)
+    torch.testing.assert_close(found, plain.raw_similarity(to_lab(image)))
+    assert (found - plain.raw_similarity(image)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(("similarity", "combine"), SIMILARITIES)
@@ -212,13 +231,36 @@ def test_forward_is_the_non_local_sum_beside_a_projection(similarity: str, combi
             np.testing.assert_allclose(ours.reshape(DIM, -1)[:, i], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("residual", ["add", "concat"])
 @pytest.mark.parametrize("norm", ["l1", "softmax"])
-def test_it_starts_as_if_it_were_absent(norm: str, device: torch.device) -> None:
-    module = ContextModule(DIM, _settings(start="identity", norm=norm)).to(device)
+def test_it_starts_as_if_it_were_absent(norm: str, residual: str, device: torch.device) -> None:
+    module = ContextModule(DIM, _settings(start="identity", norm=norm, residual=residual)).to(device)
     generator = torch.Generator().manual_seed(0)
     feature = torch.randn(2, DIM, 8, 8, generator=generator).to(device)
     image = torch.rand(2, 3, 16, 16, generator=generator).to(device)
     assert torch.equal(module(feature, image, (4, 4)), feature)
+
+
+def test_context_alone_or_beside_the_feature_map() -> None:
+    feature, image = _maps()
+    torch.manual_seed(0)
+    added = ContextModule(DIM, _settings())
+    context = added(feature, image, (ROWS, COLUMNS)) - added.project(feature)
+    torch.manual_seed(0)
+    alone = ContextModule(DIM, _settings(residual="none"))
+    torch.testing.assert_close(alone(feature, image, (ROWS, COLUMNS)), context, atol=1e-5, rtol=1e-4)
+    torch.manual_seed(0)
+    joined = ContextModule(DIM, _settings(residual="concat"))
+    weight, bias = joined.merge.weight[:, :, 0, 0], joined.merge.bias
+    both = torch.cat([feature, context], dim=1)
+    expected = torch.einsum("kd,ndhw->nkhw", weight, both) + bias[:, None, None]
+    torch.testing.assert_close(joined(feature, image, (ROWS, COLUMNS)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_fixed_kernels_do_not_learn() -> None:
+    module = ContextModule(DIM, _settings(learn_kernels=False))
+    assert not any(value.requires_grad for value in module.log_kernel.values())
+    assert module.kernels() == pytest.approx(KERNEL, rel=1e-6)
 
 
 def test_context_is_pooled_to_the_grid_and_brought_back() -> None:
@@ -242,8 +284,11 @@ def test_context_is_pooled_to_the_grid_and_brought_back() -> None:
     np.testing.assert_allclose(found[0].detach(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["l1", "softmax"])
-@pytest.mark.parametrize(("similarity", "combine"), SIMILARITIES)
+@pytest.mark.parametrize(
+    ("similarity", "combine", "norm"),
+    [(*kind, norm) for kind in SIMILARITIES for norm in ("l1", "softmax")]
+    + [("both", "product", "none"), ("both", "product", "count"), ("both", "log_sum", "softmax")],
+)
 def test_gradients_of_inputs_and_of_all_parameters(
     similarity: str, combine: str, norm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,36 @@ def test_image_head(kind: str, device: torch.device) -> None:
     assert pooled_signs == {-1.0, 1.0}, "the ReLU was not put to the test"
 
 
+def test_relu_before_pooling_judges_every_pixel() -> None:
+    torch.manual_seed(0)
+    head = ImageHead(DIM, CLUSTERS, "relu_gap_fc")
+    feature = 3 * torch.randn(5, DIM, 3, 2, generator=torch.Generator().manual_seed(1))
+    linear = head.decide[1]
+    weight, bias = linear.weight.detach().double().numpy(), linear.bias.detach().double().numpy()
+    found = head(feature).detach().numpy()
+    for ours, one in zip(found, feature.double().numpy(), strict=True):
+        judged = np.maximum(_score_maps(head, one), 0).mean((1, 2))
+        np.testing.assert_allclose(ours, bias + weight @ judged, atol=1e-5)
+
+
+def test_a_hidden_layer_as_wide_as_the_feature_map() -> None:
+    torch.manual_seed(0)
+    head = ImageHead(DIM, CLUSTERS, "mlp")
+    feature = 3 * torch.randn(5, DIM, 3, 2, generator=torch.Generator().manual_seed(1))
+    pooled = feature.double().numpy().mean((2, 3))
+    layers = [
+        (
+            layer.weight.detach().double().numpy().reshape(len(layer.weight), -1),
+            layer.bias.detach().double().numpy(),
+        )
+        for layer in (head.classify, head.decide[1])
+    ]
+    (first, first_bias), (second, second_bias) = layers
+    hidden = np.maximum(pooled @ first.T + first_bias, 0)
+    np.testing.assert_allclose(head(feature).detach().numpy(), hidden @ second.T + second_bias, atol=1e-5)
+    assert first.shape == (DIM, DIM)
+
+
 def test_the_modified_head_has_a_linear_layer_more() -> None:
     def shapes(kind: str) -> list[tuple[int, ...]]:
         return [tuple(value.shape) for value in ImageHead(DIM, CLUSTERS, kind).parameters()]

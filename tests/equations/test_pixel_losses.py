@@ -11,6 +11,7 @@ from stages.segmentation.losses import (
     assign_pixels,
     cluster_weights,
     guidance_loss,
+    pixel_logits,
     pixel_loss,
     siamese_loss,
 )
@@ -168,3 +169,56 @@ def test_guidance_loss_gradient() -> None:
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     label = torch.tensor([2, 0, 3])
     assert torch.autograd.gradcheck(lambda x: guidance_loss(x, label)[0], (logits.requires_grad_(),))
+
+
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+def test_pixel_logits(metric: str, device: torch.device) -> None:
+    """Up to what is the same for all centroids; here neither features nor centroids are units."""
+    feature = torch.randn(NUM, DIM, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    centroids = 2 * torch.randn(CLUSTERS, DIM, generator=torch.Generator().manual_seed(1))
+    found = pixel_logits(feature.to(device), centroids.to(device), metric).cpu().double().numpy()
+    z, mu = feature.double().numpy(), centroids.double().numpy()
+    for n in range(NUM):
+        for row in range(SIDE):
+            for column in range(SIDE):
+                pixel = z[n, :, row, column]
+                plain = [
+                    float(np.dot(pixel, one)) if metric == "dot" else -float(((pixel - one) ** 2).sum())
+                    for one in mu
+                ]
+                offset = 0 if metric == "dot" else float((pixel**2).sum())
+                np.testing.assert_allclose(found[n, :, row, column], np.array(plain) + offset, atol=1e-4)
+    nearest = assign_pixels(feature, centroids, metric)
+    assert torch.equal(nearest, torch.from_numpy(found.argmax(1)))
+    assert not torch.equal(
+        nearest, assign_pixels(feature, centroids, {"dot": "euclidean"}.get(metric, "dot"))
+    )
+
+
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+def test_gradient_of_the_pixel_loss(metric: str) -> None:
+    feature = torch.randn(1, DIM, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    _, target, clusters = _view(3)
+    clusters = ViewClusters(clusters.centroids.double(), clusters.weight.double())
+
+    def loss(value: torch.Tensor) -> torch.Tensor:
+        return pixel_loss(value, target[:1, :2, :2], clusters, 0.3, metric)
+
+    assert torch.autograd.gradcheck(loss, (feature.requires_grad_(),))
+
+
+def test_guidance_loss_with_weights_and_smoothing() -> None:
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double()
+    label, weight = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([0.5, 2.0, 1.0, 0.5]).double()
+    smoothing, total, weights = 0.2, 0.0, 0.0
+    for scores, y in zip(logits.tolist(), label.tolist(), strict=True):
+        log_probability = [score - math.log(sum(map(math.exp, scores))) for score in scores]
+        for k in range(4):
+            share = (1 - smoothing) * (k == y) + smoothing / 4
+            total -= share * float(weight[k]) * log_probability[k]
+        weights += float(weight[y])
+    loss, _ = guidance_loss(logits, label, weight, smoothing)
+    assert float(loss) == pytest.approx(total / weights, rel=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda values: guidance_loss(values, label, weight, smoothing)[0], (logits.requires_grad_(),)
+    )

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.contrast.views import ASPECT, random_resized_boxes
+from stages.imaging.color import to_lab
 from stages.imaging.photometric import Jitter, apply_colour, colour_matrix, draw_jitter
 from stages.imaging.resample import Boxes, interpolation_matrix, resample, whole
 from stages.segmentation.guidance import draw_guides
@@ -323,3 +324,24 @@ def test_every_kept_view_gets_its_turn() -> None:
     kept = torch.tensor([[-1, 2, -1, 0, 5, -1]])
     seen = {int(draw_guides(kept, torch.Generator().manual_seed(seed))[1]) for seed in range(40)}
     assert seen == {1, 3, 4}
+
+
+def test_lab_of_colours_that_are_known() -> None:
+    """CIE L*a*b* under D65 of black, white, grey and the primaries, to the figures that tables give."""
+    colors = {
+        (0, 0, 0): (0, 0, 0),
+        (1, 1, 1): (100, 0, 0),
+        (0.5, 0.5, 0.5): (53.39, 0, 0),
+        (1, 0, 0): (53.24, 80.09, 67.20),
+        (0, 1, 0): (87.73, -86.18, 83.18),
+        (0, 0, 1): (32.30, 79.19, -107.86),
+    }
+    image = torch.tensor(list(colors)).T[None, :, :, None].float()
+    found = 100 * to_lab(image)[0, :, :, 0].T
+    torch.testing.assert_close(found, torch.tensor(list(colors.values())).float(), atol=0.05, rtol=0)
+
+
+def test_gradients_of_lab_are_finite() -> None:
+    image = torch.tensor([0.0, 0.001, 0.04045, 0.5, 1.0]).repeat(3, 1)[None, :, :, None].requires_grad_()
+    to_lab(image).sum().backward()
+    assert torch.isfinite(image.grad).all()

@@ -60,7 +60,30 @@ def test_metrics_are_those_of_the_clusters(ready: Any) -> None:
         "mean_score": pytest.approx(float(score.mean()), abs=1e-5),
         "stability": pytest.approx(1, abs=1e-5),
         "agreement_with_position": pytest.approx(0, abs=0.1),
+        "agreement_with_order": pytest.approx(0, abs=0.4),  # the four directions take turns
     }
+
+
+def test_weak_pseudo_labels_are_named_before_training(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    label.main(ARGV)
+    assert "label: weak" not in capsys.readouterr().out
+    embeddings = np.load("embeddings.npy")
+    np.save("embeddings.npy", embeddings[np.argsort(np.arange(16) % 4, kind="stable")])
+    label.main(ARGV)
+    assert "label: weak they follow the order of the files by 1.00" in capsys.readouterr().out
+    rng = np.random.default_rng(1)
+    by_place = np.eye(8)[np.arange(6) % 4][None] + 0.01 * rng.normal(size=(16, 6, 8))
+    np.save("embeddings.npy", by_place.astype(np.float32))
+    ready.params(label__fit_views="all")
+    label.main(ARGV)
+    assert "label: weak they follow the view's place in the image by " in capsys.readouterr().out
+    assert json.loads(Path(OUTPUTS[1]).read_text())["label"]["agreement_with_position"] > 0.3
+    noise = rng.normal(size=(16, 6, 8))
+    noise /= np.linalg.norm(noise, axis=2, keepdims=True)
+    np.save("embeddings.npy", noise.astype(np.float32))
+    ready.params(label__iterations=1, label__restarts=1, label__weak__stability_below=1.0)
+    label.main(ARGV)
+    assert "label: weak a second clustering agrees by " in capsys.readouterr().out
 
 
 def test_the_same_inputs_give_the_same_bytes(ready: Any) -> None:

@@ -152,10 +152,19 @@ SWITCHES: list[dict[str, Any]] = [
 ]
 
 
+SHORT = {
+    "train__epochs": 1,
+    "train__batch_size": 8,
+    "train__clustering__sample_images": 8,
+    "train__clustering__sample_pixels": 160,
+    "train__clustering__iterations": 2,
+}
+
+
 def test_every_switch_runs_and_gives_a_result_of_its_own(ready: Any) -> None:
     results: dict[bytes, str] = {}
     for changes in SWITCHES:
-        ready.params(train__epochs=1, **changes)
+        ready.params(**{**SHORT, **changes})
         train.main(ARGV)
         history = pd.read_csv(OUTPUTS[1]).drop(columns="moved_share")
         assert np.isfinite(history.to_numpy()).all(), changes
@@ -282,6 +291,37 @@ def test_a_sample_that_is_smaller_than_a_batch_is_taken_whole_or_refused(ready: 
     ready.params(train__batch_size=8, train__clustering__sample_images=4)
     train.main(ARGV)
     assert Path(OUTPUTS[0]).exists()
+
+
+def test_fewer_pixels_than_clusters_are_refused_at_once(ready: Any) -> None:
+    ready.params(pixel_k=200, train__clustering__sample_pixels=40)
+    assert ready.fault(train.main, ARGV) == (
+        "params.yaml: pixel_k: 200 clusters need as many pixels, but an epoch's sample has 36 "
+        "(train.clustering.sample_images, sample_pixels); lower pixel_k, or raise them"
+    )
+
+
+@pytest.mark.parametrize("pixel_k", [2, 200])
+def test_few_and_many_clusters(ready: Any, pixel_k: int) -> None:
+    ready.params(**{**SHORT, "pixel_k": pixel_k, "train__clustering__sample_pixels": 800})
+    train.main(ARGV)
+    metrics = json.loads(Path(OUTPUTS[2]).read_text())["train"]
+    assert len(metrics["cluster_shares"]) == pixel_k
+    assert 1 <= metrics["effective_clusters"] <= pixel_k
+
+
+@pytest.mark.parametrize("kmeans", ["sample", "minibatch"])
+def test_images_of_one_colour_train_and_are_called_collapsed_or_not(ready: Any, kmeans: str) -> None:
+    """Pixels have nearly the same feature: nothing divides by 0, and clusters are reported as they are."""
+    images = np.load("images/train.npy")
+    np.save("images/train.npy", np.full_like(images, 127))
+    ready.params(**SHORT, train__clustering__kmeans=kmeans)
+    train.main(ARGV)
+    tensors, _ = ready.tensors(OUTPUTS[0])
+    assert all(torch.isfinite(value).all() for value in tensors.values())
+    metrics = json.loads(Path(OUTPUTS[2]).read_text())["train"]
+    used = (metrics["effective_clusters"] - 1) / 2
+    assert metrics["collapsed"] is (used < 0.2)
 
 
 def test_a_backbone_of_another_architecture_is_refused(ready: Any) -> None:

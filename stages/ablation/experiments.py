@@ -1,0 +1,109 @@
+"""Rows of a table as DVC experiments: their commands, and what came out of them."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stages.ablation.table_file import Measure, Row
+from stages.runtime.errors import UserError
+
+Metrics = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row with one seed."""
+
+    name: str
+    row: str
+    seed: int
+    changes: tuple[tuple[str, str], ...]
+
+    def command(self, *how: str) -> list[str]:
+        """What runs it, as words; `how` is `--temp` or `--queue`."""
+        settings = [word for key, value in self.changes for word in ("--set-param", f"{key}={value}")]
+        return [sys.executable, "-m", "dvc", "exp", "run", *how, "--name", self.name, *settings]
+
+
+def experiments(
+    table: str, rows: Iterable[Row], seeds: Sequence[int], more: Mapping[str, str]
+) -> Iterator[Experiment]:
+    """Every row with every seed.
+
+    The name of an experiment holds a fingerprint of its changes, so that a result is never taken for that
+    of other changes.
+
+    Args:
+        table: its name.
+        rows: of the table.
+        seeds: of params.yaml.
+        more: changes of params.yaml for all rows, below those of a row.
+    """
+    for row in rows:
+        for seed in seeds:
+            changes = {**more, **{key: _text(value) for key, value in row.changes.items()}, "seed": str(seed)}
+            mark = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]
+            slug = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
+            yield Experiment(f"table{table}-{slug}-s{seed}-{mark}", row.name, seed, tuple(changes.items()))
+
+
+def run(command: Sequence[str]) -> None:
+    """Run one command of DVC, its output on the screen.
+
+    Raises:
+        UserError: it failed; what was done before stays, and the same `make table` goes on from there.
+    """
+    ended = subprocess.run(command, check=False)
+    if ended.returncode:
+        raise UserError(
+            f"`{' '.join(command[2:])}` ended with {ended.returncode} (see above); experiments that are done "
+            "stay, and the same `make table` goes on after them"
+        )
+
+
+def finished() -> dict[str, Metrics]:
+    """Metrics of all finished experiments of the current commit, by name; each is {file: content}.
+
+    Raises:
+        UserError: DVC cannot show them.
+    """
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    if shown.returncode:
+        raise UserError(f"`dvc exp show` ended with {shown.returncode}: {shown.stderr.strip()[-500:]}")
+    return parse(json.loads(shown.stdout))
+
+
+def parse(shown: Iterable[Mapping[str, Any]]) -> dict[str, Metrics]:
+    """Metrics by name of experiment, of what `dvc exp show --json` prints; without those that have none."""
+    found = {}
+    for commit in shown:
+        for experiment in commit["experiments"] or []:
+            last = (experiment["revs"] or [{}])[0]
+            metrics = (last.get("data") or {}).get("metrics") or {}
+            contents = {path: entry["data"] for path, entry in metrics.items() if entry.get("data")}
+            if contents and (experiment.get("executor") or {}).get("state") not in (
+                "queued",
+                "running",
+                "failed",
+            ):
+                found[str(experiment["name"])] = contents
+    return found
+
+
+def measured(metrics: Metrics, measure: Measure) -> float | None:
+    """One number of an experiment, None where it is not there."""
+    value: Any = metrics.get(measure.file, {})
+    for part in measure.key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _text(value: Any) -> str:
+    """A value as `--set-param` takes it."""
+    return json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)

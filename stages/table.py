@@ -1,0 +1,76 @@
+"""Run the experiments of one of the paper's tables, and print them beside the paper's numbers; no stage.
+
+What is finished is not run again: after a kill, or for one more seed, say the same once more. Each
+experiment runs apart from the working tree (`dvc exp run --temp`) and shares the cache, so that rows with
+the same pretraining pretrain once.
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.ablation.comparison import as_markdown, compare
+from stages.ablation.experiments import experiments, finished
+from stages.ablation.experiments import run as run_command
+from stages.ablation.table_file import read_table
+from stages.runtime.artefacts import write_csv, write_text
+from stages.runtime.errors import UserError, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Queue or run what is missing, collect what is there, write Markdown and CSV."""
+    parser = argparse.ArgumentParser(prog="python -m stages.table", description=__doc__)
+    parser.add_argument("name", help="a table: 2 to 6")
+    parser.add_argument("--seeds", default="0,1,2", help="of params.yaml (default: 0,1,2)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a change of params.yaml for all rows"
+    )
+    parser.add_argument("--tables", type=Path, default=Path("presets/tables"), help="folder of the tables")
+    parser.add_argument("--out", type=Path, default=Path("metrics/tables"), help="folder to write to")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="print the commands, and run nothing")
+    how.add_argument("--queue", action="store_true", help="queue what is missing, for `dvc queue start`")
+    how.add_argument("--collect", action="store_true", help="run nothing, print what is there")
+    args = parser.parse_args(argv)
+
+    table = read_table(args.tables / f"{args.name}.yaml")
+    wanted = list(experiments(args.name, table.rows, _seeds(args.seeds), dict(map(_change, args.set))))
+    if args.dry_run:
+        for experiment in wanted:
+            print(shlex.join(["dvc", *experiment.command("--temp")[3:]]))
+        return
+    done = finished()
+    missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]
+    for number, experiment in enumerate(missing, start=1):
+        print(
+            f"table {args.name}: {number}/{len(missing)}  {experiment.row}  seed {experiment.seed}",
+            flush=True,
+        )
+        run_command(experiment.command("--queue" if args.queue else "--temp"))
+    if args.queue:
+        print("queued; next: dvc queue start, and when it is through, the same with --collect")
+        return
+    compared = compare(table, wanted, finished() if missing else done)
+    text = as_markdown(table, compared)
+    write_text(args.out / f"{args.name}.md", text)
+    write_csv(args.out / f"{args.name}.csv", compared)
+    print(text)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds: must be whole numbers with commas between them, got {text!r}") from error
+
+
+def _change(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise UserError(f"--set: must be KEY=VALUE, got {text!r}")
+    return key, value
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,164 @@
+"""Where the time of an epoch of `train` goes: `python -m tests.bench_training --help`.
+
+Random images, the network of a preset. Wall time on a machine that does other things says little; the
+thread-seconds beside it are the processor time of all threads of this process.
+"""
+
+import argparse
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.imaging.source import ImageSource
+from stages.nets.resnet import ResNet
+from stages.runtime.device import choose_device, place
+from stages.runtime.params import read
+from stages.segmentation.assignments import FrozenAssignments, StoredAssignments
+from stages.segmentation.clusters import PixelClusterer
+from stages.segmentation.compat import train_settings
+from stages.segmentation.guidance import Guidance
+from stages.segmentation.network import Segmenter
+from stages.segmentation.training import Training
+from stages.segmentation.views import ViewMaker
+from tests.datasets import REPOSITORY
+
+PHASES = {
+    "augmentation": (ViewMaker, "render"),
+    "clustering": (PixelClusterer, "cluster"),
+    "assignment": (FrozenAssignments, "of_view"),
+    "label passes": (StoredAssignments, "__init__"),
+    "training": (Training, "_train_step"),
+}
+KINDS = {
+    "paper": {},
+    "several passes": {"clustering.schedule": "multi_pass"},
+    "picie": {},
+}
+
+
+class Clock:
+    """Wall and thread-seconds of each phase, without those of phases inside it."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+        self._inner: list[np.ndarray] = [np.zeros(2)]
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(np.zeros(2))
+            start = now()
+            result = function(*args, **kwargs)
+            took = now() - start
+            self.spent[name] += took - self._inner.pop()
+            self._inner[-1] += took
+            return result
+
+        return timed
+
+
+def now() -> np.ndarray:
+    """Wall and thread-seconds; on a GPU, when its work is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def bench_epoch(images: np.ndarray, kind: str, preset: Path, precision: str, *, parts: bool) -> Clock:
+    """One epoch: `paper`, the same in several passes, or `picie`."""
+    params = read(preset)
+    settings = params.train
+    if not parts:
+        context = settings.context.model_copy(update={"similarity": "none"})
+        image_loss = settings.image_loss.model_copy(update={"weight": 0.0})
+        settings = settings.model_copy(update={"context": context, "image_loss": image_loss})
+    if kind == "several passes":
+        clustering = settings.clustering.model_copy(update={"schedule": "multi_pass"})
+        settings = settings.model_copy(update={"clustering": clustering})
+    settings = train_settings(settings, "picie" if kind == "picie" else "paper", images.shape[1])
+    settings = settings.model_copy(update={"epochs": 1})
+    device = choose_device(params.device)
+    torch.manual_seed(0)
+    backbone = params.backbone
+    segmenter = Segmenter(
+        ResNet(backbone.arch, backbone.width, backbone.stem_stride),
+        fpn_dim=settings.fpn_dim,
+        feature_stride=settings.feature_stride,
+        context=settings.context,
+        num_view_clusters=params.global_k if settings.image_loss.weight else 0,
+        head=settings.image_loss.head,
+    )
+    rng = np.random.default_rng(0)
+    kept = np.where(
+        rng.random((len(images), 6)) < 0.4, rng.integers(0, params.global_k, (len(images), 6)), -1
+    )
+    guidance = Guidance(
+        settings.image_loss,
+        settings.photometric,
+        torch.from_numpy(kept),
+        num_labels=params.global_k,
+        crop_ratio=params.crop_ratio,
+        seed=0,
+        precision=precision,
+    )
+    training = Training(
+        place(segmenter, device),
+        settings,
+        guidance,
+        pixel_k=params.pixel_k,
+        size_px=params.size_px,
+        seed=0,
+        precision=precision,
+    )
+    clock = Clock()
+    originals = {name: (owner, getattr(owner, attribute)) for name, (owner, attribute) in PHASES.items()}
+    try:
+        for name, (owner, attribute) in PHASES.items():
+            setattr(owner, attribute, clock.wrap(name, getattr(owner, attribute)))
+        state: Any = SimpleNamespace(load=lambda: None, is_due=lambda: False)
+        clock.wrap("everything else", training.run)(ImageSource(images, device), state)
+    finally:
+        for name, (owner, attribute) in PHASES.items():
+            setattr(owner, attribute, originals[name][1])
+    return clock
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a table for each kind of epoch."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench_training", description=__doc__)
+    parser.add_argument("--preset", default="folder", help="of presets/ (default: folder)")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="of epoch")
+    parser.add_argument("--num-images", type=int, default=128, help="random ones (default: 128)")
+    parser.add_argument("--images", type=Path, help="packed images (.npy) in place of random ones")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--parts", action="store_true", help="with context and guidance, as the preset says")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: as torch finds)")
+    args = parser.parse_args(argv)
+
+    preset = REPOSITORY / "presets" / f"{args.preset}.yaml"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    side = read(preset).prepare.train_px
+    shape = (args.num_images, side, side, 3)
+    rng = np.random.default_rng(0)
+    images = np.load(args.images) if args.images else rng.integers(0, 256, shape, dtype=np.uint8)
+    for kind in args.kinds:
+        clock = bench_epoch(images, kind, preset, args.precision, parts=args.parts)
+        total = sum(clock.spent.values(), np.zeros(2))
+        print(f"\n{kind}, {args.precision}, {len(images)} images, {torch.get_num_threads()} threads")
+        print(f"  {'':16} {'wall s':>8} {'thread s':>9} {'images/s':>9}")
+        for name, (wall, threads) in [*clock.spent.items(), ("epoch", total)]:
+            print(f"  {name:16} {wall:8.2f} {threads:9.2f} {len(images) / wall:9.1f}")
+
+
+if __name__ == "__main__":
+    main()

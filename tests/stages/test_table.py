@@ -1,0 +1,198 @@
+"""`table`: commands of the rows, what is read back, and what is printed beside the paper's numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from stages import table
+from stages.ablation import experiments as room
+from stages.ablation.experiments import parse
+from stages.ablation.table_file import read_table
+from stages.runtime.params import read
+from tests.datasets import REPOSITORY, write_params
+
+TABLES = sorted((REPOSITORY / "presets/tables").glob("*.yaml"))
+SMALL = """
+title: A table
+measures:
+  mIoU: {file: metrics/raw.json, key: raw.miou}
+notes: [A note.]
+rows:
+  - {name: the baseline, paper: {mIoU: 7.57}, changes: {compat: picie}}
+  - {name: two changes, paper: {}, changes: {train.crop_first: false, global_k: 7}, needs: a large disk}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/1.yaml").write_text(SMALL, encoding="utf-8")
+    return tmp_path
+
+
+class FakeDvc:
+    """Stands for `dvc`: keeps what is run, shows it in the form of `dvc exp show --json`."""
+
+    def __init__(self) -> None:
+        self.ran: list[list[str]] = []
+        self.fails = False
+
+    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:4] == [sys.executable, "-m", "dvc", "exp"]
+        if command[4] == "show":
+            return subprocess.CompletedProcess(command, 0, json.dumps(self.shown()), "")
+        if not self.fails:
+            self.ran.append(command[5:])
+        return subprocess.CompletedProcess(command, 1 if self.fails else 0)
+
+    def shown(self) -> list[dict[str, Any]]:
+        done = [
+            self._one(command[command.index("--name") + 1], 0.1 + 0.02 * place)
+            for place, command in enumerate(self.ran)
+            if command[0] == "--temp"
+        ]
+        queued = {"name": "queued", "revs": [{"data": None}], "executor": {"state": "queued"}}
+        return [
+            {"rev": "workspace", "experiments": None},
+            {"rev": "abc", "name": "main", "experiments": [*done, queued]},
+        ]
+
+    def _one(self, name: str, miou: float) -> dict[str, Any]:
+        metrics = {"metrics/raw.json": {"data": {"raw": {"miou": miou}}}, "metrics/none.json": {"error": "x"}}
+        return {"name": name, "revs": [{"data": {"metrics": metrics}}], "executor": {"state": "success"}}
+
+
+@pytest.fixture
+def dvc(monkeypatch: pytest.MonkeyPatch) -> FakeDvc:
+    fake = FakeDvc()
+    monkeypatch.setattr(room.subprocess, "run", fake)
+    return fake
+
+
+def test_dry_run_prints_each_command_and_runs_none(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.main(["1", "--tables", "tables", "--seeds", "3,5", "--set", "train.lr=0.1", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert dvc.ran == []
+    assert len(lines) == 4
+    assert lines[0].startswith("dvc exp run --temp --name table1-the-baseline-s3-")
+    assert lines[0].endswith(" --set-param train.lr=0.1 --set-param compat=picie --set-param seed=3")
+    changed = "--set-param train.lr=0.1 --set-param train.crop_first=false --set-param global_k=7"
+    assert lines[3].endswith(f" {changed} --set-param seed=5")
+    names = [line.split("--name ")[1].split()[0] for line in lines]
+    assert len(set(names)) == 4
+
+
+def test_runs_what_is_missing_and_prints_it_beside_the_paper(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["1", "--tables", "tables", "--out", "out", "--seeds", "0,1"]
+    table.main(argv)
+    assert len(dvc.ran) == 4
+    text = (folder / "out/1.md").read_text(encoding="utf-8")
+    assert text in capsys.readouterr().out
+    # 10 and 12, 14 and 16 per cent; the standard deviation of a sample of two is their distance / sqrt 2.
+    assert "| the baseline | 11.0 ± 1.4 | 7.57 | 2 |" in text
+    assert "| two changes | 15.0 ± 1.4 | – | 2 |" in text
+    assert "- A note.\n- two changes: needs a large disk" in text
+    found = pd.read_csv(folder / "out/1.csv")
+    assert list(found.columns) == ["row", "measure", "paper", "mean", "std", "num_seeds"]
+    assert found["mean"].tolist() == pytest.approx([11, 15])
+    assert found["std"].tolist() == pytest.approx([2**0.5, 2**0.5], rel=1e-4)
+    table.main(argv)
+    assert len(dvc.ran) == 4, "what is finished ran again"
+    table.main([*argv[:-1], "0,1,2"])
+    assert len(dvc.ran) == 6
+
+
+def test_other_changes_are_other_experiments(folder: Path, dvc: FakeDvc) -> None:
+    argv = ["1", "--tables", "tables", "--out", "out", "--seeds", "0"]
+    table.main(argv)
+    table.main([*argv, "--set", "train.lr=0.1"])
+    assert len({command[command.index("--name") + 1] for command in dvc.ran}) == 4
+
+
+def test_collect_and_queue_run_nothing(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.main(["1", "--tables", "tables", "--out", "out", "--seeds", "0", "--collect"])
+    assert dvc.ran == []
+    assert "| the baseline | – | 7.57 | 0 |" in capsys.readouterr().out
+    table.main(["1", "--tables", "tables", "--out", "out", "--seeds", "0", "--queue"])
+    assert {command[0] for command in dvc.ran} == {"--queue"}
+    assert "next: dvc queue start" in capsys.readouterr().out
+
+
+def test_a_failed_experiment_ends_it(folder: Path, dvc: FakeDvc, bench_fault: Any) -> None:
+    dvc.fails = True
+    message = bench_fault(["1", "--tables", "tables", "--out", "out", "--seeds", "0"])
+    assert message.startswith("`dvc exp run --temp --name table1-the-baseline-s0-")
+    assert message.endswith("experiments that are done stay, and the same `make table` goes on after them")
+
+
+@pytest.fixture
+def bench_fault() -> Any:
+    def fault(argv: list[str]) -> str:
+        with pytest.raises(table.UserError) as raised:
+            table.main(argv)
+        return str(raised.value)
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["9"], "tables/9.yaml: no such table; there are: 1"),
+        (["1", "--seeds", "one"], "--seeds: must be whole numbers with commas between them, got 'one'"),
+        (["1", "--set", "train.lr"], "--set: must be KEY=VALUE, got 'train.lr'"),
+    ],
+)
+def test_mistakes(folder: Path, bench_fault: Any, argv: list[str], expected: str) -> None:
+    assert bench_fault([*argv, "--tables", "tables"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("two changes", "the baseline", "the baseline is there twice"),
+        ("paper: {}", "paper: {IoU: 1.0}", "rows give IoU, which is none of its measures"),
+        ("notes: [A note.]", "", "notes Field required"),
+        ("title: A table", "title: [", "is no table of experiments"),
+    ],
+)
+def test_a_file_that_is_no_table(folder: Path, bench_fault: Any, old: str, new: str, said: str) -> None:
+    path = folder / "tables/1.yaml"
+    path.write_text(SMALL.replace(old, new), encoding="utf-8")
+    assert said in bench_fault(["1", "--tables", "tables"])
+
+
+def test_experiments_without_results_are_not_finished() -> None:
+    def one(name: str, state: str | None, metrics: Any) -> dict[str, Any]:
+        return {
+            "name": name,
+            "revs": [{"data": {"metrics": metrics}}],
+            "executor": state and {"state": state},
+        }
+
+    metrics = {"m.json": {"data": {"a": 1}}}
+    shown = [one("a", None, metrics), one("b", "failed", metrics), one("c", "success", None)]
+    assert list(parse([{"experiments": shown}])) == ["a"]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=[path.stem for path in TABLES])
+def test_rows_of_the_paper_are_settings_that_exist(path: Path, tmp_path: Path) -> None:
+    for row in read_table(path).rows:
+        changes = {key: value for key, value in row.changes.items() if key != "pretrain.method"}
+        read(write_params(tmp_path / "params.yaml", changes))
+
+
+def test_every_table_of_experiments_is_there() -> None:
+    assert [path.stem for path in TABLES] == ["2", "3", "4", "5", "6"]
