@@ -427,8 +427,8 @@ def test_a_file_that_is_too_large_for_a_picture(
     monkeypatch.setattr(files, "MOST_BYTES", 1000)
     (root / "images/train/part/000.png").write_bytes(bytes(2000))
     assert (
-        "images/train/part/000.png: has 0.0 GB, and no picture has more than 0.0 GB; scale it down "
-        "or remove it"
+        "images/train/part/000.png: has 2,000 bytes, more than 1,000, the most that a picture may have; "
+        "scale it down or remove it"
     ) in faults(root, tmp_path / "out")
 
 
