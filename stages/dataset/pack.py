@@ -1,12 +1,14 @@
 """Packing: every image is decoded once, checked, hashed and written to its place, in parallel."""
 
 import itertools
+import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +114,7 @@ def _run(chunks: Sequence[tuple[Work, _Chunk]], workers: int) -> Iterator[tuple[
         for work, chunk in chunks:
             yield chunk, _pack_chunk(work, chunk)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
         try:
             pending: deque[tuple[_Chunk, Future[list[Packed]]]] = deque()
             for work, chunk in chunks:
@@ -128,6 +130,18 @@ def _run(chunks: Sequence[tuple[Work, _Chunk]], workers: int) -> Iterator[tuple[
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker waits for work for ever when its parent was killed; this one notices."""
+    threading.Thread(target=_await_end_of_parent, daemon=True).start()
+
+
+def _await_end_of_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _pack_chunk(work: Work, chunk: _Chunk) -> list[Packed]:
