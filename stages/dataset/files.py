@@ -72,7 +72,7 @@ def read_raw(root: Path, name: str) -> tuple[RawFile, bytes]:
         status = os.fstat(opened.fileno())
         if status.st_size > MOST_BYTES:
             raise UserError(
-                f"has {status.st_size / 1e9:.1f} GB, and no picture has more than {MOST_BYTES / 1e9:.1f} GB; "
+                f"has {status.st_size:,} bytes, more than {MOST_BYTES:,}, the most that a picture may have; "
                 "scale it down or remove it"
             )
         content = opened.read()

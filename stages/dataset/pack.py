@@ -1,17 +1,14 @@
 """Packing: every image is decoded once, checked, hashed and written to its place, in parallel."""
 
 import itertools
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from stages.dataset.journal import Journal, Packed, checksum, is_unchanged
+from stages.dataset.pool import call_in_order
 from stages.dataset.source import Decode, Decoded, Item
 from stages.dataset.truth import IGNORED
 from stages.dataset.working_size import Protocol, square_image, square_labels
@@ -19,7 +16,6 @@ from stages.runtime.cores import count_cores
 from stages.runtime.errors import UserError
 
 CHUNK_IMAGES = 16
-CHUNKS_AHEAD = 4  # for each worker: enough to keep it busy, few enough to keep memory flat
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def pack(jobs: Sequence[Job], num_workers: int, journal: Journal) -> Iterator[Pa
         for start in range(0, len(job.items), CHUNK_IMAGES)
     ]
     workers = min(num_workers or count_cores(), len(chunks))
-    for chunk, packed in _run(chunks, workers):
+    for (_, chunk), packed in zip(chunks, call_in_order(_pack_chunk, chunks, workers), strict=True):
         for place, one in enumerate(packed, chunk.start):
             journal.add(chunk.split, place, one)
         yield from packed
@@ -105,29 +101,6 @@ def pack(jobs: Sequence[Job], num_workers: int, journal: Journal) -> Iterator[Pa
 
 def _finished(journal: Journal, split: int, start: int) -> tuple[Packed | None, ...]:
     return tuple(journal.finished[split].get(place) for place in range(start, start + CHUNK_IMAGES))
-
-
-def _run(chunks: Sequence[tuple[Work, _Chunk]], workers: int) -> Iterator[tuple[_Chunk, list[Packed]]]:
-    if workers <= 1:
-        for work, chunk in chunks:
-            yield chunk, _pack_chunk(work, chunk)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            pending: deque[tuple[_Chunk, Future[list[Packed]]]] = deque()
-            for work, chunk in chunks:
-                pending.append((chunk, pool.submit(_pack_chunk, work, chunk)))
-                if len(pending) >= CHUNKS_AHEAD * workers:
-                    first, future = pending.popleft()
-                    yield first, future.result()
-            yield from ((chunk, future.result()) for chunk, future in pending)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "runtime.num_workers: a decoding process was killed, most likely for want of memory; "
-                "set a smaller number"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _pack_chunk(work: Work, chunk: _Chunk) -> list[Packed]:

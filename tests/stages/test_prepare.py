@@ -1,7 +1,11 @@
 """prepare through its command line: what it writes, and every message for data that it cannot take."""
 
 import hashlib
+import os
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +26,7 @@ from stages.dataset.truth import IGNORED, read_truth, write_classes
 from stages.runtime.artefacts import read_json
 from stages.runtime.errors import UserError
 from stages.runtime.schema import SplitRule
-from tests.datasets import CLASS_NAMES, folder_manifest, make_folder, write_image, write_params
+from tests.datasets import CLASS_NAMES, REPOSITORY, folder_manifest, make_folder, write_image, write_params
 
 SIZE_PX, TRAIN_PX = 32, 40
 # What six images are enough for.
@@ -427,8 +431,8 @@ def test_a_file_that_is_too_large_for_a_picture(
     monkeypatch.setattr(files, "MOST_BYTES", 1000)
     (root / "images/train/part/000.png").write_bytes(bytes(2000))
     assert (
-        "images/train/part/000.png: has 0.0 GB, and no picture has more than 0.0 GB; scale it down "
-        "or remove it"
+        "images/train/part/000.png: has 2,000 bytes, more than 1,000, the most that a picture may have; "
+        "scale it down or remove it"
     ) in faults(root, tmp_path / "out")
 
 
@@ -496,6 +500,38 @@ def test_a_killed_run_is_gone_on_with(
     assert "prepare: 32 of 60 images are there from an earlier run" in capsys.readouterr().out
     assert len(second.seen) == 28
     assert not list((tmp_path / "out").glob(".*")) + list((tmp_path / "out/images").glob(".*"))
+
+
+def test_a_kill_that_nothing_can_catch(tmp_path: Path) -> None:
+    root, out = make_folder(tmp_path / "set", num_train=220, num_val=2), tmp_path / "out"
+    settings = {"prepare.reader": "folder", "prepare.path": str(root), "runtime.num_workers": 2}
+    write_params(
+        out / "params.yaml", {**FITTING, "size_px": SIZE_PX, "prepare.train_px": TRAIN_PX, **settings}
+    )
+    argv = ["--images", "images", "--truth", "truth", "--metrics", "prepare.json"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "stages.prepare", *argv]
+    process = subprocess.Popen(command, cwd=out, env=environment, stdout=subprocess.DEVNULL)
+    journal = out / ".images.partial/.journal"
+    while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > 16):
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    assert len(children) >= 2
+    give_up = time.monotonic() + 60
+    while any(_is_at_work(pid) for pid in children):
+        assert time.monotonic() < give_up, "workers outlive their parent"
+        time.sleep(0.05)
+    run(root, out)
+    assert hashes(out) == hashes(run(root, tmp_path / "whole"))
+
+
+def _is_at_work(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("change", ["file", "row", "settings"])
