@@ -173,11 +173,24 @@ FAULTS = [
     ),
     (
         OWN + "sky,sky,0,5\nsky,grass,1,5\ngrass,sky,0,1\n",
-        "counts.csv: has 3 rows, but 2 classes and 2 of cluster need 4, one for each pair",
+        "counts.csv: has 3 rows, but 2 classes and 2 clusters need 4, one for each pair",
     ),
     (
         OWN + "sky,sky,1,5\nsky,grass,2,5\n",
         "counts.csv: column 'cluster' must hold the ids 0 to 1, each once a class",
+    ),
+    (
+        "actual,predicted,pixels\nsky,sky,5\n",
+        "counts.csv: has no column 'cluster', without which the ids of clusters are lost; write it again "
+        "with `dvc repro evaluate`",
+    ),
+    (
+        "1,x\n3,4\n",
+        "counts.csv: class 0, cluster 1: 'x'; expected a count of pixels: a whole number, 0 or more",
+    ),
+    (
+        "id,0,1,2\ncow,5,6,7\n",
+        "counts.csv: its first line is 0, 1, ..., 2, which numbers the columns; remove it",
     ),
     (
         "actual,predicted,pixels,pixels\nsky,sky,1,1\n",
