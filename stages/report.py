@@ -17,7 +17,7 @@ from stages.imaging.score_maps import cluster_maps, open_scores
 from stages.reporting.curves import draw_histories
 from stages.reporting.gallery import draw_exemplars, exemplars
 from stages.reporting.legend import Legend, read_legend
-from stages.reporting.page import class_bars, render, score_table, share_bars
+from stages.reporting.page import class_bars, reading_table, render, score_table, share_bars
 from stages.reporting.pictures import Row, panel, save
 from stages.reporting.shares import label_shares, score_shares
 from stages.runtime.artefacts import atomic_folder, read_array, read_csv, read_json
@@ -43,6 +43,7 @@ class Inputs:
     predictions: np.ndarray
     refined: np.ndarray
     metrics: dict[str, Any]
+    readings: dict[str, pd.DataFrame]
     per_class: pd.DataFrame
     histories: dict[str, pd.DataFrame]
 
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             num_val=len(inputs.val),
             num_clusters=num_clusters,
             scores=score_table(inputs.metrics),
+            readings=reading_table(inputs.readings),
             sources=inputs.sources[shown].tolist(),
             legend=legend.entries(),
             class_bars=class_bars(legend, inputs.per_class),
@@ -114,6 +116,7 @@ def _read(args: argparse.Namespace) -> Inputs:
         predictions=open_scores(args.predictions, len(val)),
         refined=read_array(args.refined, memory_map=True),
         metrics={**read_json(args.raw), **read_json(args.refined_scores)},
+        readings={"raw": read_csv(args.raw_readings), "refined": read_csv(args.refined_readings)},
         per_class=read_csv(args.per_class),
         histories={"pretrain": read_csv(args.pretrain_history), "train": read_csv(args.train_history)},
     )
@@ -149,6 +152,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "train-history": ".csv, a row for each epoch",
         "raw": ".json, scores of the prediction",
         "refined-scores": ".json, scores after the CRF",
+        "raw-readings": ".csv, the prediction's things and stuff in every reading",
+        "refined-readings": ".csv, the same after the CRF",
         "per-class": ".csv, scores of each class and the cluster matched with it",
         "out": "folder to write: index.html and its pictures",
     }

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.reporting.legend import Legend, css
+from stages.runtime.errors import UserError
 
 # Key of the metrics, heading, how it is shown: a fraction in per cent, a count, a number.
 COLUMNS = (
@@ -55,6 +56,30 @@ def score_table(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, 
     return {"headings": [heading for _, heading, _ in columns], "rows": rows}
 
 
+def reading_table(readings: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """Rows of the table of readings: figures of the prediction, then those after the CRF.
+
+    Args:
+        readings: evaluate's table, under `raw` and under `refined`, with the same rows.
+
+    Raises:
+        UserError: they have other rows.
+    """
+    raw, refined = readings["raw"], readings["refined"]
+    if list(raw["score"]) != list(refined["score"]):
+        raise UserError("tables of readings: raw and refined have other rows; run `dvc repro evaluate`")
+    return [
+        {
+            "classes": str(first["classes"]),
+            "reading": str(first["reading"]).replace("_", " "),
+            "matching": str(first["matching"]).replace("_", " "),
+            "cells": [_percent_cell(row[key]) for row in (first, second) for key in ("accuracy", "miou")],
+            "counted": int(first["classes_counted"]),
+        }
+        for first, second in zip(raw.to_dict("records"), refined.to_dict("records"), strict=True)
+    ]
+
+
 def class_bars(legend: Legend, per_class: pd.DataFrame) -> list[dict[str, Any]]:
     """Classes by falling IoU; those that have none, at the end."""
     table = per_class.assign(colour=[css(colour) for colour in legend.class_colours])
@@ -96,6 +121,11 @@ def _shown(row: Mapping[str, float | None], key: str, _: str, kind: str) -> str:
     if value is None:
         return "–"
     return {"fraction": f"{100 * value:.1f}", "count": f"{value:.0f}", "number": f"{value:.1f}"}[kind]
+
+
+def _percent_cell(value: object) -> str:
+    """A cell of a table of fractions, empty where there is none."""
+    return _percent(float(str(value)) if value != "" else math.nan) or "–"
 
 
 def _percent(value: float) -> str | None:

@@ -13,7 +13,7 @@ from stages.runtime.errors import UserError
 from stages.scoring.matching import MAX_EXACT
 
 MAX_SIDE = 1024  # classes or clusters: beyond, it is some other table
-OWN_COLUMNS = {"actual", "predicted", "pixels"}  # of evaluate's own table; and cluster
+OWN_COLUMNS = {"actual", "predicted", "pixels"}  # of evaluate's own table, beside cluster
 COUNT = "expected a count of pixels: a whole number, 0 or more"
 
 
@@ -33,9 +33,9 @@ class Stored:
 def read_confusion(path: Path, *, transposed: bool = False) -> Stored:
     """Read a matrix of counts: `.npy`, or CSV in one of two forms.
 
-    A table with the columns actual, predicted, pixels (and cluster, if the ids matter) has a row for each
-    class and cluster, as `confusion_table` writes it. Anything else is the matrix itself, a line for each
-    class and a column for each cluster; a first line and a first column that are no numbers are names.
+    A table with the columns actual, predicted, cluster, pixels has a row for each class and cluster, as
+    `confusion_table` writes it. Anything else is the matrix itself, a line for each class and a column for
+    each cluster; a first line and a first column that are no numbers are names.
 
     Raises:
         UserError: the file is missing or no such matrix.
@@ -75,13 +75,16 @@ def _lines(path: Path) -> list[list[str]]:
 
 
 def _matrix(path: Path, lines: list[list[str]]) -> Stored:
-    corner_is_empty = not lines[0][0]
-    if lines[0] == [str(number) for number in range(len(lines[0]))] and len(lines[0]) > 2:
+    corner, *others = lines[0]
+    counted = others if not _is_number(corner) else lines[0]
+    if corner and counted == [str(number) for number in range(len(counted))] and len(counted) > 2:
         raise UserError(
-            f"{path}: its first line is 0, 1, ..., {lines[0][-1]}, which numbers the columns; remove it"
+            f"{path}: its first line is 0, 1, ..., {counted[-1]}, which numbers the columns; remove it"
         )
-    body = lines[1:] if corner_is_empty or not _is_number(lines[0][-1]) else lines
-    has_names = corner_is_empty or (bool(body) and not _is_number(body[0][0]))
+    # A line of names holds no number at all; one with some is a line of counts with a fault.
+    has_header = not corner or not any(map(_is_number, lines[0]))
+    body = lines[1:] if has_header else lines
+    has_names = not corner or (bool(body) and not _is_number(body[0][0]))
     names = tuple(line[0] for line in body) if has_names else ()
     cells = np.array([line[has_names:] for line in body], dtype=object)
     if cells.ndim != 2 or not cells.size:
@@ -93,31 +96,33 @@ def _pivot(path: Path, lines: list[list[str]]) -> Stored:
     if len(set(lines[0])) < len(lines[0]):
         raise UserError(f"{path}: has two columns of one name: {', '.join(lines[0])}; keep one")
     table = pd.DataFrame(lines[1:], columns=lines[0])
-    column = "cluster" if "cluster" in table else "predicted"
+    if "cluster" not in table:
+        raise UserError(
+            f"{path}: has no column 'cluster', without which the ids of clusters are lost; write it again "
+            "with `dvc repro evaluate`"
+        )
     if not len(table):
         raise UserError(
             f"{path}: has no rows; it was written where there was no truth, so nothing can be scored"
         )
-    twice = table.duplicated(["actual", column])
+    twice = table.duplicated(["actual", "cluster"])
     if twice.any():
         row = table[twice].iloc[0]
         raise UserError(
-            f"{path}: counts {row['actual']!r} in {column} {row[column]!r} twice; each pair needs one row, "
+            f"{path}: counts {row['actual']!r} in cluster {row['cluster']!r} twice; each pair needs one row, "
             "and each class a name of its own"
         )
-    names, columns = table["actual"].unique(), table[column].unique()
-    if len(table) != len(names) * len(columns):
+    names, clusters = table["actual"].unique(), [str(number) for number in range(table["cluster"].nunique())]
+    if set(clusters) != set(table["cluster"]):
         raise UserError(
-            f"{path}: has {len(table)} rows, but {len(names)} classes and {len(columns)} of {column} need "
-            f"{len(names) * len(columns)}, one for each pair"
+            f"{path}: column 'cluster' must hold the ids 0 to {len(clusters) - 1}, each once a class"
         )
-    if column == "cluster":
-        columns = np.array([str(cluster) for cluster in range(len(columns))])
-        if set(columns) != set(table[column]):
-            raise UserError(
-                f"{path}: column 'cluster' must hold the ids 0 to {len(columns) - 1}, each once a class"
-            )
-    cells = table.pivot(index="actual", columns=column, values="pixels").loc[names, columns]
+    if len(table) != len(names) * len(clusters):
+        raise UserError(
+            f"{path}: has {len(table)} rows, but {len(names)} classes and {len(clusters)} clusters need "
+            f"{len(names) * len(clusters)}, one for each pair"
+        )
+    cells = table.pivot(index="actual", columns="cluster", values="pixels").loc[names, clusters]
     return Stored(_counts(path, cells.to_numpy(object)), tuple(names))
 
 

@@ -2,11 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
-from stages.dataset.truth import read_classes
-from stages.runtime.errors import raise_faults
+import pandas as pd
+
+from stages.dataset.truth import Kind, read_classes
+from stages.runtime.artefacts import read_csv
+from stages.runtime.errors import UserError, raise_faults
 from stages.scoring.confusion_file import Stored, read_confusion
 from stages.scoring.outputs import Counted
+
+TAXONOMY_COLUMNS = ["class_id", "class", "kind"]  # of a row for each label
+REMEDY = "name a .csv with the columns id, name, kind and ids 0, 1, ..., or a taxonomy of the project"
 
 
 def read_counted(path: Path, matched_on: Path | None, classes: Path | None, *, transposed: bool) -> Counted:
@@ -15,7 +22,7 @@ def read_counted(path: Path, matched_on: Path | None, classes: Path | None, *, t
     Args:
         path: of the matrix.
         matched_on: another one, which decides the matching.
-        classes: CSV of id, name and kind; without it nobody knows what is a thing.
+        classes: CSV of id, name and kind, or a taxonomy; without it nobody knows what is a thing.
         transposed: lines of matrices are clusters and columns classes.
 
     Raises:
@@ -27,9 +34,28 @@ def read_counted(path: Path, matched_on: Path | None, classes: Path | None, *, t
     names = stored.class_names or tuple(f"class {index}" for index in range(count))
     kinds: tuple[str, ...] = ("",) * count
     if classes:
-        names, kinds = read_classes(classes, "see the option --classes")
+        names, kinds = _names_and_kinds(classes)
     raise_faults(_misfits(stored, decides, path=path, matched_on=matched_on, classes=classes, names=names))
     return Counted(stored.confusion, decides.confusion, names, kinds)
+
+
+def _names_and_kinds(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of classes.csv, or of a taxonomy, where several labels make up one class."""
+    if not path.is_file():
+        raise UserError(f"{path}: not found; {REMEDY}")
+    table = read_csv(path)
+    if not set(TAXONOMY_COLUMNS) <= set(table.columns):
+        return read_classes(path, REMEDY)
+    table["class_id"] = pd.to_numeric(table["class_id"], errors="coerce")
+    classes = table.drop_duplicates(TAXONOMY_COLUMNS).sort_values("class_id").dropna(subset="class_id")
+    if list(classes["class_id"]) != list(range(len(classes))):
+        raise UserError(
+            f"{path}: gives a class id two names or kinds, or leaves one out; it must be 0, 1, ..."
+        )
+    unknown = sorted(set(classes["kind"]) - set(get_args(Kind)))
+    if unknown:
+        raise UserError(f"{path}: has the kind {unknown[0]!r}, expected thing, stuff or nothing; {REMEDY}")
+    return tuple(classes["class"]), tuple(classes["kind"])
 
 
 def _misfits(

@@ -67,13 +67,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Pat
     return folder
 
 
-CODE = re.compile(rb'"code": "[^"]*"')  # git's id of the code, in results; nobody knows it where git is not
-
-
 def _hash(path: Path) -> dict[str, str]:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return {
-        str(file.relative_to(path.parent)): hashlib.sha256(CODE.sub(b"", file.read_bytes())).hexdigest()
+        # Results name the id of all code, and a stage alone has only its own.
+        str(file.relative_to(path.parent)): hashlib.sha256(
+            re.sub(rb'"code": "[^"]*"', b"", file.read_bytes())
+        ).hexdigest()
         for file in files
     }
 

@@ -21,6 +21,15 @@ PARAMS = Path(__file__).parents[2] / "params.yaml"
 NAMES = ("<b>&", "grass")
 FIGURES = {"accuracy": 0.61234, "miou": 0.4, "class_accuracy": None, "classes_counted": 2}
 FREE = {"clusters_used": 3, "effective_clusters": 2.5, "largest_cluster_share": 0.5}
+READINGS = {
+    "score": ["all · overall", "things · truth_alone", "stuff · averaged · many_to_one"],
+    "matching": ["one_to_one", "one_to_one", "many_to_one"],
+    "classes": ["all", "things", "stuff"],
+    "reading": ["overall", "truth_alone", "averaged"],
+    "accuracy": [0.61234, 0.5, 0.25],
+    "miou": [0.4, "", 0.125],
+    "classes_counted": [2, 0, 1],
+}
 INPUTS = {
     "images": "images",
     "truth": "truth",
@@ -32,6 +41,8 @@ INPUTS = {
     "train-history": "train.csv",
     "raw": "raw.json",
     "refined-scores": "refined.json",
+    "raw-readings": "raw_readings.csv",
+    "refined-readings": "refined_readings.csv",
     "per-class": "classes.csv",
     "out": "report",
 }
@@ -64,6 +75,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "pretrain.csv").write_text("epoch,loss\n")
     (tmp_path / "raw.json").write_text(json.dumps({"raw": FIGURES | FREE, "colour_position": FIGURES | FREE}))
     (tmp_path / "refined.json").write_text(json.dumps({"refined": FIGURES | FREE}))
+    for name in ("raw", "refined"):
+        pd.DataFrame(READINGS).to_csv(tmp_path / f"{name}_readings.csv", index=False)
     classes = {"class": NAMES, "cluster": [3, 1], "iou": ["", 0.25], "accuracy": ["", 0.5], "pixels": [0, 9]}
     pd.DataFrame(classes).to_csv(tmp_path / "classes.csv", index=False)
     return tmp_path
@@ -122,6 +135,75 @@ def test_scores_are_shown_in_per_cent_and_nulls_as_a_dash(folder: Path) -> None:
     assert re.findall("<td>(.*?)</td>", rows[0][2]) == ["61.2", "40.0", "\N{EN DASH}", "3", "2.5", "50.0"]
 
 
+def test_readings_are_shown(folder: Path) -> None:
+    page = _run(folder)
+    rows = re.findall(r'<tr><td>(\w+)</td><td class="word">(.*?)</td>(.*?)</tr>', page)
+    cells = [(classes, reading, re.findall("<td>(.*?)</td>", rest)) for classes, reading, rest in rows]
+    dash = "\N{EN DASH}"
+    assert cells == [
+        ("all", "overall", ["61.2", "40.0", "61.2", "40.0", "2"]),
+        ("things", "truth alone", ["50.0", dash, "50.0", dash, "0"]),
+        ("stuff", "averaged, many to one", ["25.0", "12.5", "25.0", "12.5", "1"]),
+    ]
+
+
+def test_readings_of_another_run_are_refused(folder: Path) -> None:
+    pd.DataFrame(READINGS)[:2].to_csv(folder / "refined_readings.csv", index=False)
+    with pytest.raises(UserError, match="raw and refined have other rows; run `dvc repro evaluate`"):
+        _run(folder)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</style></title></main><iframe src=javascript:alert(1)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "&lt;b&gt; &amp;amp;",
+    "<!-- gone -->",
+    "]]><svg/onload=alert(1)>",
+    "\u202egnp.exe",
+    "$x^2$ \\frac",
+]
+
+
+class _Parts(HTMLParser):
+    """What a browser would make of a page: the kinds of tags, the names of attributes, the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.parts |= {tag, *(f"{tag} {name}" for name, _ in attrs)}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_comment(self, data: str) -> None:
+        self.parts.add("comment")
+
+
+def _parts(page: str) -> _Parts:
+    parser = _Parts()
+    parser.feed(page)
+    return parser
+
+
+def test_hostile_names_of_classes_and_files_are_text_and_nothing_else(folder: Path) -> None:
+    harmless = _parts(_run(folder))
+    for names in (HOSTILE[:5], HOSTILE[5:]):
+        write_classes(folder / "truth", tuple(names[:2]))
+        for table, column in (("classes.csv", "class"), ("images/val.csv", "source")):
+            content = pd.read_csv(folder / table, keep_default_na=False)
+            content[column] = names[:2] if column == "class" else names[2:]
+            content.to_csv(folder / table, index=False)
+        found = _parts(_run(folder))
+        assert found.parts == harmless.parts
+        assert [found.text.count(name) for name in names] == [3, 3, 1, 1, 1]  # legend, both bars; file names
+
+
 def test_bytes_are_the_same_again(folder: Path) -> None:
     _run(folder)
     first = {path.name: path.read_bytes() for path in (folder / "report").iterdir()}
@@ -135,11 +217,13 @@ def test_without_truth_it_says_so_and_shows_no_truth(folder: Path) -> None:
     np.save(folder / "truth/val.npy", np.full((VAL, SIZE, SIZE), 255, np.uint8))
     (folder / "classes.csv").write_text("class,cluster,iou,accuracy,pixels\n")
     for name, key in (("raw", "raw"), ("refined", "refined")):
+        pd.DataFrame(READINGS)[:0].to_csv(folder / f"{name}_readings.csv", index=False)
         (folder / f"{name}.json").write_text(json.dumps({key: FREE}))
     with_truth = 4
     page = _run(folder)
     assert "has no labels" in page
     assert "mean IoU" not in page
+    assert "Things and stuff" not in page
     assert "<h2>Classes</h2>" not in page
     assert Image.open(folder / "report/panels.png").height < with_truth * 112
 

@@ -173,11 +173,24 @@ FAULTS = [
     ),
     (
         OWN + "sky,sky,0,5\nsky,grass,1,5\ngrass,sky,0,1\n",
-        "counts.csv: has 3 rows, but 2 classes and 2 of cluster need 4, one for each pair",
+        "counts.csv: has 3 rows, but 2 classes and 2 clusters need 4, one for each pair",
     ),
     (
         OWN + "sky,sky,1,5\nsky,grass,2,5\n",
         "counts.csv: column 'cluster' must hold the ids 0 to 1, each once a class",
+    ),
+    (
+        "actual,predicted,pixels\nsky,sky,5\n",
+        "counts.csv: has no column 'cluster', without which the ids of clusters are lost; write it again "
+        "with `dvc repro evaluate`",
+    ),
+    (
+        "1,x\n3,4\n",
+        "counts.csv: class 0, cluster 1: 'x'; expected a count of pixels: a whole number, 0 or more",
+    ),
+    (
+        "id,0,1,2\ncow,5,6,7\n",
+        "counts.csv: its first line is 0, 1, ..., 2, which numbers the columns; remove it",
     ),
     (
         "actual,predicted,pixels,pixels\nsky,sky,1,1\n",
@@ -226,6 +239,42 @@ def test_files_that_do_not_belong_together_are_told_at_once(folder: Path) -> Non
         "classes.csv: names 3 classes, but counts.csv has 4 classes and 4 clusters; name every class, "
         "or turn the matrix with --transposed",
     ]
+
+
+TAXONOMY = (
+    "label_id,label,class_id,class,kind\n"
+    "0,cat,1,animal,thing\n1,dog,1,animal,thing\n2,fog,,,\n3,sea,0,{},stuff\n"
+)
+
+
+def test_a_taxonomy_names_classes_too(folder: Path) -> None:
+    Path("counts.csv").write_text("5,1\n0,5\n")
+    Path("taxonomy.csv").write_text(TAXONOMY.format("water"))
+    argv = ["--confusion", "counts.csv", "--classes", "taxonomy.csv", "--readings-table", "readings.csv"]
+    evaluate.main([*argv, "--per-class", "classes_out.csv"])
+    assert pd.read_csv("classes_out.csv")["class"].tolist() == ["water", "animal"]
+    readings = pd.read_csv("readings.csv").set_index("score")
+    assert readings.loc["stuff · truth_alone", "accuracy"] == pytest.approx(5 / 6, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "not found; name a .csv with the columns id, name, kind"),
+        (
+            "id,name\n0,sky\n",
+            "is no table of id, name, kind with ids 0, 1, ...; name a .csv with the columns",
+        ),
+        ("id,name,kind\n0,sky,stff\n", "has the kind 'stff', expected thing, stuff or nothing; name a .csv"),
+        (TAXONOMY.format("water") + "4,ice,0,ice,stuff\n", "gives a class id two names or kinds, or leaves"),
+        (TAXONOMY.format("water") + "4,ice,3,ice,stuff\n", "gives a class id two names or kinds, or leaves"),
+        (TAXONOMY.format("water") + "4,ice,2,ice,stff\n", "has the kind 'stff', expected thing, stuff or"),
+    ],
+)
+def test_bad_classes_are_told(folder: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        Path("named.csv").write_text(text)
+    assert _fault("5,1\n0,5\n", "--classes", "named.csv").startswith(f"named.csv: {message}")
 
 
 def test_other_names_are_told(folder: Path) -> None:
