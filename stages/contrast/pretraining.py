@@ -52,8 +52,7 @@ class Pretraining:
         )
         if start is not None:
             start.fill(encoder.backbone)
-            is_taken = start.fill_head("projection", encoder.head)
-            say("pretrain", projection_head="of the checkpoint" if is_taken else "new")
+            say("pretrain", projection_of_checkpoint=start.fill_head("projection", encoder.head))
         moco = MoCo(
             encoder,
             queue_size=settings.queue_size,
