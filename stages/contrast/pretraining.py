@@ -60,8 +60,7 @@ class Pretraining:
         )
         if start is not None:
             start.fill(encoder.backbone)
-            is_taken = start.fill_head("projection", encoder.head)
-            say("pretrain", projection_head="of the checkpoint" if is_taken else "new")
+            say("pretrain", projection_of_checkpoint=start.fill_head("projection", encoder.head))
         method = _build(encoder, settings, num_images, seed, precision)
         self._method = place(method, device)
         self._parameters = [value for value in method.parameters() if value.requires_grad]

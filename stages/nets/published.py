@@ -5,6 +5,7 @@ PiCIE, DINO, DINOv2, and the backbones that this project writes. Prefixes are pr
 a trunk is recognised by its name and kept as a head, or left out.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,12 +96,7 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str) -> Publis
             99 % of the trunk.
     """
     sha256 = check_sha256(path, pinned_sha256)
-    tensors = {
-        re.sub(r"\bblocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value.float()
-        if value.is_floating_point()
-        else value
-        for name, value in read_checkpoint(path).items()
-    }  # DINOv2 numbers its chunks of blocks first, and the blocks through all chunks second
+    tensors = {_unchunked(name): value for name, value in read_checkpoint(path).items()}
     found = recognise(tensors, settings.arch, settings.width)
     if found is None:
         raise UserError(
@@ -112,7 +108,7 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str) -> Publis
         whole = build_backbone(describe(settings)).state_dict()
     expected = {name: value for name, value in whole.items() if not name.endswith(COUNTER)}
     prefix = found.prefix
-    trunk = {name: tensors[prefix + name] for name in expected if prefix + name in tensors}
+    trunk = {name: tensors[prefix + name].float() for name in expected if prefix + name in tensors}
     if "pos_embed" in trunk:
         trunk["pos_embed"] = _fit_positions(trunk["pos_embed"], expected["pos_embed"].shape[1])
     missing = [name for name in expected if name not in trunk]
@@ -121,6 +117,11 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str) -> Publis
     unexpected = [name for name in others if not BESIDE & set(name.split("."))]
     heads = _heads({name.removeprefix(prefix): tensors[name] for name in others}, prefix)
     return Published(trunk, heads, sha256, prefix, tuple(missing), tuple(unexpected))
+
+
+def _unchunked(name: str) -> str:
+    """DINOv2 trains blocks in chunks: the first number is the chunk's, the second goes through all chunks."""
+    return re.sub(r"\bblocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
 
 
 def _check_architecture(path: Path, found: Mapping[str, Any], settings: Backbone) -> None:
@@ -142,7 +143,7 @@ def _check_match(
             f"{name} {list(trunk[name].shape)} in place of {list(expected[name].shape)}" for name in wrong
         ]
         raise UserError(
-            f"{path}: {len(wrong)} tensors have other shapes than params.yaml's backbone ({_some(shapes)}); "
+            f"{path}: holds tensors of other shapes than params.yaml's backbone has ({_some(shapes)}); "
             "the file is of an architecture that `backbone` cannot name"
         )
     if len(trunk) < LEAST_MATCHED * len(expected):
@@ -154,7 +155,9 @@ def _check_match(
 
 def _fit_positions(found: Tensor, length: int) -> Tensor:
     """Positional embeddings on the grid that this project keeps for the patch size."""
-    side = round((length - 1) ** 0.5)
+    if math.isqrt(found.shape[1] - 1) ** 2 != found.shape[1] - 1:
+        return found  # of no square grid; the check of the shapes will say so
+    side = math.isqrt(length - 1)
     return torch.cat([found[:, :1], resample_positions(found[:, 1:], side, side)], 1)
 
 
@@ -168,7 +171,7 @@ def _heads(others: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     )
     renamed = {**fc, "projection_head.": "projection.", **{name: name for name in HEADS}}
     heads = {
-        new + name.removeprefix(old): value
+        new + name.removeprefix(old): value.float()
         for name, value in others.items()
         for old, new in renamed.items()
         if name.startswith(old) and not name.endswith(COUNTER)

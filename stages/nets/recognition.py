@@ -60,7 +60,10 @@ def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _vit(tensors: Mapping[str, Tensor], arch: str, width: int) -> dict[str, Any]:
-    dim, _, _, patch_px = tensors["patch_embed.proj.weight"].shape
+    shape = tensors["patch_embed.proj.weight"].shape
+    if len(shape) != 4:
+        return {"arch": f"a ViT of patches of {len(shape) - 2} dimensions"}
+    dim, _, _, patch_px = shape
     depth = _count(tensors, r"blocks\.(\d+)\.")
     if NUM_HEADS.get(arch, 0) * width != dim:
         published = {heads * PUBLISHED_WIDTH: name for name, heads in NUM_HEADS.items()}

@@ -219,10 +219,22 @@ def test_a_resnet_that_cannot_be_named(tmp_path: Path) -> None:
     assert "holds backbone.arch: a ResNet of 2+2+3+2 blocks of 2 convolutions, but" in _fault(path)
     torch.save(tensors | {"layer3.0.conv1.weight": torch.zeros(9, 16, 3, 3)}, path)
     assert _fault(path) == (
-        f"{path}: 1 tensors have other shapes than params.yaml's backbone "
+        f"{path}: holds tensors of other shapes than params.yaml's backbone has "
         "(layer3.0.conv1.weight [9, 16, 3, 3] in place of [32, 16, 3, 3]); "
         "the file is of an architecture that `backbone` cannot name"
     )
+
+
+def test_a_vit_that_cannot_be_named(tmp_path: Path) -> None:
+    tensors, path = random_trunk(VIT).state_dict(), tmp_path / "vit.pth"
+    torch.save(tensors | {"pos_embed": torch.zeros(1, 198, 12)}, path)
+    assert "tensors of other shapes than params.yaml's backbone has (pos_embed [1, 198, 12]" in _fault(
+        path, VIT
+    )
+    torch.save(tensors | {"patch_embed.proj.weight": torch.zeros(12, 3, 2, 8, 8)}, path)
+    assert "holds backbone.arch: a ViT of patches of 3 dimensions, but" in _fault(path, VIT)
+    torch.save(tensors | {"blocks.23.ls1.gamma": torch.zeros(12)}, path)
+    assert "holds backbone.arch: a ViT of 24 blocks of 12 channels, but" in _fault(path, VIT)
 
 
 def test_tensors_of_no_known_network(tmp_path: Path) -> None:

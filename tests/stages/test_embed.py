@@ -89,3 +89,29 @@ def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any) -> None:
         f"params.yaml: device: 'cuda' needs a CUDA GPU, and torch {torch.__version__} sees none; "
         "set device: auto or cpu, or install the driver"
     )
+
+
+def test_heads_beside_the_trunk_are_left_out_by_name_and_nothing_else_is(ready: Any) -> None:
+    embed.main(ARGV)
+    plain = ready.hashes("embeddings.npy")
+    heads = {f"{name}.weight": torch.ones(2, 2) for name in ("projection.0", "prototypes", "classifier")}
+    ready.write_backbone(heads)
+    embed.main(ARGV)
+    assert ready.hashes("embeddings.npy") == plain
+    ready.write_backbone({**heads, "made_up.weight": torch.ones(1)})
+    message = ready.fault(embed.main, ARGV)
+    assert message.startswith("backbone.safetensors: is not a backbone that this version can build (")
+    assert '"made_up.weight"' in message
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_vit_gives_its_class_token(ready: Any, precision: str) -> None:
+    ready.params(backbone__arch="vit_small", backbone__width=2, precision=precision)
+    ready.write_backbone()
+    embed.main(ARGV)
+    embeddings = np.load("embeddings.npy")
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (16, 6, 12))
+    assert np.isfinite(embeddings).all()
+    # The class token has passed the last norm, whose scale is 1 and shift 0 before training.
+    np.testing.assert_allclose(embeddings.mean(2), 0, atol=1e-2)
+    np.testing.assert_allclose(embeddings.std(2), 1, atol=1e-2)
