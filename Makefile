@@ -29,8 +29,14 @@ check: env ## formatting, lint and types, without running anything
 	ruff check stages tests
 	mypy
 
+doctor: env ## after a crash: what is left behind, and what to do (FIX=1: do what is safe)
+	python -m stages.runtime.doctor $(if $(FIX),--fix)
+
+torture: env ## kill the pipeline at random points (KILLS=20), and compare the bytes; some minutes
+	python -m tests.torture --kills $(or $(KILLS),20)
+
 preset: env ## another params.yaml: make preset NAME=folder DATA=path/to/data [FORCE=1]
 	python -m stages.runtime.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(FORCE),--force)
 
-.PHONY: help env repro test check preset
+.PHONY: help env repro test check doctor torture preset
 .DEFAULT_GOAL := help

@@ -139,9 +139,11 @@ def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:
         UserError: the file is missing, truncated or no array.
     """
     try:
-        return np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped first in any case: a header that speaks of more than the file holds is found without memory.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # headers that are damaged fail in every way there is
         raise UserError(unreadable(path, "a .npy array", error)) from error
+    return array if memory_map else np.array(array)
 
 
 def read_json(path: Path) -> Any:
