@@ -59,10 +59,10 @@ def hashes(folder: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
 
-def undisturbed(folder: Path) -> dict[str, float]:
-    """Run the pipeline to its end; seconds that each stage took."""
+def undisturbed(folder: Path, *stages: str) -> dict[str, float]:
+    """Run the pipeline, or what leads to `stages`, to its end; seconds that each stage took."""
     seconds: Counter[str] = Counter()
-    with _repro(folder) as dvc:
+    with _repro(folder, stages) as dvc:
         before = time.monotonic()
         while dvc.poll() is None:
             time.sleep(POLL_SECONDS)
@@ -75,7 +75,11 @@ def undisturbed(folder: Path) -> dict[str, float]:
 
 
 def torment(
-    folder: Path, targets: Sequence[tuple[str, str]], seconds: Mapping[str, float], chance: random.Random
+    folder: Path,
+    targets: Sequence[tuple[str, str]],
+    seconds: Mapping[str, float],
+    chance: random.Random,
+    stages: Sequence[str] = (),
 ) -> Iterator[Kill]:
     """Start `dvc repro`, wait for a stage, kill; one for each of `targets` (stage, way). Then let it end.
 
@@ -84,18 +88,21 @@ def torment(
         targets: in the order of the flow.
         seconds: how long each stage takes undisturbed; the kill falls somewhere within.
         chance: of the moments.
+        stages: that are wanted; all where none is named.
     """
     for stage, way in targets:
         patience = time.monotonic() + PATIENCE_SECONDS
-        while (hit := _kill_once(folder, stage, way, chance.uniform(0, seconds[stage]))) is None:
+        while (hit := _kill_once(folder, stages, stage, way, chance.uniform(0, seconds[stage]))) is None:
             assert time.monotonic() < patience, f"{stage}: never came to run"
         doctor = _needs_doctor(folder)
         yield Kill(way, *hit, doctor)
-    run(folder, "dvc", "repro")
+    run(folder, "dvc", "repro", *stages)
 
 
-def _kill_once(folder: Path, target: str, way: str, delay: float) -> tuple[str, float] | None:
-    with _repro(folder) as dvc:
+def _kill_once(
+    folder: Path, stages: Sequence[str], target: str, way: str, delay: float
+) -> tuple[str, float] | None:
+    with _repro(folder, stages) as dvc:
         while (current := _stage_of(dvc)) is None or current[0] != target:
             time.sleep(POLL_SECONDS)
             if dvc.poll() is not None:
@@ -140,10 +147,10 @@ def _needs_doctor(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _repro(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _repro(folder: Path, stages: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / "repro.log").open("wb") as log:
         dvc = subprocess.Popen(
-            ["dvc", "repro"],
+            ["dvc", "repro", *stages],
             cwd=folder,
             env=environment(folder),
             stdout=log,

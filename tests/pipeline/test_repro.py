@@ -17,7 +17,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from tests.datasets import REPOSITORY, write_params
-from tests.pipeline.commands import copy, environment, make_clone, run
+from tests.pipeline.commands import copy, environment, run
 from tests.pipeline.pipeline_file import NEUTRAL, read_stages
 
 STAGES = read_stages()
@@ -29,20 +29,6 @@ def _packages(folder: Path) -> None:
         path = package.relative_to(REPOSITORY)
         if (folder / path).parent.exists():
             shutil.copy(package, folder / path)
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Path:
-    """A repository of its own with all that git tracks or would, tiny params, after one `dvc repro`."""
-    folder = tmp_path_factory.mktemp("pipeline") / "clone"
-    make_clone(folder)
-    write_params(folder / "params.yaml", tiny)
-    run(folder, "git", "add", "--all")
-    run(folder, "git", "commit", "--quiet", "--message", "tiny")
-    run(folder, "dvc", "repro")
-    run(folder, "git", "add", "--all")
-    run(folder, "git", "commit", "--quiet", "--message", "results")
-    return folder
 
 
 def _hash(path: Path) -> dict[str, str]:

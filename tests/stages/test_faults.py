@@ -143,6 +143,7 @@ def test_a_file_where_a_folder_should_be(ready: Any) -> None:
         "`dvc repro` again"
     )
     Path("new").unlink()
+    gc.collect()
     embed.main(_argv("embed"))
     assert Path("new/out.npy").exists()
 
