@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from stages.runtime.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextmanager
@@ -113,9 +113,12 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write one array as .npy."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+    """Write one array as .npy; its place is reserved first, for `np.save` says nothing of a full disk."""
+    with atomic_path(path) as temporary:
+        create_array(temporary, array.dtype, array.shape)
+        stored = np.lib.format.open_memmap(temporary, mode="r+")
+        stored[...] = array
+        stored.flush()
 
 
 def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
@@ -124,12 +127,11 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
     Its place on the disk is reserved: a memory map that finds the disk full ends the process by a signal.
 
     Raises:
-        UserError: there is no room for it, or no permission.
+        OSError: there is no room for it, or no permission.
     """
-    with named_faults(path):
-        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
-        with path.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:
@@ -139,9 +141,11 @@ def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:
         UserError: the file is missing, truncated or no array.
     """
     try:
-        return np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped first in any case: a header that speaks of more than the file holds is found without memory.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # headers that are damaged fail in every way there is
         raise UserError(unreadable(path, "a .npy array", error)) from error
+    return array if memory_map else np.array(array)
 
 
 def read_json(path: Path) -> Any:

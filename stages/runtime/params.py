@@ -40,7 +40,7 @@ def read(path: Path) -> Params:
         raise UserError(f"{path}: not found; write one with `make preset NAME=demo`") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a file of settings") from error
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, got {type(raw).__name__}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
-from stages.runtime.artefacts import atomic_path, create_array
+from stages.runtime.artefacts import atomic_path, create_array, named_faults
 from stages.runtime.state import StageState
 
 NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # other disk, or a file system without
@@ -27,7 +27,8 @@ class RowWriter:
         self.path, self._state, self.done = state.folder / "rows.npy", state, 0
         saved = state.load()
         if saved is None:
-            create_array(self.path, dtype, shape)
+            with named_faults(self.path):
+                create_array(self.path, dtype, shape)
         else:
             self.done = saved["done"]
         self.array = np.lib.format.open_memmap(self.path, mode="r+")

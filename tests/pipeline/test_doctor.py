@@ -368,9 +368,12 @@ def test_a_dvc_that_works_is_left_alone_and_an_orphan_is_ended(
 def test_a_queued_experiment_whose_worker_died(repository: Path) -> None:
     python = str(Path(sys.executable))
     run(repository, "dvc", "exp", "run", "--queue", "--name", "mine", "--set-param", "seconds=60")
-    run(repository, "dvc", "queue", "start")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # the worker keeps them open
+    subprocess.run(
+        ["dvc", "queue", "start"], cwd=repository, env=environment(repository), check=True, **quiet
+    )
     try:
-        _wait(lambda: any("-m" in process.cmdline() for process in _inside(repository)))
+        _wait(lambda: list((repository / ".dvc/tmp/exps").glob("tmp*/started")))
     finally:
         for process in _inside(repository):
             process.kill()

@@ -17,20 +17,10 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from tests.datasets import REPOSITORY, write_params
-from tests.pipeline.commands import environment, run
+from tests.pipeline.commands import copy, environment, run
 from tests.pipeline.pipeline_file import NEUTRAL, read_stages
 
 STAGES = read_stages()
-
-
-def _copy(sources: list[str], origin: Path, folder: Path) -> None:
-    for path in sources:
-        source, target = origin / path, folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            shutil.copy(source, target)
 
 
 def _packages(folder: Path) -> None:
@@ -39,32 +29,6 @@ def _packages(folder: Path) -> None:
         path = package.relative_to(REPOSITORY)
         if (folder / path).parent.exists():
             shutil.copy(package, folder / path)
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Path:
-    """A repository of its own with all that git tracks or would, tiny params, after one `dvc repro`."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode:
-        pytest.skip("not a git repository, so nothing says what a clone would hold")
-    folder = tmp_path_factory.mktemp("pipeline") / "clone"
-    made = {path for stage in STAGES.values() for path in stage.uncached}
-    files = [path for path in listed.stdout.splitlines() if (REPOSITORY / path).is_file()]
-    _copy([path for path in files if path not in made and path != "dvc.lock"], REPOSITORY, folder)
-    write_params(folder / "params.yaml", tiny)
-    run(folder, "git", "init", "--quiet")
-    run(folder, "git", "add", "--all")
-    run(folder, "git", "commit", "--quiet", "--message", "tiny")
-    run(folder, "dvc", "repro")
-    run(folder, "git", "add", "--all")
-    run(folder, "git", "commit", "--quiet", "--message", "results")
-    return folder
 
 
 def _hash(path: Path) -> dict[str, str]:
@@ -239,7 +203,7 @@ def alone(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Al
     def run_alone(name: str) -> Alone:
         stage, folder = STAGES[name], tmp_path_factory.getbasetemp() / "alone" / name.replace("@", "_")
         folder.mkdir(parents=True)
-        _copy([*stage.deps, "params.yaml", *NEUTRAL], clone, folder)
+        copy([*stage.deps, "params.yaml", *NEUTRAL], clone, folder)
         _packages(folder)
         ended = subprocess.run(
             stage.cmd.split(),

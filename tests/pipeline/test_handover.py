@@ -1,0 +1,119 @@
+"""From one person to another: remotes, clones without artefacts, experiments on data outside the repository."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.datasets import make_folder
+from tests.pipeline.commands import environment, run
+from tests.torture import hashes
+
+
+@pytest.fixture(scope="module")
+def mine(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with its cache, as committed."""
+    folder = tmp_path_factory.mktemp("handover") / "mine"
+    shutil.copytree(clone, folder)
+    run(folder, "git", "checkout", "--quiet", "--", ".")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def remote(mine: Path) -> Path:
+    """A folder to which everything was pushed."""
+    folder = mine.parent / "remote"
+    run(mine, "dvc", "remote", "add", "--default", "store", str(folder))
+    run(mine, "git", "commit", "--quiet", "--all", "--message", "remote")
+    run(mine, "dvc", "push")
+    return folder
+
+
+def _clone(mine: Path, name: str) -> Path:
+    run(mine, "git", "clone", "--quiet", str(mine), str(mine.parent / name))
+    return mine.parent / name
+
+
+def _figures(folder: Path, revision: str, stage: str) -> dict[str, float]:
+    """Of one stage, in an experiment."""
+    shown = json.loads(run(folder, "dvc", "metrics", "show", revision, "--json"))
+    return shown[revision]["data"][f"metrics/{stage}.json"]["data"][stage]
+
+
+def test_what_is_pushed_can_be_pulled(mine: Path, remote: Path) -> None:
+    yours = _clone(mine, "pulled")
+    assert not (yours / "data/images").exists()
+    run(yours, "dvc", "pull")
+    for path in ("data/images/train.npy", "models/segmenter.safetensors", "metrics/report/index.html"):
+        assert (yours / path).read_bytes() == (mine / path).read_bytes(), path
+    assert json.loads(run(yours, "dvc", "status", "--json")) == {}
+
+
+def test_a_clone_takes_what_it_needs_and_runs_what_changed(mine: Path, remote: Path) -> None:
+    """`dvc repro --pull` with no artefact there: one stage runs, and the large array of before stays away."""
+    yours = _clone(mine, "partly")
+    text = (yours / "params.yaml").read_text(encoding="utf-8")
+    changed = re.sub(r"^select_ratio: 0.4", "select_ratio: 0.5", text, flags=re.MULTILINE)
+    assert changed != text
+    (yours / "params.yaml").write_text(changed, encoding="utf-8")
+    shown = run(yours, "dvc", "repro", "--pull", "--allow-missing", "select_views")
+    assert re.findall(r"Running stage '([^']+)'", shown) == ["select_views"]
+    assert (yours / "data/labels.safetensors").exists()
+    assert not (yours / "data/embeddings.npy").exists()
+
+
+def test_forcing_changes_nothing(mine: Path) -> None:
+    before = (mine / "dvc.lock").read_bytes()
+    shown = run(mine, "dvc", "repro", "--force", "--single-item", "label", "select_views")
+    assert re.findall(r"Running stage '([^']+)'", shown) == ["label", "select_views"]
+    assert (mine / "dvc.lock").read_bytes() == before
+    assert "Running stage" not in run(mine, "dvc", "repro")
+
+
+def test_an_experiment_in_a_copy_finds_data_outside_the_repository(mine: Path) -> None:
+    """The path is relative to the repository, and the copy lies elsewhere."""
+    make_folder(mine.parent / "photos", num_train=16)
+    before = hashes(mine)
+    settings = {"prepare.reader": "folder", "prepare.path": "../photos", "pixel_k": "3"}
+    flags = [word for key, value in settings.items() for word in ("--set-param", f"{key}={value}")]
+    run(mine, "dvc", "exp", "run", "--temp", "--name", "outside", *flags, "prepare")
+    assert _figures(mine, "outside", "prepare")["train_images"] == 16
+    assert _figures(mine, "outside", "prepare")["classes"] == 3, "those of the folder, not of the demo"
+    assert hashes(mine) == before, "the workspace is left alone"
+
+
+def test_two_workers_take_two_queued_experiments(mine: Path) -> None:
+    for ratio in ("0.3", "0.6"):
+        name = f"ratio-{ratio[-1]}"
+        run(
+            mine,
+            "dvc",
+            "exp",
+            "run",
+            "--queue",
+            "--name",
+            name,
+            "-S",
+            f"select_ratio={ratio}",
+            "select_views",
+        )
+    subprocess.run(
+        ["dvc", "queue", "start", "--jobs", "2"],
+        cwd=mine,
+        env=environment(mine),
+        stdout=subprocess.DEVNULL,  # the workers keep it open
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    for _ in range(60):
+        status = run(mine, "dvc", "queue", "status")
+        if len(re.findall(r"Success", status)) == 2 or "Failed" in status:
+            break
+        time.sleep(2)
+    assert len(re.findall(r"Success", status)) == 2, status
+    kept = [_figures(mine, name, "select_views")["kept_views"] for name in ("ratio-3", "ratio-6")]
+    assert kept[0] < kept[1]
