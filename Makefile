@@ -29,8 +29,11 @@ check: env ## formatting, lint and types, without running anything
 	ruff check stages tests
 	mypy
 
+bench: env ## images per second of the long stages, beside the bare network's
+	python -m tests.bench
+
 preset: env ## another params.yaml: make preset NAME=folder DATA=path/to/data [FORCE=1]
 	python -m stages.runtime.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(FORCE),--force)
 
-.PHONY: help env repro test check preset
+.PHONY: help env repro test check bench preset
 .DEFAULT_GOAL := help
