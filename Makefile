@@ -35,11 +35,14 @@ doctor: env ## after a crash: what is left behind, and what to do (FIX=1: do wha
 torture: env ## kill the pipeline at random points (KILLS=20), and compare the bytes; some minutes
 	python -m tests.torture --kills $(or $(KILLS),20)
 
+bench: env ## images per second of the long stages, beside the bare network's
+	python -m tests.bench
+
 preset: env ## another params.yaml: make preset NAME=folder DATA=path/to/data [FORCE=1]
 	python -m stages.runtime.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(FORCE),--force)
 
 table: env ## a table of the paper as experiments: make table NAME=4 [SEEDS=0,1,2] [ARGS=--dry-run]
 	python -m stages.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-.PHONY: help env repro test check doctor torture preset table
+.PHONY: help env repro test check bench doctor torture preset table
 .DEFAULT_GOAL := help
