@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -45,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = open_images(args.images, "train")
     check_data_size(args.params, len(images))
     start = read_start(params.pretrain, params.backbone)
+    trains = params.pretrain.method not in UNTRAINED
     arguments = sys.argv[1:] if argv is None else argv
-    if launch("stages.pretrain", arguments, neutral.runtime.nproc, neutral.device):
+    if trains and launch("stages.pretrain", arguments, neutral.runtime.nproc, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device))
     distributed.check_batch("pretrain.batch_size", params.pretrain.batch_size)
@@ -58,12 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_leader=distributed.is_leader(),
     )
     heads = {} if start is None else start.heads
-    if params.pretrain.method in UNTRAINED:
-        say("pretrain", method=params.pretrain.method, epochs="none, the model is taken as it is")
-        backbone = start_trunk(params.backbone, start, params.seed)
-        history = pd.DataFrame(columns=["epoch", "loss"])
-        figures: dict[str, Any] = {}
-    else:
+    if trains:
         pretraining = Pretraining(
             params.pretrain,
             params.backbone,
@@ -77,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         backbone, figures = pretraining.backbone, pretraining.summary(history)
         if not history.empty:  # heads of a checkpoint speak of its features, and training moved these
             heads = pretraining.heads
+    else:
+        say("pretrain", method=params.pretrain.method, epochs="none, the model is taken as it is")
+        backbone, figures = start_trunk(params.backbone, start, params.seed), {}
+        history = pd.DataFrame(columns=["epoch", "loss"])
 
     init = {} if start is None else {"init": start.report()}
     if distributed.is_leader():

@@ -62,6 +62,8 @@ class Pretraining:
             start.fill(encoder.backbone)
             say("pretrain", projection_of_checkpoint=start.fill_head("projection", encoder.head))
         method = _build(encoder, settings, num_images, seed, precision)
+        if start is not None and isinstance(method, SwAV):
+            say("pretrain", prototypes_of_checkpoint=start.fill_head("prototypes", method.prototypes))
         self._method = place(method, device)
         self._parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]

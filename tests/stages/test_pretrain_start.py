@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stages import pretrain
+from stages.nets.checkpoint_file import read_checkpoint
 from tests.checkpoints import VIT, random_trunk, write_checkpoint
 
 OUTPUTS = ("backbone.safetensors", "history.csv", "pretrain.json")
@@ -33,6 +34,7 @@ def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
         ("mocov2", "none", {"projection"}),
         ("swav", "none", {"projection", "prototypes"}),
         ("swav", "mocov2", {"projection", "prototypes"}),
+        ("swav", "swav", {"projection", "prototypes"}),
         ("torchvision", "none", {"classifier"}),
         ("torchvision", "supervised", {"classifier"}),
         ("dinov2 with registers", "none", set()),
@@ -42,7 +44,7 @@ def test_a_model_as_it_is_keeps_its_heads(bench: Any, name: str, method: str, he
     source = write_checkpoint(Path("model.pth"), name)
     vit = {"backbone__arch": "vit_small", "backbone__patch_px": 14, "backbone__registers": 4}
     vit |= {"backbone__width": 2, "backbone__layer_scale": True, "train__feature_stride": 2}
-    epochs = 0 if method == "mocov2" else 50  # the other methods train nothing
+    epochs = 0 if method in ("mocov2", "swav") else 50  # the other methods train nothing
     changes = vit if name.startswith("dino") else {}
     bench.params(pretrain__method=method, pretrain__init="model.pth", pretrain__epochs=epochs, **changes)
     pretrain.main(ARGV)
@@ -61,7 +63,8 @@ def test_a_model_as_it_is_keeps_its_heads(bench: Any, name: str, method: str, he
 def test_without_a_checkpoint_none_leaves_random_weights(
     bench: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench.params(pretrain__method="none", pretrain__batch_size=64, pretrain__queue_size=64)  # of no concern
+    sizes = {"pretrain__batch_size": 64, "pretrain__queue_size": 64, "pretrain__swav__queue_size": 64}
+    bench.params(pretrain__method="none", **sizes)  # of no concern
     pretrain.main(ARGV)
     assert "pretrain: method none  epochs none, the model is taken as it is" in capsys.readouterr().out
     first = bench.hashes(*OUTPUTS)
@@ -91,6 +94,25 @@ def test_more_epochs_go_on_from_the_checkpoint(bench: Any, capsys: pytest.Captur
     pretrain.main(ARGV)
     elsewhere, _ = _trunk_and_heads(bench)
     assert all((elsewhere[name] - source[name]).abs().max() > 1e-2 for name in weights)
+
+
+def test_swav_goes_on_from_its_head_and_prototypes(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(Path("model.pth"), "swav")
+    bench.params(
+        pretrain__method="swav",
+        pretrain__init="model.pth",
+        pretrain__epochs=1,
+        pretrain__lr=1e-9,
+        pretrain__projection_dim=5,
+        pretrain__swav__num_prototypes=7,
+    )
+    pretrain.main(ARGV)
+    said = capsys.readouterr().out
+    assert "pretrain: projection_of_checkpoint True" in said
+    assert "pretrain: prototypes_of_checkpoint True" in said
+    given = read_checkpoint(Path("model.pth"))["module.prototypes.weight"]
+    trained = bench.tensors(OUTPUTS[0])[0]["prototypes.weight"]
+    torch.testing.assert_close(trained, given / given.norm(dim=1, keepdim=True), atol=1e-5, rtol=0)
 
 
 def test_a_checkpoint_is_looked_for_in_the_repository(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
