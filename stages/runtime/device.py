@@ -65,8 +65,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory instead of handing it back to the kernel.
 
-    By default every large activation is a fresh mapping whose pages fault in one by one: on two CPU
-    cores that took up to half of a training step. Where the C library has no `mallopt`, nothing changes.
+    By default every large activation is a fresh mapping whose pages fault in one by one. In training steps
+    of ResNet-18 at 128 px (batches of 8 and of 32, one thread) that took 6 to 13 % of the processor time in
+    the kernel, and 1 % with this. Where the C library has no `mallopt`, nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -167,8 +167,8 @@ def test_guidance_loss(device: torch.device) -> None:
 
 def test_guidance_loss_gradient() -> None:
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    label = torch.tensor([2, 0, 3])
-    assert torch.autograd.gradcheck(lambda x: guidance_loss(x, label)[0], (logits.requires_grad_(),))
+    label, weight = torch.tensor([2, 0, 3]), torch.ones(4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: guidance_loss(x, label, weight)[0], (logits.requires_grad_(),))
 
 
 @pytest.mark.parametrize("metric", ["dot", "euclidean"])

@@ -1,4 +1,4 @@
-"""Where the time of an epoch of `train` goes: `python -m tests.bench_training --help`.
+"""Where the time of an epoch of `train` goes: `python -m tests.bench.training --help`.
 
 Random images, the network of a preset. Wall time on a machine that does other things says little; the
 thread-seconds beside it are the processor time of all threads of this process.
@@ -6,9 +6,10 @@ thread-seconds beside it are the processor time of all threads of this process.
 
 import argparse
 import functools
+import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,11 +37,8 @@ PHASES = {
     "label passes": (StoredAssignments, "__init__"),
     "training": (Training, "_train_step"),
 }
-KINDS = {
-    "paper": {},
-    "several passes": {"clustering.schedule": "multi_pass"},
-    "picie": {},
-}
+KINDS = ("paper", "several passes", "picie")
+NUM_IMAGES = 64
 
 
 class Clock:
@@ -132,12 +130,41 @@ def bench_epoch(images: np.ndarray, kind: str, preset: Path, precision: str, *, 
     return clock
 
 
+def measure(device: torch.device, turns: int) -> Iterator[str]:
+    """Lines for `make bench`: an epoch of each kind in turns, so that a machine that slows down slows all."""
+    images = random_images(NUM_IMAGES, REPOSITORY / "presets/folder.yaml")
+    spent: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(turns):
+        for kind in KINDS:
+            clock = bench_epoch(images, kind, REPOSITORY / "presets/folder.yaml", "float32", parts=False)
+            spent[kind].append(float(sum(clock.spent.values(), np.zeros(2))[0]))
+        yield from table(kind, clock, len(images))
+    for kind in KINDS[1:]:
+        ratio = statistics.median(slow / fast for slow, fast in zip(spent[kind], spent["paper"], strict=True))
+        yield f"training on {device}: an epoch of {kind!r} takes {ratio:.2f} times one of 'paper'"
+
+
+def random_images(count: int, preset: Path) -> np.ndarray:
+    """Bytes of the side at which a preset stores images."""
+    side = read(preset).prepare.train_px
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def table(kind: str, clock: Clock, num_images: int) -> Iterator[str]:
+    """Seconds of each phase."""
+    yield f"{kind}: {num_images} images, {torch.get_num_threads()} threads"
+    yield f"  {'':16} {'wall s':>8} {'thread s':>9} {'images/s':>9}"
+    total = sum(clock.spent.values(), np.zeros(2))
+    for name, (wall, threads) in [*clock.spent.items(), ("epoch", total)]:
+        yield f"  {name:16} {wall:8.2f} {threads:9.2f} {num_images / wall:9.1f}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for each kind of epoch."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench_training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.training", description=__doc__)
     parser.add_argument("--preset", default="folder", help="of presets/ (default: folder)")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="of epoch")
-    parser.add_argument("--num-images", type=int, default=128, help="random ones (default: 128)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of epoch")
+    parser.add_argument("--num-images", type=int, default=NUM_IMAGES, help="random ones (default: 64)")
     parser.add_argument("--images", type=Path, help="packed images (.npy) in place of random ones")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--parts", action="store_true", help="with context and guidance, as the preset says")
@@ -147,17 +174,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     preset = REPOSITORY / "presets" / f"{args.preset}.yaml"
     if args.threads:
         torch.set_num_threads(args.threads)
-    side = read(preset).prepare.train_px
-    shape = (args.num_images, side, side, 3)
-    rng = np.random.default_rng(0)
-    images = np.load(args.images) if args.images else rng.integers(0, 256, shape, dtype=np.uint8)
+    images = np.load(args.images) if args.images else random_images(args.num_images, preset)
     for kind in args.kinds:
         clock = bench_epoch(images, kind, preset, args.precision, parts=args.parts)
-        total = sum(clock.spent.values(), np.zeros(2))
-        print(f"\n{kind}, {args.precision}, {len(images)} images, {torch.get_num_threads()} threads")
-        print(f"  {'':16} {'wall s':>8} {'thread s':>9} {'images/s':>9}")
-        for name, (wall, threads) in [*clock.spent.items(), ("epoch", total)]:
-            print(f"  {name:16} {wall:8.2f} {threads:9.2f} {len(images) / wall:9.1f}")
+        print("\n".join(table(kind, clock, len(images))), flush=True)
 
 
 if __name__ == "__main__":
