@@ -196,12 +196,12 @@ class Pretrain(Section):
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "Pretrain":
-        if self.queue_size % self.batch_size:
+        if self.method == "mocov2" and self.queue_size % self.batch_size:
             raise ValueError(
                 f"queue_size: {self.queue_size} is not a multiple of batch_size {self.batch_size}; "
                 "the queue takes whole batches, so choose one that is"
             )
-        if self.swav.queue_size % self.batch_size:
+        if self.method == "swav" and self.swav.queue_size % self.batch_size:
             raise ValueError(
                 f"swav.queue_size: {self.swav.queue_size} is not a multiple of batch_size {self.batch_size}; "
                 "the queue takes whole batches, so choose one that is, or 0 for none"

@@ -191,7 +191,7 @@ CROSS = [
         "so choose one that is",
     ),
     (
-        {"pretrain.swav.queue_size": 100},
+        {"pretrain.method": "swav", "pretrain.swav.queue_size": 100},
         "pretrain.swav.queue_size: 100 is not a multiple of batch_size 32; the queue takes whole batches, "
         "so choose one that is, or 0 for none",
     ),
