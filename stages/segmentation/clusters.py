@@ -102,7 +102,7 @@ class PixelClusterer:
                 device=device,
             )
         )
-        centroids = distributed.from_leader(found.to(device)).cpu()
+        centroids = distributed.from_leader(found.float().to(device)).cpu()
         product = pixels @ centroids.T
         logits = product if clustering.assign == "dot" else 2 * product - centroids.square().sum(1)
         return Clustering(centroids, torch.bincount(logits.argmax(1), minlength=self._pixel_k))
@@ -136,7 +136,7 @@ class PixelClusterer:
                 running[view].add(pixels.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy())
         clusterings = []
         for view in views:
-            centroids = torch.from_numpy(running[view].centroids())
+            centroids = torch.from_numpy(running[view].centroids()).float()
             if clustering.unit_centroids:
                 centroids = F.normalize(centroids, dim=1)
             clusterings.append(Clustering(centroids, torch.from_numpy(running[view].counts.astype(np.int64))))

@@ -72,16 +72,6 @@ def test_every_switch_of_cluster_gives_centroids_of_its_own(ready: Any, changes:
     assert np.isfinite(np.load("predictions.npy")).all()
 
 
-def test_the_same_clusters_from_two_processes(ready: Any) -> None:
-    results = []
-    for processes in (1, 2):
-        ready.params(runtime__nproc=processes, cluster__batch_norm="batch")
-        ended = ready.command("cluster", CLUSTER)
-        assert ended.returncode == 0, ended.stderr
-        results.append(ready.tensors(CLUSTERED[0])[0]["centroids"])
-    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
-
-
 def test_fewer_pixels_than_clusters_are_refused(ready: Any) -> None:
     ready.params(pixel_k=20, cluster__sample_images=2, cluster__sample_pixels=2)
     message = "k-means: 20 clusters need at least as many points, got 2"

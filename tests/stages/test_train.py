@@ -144,7 +144,8 @@ SWITCHES: list[dict[str, Any]] = [
     {"train__context__residual": "concat"},
     {"train__context__residual": "none", "train__context__start": "random"},
     {"train__context__start": "random"},
-    {"train__context__learn_kernels": False},
+    # From `identity`, two steps are too few for the kernels to be felt.
+    {"train__context__learn_kernels": False, "train__context__start": "random"},
     {"train__context__stride": 8},
     {"train__feature_stride": 4},
     {"precision": "bfloat16"},
@@ -206,25 +207,6 @@ def test_the_baseline_says_what_it_sets_and_keeps_what_is_chosen(
     _, about = ready.tensors(OUTPUTS[0])
     assert about["context"]["similarity"] == "none"
     assert (pd.read_csv(OUTPUTS[1])["image_loss"] == 0).all()
-
-
-def test_two_processes_train_what_one_does(ready: Any) -> None:
-    """Clustering, both losses, batch norm and the figures; what differs is the order of sums."""
-    results = []
-    for processes in (1, 2):
-        ready.params(
-            runtime__nproc=processes,
-            train__epochs=1,
-            train__pixel_loss__balance="frequency",
-            train__image_loss__balance="inverse",
-        )
-        ended = ready.command("train", ARGV)
-        assert ended.returncode == 0, ended.stderr
-        results.append((ready.tensors(OUTPUTS[0])[0], pd.read_csv(OUTPUTS[1])))
-    (alone, figures), (shared, shared_figures) = results
-    for name, value in alone.items():
-        torch.testing.assert_close(shared[name], value, rtol=2e-3, atol=2e-4, msg=name)
-    np.testing.assert_allclose(shared_figures[LOSSES], figures[LOSSES], rtol=1e-3)
 
 
 def test_the_same_inputs_give_the_same_bytes_and_leave_no_state(ready: Any) -> None:

@@ -1,0 +1,62 @@
+"""`train` and `cluster` in two processes: what one would have computed."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.datasets import REPOSITORY
+from tests.stages.train_in_float64 import run_all
+
+# Weighted losses whose sums are not shared evenly; PiCIE's clustering over stored labels; pooled guidance.
+CASES: dict[str, dict[str, Any]] = {
+    "weighted": {"train__pixel_loss__balance": "frequency", "train__image_loss__balance": "inverse"},
+    "picie": {"compat": "picie"},
+    "pooled": {"train__image_loss__views": "pooled", "train__context__image": "clean"},
+}
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_two_processes_give_the_losses_weights_and_clusters_of_one(bench: Any, in_float64: None) -> None:
+    bench.write_backbone()
+    bench.write_kept_views()
+    bench.write_segmenter()
+    for name, changes in CASES.items():
+        bench.params(train__epochs=1, cluster__batch_norm="batch", **changes)
+        (bench.folder / "params.yaml").rename(bench.folder / name)
+    run_all(CASES)
+    suffixes = (".safetensors", ".centroids")
+    alone = {name + suffix: load_file(name + suffix) for name in CASES for suffix in suffixes}
+    figures = {name: pd.read_csv(f"{name}.csv") for name in CASES}
+    program = ["--nproc-per-node", "2", "-m", "tests.stages.train_in_float64", *CASES]
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *program],
+        cwd=bench.folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("epoch 1/1") == len(CASES), "one process speaks for both"
+    for name, history in figures.items():
+        pd.testing.assert_frame_equal(pd.read_csv(f"{name}.csv"), history, rtol=1e-5)
+    for path, tensors in alone.items():
+        together = load_file(path)
+        for key, value in tensors.items():
+            difference = (together[key] - value).double().norm()
+            assert difference <= 1e-5 * value.double().norm() + 1e-8, f"{path}: {key}"
+    assert bench.saved_states() == []
