@@ -1,4 +1,4 @@
-"""From one person to another: remotes, clones without artefacts, experiments on data outside the repository."""
+"""From one person to another: remotes, clones without artefacts, experiments on data elsewhere."""
 
 import json
 import re
