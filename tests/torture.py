@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "runtime.checkpoint_seconds": 0.3,
 }
 PATIENCE_SECONDS = 600
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
