@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in data.notes:
         print(f"prepare: {note}", flush=True)
     _check_disk_space(args.images, data, params)
-    settings = {"size_px": params.size_px, "prepare": params.prepare.model_dump()}
+    # What the data should hash to decides nothing that is packed.
+    settings = {"size_px": params.size_px, "prepare": params.prepare.model_dump(exclude={"manifest_sha256"})}
     made_by = fingerprint(settings, (data.train, data.val))
     with staged_folder(args.images, made_by) as images, staged_folder(args.truth, made_by) as truth:
         train, val = _pack(images, truth, data, params)

@@ -557,6 +557,14 @@ def test_what_changed_since_is_made_again(tmp_path: Path, spied: Callable[[int],
     assert hashes(run(root, tmp_path / "whole", **settings)) == hashes(out)
 
 
+def test_another_pin_costs_no_image(tmp_path: Path, spied: Callable[[int], Spy]) -> None:
+    root = make_folder(tmp_path / "set")
+    assert "files were changed" in str(faults(root, tmp_path / "out", prepare__manifest_sha256="0" * 64))
+    second = spied(-1)
+    run(root, tmp_path / "out", prepare__manifest_sha256=folder_manifest(root))
+    assert second.seen == []
+
+
 def test_a_mended_image_is_all_that_is_read_again(tmp_path: Path, spied: Callable[[int], Spy]) -> None:
     root = make_folder(tmp_path / "set", num_train=20)
     path = root / "images/train/part/003.png"
