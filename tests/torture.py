@@ -40,16 +40,16 @@ SETTINGS: dict[str, Any] = {
     "runtime.checkpoint_seconds": 0.3,
 }
 PATIENCE_SECONDS = 600
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: who was hit, in which stage, how long after that had started, and what it took afterwards."""
+    """One kill: who was hit, in which stage, after how much work of it, and what it took afterwards."""
 
     way: str
     stage: str
-    after_seconds: float
+    cpu_seconds: float
     doctor: bool
 
 
@@ -60,18 +60,15 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def undisturbed(folder: Path, *stages: str) -> dict[str, float]:
-    """Run the pipeline, or what leads to `stages`, to its end; seconds that each stage took."""
-    seconds: Counter[str] = Counter()
+    """Run the pipeline, or what leads to `stages`, to its end; CPU seconds that each stage took."""
+    seconds: dict[str, float] = {}
     with _repro(folder, stages) as dvc:
-        before = time.monotonic()
         while dvc.poll() is None:
             time.sleep(POLL_SECONDS)
-            stage, now = _stage_of(dvc), time.monotonic()
-            if stage:
-                seconds[stage[0]] += now - before
-            before = now
+            if current := _stage_of(dvc):
+                seconds[current[0]] = _cpu_seconds(current[1])
         assert dvc.returncode == 0, (folder / "repro.log").read_text()[-3000:]
-    return dict(seconds)
+    return seconds
 
 
 def torment(
@@ -86,7 +83,8 @@ def torment(
     Args:
         folder: of the repository; its results are not there yet.
         targets: in the order of the flow.
-        seconds: how long each stage takes undisturbed; the kill falls somewhere within.
+        seconds: CPU time that each stage takes undisturbed; the kill falls somewhere within. Not the time
+            on the clock, which says little of the work on a busy machine.
         chance: of the moments.
         stages: that are wanted; all where none is named.
     """
@@ -110,9 +108,10 @@ def _kill_once(
                 assert dvc.returncode == 0, (folder / "repro.log").read_text()[-3000:]
                 _forget(folder, target)
                 return None
-        started = time.monotonic()
-        time.sleep(delay)
-        current = _stage_of(dvc)
+        spent = 0.0
+        while current is not None and current[0] == target and (spent := _cpu_seconds(current[1])) < delay:
+            time.sleep(POLL_SECONDS)
+            current = _stage_of(dvc)
         if dvc.poll() is not None:
             _forget(folder, target)
             return None
@@ -124,7 +123,7 @@ def _kill_once(
             with contextlib.suppress(psutil.NoSuchProcess):
                 current[1].kill()
         dvc.wait()
-        return current[0] if current else "between stages", time.monotonic() - started
+        return current[0] if current else "between stages", spent
 
 
 def _forget(folder: Path, stage: str) -> None:
@@ -148,6 +147,8 @@ def _needs_doctor(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _repro(folder: Path, stages: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with (folder / "repro.log").open("wb") as log:
         dvc = subprocess.Popen(
             ["dvc", "repro", *stages],
@@ -163,6 +164,14 @@ def _repro(folder: Path, stages: Sequence[str]) -> Iterator[subprocess.Popen[byt
             if dvc.poll() is None:
                 os.killpg(dvc.pid, signal.SIGKILL)
                 dvc.wait()
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    """Of a process that may have ended meanwhile."""
+    with contextlib.suppress(psutil.Error):
+        times = process.cpu_times()
+        return times.user + times.system
+    return 0.0
 
 
 def _stage_of(dvc: subprocess.Popen[bytes]) -> tuple[str, psutil.Process] | None:
@@ -201,7 +210,7 @@ def main() -> None:
             kills.append(kill)
             doctor = ", and the doctor was needed" if kill.doctor else ""
             print(
-                f"{len(kills)}: {kill.way} after {kill.after_seconds:.1f} s of {kill.stage}{doctor}",
+                f"{len(kills)}: {kill.way} after {kill.cpu_seconds:.1f} s of {kill.stage}{doctor}",
                 flush=True,
             )
         expected, found = hashes(reference), hashes(victim)

@@ -175,8 +175,23 @@ def test_dvc_lock_speaks_of_the_same_stages() -> None:
         assert " ".join(entry["cmd"].split()) == stage.cmd, name
         assert {dep["path"] for dep in entry["deps"]} == set(stage.deps), name
         assert {out["path"] for out in entry["outs"]} == {*stage.outs, *stage.uncached}, name
-        keys = {key.split(".")[0] for key in entry.get("params", {}).get("params.yaml", {})}
-        assert keys == set(stage.params), name
+        assert set(entry["params"]["params.yaml"]) == set(stage.params), name
+
+
+def test_dvc_lock_knows_every_key_of_params_yaml() -> None:
+    """A key that is new to a section makes its stages run again, so dvc.lock has to be of a run with it."""
+    lock = REPOSITORY / "dvc.lock"
+    if not lock.exists():
+        pytest.skip("dvc.lock does not exist yet: `dvc repro` has never run here")
+    locked = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))["stages"]
+    params = YAML(typ="safe", pure=True).load((REPOSITORY / "presets/demo.yaml").read_text(encoding="utf-8"))
+
+    def keys(value: object) -> object:
+        return {key: keys(item) for key, item in value.items()} if isinstance(value, dict) else None
+
+    for name, entry in locked.items():
+        for section, values in entry["params"]["params.yaml"].items():
+            assert keys(values) == keys(params[section]), f"{name}: {section}; run `dvc repro` and commit"
 
 
 # The laws of the package

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from tests.datasets import REPOSITORY, write_params
 from tests.pipeline.commands import copy, environment, run
-from tests.pipeline.pipeline_file import NEUTRAL, read_stages
+from tests.pipeline.pipeline_file import NEUTRAL, NEUTRAL_KEYS, read_stages
 
 STAGES = read_stages()
 
@@ -196,14 +196,48 @@ class Alone:
     shown: str
 
 
+# For each key of params.yaml another value: what a stage does not name must not reach its result.
+OTHER: dict[str, Any] = {
+    "preset": "other",
+    "seed": 9,
+    "size_px": 48,
+    "global_k": 5,
+    "pixel_k": 4,
+    "select_ratio": 0.5,
+    "crop_ratio": 0.6,
+    "precision": "bfloat16",
+    "backbone.width": 12,
+    "prepare.train_px": 44,
+    "pretrain.lr": 0.5,
+    "embed.batch_size": 7,
+    "label.iterations": 3,
+    "select_views.scope": "per_view",
+    "train.lr": 0.5,
+    "cluster.iterations": 3,
+    "predict.batch_size": 1,
+    "refine.iterations": 2,
+    "evaluate.baseline_restarts": 1,
+    "report.num_images": 1,
+}
+
+
+def test_every_key_has_another_value(tiny: dict[str, Any]) -> None:
+    keys = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    assert {key.split(".")[0] for key in OTHER} == set(keys) - set(NEUTRAL_KEYS)
+    defaults = {"preset": "demo", "evaluate.baseline_restarts": 3, **tiny}
+    assert not [key for key, value in OTHER.items() if defaults.get(key) == value]
+
+
 @pytest.fixture(scope="module")
-def alone(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Alone]:
-    """Every stage, run once more, from the inputs that the clone has."""
+def alone(clone: Path, tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> dict[str, Alone]:
+    """Every stage, run once more, from the inputs that the clone has, with other values of all other keys."""
 
     def run_alone(name: str) -> Alone:
         stage, folder = STAGES[name], tmp_path_factory.getbasetemp() / "alone" / name.replace("@", "_")
         folder.mkdir(parents=True)
-        copy([*stage.deps, "params.yaml", *NEUTRAL], clone, folder)
+        copy([*stage.deps, *NEUTRAL], clone, folder)
+        unnamed = {key: value for key, value in OTHER.items() if key.split(".")[0] not in stage.params}
+        write_params(folder / "params.yaml", {**tiny, **unnamed})
         _packages(folder)
         ended = subprocess.run(
             stage.cmd.split(),
