@@ -1,11 +1,7 @@
 """The CRF over many images: one process a core, and in the memory of each no more than one image."""
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +9,8 @@ import torch
 
 from stages.crf.dense_crf import probabilities, refine_image
 from stages.runtime.artefacts import read_array
-from stages.runtime.cores import count_cores, end_with_parent
-from stages.runtime.errors import UserError
+from stages.runtime.cores import count_cores
+from stages.runtime.pool import call_in_order
 from stages.runtime.schema import Refine
 
 
@@ -44,24 +40,12 @@ def refine_all(job: Job, images: Sequence[int], num_workers: int) -> Iterator[No
         UserError: a worker was killed.
     """
     workers = min(num_workers or count_cores(), len(images))
-    if workers <= 1:
-        yield from map(partial(_refine_one, job), images)
-        return
-    # Spawned, not forked: a fork of a process whose libraries have started threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
-        try:
-            yield from pool.map(partial(_refine_one, job), images)
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"runtime.num_workers: one of {workers} CRF processes was killed, most likely for want of "
-                "memory; set a smaller number"
-            ) from error
+    calls = [(job, index) for index in images]
+    yield from call_in_order(_refine_one, calls, workers, prepare_worker=_use_one_thread)
 
 
-def _start_worker() -> None:
+def _use_one_thread() -> None:
     torch.set_num_threads(1)
-    end_with_parent()
 
 
 def _refine_one(job: Job, index: int) -> None:

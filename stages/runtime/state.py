@@ -29,7 +29,18 @@ from stages.runtime.tensors import read_tensors, write_tensors
 HASH_CHUNK = 1 << 24
 NEUTRAL = {
     f"stages.runtime.{name}"
-    for name in ("cores", "environment", "errors", "fit", "launch", "params", "progress", "schema", "state")
+    for name in (
+        "cores",
+        "environment",
+        "errors",
+        "fit",
+        "launch",
+        "params",
+        "pool",
+        "progress",
+        "schema",
+        "state",
+    )
 }
 
 

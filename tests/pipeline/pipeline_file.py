@@ -13,7 +13,18 @@ from tests.datasets import REPOSITORY
 # Code that changes no result: reading and checking settings, errors, progress, state; naming the machine.
 NEUTRAL = tuple(
     f"stages/runtime/{name}.py"
-    for name in ("cores", "environment", "errors", "fit", "launch", "params", "progress", "schema", "state")
+    for name in (
+        "cores",
+        "environment",
+        "errors",
+        "fit",
+        "launch",
+        "params",
+        "pool",
+        "progress",
+        "schema",
+        "state",
+    )
 )
 NEUTRAL_KEYS = ("device", "runtime")
 # What is read beside code: taxonomies of label maps, template of the page.

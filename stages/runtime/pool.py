@@ -1,14 +1,13 @@
 """Work in several processes, its results in order, with little of it on the way."""
 
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from stages.runtime.cores import end_with_parent
 from stages.runtime.errors import UserError
 
 Result = TypeVar("Result")
@@ -16,40 +15,46 @@ CALLS_AHEAD = 4  # for each worker: enough to keep it busy, few enough to keep m
 
 
 def call_in_order(
-    function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], workers: int
+    function: Callable[..., Result],
+    calls: Sequence[tuple[Any, ...]],
+    workers: int,
+    *,
+    prepare_worker: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
     """The result of each call, in the order of the calls; one worker is this process itself.
 
+    Args:
+        function: to call; importable by name, as are its arguments.
+        calls: the arguments of each.
+        workers: number of processes.
+        prepare_worker: called first in each of them; not in this process.
+
     Raises:
-        UserError: a process died.
+        UserError: a process was killed.
     """
     if workers <= 1:
         yield from (function(*arguments) for arguments in calls)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
+    # Spawned, not forked: a fork of a process whose libraries have started threads can hang.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (prepare_worker,)) as pool:
         try:
             pending: deque[Future[Result]] = deque()
             for arguments in calls:
                 pending.append(pool.submit(function, *arguments))
                 if len(pending) >= CALLS_AHEAD * workers:
                     yield pending.popleft().result()
-            yield from (future.result() for future in pending)
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
-                "runtime.num_workers: a decoding process was killed, most likely for want of memory; "
-                "set a smaller number"
+                f"runtime.num_workers: one of {workers} processes was killed, most likely for want of "
+                "memory; set a smaller number"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """A worker waits for work for ever when its parent was killed; this one notices."""
-    threading.Thread(target=_await_end_of_parent, daemon=True).start()
-
-
-def _await_end_of_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _start_worker(prepare_worker: Callable[[], None] | None) -> None:
+    end_with_parent()
+    if prepare_worker is not None:
+        prepare_worker()
