@@ -150,6 +150,11 @@ CROSS = [
         "so choose one that is",
     ),
     (
+        {"pretrain.swav.queue_size": 100},
+        "pretrain.swav.queue_size: 100 is not a multiple of batch_size 32; the queue takes whole batches, "
+        "so choose one that is, or 0 for none",
+    ),
+    (
         {"pretrain.bn_splits": 3, "pretrain.batch_size": 64},
         "pretrain.bn_splits: 3 does not divide batch_size 64 into groups of two or more",
     ),

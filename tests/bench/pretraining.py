@@ -1,0 +1,98 @@
+"""Goodput of pretraining: its whole loop beside the bare network on random tensors of the same shapes.
+
+The whole loop reads, augments, goes forward and backward, steps the optimiser and keeps keys or queue.
+The bare network does the same number of forward and backward passes, and nothing else.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.contrast.encoder import Encoder
+from stages.contrast.pretraining import Pretraining
+from stages.imaging.source import ImageSource
+from stages.nets.resnet import ResNet
+from stages.runtime.device import autocast, place
+from stages.runtime.params import read
+from stages.runtime.schema import Backbone, Pretrain
+from tests.bench.interleaved import compare
+from tests.datasets import REPOSITORY
+
+# (architecture, px of a view, px as stored, images of a batch, precision) for each kind of device
+SETUPS = {"cpu": ("resnet18", 128, 192, 32, "float32"), "cuda": ("resnet50", 224, 320, 256, "bfloat16")}
+NUM_STEPS = 2  # of one turn
+
+
+class _NoState:
+    """A run that is neither resumed nor saved."""
+
+    def load(self) -> None:
+        return None
+
+    def is_due(self) -> bool:
+        return False
+
+
+def measure(device: torch.device, turns: int) -> Iterator[str]:
+    """One line for each method."""
+    for method in ("mocov2", "swav"):
+        yield _measure(method, device, turns)
+
+
+def _measure(method: str, device: torch.device, turns: int) -> str:
+    arch, image_px, stored_px, batch_size, precision = SETUPS[device.type]
+    backbone = Backbone(arch=arch, width=64, stem_stride=4)
+    settings = _settings(method, image_px, batch_size)
+    count = NUM_STEPS * batch_size
+    stored = np.random.default_rng(0).integers(0, 256, (count, stored_px, stored_px, 3), np.uint8)
+    pretraining = Pretraining(
+        settings, backbone, num_images=count, seed=0, precision=precision, device=device
+    )
+    images = ImageSource(stored, device)
+    encoder = Encoder(ResNet(arch, 64, 4), settings.projection_dim, head_batch_norm=settings.head_batch_norm)
+    place(encoder, device)
+    passes = [(_random(*shape, device), learns) for shape, learns in _passes(settings)]
+
+    def whole() -> None:
+        with contextlib.redirect_stdout(None):
+            pretraining.run(images, _NoState())  # type: ignore[arg-type]
+
+    def bare() -> None:
+        for _ in range(NUM_STEPS):
+            for view, learns in passes:
+                with torch.set_grad_enabled(learns), autocast(device, precision):
+                    embedding = encoder(view).embedding
+                if learns:
+                    embedding.sum().backward()
+            encoder.zero_grad()
+
+    found = compare(whole, bare, turns=turns, device=device)
+    return (
+        f"pretraining {method} {arch} {image_px} px, batch {batch_size}, {precision}: "
+        f"loop {count / found.seconds:.1f} images/s, bare network {count / found.bare_seconds:.1f} images/s, "
+        f"goodput {found.goodput:.3f}"
+    )
+
+
+def _settings(method: str, image_px: int, batch_size: int) -> Pretrain:
+    """One epoch of the committed settings at another size; small views have SwAV's share of the side."""
+    settings = read(REPOSITORY / "presets/demo.yaml").pretrain
+    swav = settings.swav.model_copy(update={"local_px": image_px * 96 // 224, "queue_size": batch_size})
+    changes: dict[str, Any] = {"image_px": image_px, "batch_size": batch_size, "queue_size": batch_size}
+    return settings.model_copy(update={**changes, "method": method, "epochs": 1, "swav": swav})
+
+
+def _passes(settings: Pretrain) -> list[tuple[tuple[int, int], bool]]:
+    """(Images, side) of each pass of a step through the network, and whether gradients flow back."""
+    size, side = settings.batch_size, settings.image_px
+    if settings.method == "swav":
+        local = settings.swav.local_crops * size, settings.swav.local_px
+        return [((2 * size, side), True), (local, True)]
+    return [((size, side), learns) for learns in (True, False)] * (2 if settings.symmetric else 1)
+
+
+def _random(count: int, side: int, device: torch.device) -> torch.Tensor:
+    return torch.randn(count, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
