@@ -15,6 +15,7 @@ from stages.nets.batch_norm import split_batch_norms
 from stages.runtime import distributed
 from stages.runtime.artefacts import write_json
 from stages.runtime.device import choose_device, place
+from stages.runtime.environment import describe_environment
 from stages.runtime.errors import run
 from stages.runtime.launch import launch
 from stages.runtime.params import load
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     say("cluster", **figures)
     if distributed.is_leader():
         write_tensors(args.out, {"centroids": torch.from_numpy(runs[0])}, {"pixel_k": params.pixel_k})
-        write_json(args.metrics, {"cluster": figures})
+        write_json(args.metrics, {"cluster": {**figures, "environment": describe_environment(device)}})
     distributed.leave()
 
 

@@ -15,6 +15,7 @@ from stages.nets.checkpoint import save_backbone
 from stages.runtime import distributed
 from stages.runtime.artefacts import write_csv, write_json
 from stages.runtime.device import choose_device
+from stages.runtime.environment import describe_environment
 from stages.runtime.errors import run
 from stages.runtime.fit import check_data_size
 from stages.runtime.launch import launch
@@ -82,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         state.check()
         save_backbone(args.out, backbone, params.backbone, heads)
         write_csv(args.history, history)
-        write_json(args.metrics, {"pretrain": {**figures, **init}})
+        write_json(
+            args.metrics, {"pretrain": {**figures, **init, "environment": describe_environment(device)}}
+        )
         state.finish()
     distributed.leave()
 

@@ -14,6 +14,7 @@ from stages.nets.checkpoint import load_backbone
 from stages.runtime import distributed
 from stages.runtime.artefacts import read_array, write_csv, write_json
 from stages.runtime.device import choose_device, place
+from stages.runtime.environment import describe_environment
 from stages.runtime.errors import UserError, run
 from stages.runtime.fit import check_data_size
 from stages.runtime.launch import launch
@@ -103,7 +104,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_segmenter(args.out, segmenter, describe_segmenter(params.backbone, settings, params.size_px))
         write_csv(args.history, history)
         last = history.iloc[-1].dropna().to_dict()
-        write_json(args.metrics, {"train": {**last, **training.clusters()}})
+        write_json(
+            args.metrics,
+            {"train": {**last, **training.clusters(), "environment": describe_environment(device)}},
+        )
         state.finish()
     distributed.leave()
 

@@ -81,7 +81,7 @@ def finished() -> dict[str, Metrics]:
 
 def parse(shown: Iterable[Mapping[str, Any]]) -> dict[str, Metrics]:
     """Metrics by name of experiment, of what `dvc exp show --json` prints; without those that have none."""
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Metrics] = {}
     for commit in shown:
         for experiment in commit["experiments"] or []:
             last = (experiment["revs"] or [{}])[0]

@@ -3,10 +3,10 @@
 import argparse
 
 from stages.runtime.device import choose_device
-from tests.bench import pretraining
+from tests.bench import pretraining, training
 
 # Each gives one line after the other, as it measures.
-SECTIONS = {"pretraining": pretraining.measure}
+SECTIONS = {"pretraining": pretraining.measure, "training": training.measure}
 
 
 def main() -> None:
