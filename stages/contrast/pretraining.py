@@ -182,12 +182,13 @@ def _build(encoder: Encoder, settings: Pretrain, num_images: int, seed: int, pre
 
 def _optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """Weight decay holds back the weights alone, not biases and batch norms (ours)."""
+    fused = True if parameters[0].is_cuda else None  # one kernel for all weights
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, fused=fused)
     if settings.optimizer == "lars":
         return LARS(groups, lr=settings.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=settings.lr)
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
