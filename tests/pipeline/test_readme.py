@@ -60,7 +60,13 @@ def test_files_that_are_named_exist(text: str) -> None:
     tops = "|".join(re.escape(name) for name in TOP_LEVEL)
     named = re.findall(rf"(?<![\w/.-])((?:{tops})/[\w./@-]*\w)", text)
     named += re.findall(r"`([\w.-]+\.(?:yaml|toml|txt|md|lock))`", text)
-    local = ("classes.txt", "legend.json", "dvc.lock")  # of a data set, of a result, of a first run
+    local = (
+        "classes.txt",
+        "train.txt",
+        "val.txt",
+        "legend.json",
+        "dvc.lock",
+    )  # of data, a result, a first run
     for path in named:
         assert path in local or _exists_or_is_made(path), f"README.md names {path}"
     assert named
@@ -73,8 +79,9 @@ def test_commands_exist(text: str) -> None:
     modules = set(re.findall(r"python -m (stages[\w.]+\w)", text))
     for module in modules:
         assert (REPOSITORY / (module.replace(".", "/") + ".py")).exists(), f"README.md names {module}"
-    for preset in set(re.findall(r"NAME=([a-z0-9_]+)", text)):
-        assert (REPOSITORY / f"presets/{preset}.yaml").exists(), f"README.md names preset {preset}"
+    folders = {"preset": "presets", "table": "presets/tables"}
+    for target, name in set(re.findall(r"make (preset|table) NAME=([a-z0-9_]+)", text)):
+        assert (REPOSITORY / folders[target] / f"{name}.yaml").exists(), f"README.md names {target} {name}"
 
 
 def test_settings_exist(text: str) -> None:
@@ -92,3 +99,25 @@ def test_no_place_is_left_to_be_filled(text: str) -> None:
     left = re.findall(r"\b(?:TODO|FIXME|XXX|TBD)\b|^[A-Z]+(?:_[A-Z]+)+$", text, re.MULTILINE)
     assert left == []
     assert Path(README).stat().st_size > 2000
+
+
+def _runs_again(changed: str) -> set[str]:
+    """Stages that depend on a setting or a file, by dvc.yaml, and all that follow from their results."""
+    stages = read_stages().values()
+    stale = {changed}
+    again: set[str] = set()
+    for stage in stages:  # in the order of the flow
+        keys = {key for key in stage.params if changed == key or changed.startswith(f"{key}.")}
+        if keys or stale & set(stage.deps):
+            again.add(stage.stem)
+            stale |= {*stage.outs, *stage.uncached}
+    return again
+
+
+def test_the_table_of_costs_is_that_of_dvc_yaml(text: str) -> None:
+    table = text.partition("| change | runs again |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`[^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
+    assert len(rows) >= 10
+    for changes, costs in rows:
+        for changed in re.findall(r"`([^`]+)`", changes):
+            assert set(re.findall(r"`([^`]+)`", costs)) == _runs_again(changed), changed
