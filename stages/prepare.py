@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # What the data should hash to decides nothing that is packed.
     settings = {"size_px": params.size_px, "prepare": params.prepare.model_dump(exclude={"manifest_sha256"})}
     made_by = fingerprint(settings, (data.train, data.val))
-    with staged_folder(args.images, made_by) as images, staged_folder(args.truth, made_by) as truth:
+    with staged_folder(args.truth, made_by) as truth, staged_folder(args.images, made_by) as images:
         train, val = _pack(images, truth, data, params)
         _check_faults([fault for result in (*train, *val) for fault in result.faults])
         manifest = hash_files(

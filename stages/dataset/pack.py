@@ -11,6 +11,7 @@ from stages.dataset.journal import Journal, Packed, checksum, is_unchanged
 from stages.dataset.source import Decode, Decoded, Item
 from stages.dataset.truth import IGNORED
 from stages.dataset.working_size import Protocol, square_image, square_labels
+from stages.runtime.artefacts import create_array
 from stages.runtime.cores import count_cores
 from stages.runtime.errors import UserError
 from stages.runtime.pool import call_in_order
@@ -60,7 +61,11 @@ def create_arrays(work: Work, num_images: int) -> None:
     shape = (num_images, work.side_px, work.side_px)
     for path, whole in ((work.images, (*shape, 3)), (work.labels, shape)):
         if path is not None and not _is_array(path, whole):
-            np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=whole).flush()
+            try:
+                create_array(path, np.uint8, whole)
+            except OSError:  # what has no place on the disk may not look like an array next time
+                path.unlink(missing_ok=True)
+                raise
 
 
 def _is_array(path: Path, shape: tuple[int, ...]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.dataset.source import Item
+from stages.runtime.artefacts import named_faults
 from stages.runtime.errors import UserError
 
 CODE = Path(__file__).parent
@@ -46,29 +47,30 @@ def staged_folder(path: Path, made_by: str) -> Iterator[Path]:
         made_by: the fingerprint; what another one left is thrown away.
 
     Raises:
-        UserError: another process is at work on the same.
+        UserError: another process is at work on the same, the disk is full, or does not let us write.
     """
-    staged = staged_path(path)
-    staged.mkdir(parents=True, exist_ok=True)
-    lock = os.open(staged, os.O_RDONLY)
-    try:
-        _lock(lock, staged)
-        mark = staged / MARK
-        if not mark.exists() or mark.read_text() != made_by:
-            for left in staged.iterdir():
-                left.unlink()
-            mark.write_text(made_by)
-        yield staged
-        for file in staged.iterdir():
-            with file.open("rb+") as written:
-                os.fsync(written.fileno())
-        for hidden in staged.glob(".*"):
-            hidden.unlink()
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(staged, path)
-    finally:
-        os.close(lock)
+    with named_faults(path):
+        staged = staged_path(path)
+        staged.mkdir(parents=True, exist_ok=True)
+        lock = os.open(staged, os.O_RDONLY)
+        try:
+            _lock(lock, staged)
+            mark = staged / MARK
+            if not mark.exists() or mark.read_text() != made_by:
+                for left in staged.iterdir():
+                    left.unlink()
+                mark.write_text(made_by)
+            yield staged
+            for file in staged.iterdir():
+                with file.open("rb+") as written:
+                    os.fsync(written.fileno())
+            for hidden in staged.glob(".*"):
+                hidden.unlink()
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(staged, path)
+        finally:
+            os.close(lock)
 
 
 def _lock(handle: int, folder: Path) -> None:

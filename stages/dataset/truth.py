@@ -61,6 +61,8 @@ def read_truth(folder: Path) -> Truth:
             f"{folder / 'val.npy'}: holds {maps.dtype} {list(maps.shape)}, expected square label maps "
             f"uint8 [M, S, S]; {REMEDY}"
         )
+    if not names and any((labels != IGNORED).any() for labels in maps):
+        raise UserError(f"{folder / 'classes.csv'}: names no class, but val.npy has class ids; {REMEDY}")
     return Truth(names, kinds, maps)
 
 

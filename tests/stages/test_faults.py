@@ -32,7 +32,7 @@ STAGES: dict[str, tuple[ModuleType, dict[str, str], dict[str, str]]] = {
     "embed": (embed, {"images": IMAGES, "backbone": BACKBONE}, {"out": "new/out.npy"}),
     "label": (
         label,
-        {"embeddings": "embeddings.npy"},
+        {"embeddings": "embeddings.npy", "backbone": BACKBONE},
         {"out": "new/out.safetensors", "metrics": "new/m.json"},
     ),
     "select_views": (select_views, {"labels": LABELS}, {"out": "new/out.npy", "metrics": "new/m.json"}),
@@ -55,7 +55,13 @@ STAGES: dict[str, tuple[ModuleType, dict[str, str], dict[str, str]]] = {
     "evaluate": (
         evaluate,
         {"images": IMAGES, "predictions": "predictions.npy", "truth": "truth"},
-        {"metrics": "new/m.json", "per-class": "new/c.csv", "confusion": "new/x.csv"},
+        {
+            "metrics": "new/m.json",
+            "readings": "new/r.json",
+            "readings-table": "new/r.csv",
+            "per-class": "new/c.csv",
+            "confusion-table": "new/x.csv",
+        },
     ),
 }
 EXTRA = {"evaluate": ["--name", "raw"]}
@@ -84,7 +90,9 @@ def ready(bench: Any) -> Any:
 
 
 def _files(folder: str) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    """What is finished; hidden folders wait for the next run."""
+    paths = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return {str(path): path.read_bytes() for path in paths if "/." not in str(path)}
 
 
 @contextlib.contextmanager
@@ -192,7 +200,7 @@ def test_other_errors_of_the_system_are_not_explained_away(tmp_path: Path) -> No
 def _damages() -> Iterator[tuple[str, str, str]]:
     folders = {
         "images": ("images/train.npy", "images/train.csv", "images/val.npy", "images/val.csv"),
-        "truth": ("truth/val.npy", "truth/classes.json"),
+        "truth": ("truth/val.npy", "truth/classes.csv"),
     }
     unread = {  # of the folder of images: the other split
         **dict.fromkeys(("pretrain", "embed", "train", "cluster"), "val"),
