@@ -38,10 +38,11 @@ def _clone(mine: Path, name: str) -> Path:
     return mine.parent / name
 
 
-def _figures(folder: Path, revision: str, stage: str) -> dict[str, float]:
-    """Of one stage, in an experiment."""
-    shown = json.loads(run(folder, "dvc", "metrics", "show", revision, "--json"))
-    return shown[revision]["data"][f"metrics/{stage}.json"]["data"][stage]
+def _figures(folder: Path, experiment: str, stage: str) -> dict[str, float]:
+    """Of one stage; DVC keeps an experiment as a commit."""
+    names = run(folder, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (name,) = (name for name in names if name.endswith(f"/{experiment}"))
+    return json.loads(run(folder, "git", "show", f"{name}:metrics/{stage}.json"))[stage]
 
 
 def test_what_is_pushed_can_be_pulled(mine: Path, remote: Path) -> None:
@@ -88,19 +89,8 @@ def test_an_experiment_in_a_copy_finds_data_outside_the_repository(mine: Path) -
 
 def test_two_workers_take_two_queued_experiments(mine: Path) -> None:
     for ratio in ("0.3", "0.6"):
-        name = f"ratio-{ratio[-1]}"
-        run(
-            mine,
-            "dvc",
-            "exp",
-            "run",
-            "--queue",
-            "--name",
-            name,
-            "-S",
-            f"select_ratio={ratio}",
-            "select_views",
-        )
+        settings = ("--name", f"ratio-{ratio[-1]}", "--set-param", f"select_ratio={ratio}")
+        run(mine, "dvc", "exp", "run", "--queue", *settings, "select_views")
     subprocess.run(
         ["dvc", "queue", "start", "--jobs", "2"],
         cwd=mine,
