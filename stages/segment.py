@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from stages.dataset.decode import decode_image
 from stages.imaging.normalise import to_unit
 from stages.imaging.palette import colourise, palette
 from stages.imaging.resample import resample, whole
@@ -93,10 +94,11 @@ def _images(folder: Path) -> Iterator[Path]:
 
 def _open(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); mend it, or take it away") from error
+        return np.array(decode_image(path.read_bytes()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend it, or take it away") from error
+    except UserError as fault:
+        raise UserError(f"{path}: {fault}") from fault
 
 
 def _write(path: Path, picture: np.ndarray, clusters: np.ndarray, colours: np.ndarray) -> None:

@@ -68,8 +68,15 @@ def test_a_folder_without_images_is_refused(ready: Any) -> None:
 def test_a_file_that_is_no_image_is_named(ready: Any) -> None:
     Path("photos/notes.png").write_text("shopping list")
     message = ready.fault(segment.main, SEGMENT)
-    assert message.startswith("photos/notes.png: cannot be read as an image (")
-    assert message.endswith("); mend it, or take it away")
+    assert message == "photos/notes.png: is not an image that Pillow knows; replace or remove it"
+
+
+def test_sixteen_bits_are_brought_to_eight_and_not_cut_off(ready: Any) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (40, 60), dtype=np.uint8)
+    Image.fromarray(grey.astype(np.uint16) * 256).save("photos/deep.png")
+    Image.fromarray(np.repeat(grey[..., None], 3, axis=2)).save("photos/plain.png")
+    segment.main(SEGMENT)
+    assert (np.array(Image.open("found/deep.png")) == np.array(Image.open("found/plain.png"))).all()
 
 
 def test_two_images_of_one_name_are_refused(ready: Any) -> None:
