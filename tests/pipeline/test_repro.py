@@ -199,6 +199,7 @@ class Alone:
 # For each key of params.yaml another value: what a stage does not name must not reach its result.
 OTHER: dict[str, Any] = {
     "preset": "other",
+    "compat": "picie",
     "seed": 9,
     "size_px": 48,
     "global_k": 5,
