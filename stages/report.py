@@ -15,6 +15,7 @@ from stages.imaging.palette import colourise
 from stages.imaging.pyramid import view_boxes
 from stages.imaging.score_maps import cluster_maps, open_scores
 from stages.reporting.curves import draw_histories
+from stages.reporting.data import data_tables
 from stages.reporting.gallery import draw_exemplars, exemplars
 from stages.reporting.legend import Legend, read_legend
 from stages.reporting.page import class_bars, reading_table, render, score_table, share_bars
@@ -42,6 +43,7 @@ class Inputs:
     view_score: np.ndarray
     predictions: np.ndarray
     refined: np.ndarray
+    data: dict[str, Any]
     metrics: dict[str, Any]
     readings: dict[str, pd.DataFrame]
     per_class: pd.DataFrame
@@ -74,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             num_train=len(inputs.train),
             num_val=len(inputs.val),
             num_clusters=num_clusters,
+            data=data_tables(inputs.data),
             scores=score_table(inputs.metrics),
             readings=reading_table(inputs.readings),
             sources=inputs.sources[shown].tolist(),
@@ -115,6 +118,7 @@ def _read(args: argparse.Namespace) -> Inputs:
         view_score=tensors["score"].numpy() if "score" in tensors else np.empty(0),
         predictions=open_scores(args.predictions, len(val)),
         refined=read_array(args.refined, memory_map=True),
+        data=read_json(args.data)["prepare"],
         metrics={**read_json(args.raw), **read_json(args.refined_scores)},
         readings={"raw": read_csv(args.raw_readings), "refined": read_csv(args.refined_readings)},
         per_class=read_csv(args.per_class),
@@ -144,6 +148,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     inputs = {
         "images": "folder of packed images",
         "truth": "folder of label maps and class names",
+        "data": ".json, what `prepare` read",
         "labels": ".safetensors, pseudo-label and score of every view",
         "views": ".npy, pseudo-label of every kept view, int32 [N, 6]",
         "predictions": ".npy, cosine scores float16 [M, K, h, w]",

@@ -30,9 +30,22 @@ READINGS = {
     "miou": [0.4, "", 0.125],
     "classes_counted": [2, 0, 1],
 }
+SIDE = {"min": 10, "median": 20, "max": 30}
+DATA = {
+    "train_images": TRAIN,
+    "val_images": VAL,
+    "class_shares": {NAMES[0]: 0.25, NAMES[1]: 0.75},
+    "ignored_share": 0.125,
+    "sizes_px": {
+        "train": {"width": SIDE, "height": SIDE},
+        "val": {"width": SIDE, "height": dict.fromkeys(SIDE, 9)},
+    },
+    "skipped": {"no <label> map": 7},
+}
 INPUTS = {
     "images": "images",
     "truth": "truth",
+    "data": "prepare.json",
     "labels": "labels.safetensors",
     "views": "kept_views.npy",
     "predictions": "predictions.npy",
@@ -73,6 +86,7 @@ def folder(tmp_path: Path) -> Path:
         tmp_path / "train.csv", index=False
     )
     (tmp_path / "pretrain.csv").write_text("epoch,loss\n")
+    (tmp_path / "prepare.json").write_text(json.dumps({"prepare": DATA}))
     (tmp_path / "raw.json").write_text(json.dumps({"raw": FIGURES | FREE, "colour_position": FIGURES | FREE}))
     (tmp_path / "refined.json").write_text(json.dumps({"refined": FIGURES | FREE}))
     for name in ("raw", "refined"):
@@ -121,7 +135,7 @@ def test_names_of_classes_and_files_are_escaped(folder: Path) -> None:
     page = _run(folder)
     assert "<b>" not in page
     assert "<i>" not in page
-    assert page.count("&lt;b&gt;&amp;") == 3  # legend, class bars, cluster bars
+    assert page.count("&lt;b&gt;&amp;") == 4  # legend, class bars, cluster bars, data
     assert "&lt;i&gt;0.png, &lt;i&gt;1.png, &lt;i&gt;2.png" in page
 
 
@@ -133,6 +147,15 @@ def test_scores_are_shown_in_per_cent_and_nulls_as_a_dash(folder: Path) -> None:
         ("baseline", "k-means on colour and position"),
     ]
     assert re.findall("<td>(.*?)</td>", rows[0][2]) == ["61.2", "40.0", "\N{EN DASH}", "3", "2.5", "50.0"]
+
+
+def test_what_was_read_is_shown(folder: Path) -> None:
+    page = _run(folder)
+    assert "<td>to learn from</td><td>6</td><td>20 (10 to 30)</td><td>20 (10 to 30)</td>" in page
+    assert "<td>to look at</td><td>3</td><td>20 (10 to 30)</td><td>9</td>" in page
+    assert "&lt;b&gt;&amp; 25.0, grass 75.0." in page
+    assert "12.5 per cent of all pixels are ignored." in page
+    assert "Left out: 7 files, no &lt;label&gt; map." in page
 
 
 def test_readings_are_shown(folder: Path) -> None:
