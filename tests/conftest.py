@@ -160,6 +160,13 @@ def _no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _denormals() -> Iterator[None]:
+    """A stage flushes them for its whole process, which the next test shares."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> dict[str, Any]:
     """Dotted keys and values that make every stage tiny."""

@@ -53,7 +53,7 @@ def test_writes_segmenter_history_and_metrics(ready: Any) -> None:
     np.testing.assert_allclose(history["loss"], expected, rtol=1e-4)
     metrics = json.loads(Path(OUTPUTS[2]).read_text())
     assert list(metrics) == ["train"]
-    assert list(metrics["train"]) == ["epoch", *FIGURES, "cluster_shares", "collapsed"]
+    assert list(metrics["train"]) == ["epoch", *FIGURES, "cluster_shares", "collapsed", "environment"]
     shares = metrics["train"]["cluster_shares"]
     assert len(shares) == 3
     assert sum(shares) == pytest.approx(1, abs=1e-5)
