@@ -44,12 +44,12 @@ def measure(device: torch.device, turns: int) -> Iterator[str]:
 
 def _measure(method: str, device: torch.device, turns: int) -> str:
     arch, image_px, stored_px, batch_size, precision = SETUPS[device.type]
-    backbone = Backbone(arch=arch, width=64, stem_stride=4)
+    backbone = Backbone(arch=arch, width=64, stem_stride=4, patch_px=16, registers=0, layer_scale=False)
     settings = _settings(method, image_px, batch_size)
     count = NUM_STEPS * batch_size
     stored = np.random.default_rng(0).integers(0, 256, (count, stored_px, stored_px, 3), np.uint8)
     pretraining = Pretraining(
-        settings, backbone, num_images=count, seed=0, precision=precision, device=device
+        settings, backbone, None, num_images=count, seed=0, precision=precision, device=device
     )
     images = ImageSource(stored, device)
     encoder = Encoder(ResNet(arch, 64, 4), settings.projection_dim, head_batch_norm=settings.head_batch_norm)
