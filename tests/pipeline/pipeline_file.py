@@ -8,24 +8,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from stages.runtime import state
 from tests.datasets import REPOSITORY
 
 # Code that changes no result: reading and checking settings, errors, progress, state; naming the machine.
-NEUTRAL = tuple(
-    f"stages/runtime/{name}.py"
-    for name in (
-        "cores",
-        "environment",
-        "errors",
-        "fit",
-        "launch",
-        "params",
-        "pool",
-        "progress",
-        "schema",
-        "state",
-    )
-)
+NEUTRAL = tuple(sorted(f"{name.replace('.', '/')}.py" for name in state.NEUTRAL))
 NEUTRAL_KEYS = ("device", "runtime")
 # What is read beside code: taxonomies of label maps, template of the page.
 READ_AS_DATA = {

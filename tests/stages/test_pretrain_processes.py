@@ -3,13 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tests.datasets import REPOSITORY
@@ -23,14 +21,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 QUEUES_OF_9 = {"pretrain__queue_size": 9, "pretrain__swav__queue_size": 9}
-
-
-@pytest.fixture
-def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def test_two_processes_give_the_losses_and_weights_of_one(bench: Any, in_float64: None) -> None:

@@ -3,12 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
-import pytest
-import torch
 from safetensors.torch import load_file
 
 from tests.datasets import REPOSITORY
@@ -20,14 +17,6 @@ CASES: dict[str, dict[str, Any]] = {
     "picie": {"compat": "picie"},
     "pooled": {"train__image_loss__views": "pooled", "train__context__image": "clean"},
 }
-
-
-@pytest.fixture
-def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def test_two_processes_give_the_losses_weights_and_clusters_of_one(bench: Any, in_float64: None) -> None:
