@@ -77,9 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     shown = pixels[:: max(1, len(pixels) // AGREEMENT_PIXELS)]
     first, second = (assign(shown, centroids)[0] for centroids in runs)
+    assigned, score = assign(pixels, runs[0])
     figures = {
-        "effective_clusters": effective_clusters(assign(pixels, runs[0])[0]),
-        "mean_score": float(assign(pixels, runs[0])[1].mean()),
+        "effective_clusters": effective_clusters(assigned),
+        "mean_score": float(score.mean()),
         "stability": agreement(first, second),
     }
     say("cluster", **figures)

@@ -9,6 +9,7 @@ import torch
 
 from stages.clustering.agreement import agreement, effective_clusters
 from stages.clustering.centres import Space, choose_centres, find_centres
+from stages.clustering.kmeans import KMeans
 from stages.clustering.pseudo_labels import agreement_with_order, weaknesses
 from stages.nets.heads import read_heads
 from stages.runtime.artefacts import read_array, write_json
@@ -54,17 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(load(args.params, "device").device)
     space = Space(kind, heads, device)
     fitted = space.points(embeddings[:, 0] if params.label.fit_views == "whole" else views)
+    kmeans = KMeans(
+        params.global_k,
+        iterations=params.label.iterations,
+        restarts=params.label.restarts,
+        device=device,
+    )
     runs = [
-        find_centres(
-            fitted,
-            kind,
-            heads,
-            num_clusters=params.global_k,
-            iterations=params.label.iterations,
-            restarts=params.label.restarts,
-            seed=faiss_seed(params.seed, "label", attempt),
-            device=device,
-        )
+        find_centres(fitted, kind, heads, kmeans, seed=faiss_seed(params.seed, "label", attempt))
         for attempt in range(2)
     ]
     (pseudo_label, score), (second_label, _) = space.assign(views, runs)

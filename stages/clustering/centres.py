@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.clustering.kmeans import CHUNK_POINTS, assign, spherical_kmeans
+from stages.clustering.kmeans import CHUNK_POINTS, KMeans, assign
 from stages.nets.heads import class_probabilities, project
 from stages.runtime.errors import UserError
 
@@ -98,12 +98,9 @@ def find_centres(
     points: Float[np.ndarray, "N D"],
     kind: str,
     heads: Mapping[str, Tensor],
+    kmeans: KMeans,
     *,
-    num_clusters: int,
-    iterations: int,
-    restarts: int,
     seed: int,
-    device: torch.device,
 ) -> Float[np.ndarray, "K D"]:
     """K unit centres.
 
@@ -111,23 +108,18 @@ def find_centres(
         points: the views that decide, in the space of the centres.
         kind: kmeans, prototypes or classifier.
         heads: of the pretrained model.
-        num_clusters: K.
-        iterations: of k-means.
-        restarts: of k-means.
+        kmeans: K is its own, whatever the kind.
         seed: of its starting points.
-        device: where it works.
 
     Raises:
         UserError: there are fewer points, prototypes or classes than clusters.
     """
     if kind == "classifier":
-        return _frequent_classes(points, num_clusters)
+        return _frequent_classes(points, kmeans.num_clusters)
     if kind == "prototypes":
         points = F.normalize(heads["prototypes.weight"].float(), dim=1).numpy()
-        _check_enough(len(points), num_clusters, "prototypes")
-    return spherical_kmeans(
-        points, num_clusters, iterations=iterations, restarts=restarts, seed=seed, device=device
-    )
+        _check_enough(len(points), kmeans.num_clusters, "prototypes")
+    return kmeans.fit(points, seed=seed)
 
 
 def _frequent_classes(probability: Float[np.ndarray, "N C"], num_clusters: int) -> Float[np.ndarray, "K C"]:

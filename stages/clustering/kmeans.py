@@ -1,6 +1,7 @@
 """k-means on faiss, on the GPU where its build fits it, else on the CPU."""
 
 import functools
+from dataclasses import KW_ONLY, dataclass
 
 import faiss
 import numpy as np
@@ -13,77 +14,55 @@ PROBE_POINTS = 64
 CHUNK_POINTS = 1 << 16  # that are assigned at once, so that memory stays bounded
 
 
-def spherical_kmeans(
-    points: Float[np.ndarray, "N D"],
-    num_clusters: int,
-    *,
-    iterations: int,
-    restarts: int,
-    seed: int,
-    device: torch.device,
-) -> Float[np.ndarray, "K D"]:
-    """Unit centroids that maximise the cosine of unit points to their nearest one (4.2.1).
-
-    A cluster that empties is refilled by splitting a large one (faiss). All points take part: faiss's own
-    limit of 256 points a centroid is lifted, so the caller decides the sample.
+@dataclass(frozen=True)
+class KMeans:
+    """How k-means is run.
 
     Args:
-        points: unit length, float32.
         num_clusters: K.
         iterations: of Lloyd's algorithm.
         restarts: from other starting points; the best objective wins.
-        seed: of the starting points.
         device: where to work.
-
-    Raises:
-        UserError: fewer points than clusters, or a value that is not finite.
+        spherical: centroids of unit length, that maximise the cosine of unit points to their nearest one
+            (4.2.1). Else plain means, that minimise squared distances: of unit points this is what PiCIE
+            clusters with, and the tighter a cluster, the longer its centroid.
     """
-    return _kmeans(points, num_clusters, iterations, restarts, seed, device, spherical=True)
 
+    num_clusters: int
+    _: KW_ONLY
+    iterations: int
+    restarts: int
+    device: torch.device
+    spherical: bool = True
 
-def euclidean_kmeans(
-    points: Float[np.ndarray, "N D"],
-    num_clusters: int,
-    *,
-    iterations: int,
-    restarts: int,
-    seed: int,
-    device: torch.device,
-) -> Float[np.ndarray, "K D"]:
-    """Plain means that minimise squared distances, else as `spherical_kmeans`.
+    def fit(self, points: Float[np.ndarray, "N D"], *, seed: int) -> Float[np.ndarray, "K D"]:
+        """Centroids of float32 points, from starting points that follow from the seed.
 
-    Of unit points this is what PiCIE clusters with: the tighter a cluster, the longer its centroid.
-    """
-    return _kmeans(points, num_clusters, iterations, restarts, seed, device, spherical=False)
+        A cluster that empties is refilled by splitting a large one (faiss). All points take part: faiss's
+        own limit of 256 points a centroid is lifted, so the caller decides the sample.
 
-
-def _kmeans(
-    points: Float[np.ndarray, "N D"],
-    num_clusters: int,
-    iterations: int,
-    restarts: int,
-    seed: int,
-    device: torch.device,
-    *,
-    spherical: bool,
-) -> Float[np.ndarray, "K D"]:
-    if len(points) < num_clusters:
-        raise UserError(f"k-means: {num_clusters} clusters need at least as many points, got {len(points)}")
-    if not np.isfinite(points).all():
-        raise UserError("k-means: the features hold values that are not finite; the network has diverged")
-    kmeans = faiss.Kmeans(
-        points.shape[1],
-        num_clusters,
-        niter=iterations,
-        nredo=restarts,
-        seed=seed,
-        spherical=spherical,
-        gpu=device.type == "cuda" and faiss_gpu_works(),
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(points),
-    )
-    kmeans.train(np.ascontiguousarray(points, dtype=np.float32))
-    return np.asarray(kmeans.centroids)
+        Raises:
+            UserError: fewer points than clusters, or a value that is not finite.
+        """
+        if len(points) < self.num_clusters:
+            raise UserError(
+                f"k-means: {self.num_clusters} clusters need at least as many points, got {len(points)}"
+            )
+        if not np.isfinite(points).all():
+            raise UserError("k-means: the features hold values that are not finite; the network has diverged")
+        kmeans = faiss.Kmeans(
+            points.shape[1],
+            self.num_clusters,
+            niter=self.iterations,
+            nredo=self.restarts,
+            seed=seed,
+            spherical=self.spherical,
+            gpu=self.device.type == "cuda" and faiss_gpu_works(),
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(points),
+        )
+        kmeans.train(np.ascontiguousarray(points, dtype=np.float32))
+        return np.asarray(kmeans.centroids)
 
 
 def assign(

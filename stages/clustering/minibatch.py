@@ -1,10 +1,9 @@
 """Mini-batch k-means over more points than memory holds, as PiCIE clusters pixels."""
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
-from stages.clustering.kmeans import CHUNK_POINTS, euclidean_kmeans
+from stages.clustering.kmeans import CHUNK_POINTS, KMeans
 from stages.runtime.errors import UserError
 
 
@@ -16,29 +15,16 @@ class MiniBatchKMeans:
     means of what was added, of no particular length. No more than `init_batches` batches are held.
 
     Args:
-        num_clusters: K.
-        init_batches: batches that the first centroids come from.
-        iterations: of k-means on those.
-        restarts: of k-means on those.
+        kmeans: that the first centroids come from; K is its own.
+        init_batches: batches that it takes.
         seed: of its starting points.
-        device: where k-means works.
     """
 
-    def __init__(
-        self,
-        num_clusters: int,
-        *,
-        init_batches: int,
-        iterations: int,
-        restarts: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self._num_clusters, self._init_batches = num_clusters, init_batches
-        self._iterations, self._restarts, self._seed, self._device = iterations, restarts, seed, device
+    def __init__(self, kmeans: KMeans, *, init_batches: int, seed: int) -> None:
+        self._kmeans, self._init_batches, self._seed = kmeans, init_batches, seed
         self._waiting: list[np.ndarray] = []
         self._centroids: np.ndarray | None = None
-        self.counts: Int[np.ndarray, " K"] = np.zeros(num_clusters, np.int64)
+        self.counts: Int[np.ndarray, " K"] = np.zeros(kmeans.num_clusters, np.int64)
 
     def add(self, points: Float[np.ndarray, "N D"]) -> None:
         """Take one batch of points, float32."""
@@ -62,15 +48,8 @@ class MiniBatchKMeans:
 
     def _start(self) -> Float[np.ndarray, "K D"]:
         points = np.concatenate(self._waiting) if self._waiting else np.empty((0, 1), np.float32)
-        centroids = euclidean_kmeans(
-            points,
-            self._num_clusters,
-            iterations=self._iterations,
-            restarts=self._restarts,
-            seed=self._seed,
-            device=self._device,
-        )
-        self.counts = np.bincount(nearest(points, centroids), minlength=self._num_clusters)
+        centroids = self._kmeans.fit(points, seed=self._seed)
+        self.counts = np.bincount(nearest(points, centroids), minlength=self._kmeans.num_clusters)
         self._waiting = []
         return centroids
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.clustering.kmeans import euclidean_kmeans, spherical_kmeans
+from stages.clustering.kmeans import KMeans
 from stages.clustering.minibatch import MiniBatchKMeans
 from stages.imaging.source import ImageSource, shuffled
 from stages.runtime import distributed
@@ -85,23 +85,14 @@ class PixelClusterer:
                 places = distributed.share(chances[view]).topk(per_image).indices.to(flat.device)
                 chosen = flat.gather(2, places[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
                 taken[view].append(distributed.gather(chosen).flatten(0, 1).cpu())
-        return [self._kmeans(torch.cat(taken[view]), epoch, view, images.device) for view in views]
+        return [self._of_pixels(torch.cat(taken[view]), epoch, view, images.device) for view in views]
 
-    def _kmeans(
+    def _of_pixels(
         self, pixels: Float[Tensor, "P D"], epoch: int, view: int, device: torch.device
     ) -> Clustering:
         clustering = self._settings.clustering
-        kmeans = spherical_kmeans if clustering.unit_centroids else euclidean_kmeans
-        found = torch.from_numpy(
-            kmeans(
-                pixels.numpy(),
-                self._pixel_k,
-                iterations=clustering.iterations,
-                restarts=clustering.restarts,
-                seed=self._kmeans_seed(epoch, view),
-                device=device,
-            )
-        )
+        kmeans = self._kmeans(device, spherical=clustering.unit_centroids)
+        found = torch.from_numpy(kmeans.fit(pixels.numpy(), seed=self._kmeans_seed(epoch, view)))
         centroids = distributed.from_leader(found.float().to(device)).cpu()
         product = pixels @ centroids.T
         logits = product if clustering.assign == "dot" else 2 * product - centroids.square().sum(1)
@@ -118,12 +109,9 @@ class PixelClusterer:
         clustering = self._settings.clustering
         running = {
             view: MiniBatchKMeans(
-                self._pixel_k,
+                self._kmeans(images.device, spherical=False),
                 init_batches=clustering.init_batches,
-                iterations=clustering.iterations,
-                restarts=clustering.restarts,
                 seed=self._kmeans_seed(epoch, view),
-                device=images.device,
             )
             for view in views
         }
@@ -145,6 +133,12 @@ class PixelClusterer:
     def _read(self, images: ImageSource, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
         shares = [distributed.share(rows) for rows in batches]
         return track(images.batches(shares), f"cluster epoch {epoch + 1}", total=len(batches), unit="batch")
+
+    def _kmeans(self, device: torch.device, *, spherical: bool) -> KMeans:
+        iterations, restarts = self._settings.clustering.iterations, self._settings.clustering.restarts
+        return KMeans(
+            self._pixel_k, iterations=iterations, restarts=restarts, device=device, spherical=spherical
+        )
 
     def _kmeans_seed(self, epoch: int, view: int) -> int:
         return faiss_seed(self._seed, "train", "kmeans", epoch, view)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 
-from stages.clustering.kmeans import euclidean_kmeans, spherical_kmeans
+from stages.clustering.kmeans import KMeans
 from stages.clustering.minibatch import MiniBatchKMeans
 from stages.imaging.source import ImageSource
 from stages.runtime.schema import Cluster
@@ -28,18 +28,8 @@ def cluster_sample(
         seed: of both starts.
         device: where k-means works.
     """
-    kmeans = spherical_kmeans if settings.unit_centroids else euclidean_kmeans
-    return [
-        kmeans(
-            pixels,
-            pixel_k,
-            iterations=settings.iterations,
-            restarts=settings.restarts,
-            seed=faiss_seed(seed, "cluster", attempt),
-            device=device,
-        )
-        for attempt in range(RUNS)
-    ]
+    kmeans = _kmeans(settings, pixel_k, device, spherical=settings.unit_centroids)
+    return [kmeans.fit(pixels, seed=one) for one in _seeds(seed)]
 
 
 def cluster_all(
@@ -53,17 +43,8 @@ def cluster_all(
     precision: str,
 ) -> list[Float[np.ndarray, "K D"]]:
     """Centroids of all pixels of all images by mini-batch k-means from two starts, in one pass."""
-    runs = [
-        MiniBatchKMeans(
-            pixel_k,
-            init_batches=settings.init_batches,
-            iterations=settings.iterations,
-            restarts=settings.restarts,
-            seed=faiss_seed(seed, "cluster", attempt),
-            device=images.device,
-        )
-        for attempt in range(RUNS)
-    ]
+    kmeans = _kmeans(settings, pixel_k, images.device, spherical=False)
+    runs = [MiniBatchKMeans(kmeans, init_batches=settings.init_batches, seed=one) for one in _seeds(seed)]
     for pixels in all_pixel_features(
         segmenter, images, size_px=size_px, batch_size=settings.batch_size, seed=seed, precision=precision
     ):
@@ -71,3 +52,12 @@ def cluster_all(
             run.add(pixels)
     centroids = [torch.from_numpy(run.centroids()) for run in runs]
     return [(F.normalize(one, dim=1) if settings.unit_centroids else one).numpy() for one in centroids]
+
+
+def _kmeans(settings: Cluster, pixel_k: int, device: torch.device, *, spherical: bool) -> KMeans:
+    iterations, restarts = settings.iterations, settings.restarts
+    return KMeans(pixel_k, iterations=iterations, restarts=restarts, device=device, spherical=spherical)
+
+
+def _seeds(seed: int) -> list[int]:
+    return [faiss_seed(seed, "cluster", attempt) for attempt in range(RUNS)]

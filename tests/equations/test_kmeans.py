@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stages.clustering.agreement import agreement, effective_clusters
-from stages.clustering.kmeans import assign, spherical_kmeans
+from stages.clustering.kmeans import KMeans, assign
 from stages.runtime.errors import UserError
 
 
@@ -26,7 +26,8 @@ def _bundles(per_bundle: int = 12, spread: float = 0.05) -> tuple[np.ndarray, np
 
 def _kmeans(points: np.ndarray, num_clusters: int, device: torch.device, **changes: int) -> np.ndarray:
     settings = {"iterations": 30, "restarts": 5, "seed": 1, **changes}
-    return spherical_kmeans(points, num_clusters, device=device, **settings)
+    seed = settings.pop("seed")
+    return KMeans(num_clusters, device=device, **settings).fit(points, seed=seed)
 
 
 def _objective(points: np.ndarray, centroids: np.ndarray) -> float:

@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from stages.clustering.kmeans import euclidean_kmeans
+from stages.clustering.kmeans import KMeans
 from stages.clustering.minibatch import MiniBatchKMeans, move_centroids, nearest
 from stages.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 
 
+def _plain(num_clusters: int = 3) -> KMeans:
+    return KMeans(num_clusters, iterations=10, restarts=1, device=CPU, spherical=False)
+
+
 def _kmeans(num_clusters: int = 3, init_batches: int = 2) -> MiniBatchKMeans:
-    return MiniBatchKMeans(
-        num_clusters, init_batches=init_batches, iterations=10, restarts=1, seed=1, device=CPU
-    )
+    return MiniBatchKMeans(_plain(num_clusters), init_batches=init_batches, seed=1)
 
 
 def _points(count: int, seed: int, dim: int = 4) -> np.ndarray:
@@ -45,7 +47,7 @@ def test_the_first_batches_are_clustered_together() -> None:
     for batch in batches:
         ours.add(batch)
     whole = np.concatenate(batches)
-    expected = euclidean_kmeans(whole, 3, iterations=10, restarts=1, seed=1, device=CPU)
+    expected = _plain(3).fit(whole, seed=1)
     np.testing.assert_array_equal(ours.centroids(), expected)
     assert ours.counts.tolist() == np.bincount(nearest(whole, expected), minlength=3).tolist()
 
