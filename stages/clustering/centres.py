@@ -4,6 +4,7 @@ Each is a space that view features are brought to, and unit centres in it; a vie
 the highest cosine.
 
 kmeans      unit features; the centres are clusters of them.
+projector   embeddings of the projection head, clustered likewise (A.1, where 4.2.1 says features).
 prototypes  embeddings of the projection head; the centres are the prototypes, grouped to K.
 classifier  probabilities of the classes; the centres are the K classes that are most often the first.
 """
@@ -20,10 +21,12 @@ from stages.clustering.kmeans import CHUNK_POINTS, KMeans, assign
 from stages.nets.heads import class_probabilities, project
 from stages.runtime.errors import UserError
 
-NEEDED = {
-    "kmeans": (),
-    "prototypes": ("prototypes.weight", "projection.0.weight", "projection.3.weight"),
+PROJECTION = ("projection.0.weight", "projection.3.weight")
+NEEDED = {  # in the order of `auto`
+    "prototypes": ("prototypes.weight", *PROJECTION),
     "classifier": ("classifier.weight",),
+    "kmeans": (),
+    "projector": PROJECTION,
 }
 
 
@@ -33,7 +36,7 @@ def choose_centres(asked: str, heads: Mapping[str, Tensor]) -> str:
     Raises:
         UserError: the heads of the pretrained model do not allow what is asked for.
     """
-    allowed = [kind for kind in ("prototypes", "classifier", "kmeans") if set(NEEDED[kind]) <= set(heads)]
+    allowed = [kind for kind in NEEDED if set(NEEDED[kind]) <= set(heads)]
     if asked == "auto":
         return allowed[0]
     if asked not in allowed:
@@ -48,7 +51,7 @@ class Space:
     """Where views and centres of one kind are compared.
 
     Args:
-        kind: kmeans, prototypes or classifier.
+        kind: one of `NEEDED`.
         heads: of the pretrained model.
         device: where features are brought to the space.
     """
@@ -82,7 +85,7 @@ class Space:
 
     def _bring(self, features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
         feature = torch.from_numpy(np.array(features)).to(self._device)
-        if self._kind == "prototypes":
+        if self._kind in ("prototypes", "projector"):
             return project(feature, self._heads).cpu().numpy()
         if self._kind == "classifier":
             return class_probabilities(feature, self._heads).cpu().numpy()
@@ -106,7 +109,7 @@ def find_centres(
 
     Args:
         points: the views that decide, in the space of the centres.
-        kind: kmeans, prototypes or classifier.
+        kind: one of `NEEDED`.
         heads: of the pretrained model.
         kmeans: K is its own, whatever the kind.
         seed: of its starting points.

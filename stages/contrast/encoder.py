@@ -41,3 +41,7 @@ class Encoder(nn.Module):
         """Global features and unit embeddings, in float32."""
         feature = self.backbone.global_feature(image)
         return Encoded(feature, F.normalize(self.head(feature).float(), dim=1))
+
+    def heads(self) -> dict[str, Tensor]:
+        """The projection head, by the names of `nets.heads`."""
+        return {f"projection.{name}": value for name, value in self.head.state_dict().items()}

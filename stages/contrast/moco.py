@@ -134,8 +134,8 @@ class MoCo(nn.Module):
         return share / count
 
     def heads(self) -> dict[str, Tensor]:
-        """Nothing beside the trunk is of use later."""
-        return {}
+        """The projection head of the queries."""
+        return self.encoder.heads()
 
 
 def choose_queue_size(settings: Pretrain, num_images: int) -> int:

@@ -113,8 +113,8 @@ class SwAV(nn.Module):
 
     def heads(self) -> dict[str, Tensor]:
         """What leads from the global feature to the prototypes, beside the trunk."""
-        projection = {f"projection.{name}": value for name, value in self.encoder.head.state_dict().items()}
-        return {"prototypes.weight": F.normalize(self.prototypes.weight.detach(), dim=1), **projection}
+        unit = F.normalize(self.prototypes.weight.detach(), dim=1)
+        return {"prototypes.weight": unit, **self.encoder.heads()}
 
 
 def sinkhorn(scores: Float[Tensor, "N P"], epsilon: float, iterations: int) -> Float[Tensor, "N P"]:

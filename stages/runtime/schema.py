@@ -232,7 +232,7 @@ class WeakLabels(Section):
 class Label(Section):
     """Pseudo-labels of whole views."""
 
-    centres: Literal["auto", "kmeans", "prototypes", "classifier"]
+    centres: Literal["auto", "kmeans", "prototypes", "classifier", "projector"]
     fit_views: Literal["whole", "all"]
     iterations: Count
     restarts: Count
@@ -242,7 +242,7 @@ class Label(Section):
 class SelectViews(Section):
     """Active selection."""
 
-    pool: Literal["pyramid", "whole"]
+    pool: Literal["pyramid", "whole", "parts"]
     scope: Literal["global", "per_cluster", "per_view"]
 
 

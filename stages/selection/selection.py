@@ -18,14 +18,16 @@ def select(
         score: cosine of each view to its own centre.
         pseudo_label: its cluster.
         ratio: share of the pool that is kept, in (0, 1]; the number is rounded half up.
-        pool: `pyramid` ranks all views; `whole` only the first, the whole image.
+        pool: `pyramid` ranks all views; `whole` only the first, the whole image; `parts` all others, and
+            keeps every whole image.
         scope: rank `global`ly, or the same share `per_cluster`, or `per_view` position.
 
     Ties go to the earlier image, then the earlier view.
     """
     kept = np.zeros(score.shape, dtype=bool)
-    in_pool = np.ones(score.shape, dtype=bool)
-    in_pool[:, 1:] = pool == "pyramid"
+    kept[:, 0] = pool == "parts"
+    in_pool = np.empty(score.shape, dtype=bool)
+    in_pool[:, 0], in_pool[:, 1:] = pool != "parts", pool != "whole"
     groups = {
         "global": np.zeros(score.shape, dtype=np.int64),
         "per_cluster": pseudo_label,

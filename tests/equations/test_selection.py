@@ -18,10 +18,11 @@ def _plain(score, pseudo_label, ratio: float, pool: str, scope: str) -> set[tupl
     groups: dict[int, list[tuple[int, int]]] = {}
     for image in range(len(score)):
         for view in range(len(score[0])):
-            if pool == "pyramid" or view == 0:
+            competes = {"pyramid": True, "whole": view == 0, "parts": view > 0}[pool]
+            if competes:
                 group = {"global": 0, "per_cluster": int(pseudo_label[image][view]), "per_view": view}[scope]
                 groups.setdefault(group, []).append((image, view))
-    kept = set()
+    kept = {(image, 0) for image in range(len(score)) if pool == "parts"}
     for members in groups.values():
         # Half up, of the ratio as it is written.
         count = math.floor(Fraction(str(ratio)) * len(members) + Fraction(1, 2))
@@ -44,7 +45,7 @@ def _kept(mask: np.ndarray) -> set[tuple[int, int]]:
     data=st.data(),
     images=st.integers(1, 7),
     ratio=st.sampled_from([0.05, 0.1, 0.25, 0.4, 0.5, 0.75, 0.9, 1.0]),
-    pool=st.sampled_from(["pyramid", "whole"]),
+    pool=st.sampled_from(["pyramid", "whole", "parts"]),
     scope=st.sampled_from(SCOPES),
 )
 def test_select(data: st.DataObject, images: int, ratio: float, pool: str, scope: str) -> None:

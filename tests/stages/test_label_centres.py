@@ -140,6 +140,23 @@ def test_kmeans_can_be_forced(ready: Any) -> None:
     np.testing.assert_array_equal(found["pseudo_label"], cosines.argmax(2))
 
 
+def test_kmeans_of_what_the_projector_makes(ready: Any) -> None:
+    """A.1 takes features from projectors, where 4.2.1 takes those of the trunk."""
+    heads = {name: value for name, value in _swav_heads(7).items() if name.startswith("projection")}
+    ready.write_backbone(heads)
+    label.main(ARGV)
+    assert _labelled(ready)[1]["centres"] == "kmeans"  # unless it is asked for
+    ready.params(label__centres="projector")
+    label.main(ARGV)
+    found, about = _labelled(ready)
+    assert (about["centres"], found["centroids"].shape) == ("projector", (4, DIM))
+    embeddings = np.load("embeddings.npy").astype(np.float64)
+    projected = np.array([[_plain_projection(view, heads) for view in image] for image in embeddings])
+    cosines = projected @ found["centroids"].T
+    np.testing.assert_array_equal(found["pseudo_label"], cosines.argmax(2))
+    np.testing.assert_allclose(found["score"], cosines.max(2), atol=1e-5)
+
+
 def test_what_the_model_does_not_have_is_refused(ready: Any) -> None:
     ready.write_backbone(_classifier(9))
     ready.params(label__centres="prototypes")
