@@ -41,7 +41,7 @@ bench: env ## images per second of the long stages, beside the bare network's
 preset: env ## another params.yaml: make preset NAME=folder DATA=path/to/data [FORCE=1]
 	python -m stages.runtime.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(FORCE),--force)
 
-table: env ## a table of the paper as experiments: make table NAME=4 [SEEDS=0,1,2] [ARGS=--dry-run]
+table: env ## a table of the paper as experiments: make table NAME=4 [SEEDS=0,1,2] [ARGS="--rows 2,6 --dry-run"]
 	python -m stages.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 .PHONY: help env repro test check bench doctor torture preset table

@@ -13,7 +13,7 @@ from pathlib import Path
 from stages.ablation.comparison import as_markdown, compare
 from stages.ablation.experiments import experiments, finished
 from stages.ablation.experiments import run as run_command
-from stages.ablation.table_file import read_table
+from stages.ablation.table_file import Row, Table, read_table
 from stages.runtime.artefacts import write_csv, write_text
 from stages.runtime.errors import UserError, run
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.table", description=__doc__)
     parser.add_argument("name", help="a table: 2 to 6")
     parser.add_argument("--seeds", default="0,1,2", help="of params.yaml (default: 0,1,2)")
+    parser.add_argument("--rows", help="to run, counted from 1, as in 2,6; all are printed (default: all)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a change of params.yaml for all rows"
     )
@@ -35,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     table = read_table(args.tables / f"{args.name}.yaml")
-    wanted = list(experiments(args.name, table.rows, _seeds(args.seeds), dict(map(_change, args.set))))
+    more = dict(map(_change, args.set))
+    all_rows = list(experiments(args.name, table.rows, _numbers("--seeds", args.seeds), more))
+    chosen = {row.name for row in _rows(table, args.rows)}
+    wanted = [experiment for experiment in all_rows if experiment.row in chosen]
     if args.dry_run:
         for experiment in wanted:
             print(shlex.join(["dvc", *experiment.command("--temp")[3:]]))
@@ -51,18 +55,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.queue:
         print("queued; next: dvc queue start, and when it is through, the same with --collect")
         return
-    compared = compare(table, wanted, finished() if missing else done)
+    compared = compare(table, all_rows, finished() if missing else done)
     text = as_markdown(table, compared)
     write_text(args.out / f"{args.name}.md", text)
     write_csv(args.out / f"{args.name}.csv", compared)
     print(text)
 
 
-def _seeds(text: str) -> list[int]:
+def _rows(table: Table, text: str | None) -> list[Row]:
+    numbers = range(1, len(table.rows) + 1)
+    asked = numbers if text is None else _numbers("--rows", text)
+    if not set(asked) <= set(numbers):
+        raise UserError(f"--rows: must be between 1 and {len(table.rows)}, got {text}")
+    return [table.rows[number - 1] for number in asked]
+
+
+def _numbers(flag: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--seeds: must be whole numbers with commas between them, got {text!r}") from error
+        raise UserError(f"{flag}: must be whole numbers with commas between them, got {text!r}") from error
 
 
 def _change(text: str) -> tuple[str, str]:

@@ -119,6 +119,19 @@ def test_other_changes_are_other_experiments(folder: Path, dvc: FakeDvc) -> None
     assert len({command[command.index("--name") + 1] for command in dvc.ran}) == 4
 
 
+def test_some_rows_are_run_and_all_are_printed(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.main(["1", "--tables", "tables", "--out", "out", "--seeds", "0", "--rows", "2"])
+    assert [command[2].split("-s0")[0] for command in dvc.ran] == ["table1-two-changes"]
+    table.main(["1", "--tables", "tables", "--out", "out", "--seeds", "0", "--rows", "1"])
+    assert [command[2].split("-s0")[0] for command in dvc.ran] == [
+        "table1-two-changes",
+        "table1-the-baseline",
+    ]
+    assert "| two changes | 10.0 | – | 1 |" in capsys.readouterr().out.split("# A table")[-1]
+
+
 def test_collect_and_queue_run_nothing(
     folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +165,7 @@ def bench_fault() -> Any:
     [
         (["9"], "tables/9.yaml: no such table; there are: 1"),
         (["1", "--seeds", "one"], "--seeds: must be whole numbers with commas between them, got 'one'"),
+        (["1", "--rows", "1,3"], "--rows: must be between 1 and 2, got 1,3"),
         (["1", "--set", "train.lr"], "--set: must be KEY=VALUE, got 'train.lr'"),
     ],
 )
