@@ -24,6 +24,19 @@ class Learner(Protocol):
         """Go on from it."""
 
 
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Go on from a saved state, each running mean in the memory order of its parameter.
+
+    Files keep values and not their order in memory, and a fused step reads parameter and means side by side
+    as they lie there.
+    """
+    optimizer.load_state_dict(saved)  # type: ignore[arg-type]
+    for parameter, means in optimizer.state.items():
+        for name, value in means.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                means[name] = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
+
+
 class Loop:
     """Where a training is, and what it has measured so far.
 

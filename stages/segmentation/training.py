@@ -18,7 +18,7 @@ from stages.imaging.source import ImageSource, shuffled
 from stages.nets.batch_norm import split_batch_norms
 from stages.runtime import distributed
 from stages.runtime.generators import torch_generator
-from stages.runtime.loop import Loop
+from stages.runtime.loop import Loop, restore_optimizer
 from stages.runtime.schema import Train
 from stages.runtime.state import StageState
 from stages.segmentation.assignments import Assignments, FrozenAssignments, StoredAssignments
@@ -69,7 +69,7 @@ class Training:
         self._device = next(segmenter.parameters()).device
         groups = _parameter_groups(segmenter, settings)
         self._parameters = [value for group in groups for value in group["params"]]
-        self._optimizer = torch.optim.Adam(groups, weight_decay=settings.weight_decay)
+        self._optimizer = torch.optim.Adam(groups, weight_decay=settings.weight_decay, fused=True)
         collapse_below = settings.clustering.collapse_below
         self._health = Health(pixel_k, collapse_below=collapse_below, device=self._device)
         self._clusters: list[ViewClusters] = []
@@ -203,7 +203,7 @@ class Training:
         """Go on from it."""
         self._segmenter.load_state_dict(saved["segmenter"])
         self._frozen.load_state_dict(saved["frozen"])
-        self._optimizer.load_state_dict(saved["optimizer"])
+        restore_optimizer(self._optimizer, saved["optimizer"])
         views = [[part.to(self._device) for part in view] for view in saved["clusters"]]
         self._clusters = [ViewClusters(*view) for view in views]
         self._health.load_state_dict(saved["health"])
