@@ -1,6 +1,6 @@
 """How much a backbone's features know of the demo's scenes and classes, by labels that no stage trains on.
 
-python -m tests.bench.probe --images data/images --truth data/truth NAME=backbone.safetensors ...
+python -m tests.bench.probe NAME=models/backbone.safetensors ...
 
 Two probes over whole validation images, half of them to learn from, half to ask: the scene by its k nearest
 neighbours, and each class's presence by a linear classifier. An untrained backbone stands beside them.
