@@ -45,7 +45,11 @@ VALUES = [
     ("backbone.patch_px", 32, "expected one of 8, 14 or 16, got 32"),
     ("backbone.patch_px", True, "expected int, got True"),
     ("backbone.registers", -1, "must be >= 0, got -1"),
-    ("label.centres", "swav", "expected one of 'auto', 'kmeans', 'prototypes' or 'classifier', got 'swav'"),
+    (
+        "label.centres",
+        "swav",
+        "expected one of 'auto', 'kmeans', 'prototypes', 'classifier' or 'projector', got 'swav'",
+    ),
     (
         "pretrain.init_sha256",
         "f" * 63,

@@ -84,7 +84,9 @@ def test_more_epochs_go_on_from_the_checkpoint(bench: Any, capsys: pytest.Captur
     )
     assert "pretrain: projection_of_checkpoint False" in said, "it has other sizes here"
     near, heads = _trunk_and_heads(bench)
-    assert heads == set(), "they speak of features that have moved"
+    assert heads == {"projection"}, "others speak of features that have moved"
+    own_dim = bench.read("pretrain").pretrain.projection_dim
+    assert bench.tensors("backbone.safetensors")[0]["projection.3.weight"].shape[0] == own_dim
     weights = [name for name in source if name.endswith("conv1.weight")]
     for name in weights:
         assert not torch.equal(near[name], source[name])
