@@ -90,17 +90,17 @@ def torment(
     """
     for stage, way in targets:
         patience = time.monotonic() + PATIENCE_SECONDS
-        while (hit := _kill_once(folder, stages, stage, way, chance.uniform(0, seconds[stage]))) is None:
+        while (hit := _kill_once(folder, stage, way, chance.uniform(0, seconds[stage]))) is None:
             assert time.monotonic() < patience, f"{stage}: never came to run"
         doctor = _needs_doctor(folder)
         yield Kill(way, *hit, doctor)
     run(folder, "dvc", "repro", *stages)
 
 
-def _kill_once(
-    folder: Path, stages: Sequence[str], target: str, way: str, delay: float
-) -> tuple[str, float] | None:
-    with _repro(folder, stages) as dvc:
+def _kill_once(folder: Path, target: str, way: str, delay: float) -> tuple[str, float] | None:
+    with _repro(
+        folder, (target,)
+    ) as dvc:  # and no more: one that comes to its end must not cost a whole flow
         while (current := _stage_of(dvc)) is None or current[0] != target:
             time.sleep(POLL_SECONDS)
             if dvc.poll() is not None:
