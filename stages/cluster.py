@@ -21,6 +21,7 @@ from stages.runtime.launch import launch
 from stages.runtime.params import load
 from stages.runtime.progress import say
 from stages.runtime.tensors import write_tensors
+from stages.runtime.watch import Watch
 from stages.segmentation.compat import cluster_settings
 from stages.segmentation.final_clusters import cluster_all, cluster_sample
 from stages.segmentation.inference import sample_pixel_features
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     params = load(args.params, *KEYS)
+    watch = Watch("cluster", args.params, KEYS, [args.images, args.segmenter])
     settings = cluster_settings(params.cluster, params.compat)
     segmenter, _ = load_segmenter(args.segmenter)
     neutral = load(args.params, "device", "runtime")
@@ -85,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     say("cluster", **figures)
     if distributed.is_leader():
+        watch.check()
         write_tensors(args.out, {"centroids": torch.from_numpy(runs[0])}, {"pixel_k": params.pixel_k})
         write_json(args.metrics, {"cluster": {**figures, "environment": describe_environment(device)}})
     distributed.leave()

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = ImageSource(open_images(args.images, "train"), device)
     state = StageState(
         "embed",
-        lambda: vars(load(args.params, *KEYS)),
+        args.params,
+        KEYS,
         [args.images, args.backbone],
         interval_seconds=neutral.runtime.checkpoint_seconds,
     )

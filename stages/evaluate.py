@@ -17,6 +17,7 @@ from stages.runtime.artefacts import read_array, write_json
 from stages.runtime.errors import UserError, run
 from stages.runtime.params import load
 from stages.runtime.progress import say, track
+from stages.runtime.watch import Watch
 from stages.scoring.colour_baseline import tally_colour_position
 from stages.scoring.confusion import Tally, tally
 from stages.scoring.matching import match_by_overlap
@@ -24,6 +25,7 @@ from stages.scoring.outputs import Counted, write_outputs
 from stages.scoring.stored import read_counted
 from stages.scoring.tables import headline
 
+KEYS = ("seed", "pixel_k", "evaluate")
 Chunk = tuple[slice, np.ndarray]
 STAGE_FLAGS = ("truth", "metrics", "readings", "readings_table", "per_class", "confusion_table")
 
@@ -34,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.confusion:
         _rescore(args)
         return
-    params = load(args.params, "seed", "pixel_k", "evaluate")
+    params = load(args.params, *KEYS)
+    inputs = (args.predictions, args.truth, args.refined, args.images)
+    watch = Watch("evaluate", args.params, KEYS, [path for path in inputs if path])
     truth = read_truth(args.truth)
     scores = open_scores(args.predictions, len(truth.maps))
     refined = _open_refined(args.refined, truth) if args.refined else None
@@ -46,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = {"restarts": params.evaluate.baseline_restarts, "seed": params.seed}
         baseline = tally_colour_position(args.images, truth, params.pixel_k, **settings)
         metrics["colour_position"] = headline(baseline, match_by_overlap(baseline.confusion))
+    watch.check()
     write_json(args.metrics, metrics)
     for name, figures in metrics.items():
         say(name, **figures)

@@ -20,6 +20,7 @@ from stages.runtime.params import load
 from stages.runtime.progress import say
 from stages.runtime.seeds import faiss_seed
 from stages.runtime.tensors import write_tensors
+from stages.runtime.watch import Watch
 
 KEYS = ("seed", "global_k", "label")
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     params = load(args.params, *KEYS)
+    watch = Watch("label", args.params, KEYS, [args.embeddings, args.backbone])
     embeddings = read_array(args.embeddings, memory_map=True)
     if embeddings.ndim != 3:
         raise UserError(
@@ -55,12 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(load(args.params, "device").device)
     space = Space(kind, heads, device)
     fitted = space.points(embeddings[:, 0] if params.label.fit_views == "whole" else views)
-    kmeans = KMeans(
-        params.global_k,
-        iterations=params.label.iterations,
-        restarts=params.label.restarts,
-        device=device,
-    )
+    kmeans = KMeans.of(params.label, params.global_k, device)
     runs = [
         find_centres(fitted, kind, heads, kmeans, seed=faiss_seed(params.seed, "label", attempt))
         for attempt in range(2)
@@ -83,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "pseudo_label": torch.from_numpy(pseudo_label.reshape(shape)),
         "score": torch.from_numpy(score.reshape(shape)),
     }
+    watch.check()
     write_tensors(args.out, tensors, {"global_k": params.global_k, "centres": kind})
     write_json(args.metrics, {"label": {"centres": kind, **figures}})
 

@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     side = params.size_px // segmenter.feature_stride
     state = StageState(
         "predict",
-        lambda: vars(load(args.params, *KEYS)),
+        args.params,
+        KEYS,
         [args.images, args.segmenter, args.centroids],
         interval_seconds=neutral.runtime.checkpoint_seconds,
     )

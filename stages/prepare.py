@@ -3,17 +3,17 @@
 import argparse
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from stages.dataset.journal import Journal, Packed
+from stages.dataset.journal import Journal, Packed, is_unchanged
 from stages.dataset.manifest import hash_files
 from stages.dataset.pack import Job, Work, create_arrays, pack
 from stages.dataset.readers import list_data
-from stages.dataset.source import DataSet
+from stages.dataset.source import DataSet, RawFile
 from stages.dataset.staging import fingerprint, staged_folder, staged_path
 from stages.dataset.store import COLUMNS
 from stages.dataset.summary import summarise
@@ -23,7 +23,9 @@ from stages.runtime.errors import UserError, raise_faults, run
 from stages.runtime.fit import check_data_size
 from stages.runtime.params import load
 from stages.runtime.progress import say, track
+from stages.runtime.watch import Watch
 
+KEYS = ("size_px", "prepare")
 MOST_FAULTS = 20  # that are shown one by one
 SPARE_BYTES = 1 << 24  # of disk space beside the arrays, for indices and file system
 JOURNAL = ".journal"  # what is finished, while it is packed
@@ -32,7 +34,8 @@ JOURNAL = ".journal"  # what is finished, while it is packed
 def main(argv: Sequence[str] | None = None) -> None:
     """Pack both splits; nothing is replaced unless everything is in order."""
     args = _parse(argv)
-    params = load(args.params, "size_px", "prepare", "runtime")
+    params = load(args.params, *KEYS, "runtime")
+    watch = Watch("prepare", args.params, KEYS, [])  # files of the data set are looked at one by one
     data = list_data(params.prepare)
     check_data_size(args.params, len(data.train))
     for note in data.notes:
@@ -43,15 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     made_by = fingerprint(settings, (data.train, data.val))
     with staged_folder(args.truth, made_by) as truth, staged_folder(args.images, made_by) as images:
         train, val = _pack(images, truth, data, params)
-        _check_faults([fault for result in (*train, *val) for fault in result.faults])
-        manifest = hash_files(
-            (*(file for result in (*train, *val) for file in result.files), *data.other_files)
-        )
+        packed = (*train, *val)
+        files = (*(file for one in packed for file in one.files), *data.other_files)
+        _check_faults([*(fault for one in packed for fault in one.faults), *_changes(data, files)])
+        manifest = hash_files(files)
         _check_manifest(params.prepare.manifest_sha256, manifest)
         write_csv(images / "train.csv", _index(train))
         write_csv(images / "val.csv", _index(val))
         write_classes(truth, data.class_names, data.class_kinds)
         summary = summarise(data, train, val, truth / "val.npy", manifest)
+        watch.check(" (images that are packed stay so)")
     write_json(args.metrics, {"prepare": summary})
     _report(summary, params)
 
@@ -99,6 +103,12 @@ def _pack(images: Path, truth: Path, data: DataSet, params: Any) -> tuple[list[P
         )
     say("prepare", images_per_second=(total - known) / (time.monotonic() - start))
     return results[: len(data.train)], results[len(data.train) :]
+
+
+def _changes(data: DataSet, files: Sequence[RawFile]) -> Iterator[str]:
+    for file in dict.fromkeys(files):  # several squares may be of one picture
+        if not is_unchanged(data.root, file):
+            yield f"{file.name}: changed after it was read; run `dvc repro` again"
 
 
 def _check_faults(faults: Sequence[str]) -> None:

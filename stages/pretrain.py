@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.check_batch("pretrain.batch_size", params.pretrain.batch_size)
     state = StageState(
         "pretrain",
-        lambda: vars(load(args.params, *KEYS)),
+        args.params,
+        KEYS,
         [args.images, *init_path(params.pretrain)],
         interval_seconds=neutral.runtime.checkpoint_seconds,
         is_leader=distributed.is_leader(),

@@ -15,16 +15,19 @@ from stages.runtime.progress import say, track
 from stages.runtime.rows import RowWriter
 from stages.runtime.state import StageState
 
+KEYS = ("refine",)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Refine the predictions of every validation image."""
     args = _parse(argv)
-    params = load(args.params, "refine", "runtime")
+    params = load(args.params, *KEYS, "runtime")
     images = open_images(args.images, "val")
     scores = open_scores(args.predictions, len(images))
     state = StageState(
         "refine",
-        lambda: vars(load(args.params, "refine")),
+        args.params,
+        KEYS,
         [args.images, args.predictions],
         interval_seconds=params.runtime.checkpoint_seconds,
     )

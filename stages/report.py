@@ -26,9 +26,27 @@ from stages.runtime.errors import raise_faults, run
 from stages.runtime.params import load
 from stages.runtime.progress import say
 from stages.runtime.tensors import read_tensors
+from stages.runtime.watch import Watch
 
+KEYS = ("crop_ratio", "report")
 TILE_PX, COLUMNS = 128, 8  # of segmentation.png
 README_TILE_PX, README_COLUMNS = 112, 6  # of panels.png
+INPUTS = {
+    "images": "folder of packed images",
+    "truth": "folder of label maps and class names",
+    "data": ".json, what `prepare` read",
+    "labels": ".safetensors, pseudo-label and score of every view",
+    "views": ".npy, pseudo-label of every kept view, int32 [N, 6]",
+    "predictions": ".npy, cosine scores float16 [M, K, h, w]",
+    "refined": ".npy, cluster ids after the CRF, uint8 [M, S, S]",
+    "pretrain-history": ".csv, a row for each epoch",
+    "train-history": ".csv, a row for each epoch",
+    "raw": ".json, scores of the prediction",
+    "refined-scores": ".json, scores after the CRF",
+    "raw-readings": ".csv, the prediction's things and stuff in every reading",
+    "refined-readings": ".csv, the same after the CRF",
+    "per-class": ".csv, scores of each class and the cluster matched with it",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,8 @@ class Inputs:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page and its pictures."""
     args = _parse(argv)
-    params = load(args.params, "crop_ratio", "report")
+    params = load(args.params, *KEYS)
+    watch = Watch("report", args.params, KEYS, [getattr(args, name.replace("-", "_")) for name in INPUTS])
     inputs = _read(args)
     raise_faults(_faults(args, inputs))
     num_clusters = inputs.predictions.shape[1]
@@ -87,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             histories=draw_histories(inputs.histories, folder),
         )
         (folder / "index.html").write_text(page, encoding="utf-8")
+        watch.check()
     say("report", images=len(shown), pseudo_labels=len(gallery), page=args.out / "index.html")
 
 
@@ -145,25 +165,11 @@ def _faults(args: argparse.Namespace, inputs: Inputs) -> Iterator[str]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
-    inputs = {
-        "images": "folder of packed images",
-        "truth": "folder of label maps and class names",
-        "data": ".json, what `prepare` read",
-        "labels": ".safetensors, pseudo-label and score of every view",
-        "views": ".npy, pseudo-label of every kept view, int32 [N, 6]",
-        "predictions": ".npy, cosine scores float16 [M, K, h, w]",
-        "refined": ".npy, cluster ids after the CRF, uint8 [M, S, S]",
-        "pretrain-history": ".csv, a row for each epoch",
-        "train-history": ".csv, a row for each epoch",
-        "raw": ".json, scores of the prediction",
-        "refined-scores": ".json, scores after the CRF",
-        "raw-readings": ".csv, the prediction's things and stuff in every reading",
-        "refined-readings": ".csv, the same after the CRF",
-        "per-class": ".csv, scores of each class and the cluster matched with it",
-        "out": "folder to write: index.html and its pictures",
-    }
-    for name, meaning in inputs.items():
+    for name, meaning in INPUTS.items():
         parser.add_argument(f"--{name}", type=Path, required=True, help=meaning)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write: index.html and its pictures"
+    )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     return parser.parse_args(argv)
 

@@ -13,6 +13,7 @@ from stages.runtime.errors import UserError, run
 from stages.runtime.params import load
 from stages.runtime.progress import say
 from stages.runtime.tensors import read_tensors
+from stages.runtime.watch import Watch
 from stages.selection.selection import select
 
 KEYS = ("select_ratio", "select_views")
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     params = load(args.params, *KEYS)
+    watch = Watch("select_views", args.params, KEYS, [args.labels])
     tensors, _ = read_tensors(args.labels, "score", "pseudo_label")
     score, pseudo_label = tensors["score"].numpy(), tensors["pseudo_label"].numpy()
     kept = select(
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "kept_share": dict(zip(VIEWS, kept.mean(axis=0).tolist(), strict=True)),
     }
     say("select_views", **{name: value for name, value in figures.items() if name != "kept_share"})
+    watch.check()
     write_array(args.out, np.where(kept, pseudo_label, -1).astype(np.int32))
     write_json(args.metrics, {"select_views": figures})
 

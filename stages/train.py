@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.check_batch("train.batch_size", settings.batch_size)
     state = StageState(
         "train",
-        lambda: vars(load(args.params, *KEYS)),
+        args.params,
+        KEYS,
         [args.images, args.views, args.backbone],
         interval_seconds=neutral.runtime.checkpoint_seconds,
         is_leader=distributed.is_leader(),

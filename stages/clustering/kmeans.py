@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 
 from stages.runtime.errors import UserError
+from stages.runtime.schema import Cluster, Label, PixelClustering
 
 PROBE_POINTS = 64
 CHUNK_POINTS = 1 << 16  # that are assigned at once, so that memory stays bounded
@@ -34,6 +35,24 @@ class KMeans:
     restarts: int
     device: torch.device
     spherical: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        settings: Label | PixelClustering | Cluster,
+        num_clusters: int,
+        device: torch.device,
+        *,
+        spherical: bool = True,
+    ) -> "KMeans":
+        """As a section of params.yaml says."""
+        return cls(
+            num_clusters,
+            iterations=settings.iterations,
+            restarts=settings.restarts,
+            device=device,
+            spherical=spherical,
+        )
 
     def fit(self, points: Float[np.ndarray, "N D"], *, seed: int) -> Float[np.ndarray, "K D"]:
         """Centroids of float32 points, from starting points that follow from the seed.

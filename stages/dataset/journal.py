@@ -93,13 +93,12 @@ def checksum(*rows: np.ndarray) -> int:
     return value
 
 
-def is_unchanged(root: Path | None, packed: Packed) -> bool:
-    """Whether the files have the size and the time of when they were read; made data has no files."""
+def is_unchanged(root: Path | None, file: RawFile) -> bool:
+    """Whether a file has the size and the time of when it was read; made data has no files."""
+    if root is None:
+        return True
     try:
-        return root is None or all(
-            (status.st_size, status.st_mtime_ns) == (file.size_bytes, file.modified_ns)
-            for file in packed.files
-            for status in [(root / file.name).stat()]
-        )
+        status = (root / file.name).stat()
     except OSError:
         return False
+    return (status.st_size, status.st_mtime_ns) == (file.size_bytes, file.modified_ns)

@@ -108,13 +108,18 @@ def _finished(journal: Journal, split: int, start: int) -> tuple[Packed | None, 
     return tuple(journal.finished[split].get(place) for place in range(start, start + CHUNK_IMAGES))
 
 
+def _is_valid(finished: Packed, root: Path | None, rows: Sequence[np.ndarray]) -> bool:
+    """Whether what an earlier run packed is still what the files say, and what it wrote."""
+    return all(is_unchanged(root, file) for file in finished.files) and checksum(*rows) == finished.crc
+
+
 def _pack_chunk(work: Work, chunk: _Chunk) -> list[Packed]:
     images = np.load(work.images, mmap_mode="r+")
     labels = None if work.labels is None else np.load(work.labels, mmap_mode="r+")
     packed = []
     for item, finished, index in zip(chunk.items, chunk.finished, itertools.count(chunk.start), strict=False):
         rows = [images[index]] if labels is None else [images[index], labels[index]]
-        if finished and is_unchanged(work.root, finished) and checksum(*rows) == finished.crc:
+        if finished and _is_valid(finished, work.root, rows):
             packed.append(finished)
             continue
         try:

@@ -12,36 +12,18 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 from ruamel.yaml import YAML
 from torch import Tensor
 
 from stages.runtime.artefacts import named_faults
 from stages.runtime.errors import UserError
 from stages.runtime.tensors import read_tensors, write_tensors
-
-HASH_CHUNK = 1 << 24
-NEUTRAL = {
-    f"stages.runtime.{name}"
-    for name in (
-        "cores",
-        "environment",
-        "errors",
-        "fit",
-        "launch",
-        "params",
-        "pool",
-        "progress",
-        "schema",
-        "state",
-    )
-}
+from stages.runtime.watch import Watch, hash_file
 
 
 class StageState:
@@ -49,7 +31,8 @@ class StageState:
 
     Args:
         stage: its name.
-        read_params: reads the keys of params.yaml that it uses; called again at the end.
+        params_path: of params.yaml.
+        keys: of params.yaml that it reads.
         inputs: the files and folders that it reads.
         interval_seconds: between two saved states.
         is_leader: of several processes on the same work one keeps the state; the others only read it.
@@ -64,18 +47,18 @@ class StageState:
     def __init__(
         self,
         stage: str,
-        read_params: Callable[[], Mapping[str, Any]],
+        params_path: Path,
+        keys: Sequence[str],
         inputs: Iterable[Path],
         *,
         interval_seconds: float,
         is_leader: bool = True,
     ) -> None:
-        self._stage, self._read_params, self._inputs = stage, read_params, list(inputs)
-        self._fingerprint, self._marks = self._current_fingerprint(), _marks(self._inputs)
+        self._stage, self._watch = stage, Watch(stage, params_path, keys, inputs)
         self._interval, self._saved_at = interval_seconds, time.monotonic()
         self._is_leader = is_leader
         root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
-        self.folder = root / stage / self._fingerprint[:16]
+        self.folder = root / stage / _fingerprint(self._watch)[:16]
         if not is_leader:
             return
         with named_faults(self.folder):
@@ -116,47 +99,23 @@ class StageState:
         Raises:
             UserError: something that decides the result changed while the stage ran.
         """
-        if _marks(self._inputs) != self._marks or self._current_fingerprint() != self._fingerprint:
-            raise UserError(
-                f"{self._stage}: its code, params or inputs changed while it ran, so the result belongs to "
-                f"neither; run `dvc repro` again (the state of this run stays in {self.folder})"
-            )
+        self._watch.check(f" (the state of this run stays in {self.folder})")
 
     def finish(self) -> None:
         """To be called when the outputs are written: the state has done its work."""
         shutil.rmtree(self.folder)
         self._lock.close()
 
-    def _current_fingerprint(self) -> str:
-        sources = {
-            name: _hash_file(Path(str(module.__file__)))
-            for name, module in sorted(sys.modules.items())
-            if _decides(name, module)
-        }
-        decided_by = {
-            "argv": sys.argv[1:],
-            "code": sources,
-            "params": {
-                name: value.model_dump() if isinstance(value, BaseModel) else value
-                for name, value in self._read_params().items()
-            },
-            "inputs": {str(path): _hash_input(path) for path in self._inputs},
-        }
-        return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
 
-
-def _decides(name: str, module: ModuleType) -> bool:
-    """Whether a loaded module is code of ours that decides the result; the script itself is `__main__`."""
-    spec = getattr(module, "__spec__", None)
-    name = spec.name if name == "__main__" and spec else name
-    return name.startswith("stages.") and name not in NEUTRAL and bool(module.__file__)
-
-
-def _marks(inputs: Iterable[Path]) -> list[tuple[str, int, int, int]]:
-    """Size, time and inode of every input file: dvc.lock does not tell that a file was changed meanwhile."""
-    files = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    stats = [(str(file), file.stat()) for file in files if file.is_file()]
-    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
+def _fingerprint(watch: Watch) -> str:
+    """Of all that decides the result."""
+    decided_by = {
+        "argv": sys.argv[1:],
+        "code": watch.code,
+        "params": watch.params,
+        "inputs": {str(path): _hash_input(path) for path in watch.inputs},
+    }
+    return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
 
 
 def _hash_input(path: Path) -> str:
@@ -169,16 +128,8 @@ def _hash_input(path: Path) -> str:
             return str(hashes[str(path)])
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return " ".join(f"{file.relative_to(path)}:{_hash_file(file)}" for file in files)
-    return _hash_file(path)
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return " ".join(f"{file.relative_to(path)}:{hash_file(file)}" for file in files)
+    return hash_file(path)
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -91,7 +91,7 @@ class PixelClusterer:
         self, pixels: Float[Tensor, "P D"], epoch: int, view: int, device: torch.device
     ) -> Clustering:
         clustering = self._settings.clustering
-        kmeans = self._kmeans(device, spherical=clustering.unit_centroids)
+        kmeans = KMeans.of(clustering, self._pixel_k, device, spherical=clustering.unit_centroids)
         found = torch.from_numpy(kmeans.fit(pixels.numpy(), seed=self._kmeans_seed(epoch, view)))
         centroids = distributed.from_leader(found.float().to(device)).cpu()
         product = pixels @ centroids.T
@@ -107,9 +107,10 @@ class PixelClusterer:
         views: Sequence[int],
     ) -> list[Clustering]:
         clustering = self._settings.clustering
+        kmeans = KMeans.of(clustering, self._pixel_k, images.device, spherical=False)
         running = {
             view: MiniBatchKMeans(
-                self._kmeans(images.device, spherical=False),
+                kmeans,
                 init_batches=clustering.init_batches,
                 seed=self._kmeans_seed(epoch, view),
             )
@@ -133,12 +134,6 @@ class PixelClusterer:
     def _read(self, images: ImageSource, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
         shares = [distributed.share(rows) for rows in batches]
         return track(images.batches(shares), f"cluster epoch {epoch + 1}", total=len(batches), unit="batch")
-
-    def _kmeans(self, device: torch.device, *, spherical: bool) -> KMeans:
-        iterations, restarts = self._settings.clustering.iterations, self._settings.clustering.restarts
-        return KMeans(
-            self._pixel_k, iterations=iterations, restarts=restarts, device=device, spherical=spherical
-        )
 
     def _kmeans_seed(self, epoch: int, view: int) -> int:
         return faiss_seed(self._seed, "train", "kmeans", epoch, view)

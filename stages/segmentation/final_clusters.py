@@ -28,7 +28,7 @@ def cluster_sample(
         seed: of both starts.
         device: where k-means works.
     """
-    kmeans = _kmeans(settings, pixel_k, device, spherical=settings.unit_centroids)
+    kmeans = KMeans.of(settings, pixel_k, device, spherical=settings.unit_centroids)
     return [kmeans.fit(pixels, seed=one) for one in _seeds(seed)]
 
 
@@ -43,7 +43,7 @@ def cluster_all(
     precision: str,
 ) -> list[Float[np.ndarray, "K D"]]:
     """Centroids of all pixels of all images by mini-batch k-means from two starts, in one pass."""
-    kmeans = _kmeans(settings, pixel_k, images.device, spherical=False)
+    kmeans = KMeans.of(settings, pixel_k, images.device, spherical=False)
     runs = [MiniBatchKMeans(kmeans, init_batches=settings.init_batches, seed=one) for one in _seeds(seed)]
     for pixels in all_pixel_features(
         segmenter, images, size_px=size_px, batch_size=settings.batch_size, seed=seed, precision=precision
@@ -52,11 +52,6 @@ def cluster_all(
             run.add(pixels)
     centroids = [torch.from_numpy(run.centroids()) for run in runs]
     return [(F.normalize(one, dim=1) if settings.unit_centroids else one).numpy() for one in centroids]
-
-
-def _kmeans(settings: Cluster, pixel_k: int, device: torch.device, *, spherical: bool) -> KMeans:
-    iterations, restarts = settings.iterations, settings.restarts
-    return KMeans(pixel_k, iterations=iterations, restarts=restarts, device=device, spherical=spherical)
 
 
 def _seeds(seed: int) -> list[int]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.runtime import state
+from stages.runtime import watch
 from tests.datasets import REPOSITORY
 
 # Code that changes no result: reading and checking settings, errors, progress, state; naming the machine.
-NEUTRAL = tuple(sorted(f"{name.replace('.', '/')}.py" for name in state.NEUTRAL))
+NEUTRAL = tuple(sorted(f"{name.replace('.', '/')}.py" for name in watch.NEUTRAL))
 NEUTRAL_KEYS = ("device", "runtime")
 # What is read beside code: taxonomies of label maps, template of the page.
 READ_AS_DATA = {

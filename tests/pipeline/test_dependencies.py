@@ -212,7 +212,7 @@ def test_imports_go_the_allowed_ways(path: str) -> None:
 def test_common_modules_of_the_data_set_are_no_way_round_the_laws() -> None:
     for path in sorted(COMMON_MODULES):
         assert {_room(imported) for imported in imports(path)} <= {"dataset", "runtime"}, path
-    assert not {"stages/dataset/store.py", "stages/dataset/truth.py"} & imports("stages/runtime/state.py")
+    assert not {"stages/dataset/store.py", "stages/dataset/truth.py"} & imports("stages/runtime/watch.py")
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.endswith("__init__.py")])

@@ -20,6 +20,7 @@ from stages.nets.checkpoint import build_backbone, describe, save_backbone
 from stages.runtime.errors import UserError
 from stages.runtime.params import load
 from stages.runtime.state import StageState
+from stages.runtime.watch import Watch
 from stages.segmentation.network import Segmenter, describe_segmenter, save_segmenter
 from tests.datasets import REPOSITORY, write_params
 
@@ -156,6 +157,22 @@ class Bench:
         assert ended.returncode == 2, ended.stderr
         assert "Traceback" not in ended.stderr
         return ended.stderr
+
+
+@pytest.fixture
+def change_at_end(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Takes what is to happen when the work of a stage is done and its outputs are not yet written."""
+
+    def arrange(change: Callable[[], object]) -> None:
+        check = Watch.check
+
+        def change_and_check(watch: Watch, *kept: str) -> None:
+            change()
+            check(watch, *kept)
+
+        monkeypatch.setattr(Watch, "check", change_and_check)
+
+    return arrange
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -82,6 +83,25 @@ def test_scores_of_the_raw_prediction(folder: Path) -> None:
         },
         abs=1e-6,
     )
+
+
+def test_inputs_that_change_while_it_runs(folder: Path, change_at_end: Any) -> None:
+    changed = [folder / name for name in ("predictions.npy", "truth/val.npy", "refined.npy")]
+    change_at_end(lambda: [path.write_bytes(path.read_bytes() + b"0") for path in changed])
+    with pytest.raises(UserError) as raised:
+        _run(folder, "refined", "--refined", str(folder / "refined.npy"))
+    assert str(raised.value) == (
+        f"evaluate: changed while it ran: {', '.join(map(str, changed))}; its result would belong to neither "
+        "the old nor the new, so nothing is written; run `dvc repro` again"
+    )
+    assert not (folder / "out").exists()
+
+
+def test_images_that_change_while_it_runs(folder: Path, change_at_end: Any) -> None:
+    change_at_end((folder / "images/val.csv").unlink)
+    with pytest.raises(UserError, match=r"evaluate: changed while it ran: \S+/images/val.csv;"):
+        _run(folder, "raw", "--images", str(folder / "images"))
+    assert not (folder / "out").exists()
 
 
 def test_tables(folder: Path) -> None:

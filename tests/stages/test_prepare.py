@@ -557,6 +557,45 @@ def test_what_changed_since_is_made_again(tmp_path: Path, spied: Callable[[int],
     assert hashes(run(root, tmp_path / "whole", **settings)) == hashes(out)
 
 
+def test_files_that_change_after_they_were_read(
+    tmp_path: Path, spied: Callable[[int], Spy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run packs these alone."""
+    root, names = make_folder(tmp_path / "set"), ["images/train/part/001.png", "labels/val/part/002.png"]
+    pack = prepare.pack
+
+    def pack_and_change(*args: Any) -> Any:
+        yield from pack(*args)
+        for name in (*names, "classes.txt"):
+            os.utime(root / name)
+        (root / "images/train/part/003.png").unlink()
+
+    with monkeypatch.context() as inner:
+        inner.setattr(prepare, "pack", pack_and_change)
+        found = faults(root, tmp_path / "out")
+    changed = [names[0], "images/train/part/003.png", names[1], "classes.txt"]
+    assert found == tuple(f"{name}: changed after it was read; run `dvc repro` again" for name in changed)
+    assert hashes(tmp_path / "out") == {}
+    write_image(root / "images/train/part/003.png", np.zeros((40, 40, 3), np.uint8))
+    second = spied(-1)
+    run(root, tmp_path / "out")
+    assert sorted(second.seen) == [
+        "images/train/part/001.png",
+        "images/train/part/003.png",
+        "images/val/part/002.png",
+    ]
+
+
+def test_params_that_change_while_it_runs(root: Path, tmp_path: Path, change_at_end: Any) -> None:
+    out = tmp_path / "out"
+    change_at_end(lambda: write_params(out / "params.yaml", {**FITTING, "size_px": 2 * SIZE_PX}))
+    assert faults(root, out) == (
+        "prepare: changed while it ran: param size_px, param prepare; its result would belong to neither the "
+        "old nor the new, so nothing is written; run `dvc repro` again (images that are packed stay so)",
+    )
+    assert hashes(out) == {}
+
+
 def test_another_pin_costs_no_image(tmp_path: Path, spied: Callable[[int], Spy]) -> None:
     root = make_folder(tmp_path / "set")
     assert "files were changed" in str(faults(root, tmp_path / "out", prepare__manifest_sha256="0" * 64))

@@ -193,51 +193,6 @@ def test_a_second_process_on_the_same_state_is_refused(bench: Any, monkeypatch: 
     ]
 
 
-def _while_running(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    run = Pretraining.run
-
-    def run_and_change(self: Pretraining, *args: Any) -> Any:
-        result = run(self, *args)
-        change()
-        return result
-
-    monkeypatch.setattr(Pretraining, "run", run_and_change)
-
-
-def _check_nothing_was_written(bench: Any) -> None:
-    message = bench.fault(pretrain.main, ARGV)
-    (lock,) = bench.saved_states()
-    assert message == (
-        "pretrain: its code, params or inputs changed while it ran, so the result belongs to neither; "
-        f"run `dvc repro` again (the state of this run stays in {lock.parent.relative_to(bench.folder)})"
-    )
-    assert not any(Path(path).exists() for path in OUTPUTS)
-
-
-def test_params_that_change_while_it_runs(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    _while_running(monkeypatch, lambda: bench.params(pretrain__lr=0.5))
-    _check_nothing_was_written(bench)
-
-
-def test_images_that_change_while_it_runs(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def change() -> None:
-        with Path("images/val.csv").open("a") as file:
-            file.write("\n")
-
-    _while_running(monkeypatch, change)
-    _check_nothing_was_written(bench)
-
-
-def test_code_that_changes_while_it_runs(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = bench.folder / "made_up.py"
-    source.write_text("")
-    module = ModuleType("stages.contrast.made_up")
-    module.__file__ = str(source)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    _while_running(monkeypatch, lambda: source.write_text("# edited"))
-    _check_nothing_was_written(bench)
-
-
 def test_code_that_decides_numbers_is_part_of_the_fingerprint_wherever_it_lies(
     bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,7 +277,7 @@ def test_a_loss_that_is_no_number_ends_it(bench: Any) -> None:
 
 
 def test_state_is_kept_as_it_was_given(bench: Any) -> None:
-    state = StageState("pretrain", dict, [], interval_seconds=0)
+    state = StageState("pretrain", Path("params.yaml"), ["seed"], [], interval_seconds=0)
     content = {
         "weights": {"a": torch.arange(6).view(2, 3), "b": torch.zeros((), dtype=torch.long)},
         "history": [{"epoch": 1, "loss": 0.1 + 0.2}],

@@ -146,7 +146,7 @@ def test_a_file_that_changes_while_it_runs(bench: Any, monkeypatch: pytest.Monke
         return start_trunk(*args)
 
     monkeypatch.setattr(pretrain, "start_trunk", change)
-    assert "its code, params or inputs changed while it ran" in bench.fault(pretrain.main, ARGV)
+    assert "pretrain: changed while it ran: model.pth;" in bench.fault(pretrain.main, ARGV)
     assert not any(Path(path).exists() for path in OUTPUTS)
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,25 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(folder: Path) -> None:
     assert all(
         Image.open(folder / "report" / name).info == {} for name in pictures if not name.startswith("train")
     )
+
+
+def test_an_input_that_changes_while_it_runs(folder: Path, change_at_end: Any) -> None:
+    before = _run(folder)
+    change_at_end(lambda: (folder / "raw.json").write_text("{}"))
+    with pytest.raises(UserError) as raised:
+        _run(folder)
+    assert str(raised.value) == (
+        f"report: changed while it ran: {folder}/raw.json; its result would belong to neither the old nor "
+        "the new, so nothing is written; run `dvc repro` again"
+    )
+    assert (folder / "report/index.html").read_text() == before
+
+
+def test_all_that_it_reads_is_watched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[Path] = []
+    monkeypatch.setattr(report.Watch, "check", lambda watch: watched.extend(watch.inputs))
+    _run(folder)
+    assert sorted(watched) == sorted(folder / path for name, path in INPUTS.items() if name != "out")
 
 
 def test_tags_are_balanced(folder: Path) -> None:

@@ -102,8 +102,9 @@ def test_an_input_that_changes_while_it_runs(ready: Any, monkeypatch: pytest.Mon
     message = ready.fault(stage.main, argv)
     (folder,) = {path.parent for path in ready.saved_states()}
     assert message == (
-        f"{name}: its code, params or inputs changed while it ran, so the result belongs to neither; "
-        f"run `dvc repro` again (the state of this run stays in {folder.relative_to(ready.folder)})"
+        f"{name}: changed while it ran: images/val.npy; its result would belong to neither the old nor the "
+        f"new, so nothing is written; run `dvc repro` again (the state of this run stays in "
+        f"{folder.relative_to(ready.folder)})"
     )
     assert not Path("out.npy").exists()
 

@@ -1,0 +1,116 @@
+"""What decides a stage's result, watched from its start to its end.
+
+DVC records code, params and inputs as they are when a stage has ended, so a result of what they were
+before would be taken for one of what they are now.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel
+
+from stages.runtime.errors import UserError
+from stages.runtime.params import load
+
+HASH_CHUNK = 1 << 24
+MOST_NAMED = 5  # of what changed
+NEUTRAL = {
+    f"stages.runtime.{name}"
+    for name in (
+        "cores",
+        "environment",
+        "errors",
+        "fit",
+        "launch",
+        "params",
+        "pool",
+        "progress",
+        "schema",
+        "state",
+        "watch",
+    )
+}
+
+
+class Watch:
+    """Code, params and inputs of one stage, as they were when it began.
+
+    Args:
+        stage: its name.
+        params_path: of params.yaml.
+        keys: of params.yaml that it reads.
+        inputs: the files and folders that it reads.
+    """
+
+    def __init__(self, stage: str, params_path: Path, keys: Sequence[str], inputs: Iterable[Path]) -> None:
+        self._stage, self._params_path, self._keys = stage, params_path, tuple(keys)
+        self.inputs = tuple(inputs)
+        self._sources = {
+            name: Path(str(module.__file__)) for name, module in sys.modules.items() if _decides(name, module)
+        }
+        self.code, self.params = self._read_code(), self._read_params()
+        self._marks = _marks(self.inputs)
+
+    def check(self, kept: str = "") -> None:
+        """To be called before outputs are written.
+
+        Args:
+            kept: what stays of the work, if anything does.
+
+        Raises:
+            UserError: something that decides the result changed while the stage ran.
+        """
+        changed = [
+            *(f"code {name}" for name in _differing(self.code, self._read_code())),
+            *(f"param {name}" for name in _differing(self.params, self._read_params())),
+            *_differing(self._marks, _marks(self.inputs)),
+        ]
+        if not changed:
+            return
+        named = ", ".join(changed[:MOST_NAMED])
+        if len(changed) > MOST_NAMED:
+            named += f" and {len(changed) - MOST_NAMED} more"
+        raise UserError(
+            f"{self._stage}: changed while it ran: {named}; its result would belong to neither the old nor "
+            f"the new, so nothing is written; run `dvc repro` again{kept}"
+        )
+
+    def _read_code(self) -> dict[str, str]:
+        return {name: hash_file(path) for name, path in sorted(self._sources.items()) if path.exists()}
+
+    def _read_params(self) -> dict[str, Any]:
+        return {
+            name: value.model_dump() if isinstance(value, BaseModel) else value
+            for name, value in vars(load(self._params_path, *self._keys)).items()
+        }
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of the contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _decides(name: str, module: ModuleType) -> bool:
+    """Whether a loaded module is code of ours that decides the result; the script itself is `__main__`."""
+    spec = getattr(module, "__spec__", None)
+    name = spec.name if name == "__main__" and spec else name
+    return name.startswith("stages.") and name not in NEUTRAL and bool(module.__file__)
+
+
+def _marks(inputs: Iterable[Path]) -> dict[str, tuple[int, int, int]]:
+    """Size, time and inode of every file: dvc.lock does not tell that a file was changed meanwhile."""
+    files = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    stats = {str(file): file.stat() for file in files if file.is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()}
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
