@@ -1,6 +1,6 @@
 """What was measured beside what the paper says: mean and standard deviation over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
@@ -8,21 +8,33 @@ from stages.ablation.experiments import Experiment, Metrics, measured
 from stages.ablation.table_file import Table
 
 ABSENT = "–"
+BASELINE = "k-means on colour and position"
 
 
 def compare(table: Table, experiments: Sequence[Experiment], finished: Mapping[str, Metrics]) -> pd.DataFrame:
-    """One row for each of the table and each measure, in per cent.
+    """One row for each of the table and each measure, in per cent; last the clusters of colour and position.
 
     Columns: row, measure, paper, mean, std (of the sample; NaN for one seed), num_seeds that are finished.
     """
+    done = [one for one in experiments if one.name in finished]
     lines = []
     for row in table.rows:
-        done = [finished[one.name] for one in experiments if one.row == row.name and one.name in finished]
+        results = [finished[one.name] for one in done if one.row == row.name]
         for name, measure in table.measures.items():
-            values = [value for metrics in done if (value := measured(metrics, measure)) is not None]
-            percent = 100 * pd.Series(values, dtype=float)
-            lines.append((row.name, name, row.paper.get(name), percent.mean(), percent.std(), len(percent)))
+            found = _summary(results, measure.file, measure.key)
+            lines.append((row.name, name, row.paper.get(name), *found))
+    one_by_seed = {one.seed: finished[one.name] for one in done}  # the same numbers in every row
+    for name, measure in table.measures.items():
+        if measure.baseline:
+            found = _summary(one_by_seed.values(), measure.file, measure.baseline)
+            lines.append((BASELINE, name, None, *found))
     return pd.DataFrame(lines, columns=["row", "measure", "paper", "mean", "std", "num_seeds"])
+
+
+def _summary(results: Iterable[Metrics], file: str, key: str) -> tuple[float, float, int]:
+    values = [value for metrics in results if (value := measured(metrics, file, key)) is not None]
+    percent = 100 * pd.Series(values, dtype=float)
+    return percent.mean(), percent.std(), len(percent)
 
 
 def as_markdown(table: Table, compared: pd.DataFrame) -> str:
@@ -31,11 +43,11 @@ def as_markdown(table: Table, compared: pd.DataFrame) -> str:
     lines = [f"# {table.title}", ""]
     lines += ["| | " + " | ".join(f"{name} here | {name} paper" for name in measures) + " | seeds |"]
     lines += ["| --- |" + " ---: | ---: |" * len(measures) + " ---: |"]
-    for row in table.rows:
-        cells = [row.name]
-        found = compared[compared["row"] == row.name].set_index("measure")
+    for row, found in compared.groupby("row", sort=False):
+        by_measure = found.set_index("measure").reindex(measures)
+        cells = [str(row)]
         for name in measures:
-            line = found.loc[name]
+            line = by_measure.loc[name]
             spread = "" if pd.isna(line["std"]) else f" ± {line['std']:.1f}"
             cells += [
                 ABSENT if pd.isna(line["mean"]) else f"{line['mean']:.1f}{spread}",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.ablation.table_file import Measure, Row
+from stages.ablation.table_file import Row
 from stages.runtime.errors import UserError
 
 Metrics = Mapping[str, Any]
@@ -96,10 +96,10 @@ def parse(shown: Iterable[Mapping[str, Any]]) -> dict[str, Metrics]:
     return found
 
 
-def measured(metrics: Metrics, measure: Measure) -> float | None:
-    """One number of an experiment, None where it is not there."""
-    value: Any = metrics.get(measure.file, {})
-    for part in measure.key.split("."):
+def measured(metrics: Metrics, file: str, key: str) -> float | None:
+    """The number under a dotted key of a metrics file, None where it is not there."""
+    value: Any = metrics.get(file, {})
+    for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return float(value) if isinstance(value, (int, float)) else None
 

@@ -12,10 +12,14 @@ from stages.runtime.schema import Section
 
 
 class Measure(Section):
-    """One number of an experiment, in [0, 1]: a metrics file of dvc.yaml and a dotted key in it."""
+    """One number of an experiment, in [0, 1]: a metrics file of dvc.yaml and a dotted key in it.
+
+    `baseline` is the key of the same number for the clusters of colour and position alone.
+    """
 
     file: str
     key: str
+    baseline: str = ""
 
 
 class Row(Section):

@@ -20,7 +20,7 @@ TABLES = sorted((REPOSITORY / "presets/tables").glob("*.yaml"))
 SMALL = """
 title: A table
 measures:
-  mIoU: {file: metrics/raw.json, key: raw.miou}
+  mIoU: {file: metrics/raw.json, key: raw.miou, baseline: rgb.miou}
 notes: [A note.]
 rows:
   - {name: the baseline, paper: {mIoU: 7.57}, changes: {compat: picie}}
@@ -64,7 +64,8 @@ class FakeDvc:
         ]
 
     def _one(self, name: str, miou: float) -> dict[str, Any]:
-        metrics = {"metrics/raw.json": {"data": {"raw": {"miou": miou}}}, "metrics/none.json": {"error": "x"}}
+        raw = {"raw": {"miou": miou}, "rgb": {"miou": 0.05 if "-s0-" in name else 0.07}}
+        metrics = {"metrics/raw.json": {"data": raw}, "metrics/none.json": {"error": "x"}}
         return {"name": name, "revs": [{"data": {"metrics": metrics}}], "executor": {"state": "success"}}
 
 
@@ -100,12 +101,14 @@ def test_runs_what_is_missing_and_prints_it_beside_the_paper(
     assert text in capsys.readouterr().out
     # 10 and 12, 14 and 16 per cent; the standard deviation of a sample of two is their distance / sqrt 2.
     assert "| the baseline | 11.0 ± 1.4 | 7.57 | 2 |" in text
-    assert "| two changes | 15.0 ± 1.4 | – | 2 |" in text
+    assert (
+        "| two changes | 15.0 ± 1.4 | – | 2 |\n| k-means on colour and position | 6.0 ± 1.4 | – | 2 |" in text
+    )
     assert "- A note.\n- two changes: needs a large disk" in text
     found = pd.read_csv(folder / "out/1.csv")
     assert list(found.columns) == ["row", "measure", "paper", "mean", "std", "num_seeds"]
-    assert found["mean"].tolist() == pytest.approx([11, 15])
-    assert found["std"].tolist() == pytest.approx([2**0.5, 2**0.5], rel=1e-4)
+    assert found["mean"].tolist() == pytest.approx([11, 15, 6])
+    assert found["std"].tolist() == pytest.approx([2**0.5] * 3, rel=1e-4)
     table.main(argv)
     assert len(dvc.ran) == 4, "what is finished ran again"
     table.main([*argv[:-1], "0,1,2"])
