@@ -23,7 +23,7 @@ from stages.runtime.progress import say
 from stages.runtime.tensors import write_tensors
 from stages.runtime.watch import Watch
 from stages.segmentation.compat import cluster_settings
-from stages.segmentation.final_clusters import cluster_all, cluster_sample
+from stages.segmentation.final_clusters import cluster_all, cluster_sample, trained_clusters
 from stages.segmentation.inference import sample_pixel_features
 from stages.segmentation.network import load_segmenter
 
@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=params.seed,
         precision=params.precision,
     )
-    if settings.kmeans == "sample":
+    if settings.centroids != "fresh":
+        runs = trained_clusters(args.segmenter, settings.centroids, pixel_k=params.pixel_k)
+    elif settings.kmeans == "sample":
         runs = cluster_sample(pixels, settings, pixel_k=params.pixel_k, seed=params.seed, device=device)
     else:
         runs = cluster_all(

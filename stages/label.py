@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "agreement_with_order": agreement_with_order(pseudo_label[::num_views], params.global_k),
     }
     say("label", **figures)
-    for weakness in weaknesses(figures, params.label.weak):
+    for weakness in weaknesses(figures, params.global_k, params.label.weak):
         say("label", weak=weakness)
     shape = (num_images, num_views)
     tensors = {

@@ -102,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if distributed.is_leader():
         state.check()
-        save_segmenter(args.out, segmenter, describe_segmenter(params.backbone, settings, params.size_px))
+        about = describe_segmenter(params.backbone, settings, params.size_px)
+        save_segmenter(args.out, segmenter, training.centroids(), about)
         write_csv(args.history, history)
         last = history.iloc[-1].dropna().to_dict()
         write_json(

@@ -19,11 +19,13 @@ def agreement_with_order(pseudo_label: Int[np.ndarray, " N"], num_blocks: int) -
     return agreement(pseudo_label, blocks)
 
 
-def weaknesses(figures: Mapping[str, float], limits: WeakLabels) -> Iterator[str]:
+def weaknesses(figures: Mapping[str, float], global_k: int, limits: WeakLabels) -> Iterator[str]:
     """What is wrong with the pseudo-labels, each with what helps.
 
     Args:
-        figures: stability, agreement_with_position and agreement_with_order, each 1 at most, 0 for chance.
+        figures: stability, agreement_with_position and agreement_with_order, each 1 at most, 0 for chance;
+            effective_clusters.
+        global_k: number of pseudo-labels.
         limits: from where on a figure is called weak.
     """
     stability, position, order = (
@@ -40,4 +42,9 @@ def weaknesses(figures: Mapping[str, float], limits: WeakLabels) -> Iterator[str
         yield (
             f"they follow the order of the files by {order:.2f}, as frames of a video do: unless folders are "
             "sorted by content, lower global_k or train.image_loss.weight"
+        )
+    if (used := figures["effective_clusters"]) < limits.used_below * global_k:
+        yield (
+            f"the views fall into few of them, as if {used:.1f} of {global_k} were in use: pretrain longer, "
+            "lower global_k, or set label.centres: kmeans"
         )

@@ -227,6 +227,7 @@ class WeakLabels(Section):
     stability_below: Fraction
     position_above: Fraction
     order_above: Fraction
+    used_below: Fraction
 
 
 class Label(Section):
@@ -349,6 +350,7 @@ class Train(Section):
 class Cluster(Section):
     """The final k-means of pixel features."""
 
+    centroids: Literal["fresh", "first_view", "second_view"]
     kmeans: Literal["sample", "minibatch"]
     batch_size: Count
     init_batches: Count

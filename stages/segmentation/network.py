@@ -1,5 +1,6 @@
 """The network that segments: trunk, decoder, context module, image head (4.1, Figure 3)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from stages.runtime.errors import UserError
 from stages.runtime.schema import Backbone, Context, Train
 from stages.runtime.tensors import read_tensors, write_tensors
 from stages.segmentation.context import ContextModule
+
+CLUSTERS = {view: f"clusters.{view}" for view in ("first_view", "second_view")}  # names in the file
 
 
 class ImageHead(nn.Module):
@@ -130,12 +133,17 @@ def _batch_norms(backbone: Trunk) -> list[nn.BatchNorm2d]:
     return [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def save_segmenter(path: Path, segmenter: Segmenter, about: dict[str, Any]) -> None:
-    """Write the weights; the image head has done its work and is left out."""
+def save_segmenter(
+    path: Path, segmenter: Segmenter, centroids: Sequence[Float[Tensor, "K D"]], about: dict[str, Any]
+) -> None:
+    """Write the weights, and the clusters of both views that the last epoch followed.
+
+    The image head has done its work and is left out.
+    """
     weights = {
         name: value for name, value in segmenter.state_dict().items() if not name.startswith("image_head.")
     }
-    write_tensors(path, weights, about)
+    write_tensors(path, {**weights, **dict(zip(CLUSTERS.values(), centroids, strict=True))}, about)
 
 
 def describe_segmenter(backbone: Backbone, settings: Train, size_px: int) -> dict[str, Any]:
@@ -156,6 +164,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, dict[str, Any]]:
         UserError: the file is no segmenter of this project.
     """
     tensors, about = read_tensors(path)
+    weights = {name: value for name, value in tensors.items() if name not in CLUSTERS.values()}
     try:
         segmenter = Segmenter(
             build_backbone(about["backbone"]),
@@ -163,7 +172,17 @@ def load_segmenter(path: Path) -> tuple[Segmenter, dict[str, Any]]:
             feature_stride=about["feature_stride"],
             context=Context(**about["context"]),
         )
-        segmenter.load_state_dict(tensors)
+        segmenter.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: is not a segmenter that this version can build ({error})") from error
     return segmenter.eval(), about
+
+
+def load_trained_clusters(path: Path) -> dict[str, Float[Tensor, "K D"]]:
+    """The clusters that the last epoch of training followed, `first_view` and `second_view`.
+
+    Raises:
+        UserError: the file is no segmenter of this version.
+    """
+    tensors, _ = read_tensors(path, *CLUSTERS.values())
+    return {view: tensors[name] for view, name in CLUSTERS.items()}

@@ -106,6 +106,10 @@ class Training:
         held_out = ("held_out_accuracy",) if self._settings.image_loss.held_out else ()
         return loop.history(*held_out, *SIGNS, *kernels)
 
+    def centroids(self) -> list[Float[Tensor, "K D"]]:
+        """Of the last epoch: the clusters of the first and of the second view."""
+        return [view.centroids for view in self._clusters]
+
     def clusters(self) -> dict[str, Any]:
         """Of the last epoch: each cluster's share of pixels, and whether they collapsed."""
         return {"cluster_shares": self._health.cluster_shares(), "collapsed": self._health.is_collapsed()}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -67,7 +68,8 @@ class Bench:
             context=params.train.context,
         )
         about = describe_segmenter(params.backbone, params.train, params.size_px)
-        save_segmenter(self.folder / "segmenter.safetensors", segmenter, about)
+        centroids = F.normalize(torch.randn(2, 3, params.train.fpn_dim), dim=2)
+        save_segmenter(self.folder / "segmenter.safetensors", segmenter, list(centroids), about)
 
     def write_centroids(self, num_clusters: int = 3, dim: int = 8) -> None:
         """Random unit centroids, as `cluster` writes them."""

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.metrics import adjusted_mutual_info_score
 
 from stages import cluster, predict
 from stages.segmentation.network import load_segmenter
@@ -70,6 +72,32 @@ def test_every_switch_of_cluster_gives_centroids_of_its_own(ready: Any, changes:
     assert is_unit == (changes not in ({"cluster__unit_centroids": False}, {"compat": "picie"}))
     predict.main(PREDICT)  # takes centroids of any length
     assert np.isfinite(np.load("predictions.npy")).all()
+
+
+@pytest.mark.parametrize(("view", "other"), [("first_view", "second_view"), ("second_view", "first_view")])
+def test_clusters_that_training_followed(ready: Any, view: str, other: str) -> None:
+    ready.params(cluster__centroids=view)
+    cluster.main(CLUSTER)
+    trained, _ = ready.tensors("segmenter.safetensors")
+    chosen, compared = trained[f"clusters.{view}"], trained[f"clusters.{other}"]
+    assert torch.equal(ready.tensors(CLUSTERED[0])[0]["centroids"], chosen)
+    segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
+    images = torch.from_numpy(np.load("images/train.npy")).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        pixels = segmenter(F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True))
+    pixels = pixels.permute(0, 2, 3, 1).flatten(0, 2)
+    first, second = ((pixels @ one.T).argmax(1).numpy() for one in (chosen, compared))
+    figures = json.loads(Path(CLUSTERED[1]).read_text())["cluster"]
+    # The figure is of a sample of these pixels.
+    assert figures["stability"] == pytest.approx(adjusted_mutual_info_score(first, second), abs=0.05)
+
+
+def test_clusters_of_another_number_are_refused(ready: Any) -> None:
+    ready.params(cluster__centroids="first_view", pixel_k=4)
+    assert ready.fault(cluster.main, CLUSTER) == (
+        "segmenter.safetensors: was trained with 3 clusters, but params.yaml says pixel_k: 4; "
+        "run `dvc repro train`, or set cluster.centroids: fresh"
+    )
 
 
 def test_fewer_pixels_than_clusters_are_refused(ready: Any) -> None:

@@ -86,6 +86,21 @@ def test_weak_pseudo_labels_are_named_before_training(ready: Any, capsys: pytest
     assert "label: weak a second clustering agrees by " in capsys.readouterr().out
 
 
+def test_pseudo_labels_that_few_views_share_are_named(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    embeddings = np.eye(8)[np.maximum(np.arange(16) - 12, 0)][:, None].repeat(6, 1)  # 13 of 16 images alike
+    np.save("embeddings.npy", embeddings.astype(np.float32))
+    label.main(ARGV)
+    shares = np.bincount(ready.tensors(OUTPUTS[0])[0]["pseudo_label"].flatten()) / 96
+    used = float(np.exp(-sum(share * np.log(share) for share in shares if share)))
+    assert 1 < used < 2.2
+    said = f"label: weak the views fall into few of them, as if {used:.1f} of 4 were in use: pretrain longer"
+    for limit, is_weak in ((used / 4 - 0.01, False), (used / 4 + 0.01, True)):
+        ready.params(label__weak__used_below=limit)
+        capsys.readouterr()
+        label.main(ARGV)
+        assert (said in capsys.readouterr().out) == is_weak
+
+
 def test_the_same_inputs_give_the_same_bytes(ready: Any) -> None:
     label.main(ARGV)
     first = ready.hashes(*OUTPUTS)

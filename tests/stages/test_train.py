@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stages import train
+from stages.segmentation.clusters import PixelClusterer
 from stages.segmentation.context import KERNELS
 from stages.segmentation.network import load_segmenter
 
@@ -59,6 +60,25 @@ def test_writes_segmenter_history_and_metrics(ready: Any) -> None:
     assert sum(shares) == pytest.approx(1, abs=1e-5)
     assert shares == sorted(shares, reverse=True)
     assert metrics["train"]["collapsed"] is False
+
+
+def test_the_segmenter_remembers_the_clusters_of_the_last_epoch(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+    cluster = PixelClusterer.cluster
+
+    def note(self: PixelClusterer, *args: Any) -> Any:
+        found.append(cluster(self, *args))
+        return found[-1]
+
+    monkeypatch.setattr(PixelClusterer, "cluster", note)
+    train.main(ARGV)
+    tensors, _ = ready.tensors(OUTPUTS[0])
+    assert len(found) == 2
+    for name, view in zip(("first_view", "second_view"), found[-1], strict=True):
+        assert tuple(tensors[f"clusters.{name}"].shape) == (3, 8)
+        assert torch.equal(tensors[f"clusters.{name}"], view.centroids)
 
 
 def test_every_part_of_the_network_learns(ready: Any) -> None:
