@@ -23,7 +23,7 @@ from stages.runtime.params import load
 from stages.runtime.progress import say
 from stages.runtime.state import StageState
 
-KEYS = ("seed", "precision", "backbone", "pretrain")
+KEYS = ("seed", "precision", "compile", "backbone", "pretrain")
 UNTRAINED = ("none", "supervised")  # methods that take a model as it is
 
 
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=params.seed,
             precision=params.precision,
             device=device,
+            compiled=params.compile,
         )
         history = pretraining.run(ImageSource(images, device), state)
         backbone, figures = pretraining.backbone, pretraining.summary(history)

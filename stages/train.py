@@ -26,7 +26,10 @@ from stages.segmentation.guidance import Guidance
 from stages.segmentation.network import Segmenter, describe_segmenter, save_segmenter
 from stages.segmentation.training import Training
 
-KEYS = ("compat", "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "backbone", "train")
+KEYS = (
+    "compat", "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "compile",
+    "backbone", "train",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -97,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         size_px=params.size_px,
         seed=params.seed,
         precision=params.precision,
+        compiled=params.compile,
     )
     history = training.run(ImageSource(images, device), state)
 

@@ -29,6 +29,7 @@ TINY: dict[str, Any] = {
     "select_ratio": 0.4,
     "crop_ratio": 0.5,
     "precision": "float32",
+    "compile": False,
     "device": "cpu",
     "backbone.arch": "resnet18",
     "backbone.width": 8,

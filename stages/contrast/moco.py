@@ -62,6 +62,10 @@ class MoCo(nn.Module):
         self.register_buffer("used", torch.zeros(2))  # sum of the shares of the queue, and their number
         self._keys: Tensor | None = None
 
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What takes the time."""
+        return self.encoder, self.key_encoder
+
     @property
     def num_candidates(self) -> int:
         """Keys that each query has to choose from: chance has a loss of its logarithm."""

@@ -21,7 +21,7 @@ from stages.nets.checkpoint import build_backbone, describe
 from stages.nets.published import Published
 from stages.nets.trunk import Trunk
 from stages.runtime import distributed
-from stages.runtime.device import place
+from stages.runtime.device import compile_networks, place
 from stages.runtime.generators import torch_generator
 from stages.runtime.loop import Loop, restore_optimizer
 from stages.runtime.progress import say, warn
@@ -50,6 +50,7 @@ class Pretraining:
         seed: int,
         precision: str,
         device: torch.device,
+        compiled: bool = False,
     ) -> None:
         torch.manual_seed(derive(seed, "pretrain", "weights"))
         self._settings, self._seed, self._device = settings, seed, device
@@ -65,6 +66,8 @@ class Pretraining:
         if start is not None and isinstance(method, SwAV):
             say("pretrain", prototypes_of_checkpoint=start.fill_head("prototypes", method.prototypes))
         self._method = place(method, device)
+        if compiled:
+            compile_networks(self._method.networks())
         self._parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
         self._optimizer = _optimizer(settings, self._parameters)

@@ -43,6 +43,10 @@ class SwAV(nn.Module):
         self.register_buffer("assigned", torch.zeros(self._own.num_prototypes))
         self._newest: Tensor | None = None
 
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What takes the time."""
+        return (self.encoder,)
+
     @property
     def num_candidates(self) -> int:
         """Prototypes that each view has to choose from: chance has a loss of its logarithm."""

@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import shutil
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -56,6 +58,22 @@ def describe(device: torch.device) -> str:
 def place(module: Module, device: torch.device) -> Module:
     """A network on its device, in the memory order that convolutions prefer."""
     return module.to(device).to(memory_format=torch.channels_last)
+
+
+def compile_networks(networks: Iterable[torch.nn.Module]) -> None:
+    """Have torch.compile fuse what the networks do, for each size of their input, when they first see one.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(
+            f"params.yaml: compile: true needs a C++ compiler, and there is no {compiler}; install one, name "
+            "yours in the environment variable CXX, or set compile: false"
+        )
+    for network in networks:
+        network.compile(dynamic=False)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -414,6 +414,7 @@ class Params(Section):
     select_ratio: PositiveFraction
     crop_ratio: Annotated[float, Field(gt=0, lt=1)]
     precision: Literal["float32", "bfloat16"]
+    compile: bool
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     backbone: Backbone
     prepare: Prepare

@@ -87,6 +87,10 @@ class Segmenter(nn.Module):
             for module in _batch_norms(backbone):
                 module.requires_grad_(False)
 
+    def parts(self) -> list[nn.Module]:
+        """What takes the time."""
+        return [self.backbone, self.decoder, *([] if self.context is None else [self.context])]
+
     def feature_map(
         self, image: Float[Tensor, "N 3 S S"], colors: Float[Tensor, "N 3 h w"] | None = None
     ) -> Float[Tensor, "N D H W"]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from stages.imaging.source import ImageSource, shuffled
 from stages.nets.batch_norm import split_batch_norms
 from stages.runtime import distributed
+from stages.runtime.device import compile_networks
 from stages.runtime.generators import torch_generator
 from stages.runtime.loop import Loop, restore_optimizer
 from stages.runtime.schema import Train
@@ -47,6 +48,7 @@ class Training:
         size_px: side of the image that the network sees.
         seed: of everything random.
         precision: of the forward passes.
+        compiled: whether torch.compile fuses what the network does.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Training:
         size_px: int,
         seed: int,
         precision: str,
+        compiled: bool = False,
     ) -> None:
         self._settings, self._guidance, self._pixel_k, self._seed = settings, guidance, pixel_k, seed
         self._siamese = Siamese(settings, size_px=size_px, precision=precision)
@@ -66,6 +69,8 @@ class Training:
         split_batch_norms(segmenter, 1)
         self._segmenter = segmenter
         self._frozen = copy.deepcopy(segmenter).requires_grad_(False)
+        if compiled:
+            compile_networks([*segmenter.parts(), *self._frozen.parts()])
         self._device = next(segmenter.parameters()).device
         groups = _parameter_groups(segmenter, settings)
         self._parameters = [value for group in groups for value in group["params"]]

@@ -1,6 +1,7 @@
 """How fast the long stages are on this machine: `make bench`, or python -m tests.bench [SECTION ...]."""
 
 import argparse
+from functools import partial
 
 from stages.runtime.device import choose_device
 from tests.bench import pretraining, training
@@ -14,13 +15,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="pretraining with torch.compile, as `compile: true` does; the bare network without",
+    )
     parser.add_argument("--turns", type=int, default=5, help="of each comparison (default: 5)")
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}; there is {', '.join(SECTIONS)}")
     device = choose_device(args.device)
+    sections = {**SECTIONS, "pretraining": partial(pretraining.measure, compiled=args.compile)}
     for name in args.sections or SECTIONS:
-        for line in SECTIONS[name](device, args.turns):
+        for line in sections[name](device, args.turns):
             print(line, flush=True)
 
 

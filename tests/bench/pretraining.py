@@ -36,20 +36,27 @@ class _NoState:
         return False
 
 
-def measure(device: torch.device, turns: int) -> Iterator[str]:
+def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterator[str]:
     """One line for each method."""
     for method in ("mocov2", "swav"):
-        yield _measure(method, device, turns)
+        yield _measure(method, device, turns, compiled)
 
 
-def _measure(method: str, device: torch.device, turns: int) -> str:
+def _measure(method: str, device: torch.device, turns: int, compiled: bool) -> str:
     arch, image_px, stored_px, batch_size, precision = SETUPS[device.type]
     backbone = Backbone(arch=arch, width=64, stem_stride=4, patch_px=16, registers=0, layer_scale=False)
     settings = _settings(method, image_px, batch_size)
     count = NUM_STEPS * batch_size
     stored = np.random.default_rng(0).integers(0, 256, (count, stored_px, stored_px, 3), np.uint8)
     pretraining = Pretraining(
-        settings, backbone, None, num_images=count, seed=0, precision=precision, device=device
+        settings,
+        backbone,
+        None,
+        num_images=count,
+        seed=0,
+        precision=precision,
+        device=device,
+        compiled=compiled,
     )
     images = ImageSource(stored, device)
     encoder = Encoder(ResNet(arch, 64, 4), settings.projection_dim, head_batch_norm=settings.head_batch_norm)
@@ -71,7 +78,8 @@ def _measure(method: str, device: torch.device, turns: int) -> str:
 
     found = compare(whole, bare, turns=turns, device=device)
     return (
-        f"pretraining {method} {arch} {image_px} px, batch {batch_size}, {precision}: "
+        f"pretraining {method} {arch} {image_px} px, batch {batch_size}, {precision}"
+        f"{', compiled' if compiled else ''}: "
         f"loop {count / found.seconds:.1f} images/s, bare network {count / found.bare_seconds:.1f} images/s, "
         f"goodput {found.goodput:.3f}"
     )

@@ -178,6 +178,19 @@ def change_at_end(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], obj
 
 
 @pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Networks that are compiled, by class: traced as torch.compile does, but run by torch as it is."""
+    compile_network, names = torch.nn.Module.compile, []
+
+    def trace(network: torch.nn.Module, **options: Any) -> None:
+        names.append(type(network).__name__)
+        compile_network(network, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    return names
+
+
+@pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors that stages call float are double, so that two ways of summing differ by little."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)

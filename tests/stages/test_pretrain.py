@@ -304,3 +304,26 @@ def test_the_state_lies_with_the_repository_and_not_with_a_copy_of_it(
     bench.interrupt(pretrain.main, ARGV, 1, monkeypatch)
     assert list((bench.folder / "main/.state/pretrain").glob("*/state.safetensors"))
     assert not (bench.folder / ".state").exists()
+
+
+@pytest.mark.parametrize(("method", "networks"), [("mocov2", ["Encoder"] * 2), ("swav", ["Encoder"])])
+def test_compiled_networks_do_the_same(
+    bench: Any, compiled: list[str], method: str, networks: list[str]
+) -> None:
+    bench.params(pretrain__method=method)
+    pretrain.main(ARGV)
+    plain = bench.hashes(*OUTPUTS)
+    assert compiled == []
+    bench.params(pretrain__method=method, compile=True)
+    pretrain.main(ARGV)
+    assert compiled == networks
+    assert bench.hashes(*OUTPUTS) == plain
+
+
+def test_compiling_needs_a_compiler(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    bench.params(compile=True)
+    assert bench.fault(pretrain.main, ARGV) == (
+        "params.yaml: compile: true needs a C++ compiler, and there is no no-such-compiler; install one, "
+        "name yours in the environment variable CXX, or set compile: false"
+    )

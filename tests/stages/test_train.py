@@ -358,3 +358,12 @@ def test_a_loss_that_is_no_number_ends_it(ready: Any) -> None:
         "train: the loss is not a number in epoch 1, by step 4; lower train.lr",
         "k-means: the features hold values that are not finite; the network has diverged",
     }
+
+
+def test_compiled_networks_do_the_same(ready: Any, compiled: list[str]) -> None:
+    train.main(ARGV)
+    plain = ready.hashes(*OUTPUTS)
+    ready.params(compile=True)
+    train.main(ARGV)
+    assert compiled == ["ResNet", "FPN", "ContextModule"] * 2  # the network and its frozen copy
+    assert ready.hashes(*OUTPUTS) == plain
