@@ -7,6 +7,7 @@ the same pretraining pretrain once.
 
 import argparse
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     done = finished()
     missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]
     for number, experiment in enumerate(missing, start=1):
-        print(
-            f"table {args.name}: {number}/{len(missing)}  {experiment.row}  seed {experiment.seed}",
-            flush=True,
-        )
+        title = f"table {args.name}: {number}/{len(missing)}  {experiment.row}  seed {experiment.seed}"
+        print(title, flush=True)
+        start = time.monotonic()
         run_command(experiment.command("--queue" if args.queue else "--temp"))
+        if not args.queue:
+            print(f"{title}  took {time.monotonic() - start:.0f} s", flush=True)
     if args.queue:
         print("queued; next: dvc queue start, and when it is through, the same with --collect")
         return

@@ -1,6 +1,7 @@
 """`table`: commands of the rows, what is read back, and what is printed beside the paper's numbers."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +99,9 @@ def test_runs_what_is_missing_and_prints_it_beside_the_paper(
     table.main(argv)
     assert len(dvc.ran) == 4
     text = (folder / "out/1.md").read_text(encoding="utf-8")
-    assert text in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert text in printed
+    assert re.search(r"^table 1: 4/4  two changes  seed 1  took \d+ s$", printed, re.MULTILINE)
     # 10 and 12, 14 and 16 per cent; the standard deviation of a sample of two is their distance / sqrt 2.
     assert "| the baseline | 11.0 ± 1.4 | 7.57 | 2 |" in text
     assert (
