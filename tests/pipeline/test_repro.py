@@ -207,6 +207,7 @@ OTHER: dict[str, Any] = {
     "select_ratio": 0.5,
     "crop_ratio": 0.6,
     "precision": "bfloat16",
+    "compile": True,
     "backbone.width": 12,
     "prepare.train_px": 44,
     "pretrain.lr": 0.5,
