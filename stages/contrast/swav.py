@@ -100,7 +100,8 @@ class SwAV(nn.Module):
 
     @torch.no_grad()
     def _count(self, logits: Float[Tensor, "n 2 P"]) -> None:
-        self.assigned += distributed.total(logits.softmax(2).sum((0, 1)))
+        chosen = torch.bincount(logits.argmax(2).flatten(), minlength=self._own.num_prototypes)
+        self.assigned += distributed.total(chosen.float())
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -110,7 +111,11 @@ class SwAV(nn.Module):
         self.filled += self._newest.shape[1]
 
     def take_usage(self) -> float:
-        """Share of the prototypes that views are predicted to belong to, since it was last asked for."""
+        """Share of the prototypes that are the nearest of some view, since it was last asked for.
+
+        Counted as if equally many views chose each. Predictions themselves are so soft early on that their
+        sum is even whatever they say.
+        """
         used = perplexity((self.assigned / self.assigned.sum())[None])
         self.assigned.zero_()
         return float(used) / self._own.num_prototypes

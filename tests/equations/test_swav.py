@@ -142,6 +142,16 @@ def test_usage_of_the_prototypes() -> None:
     assert float(swav.assigned.sum()) == 0
 
 
+def test_a_view_uses_its_nearest_prototype_however_soft_the_prediction() -> None:
+    swav = _swav()
+    logits = torch.full((3, 2, 6), 0.1)
+    logits[:, 0, 1] = 0.11
+    logits[:, 1, 4] = 0.12
+    swav._count(logits)
+    assert swav.assigned.tolist() == [0, 3, 0, 0, 3, 0]
+    assert swav.take_usage() == pytest.approx(2 / 6)
+
+
 def test_lars_against_its_equation() -> None:
     start = [torch.tensor([3.0, 4.0]), torch.zeros(2)]
     gradients = [torch.tensor([0.6, -0.8]), torch.tensor([1.0, 2.0])]
