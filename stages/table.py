@@ -22,7 +22,7 @@ from stages.runtime.errors import UserError, run
 def main(argv: Sequence[str] | None = None) -> None:
     """Queue or run what is missing, collect what is there, write Markdown and CSV."""
     parser = argparse.ArgumentParser(prog="python -m stages.table", description=__doc__)
-    parser.add_argument("name", help="a table: 2 to 6")
+    parser.add_argument("name", help="a table: 2 to 6 of the paper, or guidance (how much of it)")
     parser.add_argument("--seeds", default="0,1,2", help="of params.yaml (default: 0,1,2)")
     parser.add_argument("--rows", help="to run, counted from 1, as in 2,6; all are printed (default: all)")
     parser.add_argument(
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     table = read_table(args.tables / f"{args.name}.yaml")
     more = dict(map(_change, args.set))
-    all_rows = list(experiments(args.name, table.rows, _numbers("--seeds", args.seeds), more))
+    all_rows = list(experiments(args.name, table, _numbers("--seeds", args.seeds), more))
     chosen = {row.name for row in _rows(table, args.rows)}
     wanted = [experiment for experiment in all_rows if experiment.row in chosen]
     if args.dry_run:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.ablation.table_file import Row
+from stages.ablation.table_file import Table
 from stages.runtime.errors import UserError
 
 Metrics = Mapping[str, Any]
@@ -22,16 +22,17 @@ class Experiment:
     name: str
     row: str
     seed: int
+    stage: str
     changes: tuple[tuple[str, str], ...]
 
     def command(self, *how: str) -> list[str]:
-        """What runs it, as words; `how` is `--temp` or `--queue`."""
+        """What runs it, as words, up to its stage; `how` is `--temp` or `--queue`."""
         settings = [word for key, value in self.changes for word in ("--set-param", f"{key}={value}")]
-        return [sys.executable, "-m", "dvc", "exp", "run", *how, "--name", self.name, *settings]
+        return [sys.executable, "-m", "dvc", "exp", "run", *how, "--name", self.name, *settings, self.stage]
 
 
 def experiments(
-    table: str, rows: Iterable[Row], seeds: Sequence[int], more: Mapping[str, str]
+    name: str, table: Table, seeds: Sequence[int], more: Mapping[str, str]
 ) -> Iterator[Experiment]:
     """Every row with every seed.
 
@@ -39,17 +40,18 @@ def experiments(
     of other changes.
 
     Args:
-        table: its name.
-        rows: of the table.
+        name: of the table.
+        table: its rows, and the stage that they are run up to.
         seeds: of params.yaml.
         more: changes of params.yaml for all rows, below those of a row.
     """
-    for row in rows:
+    for row in table.rows:
         for seed in seeds:
             changes = {**more, **{key: _text(value) for key, value in row.changes.items()}, "seed": str(seed)}
             mark = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]
             slug = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
-            yield Experiment(f"table{table}-{slug}-s{seed}-{mark}", row.name, seed, tuple(changes.items()))
+            experiment = f"table{name}-{slug}-s{seed}-{mark}"
+            yield Experiment(experiment, row.name, seed, table.stage, tuple(changes.items()))
 
 
 def run(command: Sequence[str]) -> None:

@@ -35,9 +35,13 @@ class Row(Section):
 
 
 class Table(Section):
-    """A whole table."""
+    """A whole table.
+
+    `stage` is the one that its measures come from: what the table does not show is not run.
+    """
 
     title: str
+    stage: str = Field(min_length=1)
     measures: dict[str, Measure] = Field(min_length=1)
     notes: list[str]
     rows: list[Row] = Field(min_length=1)

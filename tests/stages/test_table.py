@@ -20,6 +20,7 @@ from tests.datasets import REPOSITORY, write_params
 TABLES = sorted((REPOSITORY / "presets/tables").glob("*.yaml"))
 SMALL = """
 title: A table
+stage: evaluate@raw
 measures:
   mIoU: {file: metrics/raw.json, key: raw.miou, baseline: rgb.miou}
 notes: [A note.]
@@ -85,9 +86,11 @@ def test_dry_run_prints_each_command_and_runs_none(
     assert dvc.ran == []
     assert len(lines) == 4
     assert lines[0].startswith("dvc exp run --temp --name table1-the-baseline-s3-")
-    assert lines[0].endswith(" --set-param train.lr=0.1 --set-param compat=picie --set-param seed=3")
+    assert lines[0].endswith(
+        " --set-param train.lr=0.1 --set-param compat=picie --set-param seed=3 evaluate@raw"
+    )
     changed = "--set-param train.lr=0.1 --set-param train.crop_first=false --set-param global_k=7"
-    assert lines[3].endswith(f" {changed} --set-param seed=5")
+    assert lines[3].endswith(f" {changed} --set-param seed=5 evaluate@raw")
     names = [line.split("--name ")[1].split()[0] for line in lines]
     assert len(set(names)) == 4
 
@@ -186,6 +189,7 @@ def test_mistakes(folder: Path, bench_fault: Any, argv: list[str], expected: str
         ("paper: {}", "paper: {IoU: 1.0}", "rows give IoU, which is none of its measures"),
         ("notes: [A note.]", "", "notes Field required"),
         ("title: A table", "title: [", "is no table of experiments"),
+        ("stage: evaluate@raw", "", "stage Field required"),
     ],
 )
 def test_a_file_that_is_no_table(folder: Path, bench_fault: Any, old: str, new: str, said: str) -> None:
@@ -215,4 +219,4 @@ def test_rows_of_the_paper_are_settings_that_exist(path: Path, tmp_path: Path) -
 
 
 def test_every_table_of_experiments_is_there() -> None:
-    assert [path.stem for path in TABLES] == ["2", "3", "4", "5", "6"]
+    assert [path.stem for path in TABLES] == ["2", "3", "4", "5", "6", "guidance"]
