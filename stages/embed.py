@@ -16,6 +16,7 @@ from stages.runtime.errors import run
 from stages.runtime.params import load
 from stages.runtime.rows import RowWriter
 from stages.runtime.state import StageState
+from stages.runtime.watch import Watch
 
 KEYS = ("size_px", "crop_ratio", "precision", "backbone", "embed")
 
@@ -38,13 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     neutral = load(args.params, "device", "runtime")
     device = choose_device(neutral.device)
     images = ImageSource(open_images(args.images, "train"), device)
-    state = StageState(
-        "embed",
-        args.params,
-        KEYS,
-        [args.images, args.backbone],
-        interval_seconds=neutral.runtime.checkpoint_seconds,
-    )
+    watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
+    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.float32, (len(images), len(VIEWS), backbone.channels[-1]))
     for features in embed_views(
         backbone,

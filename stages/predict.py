@@ -14,6 +14,7 @@ from stages.runtime.params import load
 from stages.runtime.rows import RowWriter
 from stages.runtime.state import StageState
 from stages.runtime.tensors import read_tensors
+from stages.runtime.watch import Watch
 from stages.segmentation.inference import score_images
 from stages.segmentation.network import load_segmenter
 
@@ -49,13 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(neutral.device)
     images = ImageSource(open_images(args.images, "val"), device)
     side = params.size_px // segmenter.feature_stride
-    state = StageState(
-        "predict",
-        args.params,
-        KEYS,
-        [args.images, args.segmenter, args.centroids],
-        interval_seconds=neutral.runtime.checkpoint_seconds,
-    )
+    watch = Watch("predict", args.params, KEYS, [args.images, args.segmenter, args.centroids])
+    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.float16, (len(images), len(centroids), side, side))
     for scores in score_images(
         place(segmenter, device),

@@ -22,6 +22,7 @@ from stages.runtime.launch import launch
 from stages.runtime.params import load
 from stages.runtime.progress import say
 from stages.runtime.state import StageState
+from stages.runtime.watch import Watch
 
 KEYS = ("seed", "precision", "compile", "backbone", "pretrain")
 UNTRAINED = ("none", "supervised")  # methods that take a model as it is
@@ -51,11 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = distributed.join(choose_device(neutral.device))
     distributed.check_batch("pretrain.batch_size", params.pretrain.batch_size)
+    watch = Watch("pretrain", args.params, KEYS, [args.images, *init_path(params.pretrain)])
     state = StageState(
-        "pretrain",
-        args.params,
-        KEYS,
-        [args.images, *init_path(params.pretrain)],
+        watch,
         interval_seconds=neutral.runtime.checkpoint_seconds,
         is_leader=distributed.is_leader(),
     )

@@ -14,6 +14,7 @@ from stages.runtime.params import load
 from stages.runtime.progress import say, track
 from stages.runtime.rows import RowWriter
 from stages.runtime.state import StageState
+from stages.runtime.watch import Watch
 
 KEYS = ("refine",)
 
@@ -24,13 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load(args.params, *KEYS, "runtime")
     images = open_images(args.images, "val")
     scores = open_scores(args.predictions, len(images))
-    state = StageState(
-        "refine",
-        args.params,
-        KEYS,
-        [args.images, args.predictions],
-        interval_seconds=params.runtime.checkpoint_seconds,
-    )
+    watch = Watch("refine", args.params, KEYS, [args.images, args.predictions])
+    state = StageState(watch, interval_seconds=params.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.uint8, images.shape[:3])
     job = Job(args.images / "val.npy", args.predictions, rows.path, params.refine)
     todo = range(rows.done, len(images))

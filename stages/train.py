@@ -21,6 +21,7 @@ from stages.runtime.launch import launch
 from stages.runtime.params import load
 from stages.runtime.seeds import derive
 from stages.runtime.state import StageState
+from stages.runtime.watch import Watch
 from stages.segmentation.compat import train_settings
 from stages.segmentation.guidance import Guidance
 from stages.segmentation.network import Segmenter, describe_segmenter, save_segmenter
@@ -65,11 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = distributed.join(choose_device(neutral.device))
     distributed.check_batch("train.batch_size", settings.batch_size)
+    watch = Watch("train", args.params, KEYS, [args.images, args.views, args.backbone])
     state = StageState(
-        "train",
-        args.params,
-        KEYS,
-        [args.images, args.views, args.backbone],
+        watch,
         interval_seconds=neutral.runtime.checkpoint_seconds,
         is_leader=distributed.is_leader(),
     )

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,7 @@ class StageState:
     """The saved state of one stage, locked against a second process.
 
     Args:
-        stage: its name.
-        params_path: of params.yaml.
-        keys: of params.yaml that it reads.
-        inputs: the files and folders that it reads.
+        watch: what decides its result.
         interval_seconds: between two saved states.
         is_leader: of several processes on the same work one keeps the state; the others only read it.
 
@@ -44,21 +41,12 @@ class StageState:
         UserError: another process is at work on the same, or nothing can be written there.
     """
 
-    def __init__(
-        self,
-        stage: str,
-        params_path: Path,
-        keys: Sequence[str],
-        inputs: Iterable[Path],
-        *,
-        interval_seconds: float,
-        is_leader: bool = True,
-    ) -> None:
-        self._stage, self._watch = stage, Watch(stage, params_path, keys, inputs)
+    def __init__(self, watch: Watch, *, interval_seconds: float, is_leader: bool = True) -> None:
+        self._watch = watch
         self._interval, self._saved_at = interval_seconds, time.monotonic()
         self._is_leader = is_leader
         root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
-        self.folder = root / stage / _fingerprint(self._watch)[:16]
+        self.folder = root / watch.stage / _fingerprint(watch)[:16]
         if not is_leader:
             return
         with named_faults(self.folder):
@@ -68,7 +56,7 @@ class StageState:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{stage}: another process is at work on it (its lock is {self.folder}/lock); "
+                f"{watch.stage}: another process is at work on it (its lock is {self.folder}/lock); "
                 "wait for it to end, or end it, and run `dvc repro` again"
             ) from error
 
@@ -79,7 +67,7 @@ class StageState:
             return None
         tensors, about = read_tensors(path)
         if self._is_leader:
-            print(f"{self._stage}: going on from the state saved in {self.folder}", flush=True)
+            print(f"{self._watch.stage}: going on from the state saved in {self.folder}", flush=True)
         return _unflatten(about["tree"], tensors)
 
     def is_due(self) -> bool:

@@ -47,7 +47,7 @@ class Watch:
     """
 
     def __init__(self, stage: str, params_path: Path, keys: Sequence[str], inputs: Iterable[Path]) -> None:
-        self._stage, self._params_path, self._keys = stage, params_path, tuple(keys)
+        self.stage, self._params_path, self._keys = stage, params_path, tuple(keys)
         self.inputs = tuple(inputs)
         self._sources = {
             name: Path(str(module.__file__)) for name, module in sys.modules.items() if _decides(name, module)
@@ -75,7 +75,7 @@ class Watch:
         if len(changed) > MOST_NAMED:
             named += f" and {len(changed) - MOST_NAMED} more"
         raise UserError(
-            f"{self._stage}: changed while it ran: {named}; its result would belong to neither the old nor "
+            f"{self.stage}: changed while it ran: {named}; its result would belong to neither the old nor "
             f"the new, so nothing is written; run `dvc repro` again{kept}"
         )
 

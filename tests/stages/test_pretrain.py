@@ -16,6 +16,7 @@ from stages import pretrain
 from stages.contrast.pretraining import Pretraining
 from stages.nets.checkpoint import load_backbone
 from stages.runtime.state import StageState
+from stages.runtime.watch import Watch
 
 OUTPUTS = ("backbone.safetensors", "history.csv", "pretrain.json")
 ARGV = ["--images", "images", "--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
@@ -277,7 +278,7 @@ def test_a_loss_that_is_no_number_ends_it(bench: Any) -> None:
 
 
 def test_state_is_kept_as_it_was_given(bench: Any) -> None:
-    state = StageState("pretrain", Path("params.yaml"), ["seed"], [], interval_seconds=0)
+    state = StageState(Watch("pretrain", Path("params.yaml"), ["seed"], []), interval_seconds=0)
     content = {
         "weights": {"a": torch.arange(6).view(2, 3), "b": torch.zeros((), dtype=torch.long)},
         "history": [{"epoch": 1, "loss": 0.1 + 0.2}],
