@@ -16,6 +16,7 @@ from stages.ablation.experiments import parse
 from stages.ablation.table_file import read_table
 from stages.runtime.params import read
 from tests.datasets import REPOSITORY, write_params
+from tests.pipeline.pipeline_file import read_stages
 
 TABLES = sorted((REPOSITORY / "presets/tables").glob("*.yaml"))
 SMALL = """
@@ -216,6 +217,13 @@ def test_rows_of_the_paper_are_settings_that_exist(path: Path, tmp_path: Path) -
     for row in read_table(path).rows:
         changes = {key: value for key, value in row.changes.items() if key != "pretrain.method"}
         read(write_params(tmp_path / "params.yaml", changes))
+
+
+@pytest.mark.parametrize("path", TABLES, ids=[path.stem for path in TABLES])
+def test_measures_are_metrics_of_the_stage_that_a_table_runs_up_to(path: Path) -> None:
+    found = read_table(path)
+    measured = {measure.file for measure in found.measures.values()}
+    assert measured <= set(read_stages()[found.stage].uncached)
 
 
 def test_every_table_of_experiments_is_there() -> None:
