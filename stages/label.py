@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from stages.clustering.agreement import agreement, effective_clusters
 from stages.clustering.centres import Space, choose_centres, find_centres
@@ -16,8 +17,10 @@ from stages.runtime.artefacts import read_array, write_json
 from stages.runtime.device import choose_device
 from stages.runtime.errors import UserError, run
 from stages.runtime.fit import check_data_size
+from stages.runtime.generators import torch_generator
 from stages.runtime.params import load
 from stages.runtime.progress import say
+from stages.runtime.schema import Label
 from stages.runtime.seeds import faiss_seed
 from stages.runtime.tensors import write_tensors
 from stages.runtime.watch import Watch
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     views = embeddings.reshape(num_images * num_views, -1)
     device = choose_device(load(args.params, "device").device)
     space = Space(kind, heads, device)
-    fitted = space.points(embeddings[:, 0] if params.label.fit_views == "whole" else views)
+    fitted = space.points(views[_sample(num_images, num_views, params.label, params.seed)])
     kmeans = KMeans.of(params.label, params.global_k, device)
     runs = [
         find_centres(fitted, kind, heads, kmeans, seed=faiss_seed(params.seed, "label", attempt))
@@ -83,6 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     watch.check()
     write_tensors(args.out, tensors, {"global_k": params.global_k, "centres": kind})
     write_json(args.metrics, {"label": {"centres": kind, **figures}})
+
+
+def _sample(num_images: int, num_views: int, settings: Label, seed: int) -> Int[np.ndarray, " S"]:
+    """Places of the views that centres are found on, in order: as many of all or of whole images as asked."""
+    places = np.arange(0, num_images * num_views, num_views if settings.fit_views == "whole" else 1)
+    chosen = torch.randperm(len(places), generator=torch_generator(seed, "label", "sample"))
+    return places[np.sort(chosen[: settings.sample_views].numpy())]
 
 
 if __name__ == "__main__":

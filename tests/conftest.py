@@ -69,6 +69,7 @@ TINY: dict[str, Any] = {
     "embed.centre_ratio": 0.875,
     "label.centres": "auto",
     "label.fit_views": "whole",
+    "label.sample_views": 50000,
     "label.iterations": 10,
     "label.restarts": 2,
     "select_views.pool": "pyramid",

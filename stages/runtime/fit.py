@@ -32,11 +32,12 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
     clusters_views = params.label.centres == "kmeans" or (
         params.label.centres == "auto" and params.pretrain.method == "mocov2"
     )
-    views = num_images * (NUM_VIEWS if params.label.fit_views == "all" else 1)
+    views = min(num_images * (NUM_VIEWS if params.label.fit_views == "all" else 1), params.label.sample_views)
     if clusters_views and params.global_k > views:
         yield (
             f"global_k: {params.global_k} clusters need at least as many views, but there are {views} "
-            f"(label.fit_views: {params.label.fit_views}); lower global_k, or add images"
+            f"(label.fit_views: {params.label.fit_views}, label.sample_views: {params.label.sample_views}); "
+            "lower global_k, or add images"
         )
     if params.train.batch_size > num_images:
         yield f"train.batch_size: {params.train.batch_size} {too_many}; lower it, or add images"

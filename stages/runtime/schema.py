@@ -235,6 +235,7 @@ class Label(Section):
 
     centres: Literal["auto", "kmeans", "prototypes", "classifier", "projector"]
     fit_views: Literal["whole", "all"]
+    sample_views: Count
     iterations: Count
     restarts: Count
     weak: WeakLabels

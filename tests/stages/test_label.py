@@ -123,11 +123,28 @@ def test_centroids_are_fitted_to_whole_images_or_to_all_views(ready: Any) -> Non
     assert nearest_to_the_crops() > 0.9
 
 
+@pytest.mark.parametrize("fit_views", ["whole", "all"])
+def test_centroids_are_fitted_to_a_sample(ready: Any, fit_views: str) -> None:
+    """With as many views as clusters, each view is a centroid."""
+    embeddings = np.load("embeddings.npy")[:, : 1 if fit_views == "whole" else 6].reshape(-1, 8)
+    chosen = set()
+    for seed in (0, 1):
+        ready.params(seed=seed, label__fit_views=fit_views, label__sample_views=4)
+        label.main(ARGV)
+        centroids = ready.tensors(OUTPUTS[0])[0]["centroids"].numpy()
+        cosine = centroids @ embeddings.T
+        np.testing.assert_allclose(cosine.max(1), 1, atol=1e-5)
+        chosen.add(frozenset(cosine.argmax(1).tolist()))
+    assert [len(views) for views in chosen] == [4, 4]
+    ready.params(label__sample_views=3)
+    assert "label.sample_views: 3); lower global_k" in ready.command_fault("label", ARGV)
+
+
 def test_more_clusters_than_views_are_refused(ready: Any) -> None:
     ready.params(global_k=17)
     assert ready.command_fault("label", ARGV) == (
         "error: params.yaml: global_k: 17 clusters need at least as many views, but there are 16 "
-        "(label.fit_views: whole); lower global_k, or add images\n"
+        "(label.fit_views: whole, label.sample_views: 50000); lower global_k, or add images\n"
     )
     ready.params(global_k=17, label__fit_views="all")
     label.main(ARGV)

@@ -84,7 +84,7 @@ def test_settings_that_the_data_is_too_small_for_are_refused_at_once(root: Path,
         f"{params}: pretrain.queue_size: 16 is more than the 6 training images, so an image would be its own "
         "negative; half of the images is a good size",
         f"{params}: global_k: 7 clusters need at least as many views, but there are 6 "
-        "(label.fit_views: whole); lower global_k, or add images",
+        "(label.fit_views: whole, label.sample_views: 50000); lower global_k, or add images",
     )
     assert not (tmp_path / "out" / "images").exists()
 
