@@ -1,7 +1,8 @@
-"""How far two clusterings of the same items agree; needs no truth."""
+"""How far two clusterings of the same items agree, and how clusters are used; needs no truth."""
 
 import numpy as np
 from jaxtyping import Int
+from scipy.stats import entropy
 from sklearn.metrics import adjusted_mutual_info_score
 
 
@@ -17,5 +18,19 @@ def effective_clusters(assignment: Int[np.ndarray, " N"]) -> float:
 
 def effective_number(counts: Int[np.ndarray, " K"]) -> float:
     """exp(entropy) of counts; 0 where there is nothing to count."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
+    return float(np.exp(entropy(counts))) if counts.any() else 0.0
+
+
+def image_share(counts: Int[np.ndarray, " K"], image_entropy: float) -> float:
+    """How much of what the cluster of a pixel says is told by its image alone: Theil's U (ours).
+
+    0: every image has the same mixture of clusters; 1: every image is one cluster. The truth lies between,
+    lower where images are of one kind, so this compares trainings on the same images. Clusters that follow
+    images and not what is in them have far more of it than their truth. One cluster says nothing: 0.
+
+    Args:
+        counts: pixels of each cluster in all images, which are of one size.
+        image_entropy: mean over the images of the entropy of their own counts, in nats.
+    """
+    whole = entropy(counts) if counts.any() else 0.0
+    return max(0.0, float(1 - image_entropy / whole)) if whole else 0.0

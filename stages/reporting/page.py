@@ -21,6 +21,7 @@ COLUMNS = (
     ("clusters_used", "clusters in use", "count"),
     ("effective_clusters", "effective clusters", "number"),
     ("largest_cluster_share", "largest cluster", "fraction"),
+    ("image_share", "told by the image alone", "fraction"),
 )
 ROWS = {
     "raw": "prediction",

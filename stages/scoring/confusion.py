@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+from scipy.stats import entropy
 
 from stages.runtime.errors import UserError
 
@@ -18,10 +19,13 @@ class Tally:
     Attributes:
         confusion: pixels of each [class, cluster], labelled pixels only; no rows where there is no truth.
         pixels: pixels of each cluster, labelled or not.
+        image_entropy: mean over the images of the entropy of their clusters, in nats; None where images are
+            not known.
     """
 
     confusion: Int64[np.ndarray, "num_classes num_clusters"]
     pixels: Int64[np.ndarray, " num_clusters"]
+    image_entropy: float | None = None
 
 
 def confusion_matrix(
@@ -61,14 +65,17 @@ def tally(
     """
     confusion = np.zeros((num_classes, num_clusters), np.int64)
     pixels = np.zeros(num_clusters, np.int64)
+    entropies: list[float] = []
     for images, clusters in maps:
         _check_clusters(clusters, num_clusters)
-        pixels += np.bincount(clusters.ravel(), minlength=num_clusters)
+        by_image = np.stack([np.bincount(one.ravel(), minlength=num_clusters) for one in clusters])
+        pixels += by_image.sum(0)
+        entropies += entropy(by_image, axis=1).tolist()
         if num_classes:
             confusion += confusion_matrix(
                 truth[images], clusters, num_classes=num_classes, num_clusters=num_clusters
             )
-    return Tally(confusion, pixels)
+    return Tally(confusion, pixels, float(np.mean(entropies)) if entropies else None)
 
 
 def _check_clusters(clusters: np.ndarray, num_clusters: int) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import entropy
 from torch import Tensor
 
-from stages.clustering.agreement import effective_number
+from stages.clustering.agreement import effective_number, image_share
 from stages.runtime import distributed
 from stages.runtime.progress import say
 
@@ -19,7 +20,7 @@ CURES = (
 )
 
 
-SIGNS = ("effective_clusters", "largest_cluster", "moved_share", "view_agreement")
+SIGNS = ("effective_clusters", "largest_cluster", "image_share", "moved_share", "view_agreement")
 
 
 class Health:
@@ -34,16 +35,16 @@ class Health:
     def __init__(self, num_clusters: int, *, collapse_below: float, device: torch.device) -> None:
         self._num_clusters, self._collapse_below = num_clusters, collapse_below
         self._counts = torch.zeros(2, num_clusters, dtype=torch.long)
-        self._probe = torch.empty(0, dtype=torch.long)
+        self._probe = torch.empty(0, 0, 0, dtype=torch.long)
         self._moved_share = float("nan")
         self._pairs = torch.zeros(num_clusters**2, dtype=torch.long, device=device)
 
-    def start_epoch(self, counts: Sequence[Int[Tensor, " K"]], probe: Int[Tensor, " P"]) -> None:
+    def start_epoch(self, counts: Sequence[Int[Tensor, " K"]], probe: Int[Tensor, "N H W"]) -> None:
         """Take in the new clusters.
 
         Args:
             counts: pixels of each cluster in both views.
-            probe: clusters of the same pixels in every epoch.
+            probe: clusters of the same images in every epoch.
         """
         self._counts = torch.stack(list(counts))
         last, self._probe = self._probe, probe
@@ -61,6 +62,7 @@ class Health:
         return {
             "effective_clusters": min(effective_number(view) for view in counts),
             "largest_cluster": max(float(view.max() / view.sum()) for view in counts),
+            "image_share": self._image_share(),
             "moved_share": self._moved_share,
             "view_agreement": matched_share(self._table(self._pairs)),
         }
@@ -93,6 +95,12 @@ class Health:
         """Go on from what was saved."""
         self._counts, self._probe = saved["counts"], saved["probe"]
         self._moved_share, self._pairs = saved["moved_share"], saved["pairs"].to(self._pairs.device)
+
+    def _image_share(self) -> float:
+        counts = np.stack(
+            [np.bincount(image.flatten(), minlength=self._num_clusters) for image in self._probe.numpy()]
+        )
+        return image_share(counts.sum(0), float(entropy(counts, axis=1).mean()))
 
     def _pair(self, first: Int[Tensor, "*P"], second: Int[Tensor, "*P"]) -> Int[Tensor, " KK"]:
         both = (first * self._num_clusters + second).flatten()

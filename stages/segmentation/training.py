@@ -150,12 +150,12 @@ class Training:
         ]
 
     @torch.no_grad()
-    def _probe_pixels(self, images: ImageSource, frozen: FrozenAssignments) -> Int[Tensor, " P"]:
-        """Clusters of the pixels of one batch, the same in every epoch."""
+    def _probe_pixels(self, images: ImageSource, frozen: FrozenAssignments) -> Int[Tensor, "N H W"]:
+        """Clusters of the images of one batch, the same in every epoch."""
         order = torch_generator(self._seed, "train", "probe")
         rows = torch.randperm(len(images), generator=order)[: self._settings.batch_size].sort().values
         (image,) = images.batches([distributed.share(rows)])
-        return distributed.gather(frozen.of_images(image)).flatten().cpu()
+        return distributed.gather(frozen.of_images(image)).cpu()
 
     def _train_step(
         self,

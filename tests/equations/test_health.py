@@ -30,16 +30,20 @@ def test_matched_share_does_not_see_names() -> None:
 
 def test_figures_of_an_epoch() -> None:
     health = _health()
-    first = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    first = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]).view(2, 2, 2)
     health.start_epoch([torch.tensor([10, 10, 10, 10]), torch.tensor([40, 0, 0, 0])], first)
     assert np.isnan(health.figures()["moved_share"])
-    renamed_and_one_moved = torch.tensor([1, 1, 0, 0, 3, 3, 2, 3])
+    renamed_and_one_moved = torch.tensor([1, 1, 0, 0, 3, 3, 2, 3]).view(2, 2, 2)
     health.start_epoch([torch.tensor([10, 10, 10, 10]), torch.tensor([5, 5, 10, 20])], renamed_and_one_moved)
     view = torch.tensor([0, 1, 2, 3]).view(1, 2, 2)
     health.add(view, torch.tensor([3, 2, 1, 0]).view(1, 2, 2))
     health.add(view, torch.tensor([3, 2, 1, 1]).view(1, 2, 2))
     figures = health.figures()
     assert list(figures) == list(SIGNS)
+    # Of the whole 1, 2, 2 and 3 eighths; of one image two halves, of the other a quarter and three.
+    whole = -sum(share * np.log(share) for share in np.array([1, 2, 2, 3]) / 8)
+    images = (np.log(2) - 0.25 * np.log(0.25) - 0.75 * np.log(0.75)) / 2
+    assert figures["image_share"] == pytest.approx(1 - images / whole)
     assert figures["moved_share"] == pytest.approx(1 / 8)
     assert figures["view_agreement"] == pytest.approx(7 / 8)
     assert figures["largest_cluster"] == pytest.approx(0.5)
@@ -51,7 +55,7 @@ def test_figures_of_an_epoch() -> None:
 def test_an_epoch_forgets_the_pairs_of_the_last() -> None:
     health = _health()
     for pair in ((0, 1), (2, 2)):
-        health.start_epoch([torch.ones(4, dtype=torch.long)] * 2, torch.zeros(3, dtype=torch.long))
+        health.start_epoch([torch.ones(4, dtype=torch.long)] * 2, torch.zeros(1, 1, 3, dtype=torch.long))
         health.add(*(torch.full((1, 1, 5), value) for value in pair))
     assert health.figures()["view_agreement"] == 1
 
@@ -65,7 +69,7 @@ def test_collapse_is_named_with_its_cure(
 ) -> None:
     health = _health()
     healthy = torch.tensor([25, 25, 25, 25])
-    health.start_epoch([healthy, torch.tensor(counts)], torch.zeros(3, dtype=torch.long))
+    health.start_epoch([healthy, torch.tensor(counts)], torch.zeros(1, 1, 3, dtype=torch.long))
     assert health.is_collapsed() is collapsed
     health.warn()
     said = capsys.readouterr().out
@@ -81,7 +85,7 @@ def test_used_share_has_the_same_ends_for_every_number_of_clusters(num_clusters:
 def test_a_saved_state_goes_on() -> None:
     health, other = _health(), _health()
     for _ in range(2):
-        health.start_epoch([torch.arange(4), torch.arange(4)], torch.arange(4))
+        health.start_epoch([torch.arange(4), torch.arange(4)], torch.arange(4).view(2, 1, 2))
         health.add(torch.arange(4).view(1, 2, 2), torch.arange(4).view(1, 2, 2))
     other.load_state_dict(health.state_dict())
     assert other.figures() == health.figures()

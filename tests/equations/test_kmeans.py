@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import homogeneity_score
 
-from stages.clustering.agreement import agreement, effective_clusters
+from stages.clustering.agreement import agreement, effective_clusters, image_share
 from stages.clustering.kmeans import KMeans, assign
 from stages.runtime.errors import UserError
 
@@ -143,6 +144,27 @@ def test_effective_clusters() -> None:
     assert effective_clusters(np.array([3, 3, 3])) == pytest.approx(1)
     expected = np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
     assert effective_clusters(np.array([0, 0, 0, 2])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([[5, 5], [5, 5]], 0),
+        ([[10, 0], [0, 10]], 1),
+        ([[10, 0], [5, 5]], 1 - (np.log(2) / 2) / -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))),
+        ([[7, 0], [7, 0]], 0),  # one cluster says nothing
+    ],
+)
+def test_image_share_is_information_over_entropy(counts: list[list[int]], expected: float) -> None:
+    pixels = np.array(counts)
+    shares = pixels / pixels.sum(1, keepdims=True)
+    entropies = -np.where(pixels > 0, shares * np.log(np.where(pixels > 0, shares, 1)), 0).sum(1)
+    found = image_share(pixels.sum(0), float(entropies.mean()))
+    assert found == pytest.approx(expected)
+    image, cluster = np.indices(pixels.shape)
+    repeated = [np.repeat(place, pixels.ravel()) for place in (image.ravel(), cluster.ravel())]
+    if len(set(repeated[1])) > 1:
+        assert found == pytest.approx(homogeneity_score(repeated[1], repeated[0]))
 
 
 def test_agreement_does_not_look_at_names() -> None:

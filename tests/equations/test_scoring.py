@@ -45,6 +45,9 @@ def test_chunks_add_up_and_unlabelled_pixels_count_as_pixels_of_their_cluster() 
     )
     assert found.pixels.tolist() == [(clusters == cluster).sum() for cluster in range(4)]
     assert found.pixels.sum() > found.confusion.sum()
+    shares = [[(image == cluster).mean() for cluster in range(4)] for image in clusters]
+    entropies = [-sum(share * np.log(share) for share in image if share) for image in shares]
+    assert found.image_entropy == pytest.approx(sum(entropies) / 5)
 
 
 def test_ids_out_of_range_are_told() -> None:
@@ -127,13 +130,13 @@ def test_no_labelled_pixel_is_null_and_not_zero() -> None:
 
 
 def test_partition_figures_have_closed_forms() -> None:
-    assert partition_stats(np.array([5, 5, 5, 5])) == pytest.approx(
+    assert partition_stats(np.array([5, 5, 5, 5]), None) == pytest.approx(
         {"clusters_used": 4, "effective_clusters": 4.0, "largest_cluster_share": 0.25}
     )
-    assert partition_stats(np.array([0, 9, 0])) == pytest.approx(
+    assert partition_stats(np.array([0, 9, 0]), None) == pytest.approx(
         {"clusters_used": 1, "effective_clusters": 1.0, "largest_cluster_share": 1.0}
     )
-    figures = partition_stats(np.array([1, 2, 1, 0]))
+    figures = partition_stats(np.array([1, 2, 1, 0]), None)
     assert figures["effective_clusters"] == pytest.approx(2 ** (0.25 * 2 + 0.5 * 1 + 0.25 * 2))
 
 

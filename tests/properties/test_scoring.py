@@ -141,7 +141,7 @@ def test_many_to_one_is_never_below_one_to_one(confusion: np.ndarray) -> None:
     arrays(np.int64, st.integers(1, 20), elements=st.integers(0, 1000)).filter(lambda pixels: pixels.any())
 )
 def test_effective_clusters_lie_between_one_and_those_in_use(pixels: np.ndarray) -> None:
-    figures = partition_stats(pixels)
+    figures = partition_stats(pixels, None)
     assert 1 - 1e-9 <= figures["effective_clusters"] <= figures["clusters_used"] + 1e-9
     assert 1 / figures["clusters_used"] <= figures["largest_cluster_share"] + 1e-9
 

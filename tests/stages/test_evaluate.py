@@ -80,6 +80,7 @@ def test_scores_of_the_raw_prediction(folder: Path) -> None:
                 -(0.5 * np.log(0.5) + 0.375 * np.log(0.375) + 0.125 * np.log(0.125))
             ),
             "largest_cluster_share": 0.5,
+            "image_share": 0,  # both images are alike
         },
         abs=1e-6,
     )
@@ -158,7 +159,12 @@ def test_without_truth_the_label_free_figures_are_all(
     write_classes(folder / "truth", ())
     np.save(folder / "truth/val.npy", np.full((2, SIZE, SIZE), 255, np.uint8))
     figures = _run(folder, "raw", "--images", str(folder / "images"))
-    assert list(figures["raw"]) == ["clusters_used", "effective_clusters", "largest_cluster_share"]
+    assert list(figures["raw"]) == [
+        "clusters_used",
+        "effective_clusters",
+        "largest_cluster_share",
+        "image_share",
+    ]
     assert figures["raw"]["clusters_used"] == 3
     assert list(figures["colour_position"]) == list(figures["raw"])
     assert "no truth, so these are the label-free figures alone" in capsys.readouterr().out

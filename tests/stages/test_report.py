@@ -21,7 +21,7 @@ TRAIN, VAL, SIZE, K = 6, 3, 16, 4
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 NAMES = ("<b>&", "grass")
 FIGURES = {"accuracy": 0.61234, "miou": 0.4, "class_accuracy": None, "classes_counted": 2}
-FREE = {"clusters_used": 3, "effective_clusters": 2.5, "largest_cluster_share": 0.5}
+FREE = {"clusters_used": 3, "effective_clusters": 2.5, "largest_cluster_share": 0.5, "image_share": 0.25}
 READINGS = {
     "score": ["all · overall", "things · truth_alone", "stuff · averaged · many_to_one"],
     "matching": ["one_to_one", "one_to_one", "many_to_one"],
@@ -166,7 +166,15 @@ def test_scores_are_shown_in_per_cent_and_nulls_as_a_dash(folder: Path) -> None:
         ("", "prediction + CRF"),
         ("baseline", "k-means on colour and position"),
     ]
-    assert re.findall("<td>(.*?)</td>", rows[0][2]) == ["61.2", "40.0", "\N{EN DASH}", "3", "2.5", "50.0"]
+    assert re.findall("<td>(.*?)</td>", rows[0][2]) == [
+        "61.2",
+        "40.0",
+        "\N{EN DASH}",
+        "3",
+        "2.5",
+        "50.0",
+        "25.0",
+    ]
 
 
 def test_what_was_read_is_shown(folder: Path) -> None:

@@ -18,7 +18,7 @@ OUTPUTS = ("segmenter.safetensors", "history.csv", "train.json")
 ARGV = ["--images", "images", "--views", "kept_views.npy", "--backbone", "backbone.safetensors"]
 ARGV += ["--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
 LOSSES = ["loss", "within", "cross", "image_loss", "image_accuracy"]
-SIGNS = ["effective_clusters", "largest_cluster", "moved_share", "view_agreement"]
+SIGNS = ["effective_clusters", "largest_cluster", "image_share", "moved_share", "view_agreement"]
 FIGURES = [*LOSSES, *SIGNS, *KERNELS]
 
 
