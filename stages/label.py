@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 
 from stages.clustering.agreement import agreement, effective_clusters
-from stages.clustering.centres import Space, choose_centres, find_centres
+from stages.clustering.centres import Space, choose_centres
 from stages.clustering.kmeans import KMeans
 from stages.clustering.pseudo_labels import agreement_with_order, weaknesses
 from stages.nets.heads import read_heads
@@ -62,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fitted = space.points(views[_sample(num_images, num_views, params.label, params.seed)])
     kmeans = KMeans.of(params.label, params.global_k, device)
     runs = [
-        find_centres(fitted, kind, heads, kmeans, seed=faiss_seed(params.seed, "label", attempt))
-        for attempt in range(2)
+        space.centres(fitted, kmeans, seed=faiss_seed(params.seed, "label", attempt)) for attempt in range(2)
     ]
     (pseudo_label, score), (second_label, _) = space.assign(views, runs)
 

@@ -9,7 +9,8 @@ prototypes  embeddings of the projection head; the centres are the prototypes, g
 classifier  probabilities of the classes; the centres are the K classes that are most often the first.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,28 +22,23 @@ from stages.clustering.kmeans import CHUNK_POINTS, KMeans, assign
 from stages.nets.heads import class_probabilities, project
 from stages.runtime.errors import UserError
 
-PROJECTION = ("projection.0.weight", "projection.3.weight")
-NEEDED = {  # in the order of `auto`
-    "prototypes": ("prototypes.weight", *PROJECTION),
-    "classifier": ("classifier.weight",),
-    "kmeans": (),
-    "projector": PROJECTION,
-}
+Heads = Mapping[str, Tensor]  # of the pretrained model
 
 
-def choose_centres(asked: str, heads: Mapping[str, Tensor]) -> str:
+def choose_centres(asked: str, heads: Heads) -> str:
     """`asked`, or with `auto` the first that the heads allow: prototypes, classifier, kmeans.
 
     Raises:
         UserError: the heads of the pretrained model do not allow what is asked for.
     """
-    allowed = [kind for kind in NEEDED if set(NEEDED[kind]) <= set(heads)]
+    allowed = [name for name, kind in KINDS.items() if set(kind.needs) <= set(heads)]
     if asked == "auto":
         return allowed[0]
     if asked not in allowed:
         raise UserError(
-            f"params.yaml: label.centres: {asked} needs a pretrained model with {', '.join(NEEDED[asked])}, "
-            f"and this one allows {', '.join(allowed)}; set one of these, auto, or another pretrain.init"
+            f"params.yaml: label.centres: {asked} needs a pretrained model with "
+            f"{', '.join(KINDS[asked].needs)}, and this one allows {', '.join(allowed)}; set one of these, "
+            "auto, or another pretrain.init"
         )
     return asked
 
@@ -51,19 +47,34 @@ class Space:
     """Where views and centres of one kind are compared.
 
     Args:
-        kind: one of `NEEDED`.
+        name: of one of the kinds.
         heads: of the pretrained model.
         device: where features are brought to the space.
     """
 
-    def __init__(self, kind: str, heads: Mapping[str, Tensor], device: torch.device) -> None:
-        self._kind, self._device = kind, device
+    def __init__(self, name: str, heads: Heads, device: torch.device) -> None:
+        self._kind, self._device = KINDS[name], device
         self._heads = {name: heads[name].to(device) for name in heads}
 
     @torch.no_grad()
     def points(self, features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
         """Features of views, which may be a memory map, in this space."""
         return np.concatenate([self._bring(features[rows]) for rows in _parts(len(features))])
+
+    def centres(
+        self, points: Float[np.ndarray, "N D"], kmeans: KMeans, *, seed: int
+    ) -> Float[np.ndarray, "K D"]:
+        """K unit centres.
+
+        Args:
+            points: the views that decide, in this space.
+            kmeans: K is its own, whatever the kind.
+            seed: of its starting points.
+
+        Raises:
+            UserError: there are fewer points, prototypes or classes than clusters.
+        """
+        return self._kind.centres(points, self._heads, kmeans, seed)
 
     def assign(
         self, features: Float[np.ndarray, "N C"], runs: Sequence[Float[np.ndarray, "K D"]]
@@ -85,11 +96,7 @@ class Space:
 
     def _bring(self, features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
         feature = torch.from_numpy(np.array(features)).to(self._device)
-        if self._kind in ("prototypes", "projector"):
-            return project(feature, self._heads).cpu().numpy()
-        if self._kind == "classifier":
-            return class_probabilities(feature, self._heads).cpu().numpy()
-        return F.normalize(feature, dim=1).cpu().numpy()
+        return self._kind.bring(feature, self._heads).cpu().numpy()
 
 
 def _parts(count: int) -> Iterator[slice]:
@@ -97,40 +104,32 @@ def _parts(count: int) -> Iterator[slice]:
         yield slice(start, start + CHUNK_POINTS)
 
 
-def find_centres(
-    points: Float[np.ndarray, "N D"],
-    kind: str,
-    heads: Mapping[str, Tensor],
-    kmeans: KMeans,
-    *,
-    seed: int,
+def _unit_features(feature: Float[Tensor, "N C"], _: Heads) -> Float[Tensor, "N C"]:
+    return F.normalize(feature, dim=1)
+
+
+def _clusters(
+    points: Float[np.ndarray, "N D"], _: Heads, kmeans: KMeans, seed: int
 ) -> Float[np.ndarray, "K D"]:
-    """K unit centres.
-
-    Args:
-        points: the views that decide, in the space of the centres.
-        kind: one of `NEEDED`.
-        heads: of the pretrained model.
-        kmeans: K is its own, whatever the kind.
-        seed: of its starting points.
-
-    Raises:
-        UserError: there are fewer points, prototypes or classes than clusters.
-    """
-    if kind == "classifier":
-        return _frequent_classes(points, kmeans.num_clusters)
-    if kind == "prototypes":
-        points = F.normalize(heads["prototypes.weight"].float(), dim=1).numpy()
-        _check_enough(len(points), kmeans.num_clusters, "prototypes")
     return kmeans.fit(points, seed=seed)
 
 
-def _frequent_classes(probability: Float[np.ndarray, "N C"], num_clusters: int) -> Float[np.ndarray, "K C"]:
+def _grouped_prototypes(
+    _: Float[np.ndarray, "N D"], heads: Heads, kmeans: KMeans, seed: int
+) -> Float[np.ndarray, "K D"]:
+    prototypes = F.normalize(heads["prototypes.weight"].float(), dim=1).cpu().numpy()
+    _check_enough(len(prototypes), kmeans.num_clusters, "prototypes")
+    return kmeans.fit(prototypes, seed=seed)
+
+
+def _frequent_classes(
+    probability: Float[np.ndarray, "N C"], _: Heads, kmeans: KMeans, __: int
+) -> Float[np.ndarray, "K C"]:
     """A unit vector for each of the classes that most views belong to, by class; ties to the lower one."""
     num_classes = probability.shape[1]
-    _check_enough(num_classes, num_clusters, "classes of the classifier")
+    _check_enough(num_classes, kmeans.num_clusters, "classes of the classifier")
     counts = np.bincount(probability.argmax(1), minlength=num_classes)
-    frequent = np.sort(np.argsort(-counts, kind="stable")[:num_clusters])
+    frequent = np.sort(np.argsort(-counts, kind="stable")[: kmeans.num_clusters])
     return np.eye(num_classes, dtype=np.float32)[frequent]
 
 
@@ -140,3 +139,20 @@ def _check_enough(available: int, num_clusters: int, what: str) -> None:
             f"params.yaml: global_k: {num_clusters} is more than the {available} {what}; lower it, or set "
             "label.centres: kmeans"
         )
+
+
+class Kind(NamedTuple):
+    """Heads that a kind needs, what brings features to its space, and what finds its centres there."""
+
+    needs: tuple[str, ...]
+    bring: Callable[[Tensor, Heads], Tensor]
+    centres: Callable[[np.ndarray, Heads, KMeans, int], np.ndarray]
+
+
+PROJECTION = ("projection.0.weight", "projection.3.weight")
+KINDS = {  # in the order of `auto`
+    "prototypes": Kind(("prototypes.weight", *PROJECTION), project, _grouped_prototypes),
+    "classifier": Kind(("classifier.weight",), class_probabilities, _frequent_classes),
+    "kmeans": Kind((), _unit_features, _clusters),
+    "projector": Kind(PROJECTION, project, _clusters),
+}
