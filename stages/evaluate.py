@@ -19,7 +19,7 @@ from stages.runtime.params import load
 from stages.runtime.progress import say, track
 from stages.runtime.watch import Watch
 from stages.scoring.colour_baseline import tally_colour_position
-from stages.scoring.confusion import Tally, tally
+from stages.scoring.confusion import Tally, tally, truth_image_share
 from stages.scoring.matching import match_by_overlap
 from stages.scoring.outputs import Counted, write_outputs
 from stages.scoring.stored import read_counted
@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = {"restarts": params.evaluate.baseline_restarts, "seed": params.seed}
         baseline = tally_colour_position(args.images, truth, params.pixel_k, **settings)
         metrics["colour_position"] = headline(baseline, match_by_overlap(baseline.confusion))
+        if (share := truth_image_share(truth.maps, len(truth.class_names))) is not None:
+            metrics["truth"] = {"image_share": share}
     watch.check()
     write_json(args.metrics, metrics)
     for name, figures in metrics.items():

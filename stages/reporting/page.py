@@ -27,6 +27,7 @@ ROWS = {
     "raw": "prediction",
     "refined": "prediction + CRF",
     "colour_position": "k-means on colour and position",
+    "truth": "truth",
 }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from scipy.stats import entropy
 
+from stages.clustering.agreement import image_share
 from stages.runtime.errors import UserError
 
 IGNORED = 255  # of truth: pixels that no score counts
@@ -76,6 +77,24 @@ def tally(
                 truth[images], clusters, num_classes=num_classes, num_clusters=num_clusters
             )
     return Tally(confusion, pixels, float(np.mean(entropies)) if entropies else None)
+
+
+def truth_image_share(truth: UInt8[np.ndarray, "M S S"], num_classes: int) -> float | None:
+    """How far classes follow whole images (`agreement.image_share`), what that of clusters is held against.
+
+    Args:
+        truth: class ids, a memory map; 255 is left out.
+        num_classes: 0 where there is no truth.
+
+    Returns:
+        None without a labelled pixel.
+    """
+    by_image = np.stack([np.bincount(one[one != IGNORED], minlength=num_classes) for one in truth])
+    labelled = by_image.sum(1)
+    if not labelled.any():
+        return None
+    entropies = np.nan_to_num(entropy(by_image, axis=1))  # of an image without a label, which weighs nothing
+    return image_share(by_image.sum(0), float(np.average(entropies, weights=labelled)))
 
 
 def _check_clusters(clusters: np.ndarray, num_clusters: int) -> None:

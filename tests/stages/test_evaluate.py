@@ -1,6 +1,7 @@
 """`evaluate` through its command line, on two images whose scores can be counted by hand."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,18 @@ def test_the_crf_is_scored_under_the_matching_of_the_raw_prediction(folder: Path
     assert _run(folder, "refined", "--refined", str(folder / "refined.npy"))["refined"]["accuracy"] == 0
 
 
+def _entropy(*counts: int) -> float:
+    return -sum(count / sum(counts) * math.log(count / sum(counts)) for count in counts)
+
+
 def test_colour_and_position_stand_beside_it(folder: Path) -> None:
     figures = _run(folder, "raw", "--images", str(folder / "images"))
-    assert list(figures) == ["raw", "colour_position"]
+    assert list(figures) == ["raw", "colour_position", "truth"]
     assert list(figures["colour_position"]) == list(figures["raw"])
+    # Sky and grass: 32 and 32 pixels of one image, 32 and 24 of the other.
+    of_images = (64 * _entropy(32, 32) + 56 * _entropy(32, 24)) / 120
+    expected = pytest.approx(1 - of_images / _entropy(64, 56), abs=1e-6)
+    assert figures["truth"] == {"image_share": expected}
     first = (folder / "out/scores.json").read_bytes()
     _run(folder, "raw", "--images", str(folder / "images"))
     assert (folder / "out/scores.json").read_bytes() == first
@@ -166,6 +175,7 @@ def test_without_truth_the_label_free_figures_are_all(
         "image_share",
     ]
     assert figures["raw"]["clusters_used"] == 3
+    assert list(figures) == ["raw", "colour_position"]
     assert list(figures["colour_position"]) == list(figures["raw"])
     assert "no truth, so these are the label-free figures alone" in capsys.readouterr().out
     assert (folder / "out/classes.csv").read_text() == "class,cluster,iou,accuracy,pixels\n"

@@ -88,7 +88,11 @@ def folder(tmp_path: Path) -> Path:
     )
     (tmp_path / "pretrain.csv").write_text("epoch,loss\n")
     (tmp_path / "prepare.json").write_text(json.dumps({"prepare": DATA}))
-    (tmp_path / "raw.json").write_text(json.dumps({"raw": FIGURES | FREE, "colour_position": FIGURES | FREE}))
+    (tmp_path / "raw.json").write_text(
+        json.dumps(
+            {"raw": FIGURES | FREE, "colour_position": FIGURES | FREE, "truth": {"image_share": 0.125}}
+        )
+    )
     (tmp_path / "refined.json").write_text(json.dumps({"refined": FIGURES | FREE}))
     for name in ("raw", "refined"):
         pd.DataFrame(READINGS).to_csv(tmp_path / f"{name}_readings.csv", index=False)
@@ -165,7 +169,10 @@ def test_scores_are_shown_in_per_cent_and_nulls_as_a_dash(folder: Path) -> None:
         ("first", "prediction"),
         ("", "prediction + CRF"),
         ("baseline", "k-means on colour and position"),
+        ("", "truth"),
     ]
+    dashes = ["\N{EN DASH}"] * 6
+    assert re.findall("<td>(.*?)</td>", rows[3][2]) == [*dashes, "12.5"]
     assert re.findall("<td>(.*?)</td>", rows[0][2]) == [
         "61.2",
         "40.0",
