@@ -8,7 +8,7 @@ the same pretraining pretrain once.
 import argparse
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stages.ablation.comparison import as_markdown, compare
@@ -26,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0,1,2", help="of params.yaml (default: 0,1,2)")
     parser.add_argument("--rows", help="to run, counted from 1, as in 2,6; all are printed (default: all)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a change of params.yaml for all rows"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a change of params.yaml for all rows that do not set the key themselves",
     )
     parser.add_argument("--tables", type=Path, default=Path("presets/tables"), help="folder of the tables")
     parser.add_argument("--out", type=Path, default=Path("metrics/tables"), help="folder to write to")
@@ -39,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = read_table(args.tables / f"{args.name}.yaml")
     more = dict(map(_change, args.set))
     all_rows = list(experiments(args.name, table, _numbers("--seeds", args.seeds), more))
-    chosen = {row.name for row in _rows(table, args.rows)}
-    wanted = [experiment for experiment in all_rows if experiment.row in chosen]
+    chosen = _rows(table, args.rows)
+    _say_what_rows_keep(more, chosen)
+    names = {row.name for row in chosen}
+    wanted = [experiment for experiment in all_rows if experiment.row in names]
     if args.dry_run:
         for experiment in wanted:
             print(shlex.join(["dvc", *experiment.command("--temp")[3:]]))
@@ -70,6 +76,20 @@ def _rows(table: Table, text: str | None) -> list[Row]:
     if not set(asked) <= set(numbers):
         raise UserError(f"--rows: must be between 1 and {len(table.rows)}, got {text}")
     return [table.rows[number - 1] for number in asked]
+
+
+def _say_what_rows_keep(more: Mapping[str, str], rows: Sequence[Row]) -> None:
+    """A row's own changes stand above those of `--set`, which must not go unsaid.
+
+    Raises:
+        UserError: all rows set the key themselves.
+    """
+    for key in more:
+        own = [row.name for row in rows if key in row.changes]
+        if len(own) == len(rows):
+            raise UserError(f"--set {key}: changes nothing, since every row sets it itself; see --rows")
+        if own:
+            print(f"--set {key}: not for {', '.join(map(repr, own))}, which set it themselves")
 
 
 def _numbers(flag: str, text: str) -> list[int]:

@@ -129,6 +129,16 @@ def test_other_changes_are_other_experiments(folder: Path, dvc: FakeDvc) -> None
     assert len({command[command.index("--name") + 1] for command in dvc.ran}) == 4
 
 
+def test_what_a_row_sets_itself_stays_and_is_said(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.main(["1", "--tables", "tables", "--seeds", "0", "--set", "global_k=9", "--dry-run"])
+    said, first, second = capsys.readouterr().out.splitlines()
+    assert said == "--set global_k: not for 'two changes', which set it themselves"
+    assert "--set-param global_k=9" in first
+    assert "--set-param global_k=7" in second
+
+
 def test_some_rows_are_run_and_all_are_printed(
     folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +186,10 @@ def bench_fault() -> Any:
         (["9"], "tables/9.yaml: no such table; there are: 1"),
         (["1", "--seeds", "one"], "--seeds: must be whole numbers with commas between them, got 'one'"),
         (["1", "--rows", "1,3"], "--rows: must be between 1 and 2, got 1,3"),
+        (
+            ["1", "--rows", "2", "--set", "global_k=9"],
+            "--set global_k: changes nothing, since every row sets it itself; see --rows",
+        ),
         (["1", "--set", "train.lr"], "--set: must be KEY=VALUE, got 'train.lr'"),
     ],
 )
