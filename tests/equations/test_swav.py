@@ -82,7 +82,7 @@ def _swav(**changes: object) -> SwAV:
     own = {"num_prototypes": 6, "local_crops": 1, "local_px": 16, "queue_size": 8, "queue_from_epoch": 2}
     update = {"projection_dim": 5, "image_px": 16, "batch_size": 4, "bn_splits": 1}
     update["swav"] = settings.swav.model_copy(update={**own, "freeze_epochs": 1, **changes})
-    encoder = Encoder(ResNet("resnet18", 4, 2), 5, head_batch_norm=True)
+    encoder = Encoder(ResNet("resnet18", 8, 2), 5, head_batch_norm=True)
     return SwAV(encoder, settings.model_copy(update=update), precision="float32")
 
 

@@ -9,13 +9,6 @@ from tests.datasets import write_params
 from tests.pipeline.commands import make_clone, run
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process makes the clone below, and runs all tests that need it."""
-    for item in items:
-        if "clone" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("clone"))
-
-
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Path:
     """All that git tracks or would, tiny params, after one `dvc repro`; settings and results committed."""
