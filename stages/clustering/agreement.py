@@ -1,9 +1,9 @@
 """How far two clusterings of the same items agree, and how clusters are used; needs no truth."""
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from scipy.stats import entropy
-from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 
 
 def agreement(first: Int[np.ndarray, " N"], second: Int[np.ndarray, " N"]) -> float:
@@ -21,7 +21,12 @@ def effective_number(counts: Int[np.ndarray, " K"]) -> float:
     return float(np.exp(entropy(counts))) if counts.any() else 0.0
 
 
-def image_share(counts: Int[np.ndarray, " K"], image_entropy: float) -> float:
+def clusters_by_image(maps: Integer[np.ndarray, "M H W"], num_clusters: int) -> Int[np.ndarray, "M K"]:
+    """Pixels of each cluster in each image; ids from K on are left out."""
+    return np.stack([np.bincount(one[one < num_clusters], minlength=num_clusters) for one in maps])
+
+
+def image_share(by_image: Int[np.ndarray, "M K"]) -> float:
     """How much of what the cluster of a pixel says is told by its image alone: Theil's U (ours).
 
     0: every image has the same mixture of clusters; 1: every image is one cluster. The truth lies between,
@@ -29,8 +34,9 @@ def image_share(counts: Int[np.ndarray, " K"], image_entropy: float) -> float:
     images and not what is in them have far more of it than their truth. One cluster says nothing: 0.
 
     Args:
-        counts: pixels of each cluster in all images, which are of one size.
-        image_entropy: mean over the images of the entropy of their own counts, in nats.
+        by_image: pixels of each cluster in each image.
     """
-    whole = entropy(counts) if counts.any() else 0.0
-    return max(0.0, float(1 - image_entropy / whole)) if whole else 0.0
+    pixels = by_image.sum(0)
+    if np.count_nonzero(pixels) < 2:
+        return 0.0
+    return float(np.clip(mutual_info_score(None, None, contingency=by_image) / entropy(pixels), 0, 1))

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from scipy.stats import entropy
 
-from stages.clustering.agreement import image_share
+from stages.clustering.agreement import clusters_by_image, image_share
 from stages.runtime.errors import UserError
 
 IGNORED = 255  # of truth: pixels that no score counts
@@ -20,13 +19,13 @@ class Tally:
     Attributes:
         confusion: pixels of each [class, cluster], labelled pixels only; no rows where there is no truth.
         pixels: pixels of each cluster, labelled or not.
-        image_entropy: mean over the images of the entropy of their clusters, in nats; None where images are
+        image_share: how far clusters follow whole images (`agreement.image_share`); None where images are
             not known.
     """
 
     confusion: Int64[np.ndarray, "num_classes num_clusters"]
     pixels: Int64[np.ndarray, " num_clusters"]
-    image_entropy: float | None = None
+    image_share: float | None = None
 
 
 def confusion_matrix(
@@ -65,18 +64,16 @@ def tally(
         num_clusters: K.
     """
     confusion = np.zeros((num_classes, num_clusters), np.int64)
-    pixels = np.zeros(num_clusters, np.int64)
-    entropies: list[float] = []
+    by_image = [np.zeros((0, num_clusters), np.int64)]
     for images, clusters in maps:
         _check_clusters(clusters, num_clusters)
-        by_image = np.stack([np.bincount(one.ravel(), minlength=num_clusters) for one in clusters])
-        pixels += by_image.sum(0)
-        entropies += entropy(by_image, axis=1).tolist()
+        by_image.append(clusters_by_image(clusters, num_clusters))
         if num_classes:
             confusion += confusion_matrix(
                 truth[images], clusters, num_classes=num_classes, num_clusters=num_clusters
             )
-    return Tally(confusion, pixels, float(np.mean(entropies)) if entropies else None)
+    counts = np.concatenate(by_image)
+    return Tally(confusion, counts.sum(0), image_share(counts))
 
 
 def truth_image_share(truth: UInt8[np.ndarray, "M S S"], num_classes: int) -> float | None:
@@ -89,12 +86,8 @@ def truth_image_share(truth: UInt8[np.ndarray, "M S S"], num_classes: int) -> fl
     Returns:
         None without a labelled pixel.
     """
-    by_image = np.stack([np.bincount(one[one != IGNORED], minlength=num_classes) for one in truth])
-    labelled = by_image.sum(1)
-    if not labelled.any():
-        return None
-    entropies = np.nan_to_num(entropy(by_image, axis=1))  # of an image without a label, which weighs nothing
-    return image_share(by_image.sum(0), float(np.average(entropies, weights=labelled)))
+    by_image = clusters_by_image(truth, num_classes)
+    return image_share(by_image) if by_image.any() else None
 
 
 def _check_clusters(clusters: np.ndarray, num_clusters: int) -> None:

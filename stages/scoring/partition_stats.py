@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from stages.clustering.agreement import effective_number, image_share
+from stages.clustering.agreement import effective_number
 
 
 def shares(pixels: Int64[np.ndarray, " num_clusters"]) -> Float64[np.ndarray, " num_clusters"]:
@@ -12,25 +12,24 @@ def shares(pixels: Int64[np.ndarray, " num_clusters"]) -> Float64[np.ndarray, " 
 
 
 def partition_stats(
-    pixels: Int64[np.ndarray, " num_clusters"], image_entropy: float | None
+    pixels: Int64[np.ndarray, " num_clusters"], image_share: float | None
 ) -> dict[str, float]:
     """Figures that need no truth.
 
     Args:
         pixels: of each cluster.
-        image_entropy: mean entropy of an image's clusters, in nats; None where images are not known.
+        image_share: how far clusters follow whole images, in [0, 1]; None where images are not known.
 
     Returns:
         clusters_used: clusters with at least one pixel.
         effective_clusters: exp of the entropy of the shares; K when all are equal, 1 when one has everything.
         largest_cluster_share: in [0, 1]; near 1 the partition has collapsed.
-        image_share: in [0, 1]; how far clusters follow whole images (`agreement.image_share`).
+        image_share: as given, where it is.
     """
     used = shares(pixels)[pixels > 0]
-    told = {} if image_entropy is None else {"image_share": image_share(pixels, image_entropy)}
     return {
         "clusters_used": len(used),
         "effective_clusters": effective_number(pixels),
         "largest_cluster_share": float(used.max(initial=0.0)),
-        **told,
+        **({} if image_share is None else {"image_share": image_share}),
     }

@@ -17,7 +17,7 @@ CONFUSION_COLUMNS = ["actual", "predicted", "cluster", "pixels"]
 
 def headline(tally: Tally, cluster_to_class: Int64[np.ndarray, " K"]) -> dict[str, float | None]:
     """The figures of one partition; without truth the label-free ones alone. 0 of 0 is null."""
-    free = partition_stats(tally.pixels, tally.image_entropy)
+    free = partition_stats(tally.pixels, tally.image_share)
     if not len(tally.confusion):
         return {**free}
     scores = score(tally.confusion, cluster_to_class)

@@ -12,8 +12,8 @@ from stages.imaging.source import ImageSource
 from stages.runtime import distributed
 from stages.runtime.generators import torch_generator
 from stages.runtime.progress import track
-from stages.segmentation.losses import assign_pixels
 from stages.segmentation.network import Segmenter
+from stages.segmentation.pixels import assign_pixels
 from stages.segmentation.siamese import Siamese
 from stages.segmentation.views import View
 
@@ -48,7 +48,7 @@ class FrozenAssignments:
 
     def of_images(self, image: Float[Tensor, "N 3 H W"]) -> Int[Tensor, "N H W"]:
         """Cluster ids of whole images in their own colours, among the second view's centroids."""
-        pixels = self._siamese.plain_features(self._frozen, image)
+        pixels = self._siamese.plain_pixels(self._frozen, image)
         return assign_pixels(pixels, self._centroids[1], self._metric)
 
 

@@ -81,9 +81,8 @@ class PixelClusterer:
             chances = [torch.rand(size, self._siamese.feature_px**2, generator=generator) for _ in range(2)]
             for view in views:
                 rendered = self._siamese.views.render(image, plan, view)
-                flat = self._siamese.features(frozen, rendered).pixels.flatten(2)
-                places = distributed.share(chances[view]).topk(per_image).indices.to(flat.device)
-                chosen = flat.gather(2, places[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
+                places = distributed.share(chances[view]).topk(per_image).indices.to(image.device)
+                chosen = self._siamese.features(frozen, rendered).pixels.at(places)
                 taken[view].append(distributed.gather(chosen).flatten(0, 1).cpu())
         return [self._of_pixels(torch.cat(taken[view]), epoch, view, images.device) for view in views]
 
@@ -121,8 +120,8 @@ class PixelClusterer:
             plan = self._siamese.views.draw(len(batches[step]), image, generator)
             for view in views:
                 rendered = self._siamese.views.render(image, plan, view)
-                pixels = distributed.gather(self._siamese.features(frozen, rendered).pixels)
-                running[view].add(pixels.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy())
+                pixels = self._siamese.features(frozen, rendered).pixels
+                running[view].add(distributed.gather(pixels.all()).cpu().numpy())
         clusterings = []
         for view in views:
             centroids = torch.from_numpy(running[view].centroids()).float()

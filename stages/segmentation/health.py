@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import entropy
 from torch import Tensor
 
-from stages.clustering.agreement import effective_number, image_share
+from stages.clustering.agreement import clusters_by_image, effective_number, image_share
 from stages.runtime import distributed
 from stages.runtime.progress import say
 
@@ -18,8 +17,6 @@ CURES = (
     "lower train.lr, pretrain longer, raise train.image_loss.weight where pseudo-labels are stable "
     "(metrics/label.json), or set train.pixel_loss.balance: inverse"
 )
-
-
 SIGNS = ("effective_clusters", "largest_cluster", "image_share", "moved_share", "view_agreement")
 
 
@@ -62,7 +59,7 @@ class Health:
         return {
             "effective_clusters": min(effective_number(view) for view in counts),
             "largest_cluster": max(float(view.max() / view.sum()) for view in counts),
-            "image_share": self._image_share(),
+            "image_share": image_share(clusters_by_image(self._probe.numpy(), self._num_clusters)),
             "moved_share": self._moved_share,
             "view_agreement": matched_share(self._table(self._pairs)),
         }
@@ -95,12 +92,6 @@ class Health:
         """Go on from what was saved."""
         self._counts, self._probe = saved["counts"], saved["probe"]
         self._moved_share, self._pairs = saved["moved_share"], saved["pairs"].to(self._pairs.device)
-
-    def _image_share(self) -> float:
-        counts = np.stack(
-            [np.bincount(image.flatten(), minlength=self._num_clusters) for image in self._probe.numpy()]
-        )
-        return image_share(counts.sum(0), float(entropy(counts, axis=1).mean()))
 
     def _pair(self, first: Int[Tensor, "*P"], second: Int[Tensor, "*P"]) -> Int[Tensor, " KK"]:
         both = (first * self._num_clusters + second).flatten()

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.runtime import distributed
+from stages.segmentation.pixels import Pixels, pixel_logits
 
 
 class ViewClusters(NamedTuple):
@@ -17,50 +18,28 @@ class ViewClusters(NamedTuple):
     weight: Float[Tensor, " K"]
 
 
-def pixel_logits(
-    feature: Float[Tensor, "N D H W"], centroids: Float[Tensor, "K D"], metric: str
-) -> Float[Tensor, "N K H W"]:
-    """How near each pixel is to each centroid.
-
-    dot: z . mu, the cosine where both are units. euclidean: 2 z . mu - |mu|^2, the negative squared
-    distance but for |z|^2, which is the same for all centroids and so decides neither softmax nor maximum.
-    """
-    product = F.conv2d(feature, centroids[:, :, None, None])
-    return product if metric == "dot" else 2 * product - centroids.square().sum(1).view(1, -1, 1, 1)
-
-
-def assign_pixels(
-    feature: Float[Tensor, "N D H W"], centroids: Float[Tensor, "K D"], metric: str = "dot"
-) -> Int[Tensor, "N H W"]:
-    """The nearest centroid of every pixel."""
-    return pixel_logits(feature, centroids, metric).argmax(1)
-
-
 def pixel_loss(
-    feature: Float[Tensor, "N D H W"],
+    logits: Float[Tensor, "N H W K"],
     target: Int[Tensor, "N H W"],
-    clusters: ViewClusters,
+    weight: Float[Tensor, " K"],
     temperature: float,
-    metric: str = "dot",
 ) -> Float[Tensor, ""]:
     """Cross-entropy of pixels against fixed centroids: -log softmax(cos(z, mu) / temperature)[y] (Eq. 4).
 
     Of several processes, each gives its part: the mean over processes is the mean over all pixels.
 
     Args:
-        feature: unit length, but for the metric `euclidean`.
+        logits: cos(z, mu), or another nearness (`pixel_logits`).
         target: cluster id of every pixel.
-        clusters: centroids, and a weight for each.
+        weight: of each cluster.
         temperature: of the softmax.
-        metric: `dot` or `euclidean`, of `pixel_logits`.
     """
-    logits = pixel_logits(feature, clusters.centroids, metric) / temperature
-    loss = F.cross_entropy(logits, target, weight=clusters.weight)
-    return loss * distributed.share_of(clusters.weight[target].sum())
+    loss = F.cross_entropy((logits / temperature).flatten(0, 2), target.flatten(), weight=weight)
+    return loss * distributed.share_of(weight[target].sum())
 
 
 def siamese_loss(
-    features: tuple[Float[Tensor, "N D H W"], Float[Tensor, "N D H W"]],
+    pixels: tuple[Pixels, Pixels],
     targets: tuple[Int[Tensor, "N H W"], Int[Tensor, "N H W"]],
     clusters: tuple[ViewClusters, ViewClusters],
     *,
@@ -76,9 +55,14 @@ def siamese_loss(
     Returns:
         The whole, the within-view and the cross-view term.
     """
+    centroids = torch.cat([view.centroids for view in clusters])
+    sizes = [len(view.centroids) for view in clusters]
+    logits = [pixel_logits(view, centroids, metric).split(sizes, dim=-1) for view in pixels]
 
     def term(view: int, clustered: int) -> Tensor:
-        return pixel_loss(features[view], targets[clustered], clusters[clustered], temperature, metric)
+        return pixel_loss(
+            logits[view][clustered], targets[clustered], clusters[clustered].weight, temperature
+        )
 
     within = (term(0, 0) + term(1, 1)) / 2
     cross = (term(0, 1) + term(1, 0)) / 2

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,13 +9,14 @@ from stages.imaging.resample import resample, whole
 from stages.runtime.device import autocast
 from stages.runtime.schema import Train
 from stages.segmentation.network import Segmenter
+from stages.segmentation.pixels import Pixels
 from stages.segmentation.views import View, ViewMaker, cut_features
 
 
 class Features(NamedTuple):
     """What a network makes of one view."""
 
-    pixels: Float[Tensor, "N D H W"]  # in the frame of the cut, float32
+    pixels: Pixels  # in the frame of the cut, float32
     whole_map: Float[Tensor, "N D H W"]  # F' of all that the network saw
 
 
@@ -45,13 +45,13 @@ class Siamese:
         self.feature_px = size_px // settings.feature_stride
 
     def features(self, network: Segmenter, view: View) -> Features:
-        """Pixel features of one view: unit length, or as they are for the euclidean metric."""
+        """Pixel features of one view: units, or as they are for the euclidean metric."""
         with autocast(view.image.device, self._precision):
             whole_map = network.feature_map(view.image, view.colors)
-        pixels = cut_features(whole_map.float(), view.boxes)
-        return Features(F.normalize(pixels, dim=1) if self._is_unit else pixels, whole_map)
+        cut = cut_features(whole_map.float(), view.boxes)
+        return Features(Pixels.of_map(cut, is_unit=self._is_unit), whole_map)
 
-    def plain_features(self, network: Segmenter, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D H W"]:
+    def plain_pixels(self, network: Segmenter, image: Float[Tensor, "N 3 H W"]) -> Pixels:
         """Pixel features of whole images in their own colours."""
         box = whole(len(image)).to(image.device)
         view = View(resample(image, box, (self._size_px, self._size_px)), None, None)

@@ -133,7 +133,7 @@ class Training:
         centroids = (self._clusters[0].centroids, self._clusters[1].centroids)
         frozen = FrozenAssignments(self._frozen, self._siamese, centroids, clustering.assign)
         if is_new:
-            self._health.start_epoch([view.counts for view in views], self._probe_pixels(images, frozen))
+            self._health.start_epoch([view.counts for view in views], self._probe_maps(images, frozen))
         if clustering.schedule == "frozen_copy":
             return frozen
         stored = StoredAssignments(frozen, self._siamese, images, batches, seed=self._seed, epoch=epoch)
@@ -150,7 +150,7 @@ class Training:
         ]
 
     @torch.no_grad()
-    def _probe_pixels(self, images: ImageSource, frozen: FrozenAssignments) -> Int[Tensor, "N H W"]:
+    def _probe_maps(self, images: ImageSource, frozen: FrozenAssignments) -> Int[Tensor, "N H W"]:
         """Clusters of the images of one batch, the same in every epoch."""
         order = torch_generator(self._seed, "train", "probe")
         rows = torch.randperm(len(images), generator=order)[: self._settings.batch_size].sort().values

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import homogeneity_score
 
-from stages.clustering.agreement import agreement, effective_clusters, image_share
+from stages.clustering.agreement import agreement, clusters_by_image, effective_clusters, image_share
 from stages.clustering.kmeans import KMeans, assign
 from stages.runtime.errors import UserError
 
@@ -152,19 +152,22 @@ def test_effective_clusters() -> None:
         ([[5, 5], [5, 5]], 0),
         ([[10, 0], [0, 10]], 1),
         ([[10, 0], [5, 5]], 1 - (np.log(2) / 2) / -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))),
+        ([[4, 0], [0, 0], [1, 1]], 1 - (np.log(2) / 3) / -(5 / 6 * np.log(5 / 6) + 1 / 6 * np.log(1 / 6))),
         ([[7, 0], [7, 0]], 0),  # one cluster says nothing
+        ([[0, 0]], 0),
     ],
 )
 def test_image_share_is_information_over_entropy(counts: list[list[int]], expected: float) -> None:
     pixels = np.array(counts)
-    shares = pixels / pixels.sum(1, keepdims=True)
-    entropies = -np.where(pixels > 0, shares * np.log(np.where(pixels > 0, shares, 1)), 0).sum(1)
-    found = image_share(pixels.sum(0), float(entropies.mean()))
-    assert found == pytest.approx(expected)
-    image, cluster = np.indices(pixels.shape)
-    repeated = [np.repeat(place, pixels.ravel()) for place in (image.ravel(), cluster.ravel())]
-    if len(set(repeated[1])) > 1:
-        assert found == pytest.approx(homogeneity_score(repeated[1], repeated[0]))
+    assert image_share(pixels) == pytest.approx(expected)
+    image, cluster = (np.repeat(place.ravel(), pixels.ravel()) for place in np.indices(pixels.shape))
+    if len(set(cluster)) > 1:
+        assert image_share(pixels) == pytest.approx(homogeneity_score(cluster, image))
+
+
+def test_clusters_by_image_leaves_out_what_is_no_cluster() -> None:
+    maps = np.array([[[0, 1], [1, 255]], [[2, 2], [2, 2]]], np.uint8)
+    np.testing.assert_array_equal(clusters_by_image(maps, 3), [[1, 2, 0], [0, 0, 4]])
 
 
 def test_agreement_does_not_look_at_names() -> None:

@@ -8,13 +8,12 @@ import torch
 
 from stages.segmentation.losses import (
     ViewClusters,
-    assign_pixels,
     cluster_weights,
     guidance_loss,
-    pixel_logits,
     pixel_loss,
     siamese_loss,
 )
+from stages.segmentation.pixels import Pixels, assign_pixels, pixel_logits
 
 NUM, DIM, SIDE, CLUSTERS = 2, 4, 3, 5
 
@@ -59,6 +58,15 @@ def _plain_of(feature, target, clusters: ViewClusters, temperature: float) -> fl
     )
 
 
+def _units(feature: torch.Tensor) -> Pixels:
+    return Pixels.of_map(feature, is_unit=True)
+
+
+def _loss(feature, target, clusters: ViewClusters, temperature: float) -> torch.Tensor:
+    logits = pixel_logits(_units(feature), clusters.centroids, "dot")
+    return pixel_loss(logits, target, clusters.weight, temperature)
+
+
 def _to(clusters: ViewClusters, device: torch.device) -> ViewClusters:
     return ViewClusters(*(part.to(device) for part in clusters))
 
@@ -67,28 +75,28 @@ def _to(clusters: ViewClusters, device: torch.device) -> ViewClusters:
 @pytest.mark.parametrize("seed", range(3))
 def test_pixel_loss(seed: int, temperature: float, device: torch.device) -> None:
     feature, target, clusters = _view(seed)
-    found = pixel_loss(feature.to(device), target.to(device), _to(clusters, device), temperature)
+    found = _loss(feature.to(device), target.to(device), _to(clusters, device), temperature)
     assert float(found) == pytest.approx(_plain_of(feature, target, clusters, temperature), rel=1e-5)
 
 
 def test_pixel_loss_of_equal_centroids_is_chance() -> None:
     feature, target, clusters = _view(0)
     same = clusters._replace(centroids=clusters.centroids[:1].expand(CLUSTERS, -1))
-    assert float(pixel_loss(feature, target, same, 0.3)) == pytest.approx(math.log(CLUSTERS), rel=1e-6)
+    assert float(_loss(feature, target, same, 0.3)) == pytest.approx(math.log(CLUSTERS), rel=1e-6)
 
 
 def test_pixel_loss_gradient() -> None:
     feature, target, clusters = _view(0)
     double = ViewClusters(*(part.double() for part in clusters))
     feature = feature.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: pixel_loss(z, target, double, 0.5), (feature,))
+    assert torch.autograd.gradcheck(lambda z: _loss(z, target, double, 0.5), (feature,))
 
 
 @pytest.mark.parametrize("cross_weight", [0.0, 0.25, 0.5, 1.0])
 def test_siamese_loss(cross_weight: float, device: torch.device) -> None:
     (z1, y1, first), (z2, y2, second) = _view(0), _view(1)
     whole, within, cross = siamese_loss(
-        (z1.to(device), z2.to(device)),
+        (_units(z1.to(device)), _units(z2.to(device))),
         (y1.to(device), y2.to(device)),
         (_to(first, device), _to(second, device)),
         temperature=0.7,
@@ -110,14 +118,14 @@ def test_siamese_loss_gradient() -> None:
     clusters = tuple(ViewClusters(*(part.double() for part in view)) for view in (first, second))
 
     def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return siamese_loss((a, b), (y1, y2), clusters, temperature=0.5, cross_weight=0.3)[0]
+        return siamese_loss((_units(a), _units(b)), (y1, y2), clusters, temperature=0.5, cross_weight=0.3)[0]
 
     assert torch.autograd.gradcheck(loss, (z1.double().requires_grad_(), z2.double().requires_grad_()))
 
 
 def test_assign_pixels(device: torch.device) -> None:
     feature, _, clusters = _view(4)
-    found = assign_pixels(feature.to(device), clusters.centroids.to(device)).cpu()
+    found = assign_pixels(_units(feature.to(device)), clusters.centroids.to(device)).cpu()
     z, centroids = feature.double().numpy(), clusters.centroids.double().numpy()
     for n in range(NUM):
         for row in range(SIDE):
@@ -130,7 +138,7 @@ def test_assign_pixels_gives_a_tie_to_the_lower_cluster() -> None:
     feature = torch.zeros(1, 2, 1, 1)
     feature[0, 0] = 1
     centroids = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-    assert assign_pixels(feature, centroids).tolist() == [[[1]]]
+    assert assign_pixels(_units(feature), centroids).tolist() == [[[1]]]
 
 
 def test_cluster_weights() -> None:
@@ -171,38 +179,55 @@ def test_guidance_loss_gradient() -> None:
     assert torch.autograd.gradcheck(lambda x: guidance_loss(x, label, weight)[0], (logits.requires_grad_(),))
 
 
+@pytest.mark.parametrize("is_unit", [True, False])
 @pytest.mark.parametrize("metric", ["dot", "euclidean"])
-def test_pixel_logits(metric: str, device: torch.device) -> None:
-    """Up to what is the same for all centroids; here neither features nor centroids are units."""
+def test_pixel_logits(metric: str, is_unit: bool, device: torch.device) -> None:
+    """Up to what is the same for all centroids; neither features nor centroids come as units."""
     feature = torch.randn(NUM, DIM, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     centroids = 2 * torch.randn(CLUSTERS, DIM, generator=torch.Generator().manual_seed(1))
-    found = pixel_logits(feature.to(device), centroids.to(device), metric).cpu().double().numpy()
+    pixels = Pixels.of_map(feature.to(device), is_unit=is_unit)
+    found = pixel_logits(pixels, centroids.to(device), metric).cpu().double().numpy()
     z, mu = feature.double().numpy(), centroids.double().numpy()
     for n in range(NUM):
         for row in range(SIDE):
             for column in range(SIDE):
                 pixel = z[n, :, row, column]
+                pixel = pixel / np.linalg.norm(pixel) if is_unit else pixel
                 plain = [
                     float(np.dot(pixel, one)) if metric == "dot" else -float(((pixel - one) ** 2).sum())
                     for one in mu
                 ]
                 offset = 0 if metric == "dot" else float((pixel**2).sum())
-                np.testing.assert_allclose(found[n, :, row, column], np.array(plain) + offset, atol=1e-4)
-    nearest = assign_pixels(feature, centroids, metric)
-    assert torch.equal(nearest, torch.from_numpy(found.argmax(1)))
-    assert not torch.equal(
-        nearest, assign_pixels(feature, centroids, {"dot": "euclidean"}.get(metric, "dot"))
-    )
+                np.testing.assert_allclose(found[n, row, column], np.array(plain) + offset, atol=1e-4)
+    nearest = assign_pixels(pixels, centroids.to(device), metric).cpu()
+    assert torch.equal(nearest, torch.from_numpy(found.argmax(-1)))
+    other = {"dot": "euclidean", "euclidean": "dot"}[metric]
+    assert not torch.equal(nearest, assign_pixels(pixels, centroids.to(device), other).cpu())
 
 
+@pytest.mark.parametrize("is_unit", [True, False])
+def test_values_of_pixels(is_unit: bool, device: torch.device) -> None:
+    feature = torch.randn(NUM, DIM, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    pixels = Pixels.of_map(feature.to(device), is_unit=is_unit)
+    expected = feature.double().numpy().transpose(0, 2, 3, 1).reshape(NUM, -1, DIM)
+    if is_unit:
+        expected = expected / np.linalg.norm(expected, axis=2, keepdims=True)
+    np.testing.assert_allclose(pixels.all().cpu(), expected.reshape(-1, DIM), rtol=1e-5)
+    places = torch.tensor([[0, 5], [8, 2]], device=device)
+    chosen = np.stack([expected[0, [0, 5]], expected[1, [8, 2]]])
+    np.testing.assert_allclose(pixels.at(places).cpu(), chosen, rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_unit", [True, False])
 @pytest.mark.parametrize("metric", ["dot", "euclidean"])
-def test_gradient_of_the_pixel_loss(metric: str) -> None:
+def test_gradient_of_the_pixel_loss(metric: str, is_unit: bool) -> None:
     feature = torch.randn(1, DIM, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     _, target, clusters = _view(3)
-    clusters = ViewClusters(clusters.centroids.double(), clusters.weight.double())
+    centroids, weight = clusters.centroids.double(), clusters.weight.double()
 
     def loss(value: torch.Tensor) -> torch.Tensor:
-        return pixel_loss(value, target[:1, :2, :2], clusters, 0.3, metric)
+        logits = pixel_logits(Pixels.of_map(value, is_unit=is_unit), centroids, metric)
+        return pixel_loss(logits, target[:1, :2, :2], weight, 0.3)
 
     assert torch.autograd.gradcheck(loss, (feature.requires_grad_(),))
 

@@ -104,15 +104,24 @@ def test_each_image_has_a_box_of_its_own() -> None:
         torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-6)
 
 
-def test_resample_is_the_double_sum_of_both_sides_weights() -> None:
-    image = _image(1, 1, 6, 7)
-    found = resample(image, _boxes((0.2, 0.1, 0.7, 0.8, 0)), (4, 5))
-    rows, columns = _plain_weights(0.2, 0.7, 6, 4), _plain_weights(0.1, 0.8, 7, 5)
-    pixels = image[0, 0].double().numpy()
-    for r in range(4):
-        for c in range(5):
-            expected = sum(rows[r, y] * columns[c, x] * pixels[y, x] for y in range(6) for x in range(7))
-            assert float(found[0, 0, r, c]) == pytest.approx(expected, abs=1e-5)
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resample_is_the_double_sum_of_both_sides_weights(
+    layout: torch.memory_format, channels: int, device: torch.device
+) -> None:
+    image = _image(2, channels, 6, 7).to(device, memory_format=layout)
+    boxes = _boxes((0.2, 0.1, 0.7, 0.8, 0), (0, 0.3, 0.9, 0.5, 0)).to(device)
+    found = resample(image, boxes, (4, 5)).cpu()
+    assert found.shape == (2, channels, 4, 5)
+    for n, (top, left, height, width) in enumerate([(0.2, 0.1, 0.7, 0.8), (0, 0.3, 0.9, 0.5)]):
+        rows, columns = _plain_weights(top, height, 6, 4), _plain_weights(left, width, 7, 5)
+        for channel, pixels in enumerate(image[n].double().cpu().numpy()):
+            for r, c in np.ndindex(4, 5):
+                expected = sum(rows[r, y] * columns[c, x] * pixels[y, x] for y in range(6) for x in range(7))
+                assert float(found[n, channel, r, c]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 1.8])
@@ -141,9 +150,10 @@ def test_blur_keeps_a_plain_image_as_it_is() -> None:
     torch.testing.assert_close(resample(plain, whole(1), (9, 9), torch.tensor([2.0])), plain)
 
 
-def test_gradients_flow_back_to_the_image() -> None:
-    image = _image(1, 2, 5, 5).double().requires_grad_()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_flow_back_to_the_image(layout: torch.memory_format) -> None:
+    image = _image(1, 16, 3, 3).double().to(memory_format=layout).requires_grad_()
     boxes = Boxes(*(part.double() for part in _boxes((0.2, 0.1, 0.7, 0.8, 1))))
     assert torch.autograd.gradcheck(
-        lambda image: resample(image, boxes, (3, 4), torch.tensor([0.8], dtype=torch.float64)), (image,)
+        lambda image: resample(image, boxes, (2, 3), torch.tensor([0.8], dtype=torch.float64)), (image,)
     )

@@ -36,6 +36,11 @@ def test_confusion_counts_pixel_by_pixel(num_classes: int, num_clusters: int) ->
     assert found.dtype == np.int64
 
 
+def _entropy(clusters: np.ndarray) -> float:
+    shares = [(clusters == cluster).mean() for cluster in range(4)]
+    return -sum(float(share * np.log(share)) for share in shares if share)
+
+
 def test_chunks_add_up_and_unlabelled_pixels_count_as_pixels_of_their_cluster() -> None:
     truth, clusters = _maps(1, 3, 4)
     chunks = [(slice(0, 2), clusters[0:2]), (slice(2, 5), clusters[2:5])]
@@ -45,9 +50,8 @@ def test_chunks_add_up_and_unlabelled_pixels_count_as_pixels_of_their_cluster() 
     )
     assert found.pixels.tolist() == [(clusters == cluster).sum() for cluster in range(4)]
     assert found.pixels.sum() > found.confusion.sum()
-    shares = [[(image == cluster).mean() for cluster in range(4)] for image in clusters]
-    entropies = [-sum(share * np.log(share) for share in image if share) for image in shares]
-    assert found.image_entropy == pytest.approx(sum(entropies) / 5)
+    entropies = [_entropy(image) for image in clusters]
+    assert found.image_share == pytest.approx(1 - np.mean(entropies) / _entropy(clusters))
 
 
 def test_ids_out_of_range_are_told() -> None:
