@@ -35,7 +35,7 @@ doctor: env ## after a crash: what is left behind, and what to do (FIX=1: do wha
 torture: env ## kill the pipeline at random points (KILLS=20), and compare the bytes; some minutes
 	python -m tests.torture --kills $(or $(KILLS),20)
 
-bench: env ## images per second of the long stages, beside the bare network's (COMPILE=1: of pretraining under torch.compile)
+bench: env ## images per second of the long stages, beside the bare network's (COMPILE=1: under torch.compile too)
 	python -m tests.bench $(if $(COMPILE),--compile)
 
 preset: env ## another params.yaml: make preset NAME=folder DATA=path/to/data [FORCE=1]

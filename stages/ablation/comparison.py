@@ -38,25 +38,30 @@ def _summary(results: Iterable[Metrics], file: str, key: str) -> tuple[float, fl
 
 
 def as_markdown(table: Table, compared: pd.DataFrame) -> str:
-    """The comparison as a Markdown table: for each measure what was found here, and the paper's number."""
-    measures = list(table.measures)
+    """The comparison as a Markdown table: each measure as found here, beside the paper's where it has any."""
+    columns = [(name, whose) for name in table.measures for whose in _whose(table, name)]
     lines = [f"# {table.title}", ""]
-    lines += ["| | " + " | ".join(f"{name} here | {name} paper" for name in measures) + " | seeds |"]
-    lines += ["| --- |" + " ---: | ---: |" * len(measures) + " ---: |"]
+    lines += ["| | " + " | ".join(" ".join(column) for column in columns) + " | seeds |"]
+    lines += ["| --- |" + " ---: |" * len(columns) + " ---: |"]
     for row, found in compared.groupby("row", sort=False):
-        by_measure = found.set_index("measure").reindex(measures)
-        cells = [str(row)]
-        for name in measures:
-            line = by_measure.loc[name]
-            spread = "" if pd.isna(line["std"]) else f" ± {line['std']:.1f}"
-            cells += [
-                ABSENT if pd.isna(line["mean"]) else f"{line['mean']:.1f}{spread}",
-                _paper(line["paper"]),
-            ]
-        lines.append("| " + " | ".join([*cells, str(found["num_seeds"].max())]) + " |")
+        by_measure = found.set_index("measure").reindex(list(table.measures))
+        cells = [CELLS[whose](by_measure.loc[name]) for name, whose in columns]
+        lines.append("| " + " | ".join([str(row), *cells, str(found["num_seeds"].max())]) + " |")
     needs = [f"{row.name}: needs {row.needs}" for row in table.rows if row.needs]
     return "\n".join([*lines, "", *(f"- {note}" for note in [*table.notes, *needs]), ""])
 
 
-def _paper(value: float | None) -> str:
-    return ABSENT if value is None or pd.isna(value) else f"{value:.2f}"
+def _whose(table: Table, measure: str) -> tuple[str, ...]:
+    return ("here", "paper") if any(measure in row.paper for row in table.rows) else ("here",)
+
+
+def _here(line: pd.Series) -> str:
+    spread = "" if pd.isna(line["std"]) else f" ± {line['std']:.1f}"
+    return ABSENT if pd.isna(line["mean"]) else f"{line['mean']:.1f}{spread}"
+
+
+def _paper(line: pd.Series) -> str:
+    return ABSENT if pd.isna(line["paper"]) else f"{line['paper']:.2f}"
+
+
+CELLS = {"here": _here, "paper": _paper}

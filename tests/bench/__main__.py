@@ -1,7 +1,6 @@
 """How fast the long stages are on this machine: `make bench`, or python -m tests.bench [SECTION ...]."""
 
 import argparse
-from functools import partial
 
 from stages.runtime.device import choose_device
 from tests.bench import pretraining, training
@@ -18,16 +17,15 @@ def main() -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="pretraining with torch.compile, as `compile: true` does; the bare network without",
+        help="with torch.compile too, as `compile: true` does; the bare network without",
     )
     parser.add_argument("--turns", type=int, default=5, help="of each comparison (default: 5)")
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}; there is {', '.join(SECTIONS)}")
     device = choose_device(args.device)
-    sections = {**SECTIONS, "pretraining": partial(pretraining.measure, compiled=args.compile)}
     for name in args.sections or SECTIONS:
-        for line in sections[name](device, args.turns):
+        for line in SECTIONS[name](device, args.turns, compiled=args.compile):
             print(line, flush=True)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bench import pretraining
+from tests.bench import pretraining, training
 from tests.bench.interleaved import compare
 from tests.bench.probe import presence_precision, scene_accuracy
 
@@ -31,6 +31,31 @@ def test_pretraining_is_measured(monkeypatch: pytest.MonkeyPatch, method: str) -
     assert found
     loop, bare, goodput = map(float, found.groups())
     assert goodput == pytest.approx(loop / bare, rel=0.1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_epochs_of_training_are_compared_with_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    took = {("paper", "float32", False): 2.0, ("paper", "bfloat16", False): 1.0}
+    took |= {("several passes", "float32", False): 5.0, ("picie", "float32", False): 6.0}
+    took |= {("paper", "float32", True): 3.0} if compiled else {}
+
+    def epoch(images: object, kind: str, preset: object, precision: str, **how: bool) -> training.Clock:
+        clock = training.Clock()
+        clock.spent["training"] = np.array([took[kind, precision, how.get("compiled", False)], 0.5])
+        return clock
+
+    monkeypatch.setattr(training, "bench_epoch", epoch)
+    lines = list(training.measure(torch.device("cpu"), 2, compiled=compiled))
+    ratios = [line.partition("an epoch of ")[2] for line in lines if line.startswith("training on cpu")]
+    assert ratios == [
+        "'several passes' takes 2.50 times one of 'paper'",
+        "'picie' takes 3.00 times one of 'paper'",
+        "'paper in bfloat16' takes 0.50 times one of 'paper'",
+        *(["'paper compiled' takes 1.50 times one of 'paper'"] if compiled else []),
+    ]
+    assert sum(line.startswith("paper: 64 images") for line in lines) == 1  # the phases, once for each kind
 
 
 def test_probes_find_what_features_hold() -> None:

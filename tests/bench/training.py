@@ -5,11 +5,11 @@ thread-seconds beside it are the processor time of all threads of this process.
 """
 
 import argparse
-import functools
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +38,7 @@ PHASES = {
     "training": (Training, "_train_step"),
 }
 KINDS = ("paper", "several passes", "picie")
+PRECISIONS = ("float32", "bfloat16")
 NUM_IMAGES = 64
 
 
@@ -51,7 +52,7 @@ class Clock:
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, timed."""
 
-        @functools.wraps(function)
+        @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._inner.append(np.zeros(2))
             start = now()
@@ -71,8 +72,10 @@ def now() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def bench_epoch(images: np.ndarray, kind: str, preset: Path, precision: str, *, parts: bool) -> Clock:
-    """One epoch: `paper`, the same in several passes, or `picie`."""
+def bench_epoch(
+    images: np.ndarray, kind: str, preset: Path, precision: str, *, parts: bool, compiled: bool = False
+) -> Clock:
+    """One epoch: `paper`, the same in several passes, or `picie`; the second one, if the first compiles."""
     params = read(preset)
     settings = params.train
     if not parts:
@@ -116,13 +119,16 @@ def bench_epoch(images: np.ndarray, kind: str, preset: Path, precision: str, *, 
         size_px=params.size_px,
         seed=0,
         precision=precision,
+        compiled=compiled,
     )
+    state: Any = SimpleNamespace(load=lambda: None, is_due=lambda: False)
+    if compiled:
+        training.run(ImageSource(images, device), state)
     clock = Clock()
     originals = {name: (owner, getattr(owner, attribute)) for name, (owner, attribute) in PHASES.items()}
     try:
         for name, (owner, attribute) in PHASES.items():
             setattr(owner, attribute, clock.wrap(name, getattr(owner, attribute)))
-        state: Any = SimpleNamespace(load=lambda: None, is_due=lambda: False)
         clock.wrap("everything else", training.run)(ImageSource(images, device), state)
     finally:
         for name, (owner, attribute) in PHASES.items():
@@ -130,18 +136,34 @@ def bench_epoch(images: np.ndarray, kind: str, preset: Path, precision: str, *, 
     return clock
 
 
-def measure(device: torch.device, turns: int) -> Iterator[str]:
-    """Lines for `make bench`: an epoch of each kind in turns, so that a machine that slows down slows all."""
-    images = random_images(NUM_IMAGES, REPOSITORY / "presets/folder.yaml")
-    spent: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for _ in range(turns):
-        for kind in KINDS:
-            clock = bench_epoch(images, kind, REPOSITORY / "presets/folder.yaml", "float32", parts=False)
-            spent[kind].append(float(sum(clock.spent.values(), np.zeros(2))[0]))
-        yield from table(kind, clock, len(images))
-    for kind in KINDS[1:]:
-        ratio = statistics.median(slow / fast for slow, fast in zip(spent[kind], spent["paper"], strict=True))
-        yield f"training on {device}: an epoch of {kind!r} takes {ratio:.2f} times one of 'paper'"
+def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[str]:
+    """Lines for `make bench`: an epoch of each kind in turns, so that a machine that slows down slows all.
+
+    Args:
+        device: as it is called in the lines.
+        turns: of each comparison.
+        compiled: whether one under torch.compile takes part.
+    """
+    preset = REPOSITORY / "presets/folder.yaml"
+    images = random_images(NUM_IMAGES, preset)
+    epochs: dict[str, Callable[[], Clock]] = {
+        kind: partial(bench_epoch, images, kind, preset, "float32", parts=False) for kind in KINDS
+    }
+    epochs["paper in bfloat16"] = partial(bench_epoch, images, "paper", preset, "bfloat16", parts=False)
+    if compiled:
+        epochs["paper compiled"] = partial(
+            bench_epoch, images, "paper", preset, "float32", parts=False, compiled=True
+        )
+    spent: dict[str, list[float]] = {name: [] for name in epochs}
+    for turn in range(turns):
+        for name, epoch in epochs.items():
+            clock = epoch()
+            spent[name].append(float(sum(clock.spent.values(), np.zeros(2))[0]))
+            if turn == turns - 1:
+                yield from table(name, clock, len(images))
+    for name in list(epochs)[1:]:
+        ratio = statistics.median(one / plain for one, plain in zip(spent[name], spent["paper"], strict=True))
+        yield f"training on {device}: an epoch of {name!r} takes {ratio:.2f} times one of 'paper'"
 
 
 def random_images(count: int, preset: Path) -> np.ndarray:
@@ -166,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of epoch")
     parser.add_argument("--num-images", type=int, default=NUM_IMAGES, help="random ones (default: 64)")
     parser.add_argument("--images", type=Path, help="packed images (.npy) in place of random ones")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--parts", action="store_true", help="with context and guidance, as the preset says")
     parser.add_argument("--threads", type=int, help="of the CPU (default: as torch finds)")
     args = parser.parse_args(argv)

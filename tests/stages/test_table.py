@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from stages import table
+from stages.ablation.comparison import as_markdown, compare
 from stages.ablation import experiments as room
 from stages.ablation.experiments import parse
 from stages.ablation.table_file import read_table
@@ -107,6 +108,7 @@ def test_runs_what_is_missing_and_prints_it_beside_the_paper(
     assert text in printed
     assert re.search(r"^table 1: 4/4  two changes  seed 1  took \d+ s$", printed, re.MULTILINE)
     # 10 and 12, 14 and 16 per cent; the standard deviation of a sample of two is their distance / sqrt 2.
+    assert "| | mIoU here | mIoU paper | seeds |\n| --- | ---: | ---: | ---: |\n" in text
     assert "| the baseline | 11.0 ± 1.4 | 7.57 | 2 |" in text
     assert (
         "| two changes | 15.0 ± 1.4 | – | 2 |\n| k-means on colour and position | 6.0 ± 1.4 | – | 2 |" in text
@@ -238,6 +240,12 @@ def test_measures_are_metrics_of_the_stage_that_a_table_runs_up_to(path: Path) -
     found = read_table(path)
     measured = {measure.file for measure in found.measures.values()}
     assert measured <= set(read_stages()[found.stage].uncached)
+
+
+def test_a_measure_without_a_number_of_the_paper_has_no_column_for_one() -> None:
+    guidance = read_table(REPOSITORY / "presets/tables/guidance.yaml")
+    header = as_markdown(guidance, compare(guidance, [], {})).splitlines()[2]
+    assert header == "| | accuracy here | mIoU here | image share here | seeds |"
 
 
 def test_every_table_of_experiments_is_there() -> None:
