@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from stages import table
-from stages.ablation.comparison import as_markdown, compare
 from stages.ablation import experiments as room
+from stages.ablation.comparison import as_markdown, compare
 from stages.ablation.experiments import parse
 from stages.ablation.table_file import read_table
 from stages.runtime.params import read
