@@ -38,7 +38,6 @@ PHASES = {
     "training": (Training, "_train_step"),
 }
 KINDS = ("paper", "several passes", "picie")
-PRECISIONS = ("float32", "bfloat16")
 NUM_IMAGES = 64
 
 
@@ -188,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of epoch")
     parser.add_argument("--num-images", type=int, default=NUM_IMAGES, help="random ones (default: 64)")
     parser.add_argument("--images", type=Path, help="packed images (.npy) in place of random ones")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--parts", action="store_true", help="with context and guidance, as the preset says")
     parser.add_argument("--threads", type=int, help="of the CPU (default: as torch finds)")
     args = parser.parse_args(argv)
