@@ -57,7 +57,7 @@ class Health:
         """Of the epoch; `moved_share` is NaN in the first, which has nothing to compare with."""
         counts = self._counts.numpy()
         return {
-            "effective_clusters": min(effective_number(view) for view in counts),
+            "effective_clusters": self._effective_clusters(),
             "largest_cluster": max(float(view.max() / view.sum()) for view in counts),
             "image_share": image_share(clusters_by_image(self._probe.numpy(), self._num_clusters)),
             "moved_share": self._moved_share,
@@ -66,13 +66,13 @@ class Health:
 
     def is_collapsed(self) -> bool:
         """Whether a few clusters have nearly all pixels, in either view."""
-        return used_share(self.figures()["effective_clusters"], self._num_clusters) < self._collapse_below
+        return used_share(self._effective_clusters(), self._num_clusters) < self._collapse_below
 
     def warn(self) -> None:
         """Say so when the clusters have collapsed, and what helps."""
         if self.is_collapsed():
-            effective = self.figures()["effective_clusters"]
-            say("train", collapsed=f"{effective:.1f} of {self._num_clusters} clusters are in use; {CURES}")
+            used = f"{self._effective_clusters():.1f} of {self._num_clusters} clusters are in use"
+            say("train", collapsed=f"{used}; {CURES}")
 
     def cluster_shares(self) -> list[float]:
         """Share of pixels of each cluster of the first view, largest first."""
@@ -92,6 +92,10 @@ class Health:
         """Go on from what was saved."""
         self._counts, self._probe = saved["counts"], saved["probe"]
         self._moved_share, self._pairs = saved["moved_share"], saved["pairs"].to(self._pairs.device)
+
+    def _effective_clusters(self) -> float:
+        """Of the view in which they are fewer."""
+        return min(effective_number(view) for view in self._counts.numpy())
 
     def _pair(self, first: Int[Tensor, "*P"], second: Int[Tensor, "*P"]) -> Int[Tensor, " KK"]:
         both = (first * self._num_clusters + second).flatten()

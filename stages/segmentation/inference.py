@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from stages.runtime.device import autocast
 from stages.runtime.generators import torch_generator
 from stages.runtime.progress import track
 from stages.segmentation.network import Segmenter
+from stages.segmentation.pixels import Pixels, pixel_logits
 
 
 @torch.no_grad()
@@ -49,11 +49,10 @@ def sample_pixel_features(
     shares = [distributed.share(rows) for rows in batches]
     source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
     for rows, image in zip(batches, source, strict=True):
-        with autocast(images.device, precision):
-            feature = segmenter(_at_size(image, size_px)).flatten(2)
-        places = torch.rand(len(rows), feature.shape[2], generator=generator)
-        places = distributed.share(places).topk(min(per_image, feature.shape[2])).indices.to(feature.device)
-        chosen = feature.gather(2, places[:, None].expand(-1, feature.shape[1], -1)).transpose(1, 2)
+        pixels = _pixels(segmenter, _at_size(image, size_px), precision)
+        chances = torch.rand(len(rows), pixels.per_image, generator=generator)
+        places = distributed.share(chances).topk(min(per_image, pixels.per_image)).indices
+        chosen = pixels.at(places.to(image.device))
         taken.append(distributed.assemble(chosen, len(rows)).flatten(0, 1).cpu().numpy())
     return np.concatenate(taken)
 
@@ -71,9 +70,8 @@ def all_pixel_features(
     shares = [distributed.share(rows) for rows in batches]
     source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
     for rows, image in zip(batches, source, strict=True):
-        with autocast(images.device, precision):
-            feature = distributed.assemble(segmenter(_at_size(image, size_px)), len(rows))
-        yield feature.permute(0, 2, 3, 1).flatten(0, 2).cpu().numpy()
+        pixels = _pixels(segmenter, _at_size(image, size_px), precision)
+        yield pixels._replace(feature=distributed.assemble(pixels.feature, len(rows))).all().cpu().numpy()
 
 
 @torch.no_grad()
@@ -84,9 +82,8 @@ def pixel_scores(
 
     The cosine where centroids are units.
     """
-    with autocast(image.device, precision):
-        feature = segmenter(image)
-    return F.conv2d(feature, centroids[:, :, None, None])
+    scores = pixel_logits(_pixels(segmenter, image, precision), centroids, "dot")
+    return scores.permute(0, 3, 1, 2)
 
 
 def score_images(
@@ -102,6 +99,12 @@ def score_images(
     batches = in_order(len(images), batch_size)[-(-first // batch_size) :]
     for image in track(images.batches(batches), "predict", total=len(batches), unit="batch"):
         yield pixel_scores(segmenter, image, centroids, precision).cpu()
+
+
+def _pixels(segmenter: Segmenter, image: Float[Tensor, "N 3 S S"], precision: str) -> Pixels:
+    with autocast(image.device, precision):
+        feature = segmenter(image)
+    return Pixels.of_map(feature.float(), is_unit=True)
 
 
 def _at_size(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 3 S S"]:

@@ -50,7 +50,7 @@ class ImageHead(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """From images to unit pixel features, and to the class scores of whole views.
+    """From images to pixel features, and to the class scores of whole views.
 
     Args:
         backbone: the trunk, usually pretrained.
@@ -91,7 +91,7 @@ class Segmenter(nn.Module):
         """What takes the time."""
         return [self.backbone, self.decoder, *([] if self.context is None else [self.context])]
 
-    def feature_map(
+    def forward(
         self, image: Float[Tensor, "N 3 S S"], colors: Float[Tensor, "N 3 h w"] | None = None
     ) -> Float[Tensor, "N D H W"]:
         """F', before it is brought to unit length; RGB in [0, 1] in, at 1 / feature_stride out.
@@ -111,10 +111,6 @@ class Segmenter(nn.Module):
         grid = (image.shape[2] // self.context_stride, image.shape[3] // self.context_stride)
         return self.context(decoded, image if colors is None else colors, grid)
 
-    def forward(self, image: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N D H W"]:
-        """Unit pixel features in float32."""
-        return F.normalize(self.feature_map(image).float(), dim=1)
-
     def train(self, mode: bool = True) -> "Segmenter":
         """As of any module, but that frozen batch norms go on with the statistics of pretraining."""
         super().train(mode)
@@ -130,7 +126,7 @@ class Segmenter(nn.Module):
             AssertionError: guidance is switched off, so there is no head.
         """
         assert self.image_head is not None
-        return self.image_head(self.feature_map(image))
+        return self.image_head(self(image))
 
 
 def _batch_norms(backbone: Trunk) -> list[nn.BatchNorm2d]:

@@ -24,6 +24,11 @@ class Pixels(NamedTuple):
         """The pixels of a feature map."""
         return cls(feature.permute(0, 2, 3, 1), is_unit)
 
+    @property
+    def per_image(self) -> int:
+        """Pixels of each image."""
+        return self.feature.shape[1] * self.feature.shape[2]
+
     def at(self, places: Int[Tensor, "N P"]) -> Float[Tensor, "N P D"]:
         """Features at some places of each image, counted row by row; units where they are to be."""
         images = torch.arange(len(places), device=places.device)[:, None]

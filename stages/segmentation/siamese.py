@@ -47,7 +47,7 @@ class Siamese:
     def features(self, network: Segmenter, view: View) -> Features:
         """Pixel features of one view: units, or as they are for the euclidean metric."""
         with autocast(view.image.device, self._precision):
-            whole_map = network.feature_map(view.image, view.colors)
+            whole_map = network(view.image, view.colors)
         cut = cut_features(whole_map.float(), view.boxes)
         return Features(Pixels.of_map(cut, is_unit=self._is_unit), whole_map)
 

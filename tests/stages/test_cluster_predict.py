@@ -85,7 +85,7 @@ def test_clusters_that_training_followed(ready: Any, view: str, other: str) -> N
     images = torch.from_numpy(np.load("images/train.npy")).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         pixels = segmenter(F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True))
-    pixels = pixels.permute(0, 2, 3, 1).flatten(0, 2)
+    pixels = F.normalize(pixels.permute(0, 2, 3, 1).flatten(0, 2))
     first, second = ((pixels @ one.T).argmax(1).numpy() for one in (chosen, compared))
     figures = json.loads(Path(CLUSTERED[1]).read_text())["cluster"]
     # The figure is of a sample of these pixels.
@@ -113,7 +113,7 @@ def test_predict_writes_the_cosine_of_each_pixel_to_each_centroid(ready: Any) ->
     segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
     images = torch.from_numpy(np.load("images/val.npy").astype(np.float32) / 255).permute(0, 3, 1, 2)
     with torch.no_grad():
-        feature = segmenter.feature_map(images).double().numpy()
+        feature = segmenter(images).double().numpy()
     centroids = ready.tensors("pixel_centroids.safetensors")[0]["centroids"].double().numpy()
     rng = np.random.default_rng(0)
     for image, k, row, column in zip(*(rng.integers(0, n, 200) for n in scores.shape), strict=True):

@@ -42,7 +42,6 @@ def test_writes_segmenter_history_and_metrics(ready: Any) -> None:
     with torch.no_grad():
         feature = segmenter(torch.rand(2, 3, 32, 32))
     assert feature.shape == (2, 8, 16, 16)
-    torch.testing.assert_close(feature.norm(dim=1), torch.ones(2, 16, 16))
     history = pd.read_csv(OUTPUTS[1])
     assert list(history.columns) == ["epoch", *FIGURES]
     assert history["epoch"].tolist() == [1, 2]
