@@ -1,9 +1,9 @@
 """The feature pyramid decoder (Lin et al., 2017) in the lean form that PiCIE and the paper use (5.1)."""
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stages.imaging.resample import enlarge
 from stages.nets.trunk import FeatureMaps
 
 
@@ -28,5 +28,5 @@ class FPN(nn.Module):
         sides = [lateral(feature_map) for lateral, feature_map in zip(self.lateral, maps, strict=True)]
         merged = sides[-1]
         for side in reversed(sides[:-1]):
-            merged = side + F.interpolate(merged, size=side.shape[2:], mode="bilinear", align_corners=False)
+            merged = side + enlarge(merged, (side.shape[2], side.shape[3]))
         return merged

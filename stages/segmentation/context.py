@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stages.imaging.color import to_lab
+from stages.imaging.resample import enlarge
 from stages.runtime.schema import Context
 
 EPSILON = 1e-6
@@ -105,7 +106,7 @@ class ContextModule(nn.Module):
             weights = self.affinity(coarse.float(), F.adaptive_avg_pool2d(image.float(), grid))
         value = self.value(coarse)
         context = (weights.to(value.dtype) @ value.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(value)
-        context = F.interpolate(context, size=feature_map.shape[2:], mode="bilinear", align_corners=False)
+        context = enlarge(context, (feature_map.shape[2], feature_map.shape[3]))
         if self.merge is not None:
             return self.merge(torch.cat([feature_map, context], dim=1))
         return context + self.project(feature_map) if self.project is not None else context

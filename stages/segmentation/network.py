@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stages.imaging.normalise import normalise
+from stages.imaging.resample import enlarge
 from stages.nets.checkpoint import build_backbone, describe
 from stages.nets.fpn import FPN
 from stages.nets.trunk import Trunk
@@ -105,7 +106,7 @@ class Segmenter(nn.Module):
         if decoded.shape[2] > height:
             decoded = F.adaptive_avg_pool2d(decoded, (height, width))
         elif decoded.shape[2:] != (height, width):  # patches are larger than the features that are clustered
-            decoded = F.interpolate(decoded, size=(height, width), mode="bilinear", align_corners=False)
+            decoded = enlarge(decoded, (height, width))
         if self.context is None:
             return decoded
         grid = (image.shape[2] // self.context_stride, image.shape[3] // self.context_stride)

@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.imaging.resample import Boxes, gaussian_matrix, interpolation_matrix, resample, whole
+from stages.imaging.resample import (
+    Boxes,
+    enlarge,
+    gaussian_matrix,
+    interpolation_matrix,
+    resample,
+    whole,
+)
 
 
 def _image(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -157,3 +164,36 @@ def test_gradients_flow_back_to_the_image(layout: torch.memory_format) -> None:
     assert torch.autograd.gradcheck(
         lambda image: resample(image, boxes, (2, 3), torch.tensor([0.8], dtype=torch.float64)), (image,)
     )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("source", "target"), [((3, 4), (6, 8)), ((3, 5), (7, 9)), ((1, 2), (4, 2))])
+def test_enlarging_is_the_same_plain_compiled_and_on_each_device(
+    source: tuple[int, int], target: tuple[int, int], layout: torch.memory_format, device: torch.device
+) -> None:
+    start = _image(2, 16, *source)
+    weight = _image(2, 16, *target, seed=1)  # of each result in a sum, so that gradients differ
+    rows, columns = (
+        torch.from_numpy(_plain_weights(0, 1, *sides)).float() for sides in zip(source, target, strict=True)
+    )
+    expected = torch.einsum("ih,nchw,jw->ncij", rows, start, columns)
+    gradient = torch.einsum("ih,ncij,jw->nchw", rows, weight, columns)
+    for way in (enlarge, torch.compile(enlarge, backend="eager")):
+        feature = start.clone(memory_format=layout).to(device).requires_grad_()
+        result = way(feature, target)
+        (result * weight.to(device)).sum().backward()
+        torch.testing.assert_close(result.cpu(), expected)
+        torch.testing.assert_close(feature.grad.cpu(), gradient)
+
+
+def test_compiled_enlarging_scatters_nothing() -> None:
+    feature = _image(2, 16, 4, 4).requires_grad_()
+    result = torch.compile(enlarge, backend="eager")(feature, (8, 8))
+    kinds, waiting = set(), [result.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            kinds.add(node.name())
+            waiting += [following for following, _ in node.next_functions]
+    assert "BmmBackward0" in kinds
+    assert not [kind for kind in kinds if "Upsample" in kind or "Index" in kind]
