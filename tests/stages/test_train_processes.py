@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.datasets import REPOSITORY
 from tests.stages.train_in_float64 import run_all
+from tests.tensors import assert_near
 
 # Weighted losses whose sums are not shared evenly; PiCIE's clustering over stored labels; pooled guidance.
 CASES: dict[str, dict[str, Any]] = {
@@ -44,8 +45,5 @@ def test_two_processes_give_the_losses_weights_and_clusters_of_one(bench: Any, i
     for name, history in figures.items():
         pd.testing.assert_frame_equal(pd.read_csv(f"{name}.csv"), history, rtol=1e-5)
     for path, tensors in alone.items():
-        together = load_file(path)
-        for key, value in tensors.items():
-            difference = (together[key] - value).double().norm()
-            assert difference <= 1e-5 * value.double().norm() + 1e-8, f"{path}: {key}"
+        assert_near(load_file(path), tensors, 1e-5)
     assert bench.saved_states() == []
