@@ -30,7 +30,7 @@ check: env ## formatting, lint and types, without running anything
 	mypy
 
 doctor: env ## after a crash: what is left behind, and what to do (FIX=1: do what is safe)
-	python -m stages.runtime.doctor $(if $(FIX),--fix)
+	python -m stages.tools.doctor $(if $(FIX),--fix)
 
 torture: env ## kill the pipeline at random points (KILLS=20), and compare the bytes; some minutes
 	python -m tests.torture --kills $(or $(KILLS),20)
@@ -39,10 +39,10 @@ bench: env ## images per second of the long stages, beside the bare network's (C
 	python -m tests.bench $(if $(COMPILE),--compile)
 
 preset: env ## another params.yaml: make preset NAME=folder DATA=path/to/data [FORCE=1]
-	python -m stages.runtime.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(FORCE),--force)
+	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(FORCE),--force)
 
 table: env ## a table of the paper as experiments: make table NAME=4 [SEEDS=0,1,2] [ARGS="--rows 2,6 --dry-run"]
-	python -m stages.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+	python -m stages.tools.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 .PHONY: help env repro test check bench doctor torture preset table
 .DEFAULT_GOAL := help

@@ -2,30 +2,35 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
+from stages.backbone.batch_norm import split_batch_norms
 from stages.clustering.agreement import agreement, effective_clusters
-from stages.clustering.kmeans import assign
-from stages.dataset.store import open_images
-from stages.imaging.source import ImageSource
-from stages.nets.batch_norm import split_batch_norms
-from stages.runtime import distributed
-from stages.runtime.artefacts import write_json
-from stages.runtime.device import choose_device, place
+from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
+from stages.core import distributed
+from stages.core.artefacts import write_json
+from stages.core.device import choose_device, place, torch_generator
+from stages.core.images import open_images
+from stages.core.seeds import faiss_seed
+from stages.core.tensors import write_tensors
+from stages.imaging.batches import ImageSource
+from stages.imaging.resample import resample, whole
 from stages.runtime.environment import describe_environment
-from stages.runtime.errors import run
 from stages.runtime.launch import launch
-from stages.runtime.params import load
-from stages.runtime.progress import say
-from stages.runtime.tensors import write_tensors
+from stages.runtime.progress import say, track
 from stages.runtime.watch import Watch
-from stages.segmentation.compat import cluster_settings
-from stages.segmentation.final_clusters import cluster_all, cluster_sample, trained_clusters
-from stages.segmentation.inference import sample_pixel_features
-from stages.segmentation.network import load_segmenter
+from stages.segmenter.compat import cluster_settings
+from stages.segmenter.network import Segmenter, load_segmenter, load_trained_clusters, unit_pixels
+from stages.settings.errors import UserError, run
+from stages.settings.params import load
+from stages.settings.schema_train import Cluster
 
 KEYS = ("compat", "seed", "size_px", "pixel_k", "precision", "cluster")
 AGREEMENT_PIXELS = 20_000  # the figure's third digit needs no more
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.join(choose_device(neutral.device))
     split_batch_norms(segmenter, 1)
     place(segmenter, device).train(settings.batch_norm == "batch")
-    images = ImageSource(open_images(args.images, "train"), device)
+    images = ImageSource(open_images(args.images), device)
     pixels = sample_pixel_features(
         segmenter,
         images,
@@ -93,6 +98,135 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_tensors(args.out, {"centroids": torch.from_numpy(runs[0])}, {"pixel_k": params.pixel_k})
         write_json(args.metrics, {"cluster": {**figures, "environment": describe_environment(device)}})
     distributed.leave()
+
+
+RUNS = 2  # the second shows how stable the first is
+
+
+def cluster_sample(
+    pixels: Float[np.ndarray, "P D"], settings: Cluster, *, pixel_k: int, seed: int, device: torch.device
+) -> list[Float[np.ndarray, "K D"]]:
+    """Centroids of a sample of pixels, from two starts.
+
+    Args:
+        pixels: unit length.
+        settings: `cluster` of params.yaml.
+        pixel_k: K.
+        seed: of both starts.
+        device: where k-means works.
+    """
+    kmeans = KMeans.of(settings, pixel_k, device, spherical=settings.unit_centroids)
+    return [kmeans.fit(pixels, seed=one) for one in _seeds(seed)]
+
+
+def cluster_all(
+    segmenter: Segmenter,
+    images: ImageSource,
+    settings: Cluster,
+    *,
+    pixel_k: int,
+    size_px: int,
+    seed: int,
+    precision: str,
+) -> list[Float[np.ndarray, "K D"]]:
+    """Centroids of all pixels of all images by mini-batch k-means from two starts, in one pass."""
+    kmeans = KMeans.of(settings, pixel_k, images.device, spherical=False)
+    runs = [MiniBatchKMeans(kmeans, init_batches=settings.init_batches, seed=start) for start in _seeds(seed)]
+    for pixels in all_pixel_features(
+        segmenter, images, size_px=size_px, batch_size=settings.batch_size, seed=seed, precision=precision
+    ):
+        for one in runs:
+            one.add(pixels)
+    centroids = [torch.from_numpy(one.centroids()) for one in runs]
+    return [(F.normalize(one, dim=1) if settings.unit_centroids else one).numpy() for one in centroids]
+
+
+def trained_clusters(segmenter: Path, view: str, *, pixel_k: int) -> list[Float[np.ndarray, "K D"]]:
+    """Centroids that the last epoch of training followed: those of `view`, then those of the other.
+
+    Args:
+        segmenter: file of `train`.
+        view: first_view or second_view.
+        pixel_k: K.
+
+    Raises:
+        UserError: the file holds none, or another number of them.
+    """
+    clusters = load_trained_clusters(segmenter)
+    chosen = clusters.pop(view)
+    if len(chosen) != pixel_k:
+        raise UserError(
+            f"{segmenter}: was trained with {len(chosen)} clusters, but params.yaml says pixel_k: {pixel_k}; "
+            "run `dvc repro train`, or set cluster.centroids: fresh"
+        )
+    return [chosen.numpy(), *(other.numpy() for other in clusters.values())]
+
+
+def _seeds(seed: int) -> list[int]:
+    return [faiss_seed(seed, "cluster", attempt) for attempt in range(RUNS)]
+
+
+@torch.no_grad()
+def sample_pixel_features(
+    segmenter: Segmenter,
+    images: ImageSource,
+    *,
+    size_px: int,
+    num_images: int,
+    num_pixels: int,
+    batch_size: int,
+    seed: int,
+    precision: str,
+) -> Float[np.ndarray, "P D"]:
+    """Unit features of random pixels of random images, without augmentation (5.1).
+
+    Args:
+        segmenter: in evaluation mode, on the device of `images`.
+        images: of the training set.
+        size_px: side at which the network sees them.
+        num_images: at most so many images are looked at.
+        num_pixels: about so many pixels are taken, the same number from each image.
+        batch_size: images at once.
+        seed: of the sample.
+        precision: of the forward pass.
+    """
+    generator = torch_generator(seed, "cluster", "sample")
+    count = min(num_images, len(images))
+    per_image = max(1, num_pixels // count)
+    batches = list(torch.randperm(len(images), generator=generator)[:count].sort().values.split(batch_size))
+    taken = []
+    shares = [distributed.share(rows) for rows in batches]
+    source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
+    for rows, image in zip(batches, source, strict=True):
+        pixels = unit_pixels(segmenter, _at_size(image, size_px), precision)
+        chances = torch.rand(len(rows), pixels.per_image, generator=generator)
+        places = distributed.share(chances).topk(min(per_image, pixels.per_image)).indices
+        chosen = pixels.at(places.to(image.device))
+        taken.append(distributed.assemble(chosen, len(rows)).flatten(0, 1).cpu().numpy())
+    return np.concatenate(taken)
+
+
+@torch.no_grad()
+def all_pixel_features(
+    segmenter: Segmenter, images: ImageSource, *, size_px: int, batch_size: int, seed: int, precision: str
+) -> Iterator[Float[np.ndarray, "P D"]]:
+    """Unit features of every pixel of every image, a batch at a time in random order.
+
+    In training mode the network's running statistics move, as they do where PiCIE clusters.
+    """
+    order = torch.randperm(len(images), generator=torch_generator(seed, "cluster", "order"))
+    batches = [rows for rows in order.split(batch_size) if len(rows) > 1]  # batch norm needs two
+    shares = [distributed.share(rows) for rows in batches]
+    source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
+    for rows, image in zip(batches, source, strict=True):
+        pixels = unit_pixels(segmenter, _at_size(image, size_px), precision)
+        yield pixels._replace(feature=distributed.assemble(pixels.feature, len(rows))).all().cpu().numpy()
+
+
+def _at_size(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 3 S S"]:
+    if image.shape[2] == size_px:
+        return image
+    return resample(image, whole(len(image)).to(image.device), (size_px, size_px))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,27 @@
 """Stage `embed`: one global feature for each of the six pyramid views of every training image (4.2.1)."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from stages.dataset.store import open_images
-from stages.imaging.pyramid import VIEWS
-from stages.imaging.source import ImageSource
-from stages.nets.checkpoint import load_backbone
-from stages.pyramid.embedding import embed_views
-from stages.runtime.device import choose_device
-from stages.runtime.errors import run
-from stages.runtime.params import load
-from stages.runtime.rows import RowWriter
-from stages.runtime.state import StageState
+from stages.backbone.checkpoint import load_backbone
+from stages.backbone.trunk import Trunk
+from stages.core.device import autocast, choose_device, place
+from stages.core.images import open_images
+from stages.imaging.batches import ImageSource, in_order, normalise
+from stages.imaging.resample import Boxes, resample
+from stages.pseudo_labels.pyramid import VIEWS, view_boxes
+from stages.runtime.progress import track
+from stages.runtime.state import RowWriter, StageState
 from stages.runtime.watch import Watch
+from stages.settings.errors import run
+from stages.settings.params import load
+from stages.settings.schema import Embed
 
 KEYS = ("size_px", "crop_ratio", "precision", "backbone", "embed")
 
@@ -38,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = load_backbone(args.backbone, params.backbone)
     neutral = load(args.params, "device", "runtime")
     device = choose_device(neutral.device)
-    images = ImageSource(open_images(args.images, "train"), device)
+    images = ImageSource(open_images(args.images), device)
     watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
     state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.float32, (len(images), len(VIEWS), backbone.channels[-1]))
@@ -56,6 +61,62 @@ def main(argv: Sequence[str] | None = None) -> None:
     state.check()
     rows.deliver(args.out)
     state.finish()
+
+
+def crop_boxes(views: Tensor, crop_ratio: float, centre_ratio: float = 1.0) -> Boxes:
+    """The boxes of one view number for each image.
+
+    Args:
+        views: [N] numbers into `VIEWS`.
+        crop_ratio: side of the five crops.
+        centre_ratio: side of the centre of each view that is taken (A.1: 224 of 256).
+    """
+    top, left, height, width = view_boxes(crop_ratio)[views].unbind(1)
+    margin = (1 - centre_ratio) / 2
+    return Boxes(
+        top + margin * height,
+        left + margin * width,
+        centre_ratio * height,
+        centre_ratio * width,
+        torch.zeros(len(views)),
+    )
+
+
+@torch.no_grad()
+def embed_views(
+    backbone: Trunk,
+    images: ImageSource,
+    settings: Embed,
+    *,
+    first: int = 0,
+    crop_ratio: float,
+    size_px: int,
+    precision: str,
+) -> Iterator[Float[Tensor, "B 6 D"]]:
+    """Features of all six views of every image, float32 on the CPU, batch by batch.
+
+    Each view is resized and its centre taken, as the self-supervised models are evaluated (A.1). A feature
+    keeps its length: projection heads and classifiers, which `label` may use, want it.
+
+    Args:
+        backbone: the pretrained trunk; used in evaluation mode.
+        images: N of them.
+        settings: batch size and centre ratio.
+        first: image to begin with, a whole number of batches from the start.
+        crop_ratio: side of the five crops.
+        size_px: side at which the trunk sees a view.
+        precision: of the forward pass.
+    """
+    backbone = place(backbone, images.device).eval()
+    batches = in_order(len(images), settings.batch_size)[-(-first // settings.batch_size) :]
+    for image in track(images.batches(batches), "embed", total=len(batches), unit="batch"):
+        features = []
+        for view in range(len(VIEWS)):
+            boxes = crop_boxes(torch.full((len(image),), view), crop_ratio, settings.centre_ratio)
+            crop = resample(image, boxes.to(images.device), (size_px, size_px))
+            with autocast(images.device, precision):
+                features.append(backbone.global_feature(normalise(crop)).cpu())
+        yield torch.stack(features, 1)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.core.artefacts import read_array, write_json
 from stages.dataset.truth import Truth, read_truth
-from stages.imaging.score_maps import chunks, cluster_maps, open_scores
-from stages.runtime.artefacts import read_array, write_json
-from stages.runtime.errors import UserError, run
-from stages.runtime.params import load
+from stages.postprocessing.score_maps import chunks, cluster_maps, open_scores
 from stages.runtime.progress import say, track
 from stages.runtime.watch import Watch
 from stages.scoring.colour_baseline import tally_colour_position
 from stages.scoring.confusion import Tally, tally, truth_image_share
-from stages.scoring.matching import match_by_overlap
-from stages.scoring.outputs import Counted, write_outputs
+from stages.scoring.metrics import match_by_overlap
+from stages.scoring.outputs import Counted, headline, write_outputs
 from stages.scoring.stored import read_counted
-from stages.scoring.tables import headline
+from stages.settings.errors import UserError, run
+from stages.settings.params import load
 
 KEYS = ("seed", "pixel_k", "evaluate")
 Chunk = tuple[slice, np.ndarray]

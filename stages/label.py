@@ -1,7 +1,7 @@
 """Stage `label`: centres of view features give every view a pseudo-label and a score (4.2.1)."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +9,17 @@ import torch
 from jaxtyping import Int
 
 from stages.clustering.agreement import agreement, effective_clusters
-from stages.clustering.centres import Space, choose_centres
 from stages.clustering.kmeans import KMeans
-from stages.clustering.pseudo_labels import agreement_with_order, weaknesses
-from stages.nets.heads import read_heads
-from stages.runtime.artefacts import read_array, write_json
-from stages.runtime.device import choose_device
-from stages.runtime.errors import UserError, run
-from stages.runtime.fit import check_data_size
-from stages.runtime.generators import torch_generator
-from stages.runtime.params import load
+from stages.core.artefacts import read_array, write_json
+from stages.core.device import choose_device, torch_generator
+from stages.core.seeds import faiss_seed
+from stages.core.tensors import write_tensors
+from stages.pseudo_labels.centres import Space, choose_centres, read_heads
 from stages.runtime.progress import say
-from stages.runtime.schema import Label
-from stages.runtime.seeds import faiss_seed
-from stages.runtime.tensors import write_tensors
 from stages.runtime.watch import Watch
+from stages.settings.errors import UserError, run
+from stages.settings.params import check_data_size, load
+from stages.settings.schema import Label, WeakLabels
 
 KEYS = ("seed", "global_k", "label")
 
@@ -92,6 +88,47 @@ def _sample(num_images: int, num_views: int, settings: Label, seed: int) -> Int[
     places = np.arange(0, num_images * num_views, num_views if settings.fit_views == "whole" else 1)
     chosen = torch.randperm(len(places), generator=torch_generator(seed, "label", "sample"))
     return places[np.sort(chosen[: settings.sample_views].numpy())]
+
+
+def agreement_with_order(pseudo_label: Int[np.ndarray, " N"], num_blocks: int) -> float:
+    """How far labels of images in file order follow that order: agreement with as many even blocks of it.
+
+    High for frames of one video, whose neighbours look alike whatever they show; and for folders that are
+    sorted by content, where it is no fault.
+    """
+    blocks = np.arange(len(pseudo_label)) * num_blocks // len(pseudo_label)
+    return agreement(pseudo_label, blocks)
+
+
+def weaknesses(figures: Mapping[str, float], global_k: int, limits: WeakLabels) -> Iterator[str]:
+    """What is wrong with the pseudo-labels, each with what helps.
+
+    Args:
+        figures: stability, agreement_with_position and agreement_with_order, each 1 at most, 0 for chance;
+            effective_clusters.
+        global_k: number of pseudo-labels.
+        limits: from where on a figure is called weak.
+    """
+    stability, position, order = (
+        figures[name] for name in ("stability", "agreement_with_position", "agreement_with_order")
+    )
+    if stability < limits.stability_below:
+        yield f"a second clustering agrees by {stability:.2f} only: pretrain longer, or lower global_k"
+    if position > limits.position_above:
+        yield (
+            f"they follow the view's place in the image by {position:.2f}: pretrain longer, set "
+            "select_views.pool: whole, or lower train.image_loss.weight"
+        )
+    if order > limits.order_above:
+        yield (
+            f"they follow the order of the files by {order:.2f}, as frames of a video do: unless folders are "
+            "sorted by content, lower global_k or train.image_loss.weight"
+        )
+    if (used := figures["effective_clusters"]) < limits.used_below * global_k:
+        yield (
+            f"the views fall into few of them, as if {used:.1f} of {global_k} were in use: pretrain longer, "
+            "lower global_k, or set label.centres: kmeans"
+        )
 
 
 if __name__ == "__main__":

@@ -1,22 +1,24 @@
 """Stage `predict`: the score of every class for every pixel of the validation images (4.1)."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
-from stages.dataset.store import open_images
-from stages.imaging.source import ImageSource
-from stages.runtime.device import choose_device, place
-from stages.runtime.errors import UserError, run
-from stages.runtime.params import load
-from stages.runtime.rows import RowWriter
-from stages.runtime.state import StageState
-from stages.runtime.tensors import read_tensors
+from stages.core.device import choose_device, place
+from stages.core.images import open_images
+from stages.core.tensors import read_tensors
+from stages.imaging.batches import ImageSource, in_order
+from stages.runtime.progress import track
+from stages.runtime.state import RowWriter, StageState
 from stages.runtime.watch import Watch
-from stages.segmentation.inference import score_images
-from stages.segmentation.network import load_segmenter
+from stages.segmenter.network import Segmenter, load_segmenter, unit_pixels
+from stages.segmenter.pixels import pixel_logits
+from stages.settings.errors import UserError, run
+from stages.settings.params import load
 
 KEYS = ("size_px", "precision", "predict")
 
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     neutral = load(args.params, "device", "runtime")
     device = choose_device(neutral.device)
-    images = ImageSource(open_images(args.images, "val"), device)
+    images = ImageSource(open_images(args.images), device)
     side = params.size_px // segmenter.feature_stride
     watch = Watch("predict", args.params, KEYS, [args.images, args.segmenter, args.centroids])
     state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
@@ -66,6 +68,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     state.check()
     rows.deliver(args.out)
     state.finish()
+
+
+def score_images(
+    segmenter: Segmenter,
+    images: ImageSource,
+    centroids: Float[Tensor, "K D"],
+    *,
+    batch_size: int,
+    precision: str,
+    first: int = 0,
+) -> Iterator[Float[Tensor, "B K H W"]]:
+    """Product of every pixel's unit feature with every centroid, the cosine where centroids are units.
+
+    On the CPU, at the feature map's resolution, batch by batch, from image `first` (whole batches) on.
+    """
+    batches = in_order(len(images), batch_size)[-(-first // batch_size) :]
+    for image in track(images.batches(batches), "predict", total=len(batches), unit="batch"):
+        scores = pixel_logits(unit_pixels(segmenter, image, precision), centroids, "dot")
+        yield scores.permute(0, 3, 1, 2).cpu()
 
 
 if __name__ == "__main__":

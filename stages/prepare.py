@@ -9,21 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from stages.dataset.journal import Journal, Packed, is_unchanged
-from stages.dataset.manifest import hash_files
+from stages.core.artefacts import write_csv, write_json
+from stages.core.images import COLUMNS, IMAGES, INDEX
+from stages.dataset.journal import Journal, Packed, fingerprint, is_unchanged, staged_folder, staged_path
 from stages.dataset.pack import Job, Work, create_arrays, pack
-from stages.dataset.readers import list_data
-from stages.dataset.source import DataSet, RawFile
-from stages.dataset.staging import fingerprint, staged_folder, staged_path
-from stages.dataset.store import COLUMNS
-from stages.dataset.summary import summarise
+from stages.dataset.source import DataSet, RawFile, list_data
+from stages.dataset.summary import hash_files, summarise
 from stages.dataset.truth import write_classes
-from stages.runtime.artefacts import write_csv, write_json
-from stages.runtime.errors import UserError, raise_faults, run
-from stages.runtime.fit import check_data_size
-from stages.runtime.params import load
 from stages.runtime.progress import say, track
 from stages.runtime.watch import Watch
+from stages.settings.errors import UserError, raise_faults, run
+from stages.settings.params import check_data_size, load
 
 KEYS = ("size_px", "prepare")
 MOST_FAULTS = 20  # that are shown one by one
@@ -40,19 +36,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data_size(args.params, len(data.train))
     for note in data.notes:
         print(f"prepare: {note}", flush=True)
-    _check_disk_space(args.images, data, params)
+    _check_disk_space(args.train_images, data, params)
     # What the data should hash to decides nothing that is packed.
     settings = {"size_px": params.size_px, "prepare": params.prepare.model_dump(exclude={"manifest_sha256"})}
     made_by = fingerprint(settings, (data.train, data.val))
-    with staged_folder(args.truth, made_by) as truth, staged_folder(args.images, made_by) as images:
-        train, val = _pack(images, truth, data, params)
+    with (
+        staged_folder(args.truth, made_by) as truth,
+        staged_folder(args.train_images, made_by) as train_images,
+        staged_folder(args.val_images, made_by) as val_images,
+    ):
+        train, val = _pack(train_images, val_images, truth, data, params)
         packed = (*train, *val)
         files = (*(file for one in packed for file in one.files), *data.other_files)
         _check_faults([*(fault for one in packed for fault in one.faults), *_changes(data, files)])
         manifest = hash_files(files)
         _check_manifest(params.prepare.manifest_sha256, manifest)
-        write_csv(images / "train.csv", _index(train))
-        write_csv(images / "val.csv", _index(val))
+        write_csv(train_images / INDEX, _index(train))
+        write_csv(val_images / INDEX, _index(val))
         write_classes(truth, data.class_names, data.class_kinds)
         summary = summarise(data, train, val, truth / "val.npy", manifest)
         watch.check(" (images that are packed stay so)")
@@ -86,14 +86,16 @@ def _already_there(folder: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in staged.glob("*")) if staged.exists() else 0
 
 
-def _pack(images: Path, truth: Path, data: DataSet, params: Any) -> tuple[list[Packed], list[Packed]]:
-    protocol = params.prepare.protocol
-    train = Work(data.decode, data.root, images / "train.npy", None, params.prepare.train_px, protocol)
-    val = Work(data.decode, data.root, images / "val.npy", truth / "val.npy", params.size_px, protocol)
+def _pack(
+    train_images: Path, val_images: Path, truth: Path, data: DataSet, params: Any
+) -> tuple[list[Packed], list[Packed]]:
+    protocol, maps = params.prepare.protocol, truth / "val.npy"
+    train = Work(data.decode, data.root, train_images / IMAGES, None, params.prepare.train_px, protocol)
+    val = Work(data.decode, data.root, val_images / IMAGES, maps, params.size_px, protocol)
     jobs, total = (Job(train, data.train), Job(val, data.val)), len(data.train) + len(data.val)
     for job in jobs:
         create_arrays(job.work, len(job.items))
-    with Journal(images / JOURNAL, (data.train, data.val)) as journal:
+    with Journal(train_images / JOURNAL, (data.train, data.val)) as journal:
         known = sum(map(len, journal.finished))
         if known:
             print(f"prepare: {known:,} of {total:,} images are there from an earlier run", flush=True)
@@ -149,9 +151,9 @@ def _report(summary: dict[str, Any], params: Any) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__)
-    parser.add_argument(
-        "--images", type=Path, required=True, help="folder to write: images uint8 [N, S, S, 3], indices"
-    )
+    images = "images uint8 [N, S, S, 3] and their index"
+    parser.add_argument("--train-images", type=Path, required=True, help=f"folder to write: {images}")
+    parser.add_argument("--val-images", type=Path, required=True, help=f"folder to write: {images}")
     parser.add_argument(
         "--truth", type=Path, required=True, help="folder to write: label maps uint8 [M, S, S], classes"
     )

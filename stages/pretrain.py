@@ -7,22 +7,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.contrast.pretraining import Pretraining
-from stages.contrast.start import init_path, read_start, start_trunk
-from stages.dataset.store import open_images
-from stages.imaging.source import ImageSource
-from stages.nets.checkpoint import save_backbone
-from stages.runtime import distributed
-from stages.runtime.artefacts import write_csv, write_json
-from stages.runtime.device import choose_device
+from stages.backbone.checkpoint import save_backbone
+from stages.checkpoints.published import init_path, read_start, start_trunk
+from stages.core import distributed
+from stages.core.artefacts import write_csv, write_json
+from stages.core.device import choose_device
+from stages.core.images import open_images
+from stages.imaging.batches import ImageSource
+from stages.pretraining.pretrainer import Pretraining
 from stages.runtime.environment import describe_environment
-from stages.runtime.errors import run
-from stages.runtime.fit import check_data_size
 from stages.runtime.launch import launch
-from stages.runtime.params import load
 from stages.runtime.progress import say
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
+from stages.settings.errors import run
+from stages.settings.params import check_data_size, load
 
 KEYS = ("seed", "precision", "compile", "backbone", "pretrain")
 UNTRAINED = ("none", "supervised")  # methods that take a model as it is
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
-    images = open_images(args.images, "train")
+    images = open_images(args.images)
     check_data_size(args.params, len(images))
     start = read_start(params.pretrain, params.backbone)
     trains = params.pretrain.method not in UNTRAINED

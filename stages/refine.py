@@ -1,20 +1,24 @@
 """Refine (4.4): let a dense CRF move the borders of the predicted clusters to those of the image."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from stages.crf.parallel import Job, refine_all
-from stages.dataset.store import open_images
-from stages.imaging.score_maps import open_scores
-from stages.runtime.errors import run
-from stages.runtime.params import load
+from stages.core.artefacts import read_array
+from stages.core.images import IMAGES, open_images
+from stages.postprocessing.dense_crf import probabilities, refine_image
+from stages.postprocessing.score_maps import open_scores
+from stages.runtime.pool import call_in_order, count_cores
 from stages.runtime.progress import say, track
-from stages.runtime.rows import RowWriter
-from stages.runtime.state import StageState
+from stages.runtime.state import RowWriter, StageState
 from stages.runtime.watch import Watch
+from stages.settings.errors import run
+from stages.settings.params import load
+from stages.settings.schema import Refine
 
 KEYS = ("refine",)
 
@@ -23,12 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Refine the predictions of every validation image."""
     args = _parse(argv)
     params = load(args.params, *KEYS, "runtime")
-    images = open_images(args.images, "val")
+    images = open_images(args.images)
     scores = open_scores(args.predictions, len(images))
     watch = Watch("refine", args.params, KEYS, [args.images, args.predictions])
     state = StageState(watch, interval_seconds=params.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.uint8, images.shape[:3])
-    job = Job(args.images / "val.npy", args.predictions, rows.path, params.refine)
+    job = Job(args.images / IMAGES, args.predictions, rows.path, params.refine)
     todo = range(rows.done, len(images))
     for _ in track(
         refine_all(job, todo, params.runtime.num_workers), "refine", total=len(todo), unit="image"
@@ -43,15 +47,57 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.refine", description=__doc__)
-    parser.add_argument(
-        "--images", type=Path, required=True, help="folder of packed images; val.npy is refined"
-    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed validation images")
     parser.add_argument(
         "--predictions", type=Path, required=True, help=".npy, cosine scores float16 [M, K, h, w]"
     )
     parser.add_argument("--out", type=Path, required=True, help=".npy to write, cluster ids uint8 [M, S, S]")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     return parser.parse_args(argv)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where the images lie and what to do to them; small, because it travels with every image.
+
+    Attributes:
+        images: uint8 [M, S, S, 3].
+        predictions: float16 [M, K, h, w].
+        refined: uint8 [M, S, S], already of its full size; each image fills its own place.
+        settings: of the CRF.
+    """
+
+    images: Path
+    predictions: Path
+    refined: Path
+    settings: Refine
+
+
+def refine_all(job: Job, images: Sequence[int], num_workers: int) -> Iterator[None]:
+    """Refine the images of these numbers; yields once for each, in order.
+
+    The result does not depend on `num_workers` (0: one for each core that this process may use).
+
+    Raises:
+        UserError: a worker was killed.
+    """
+    workers = min(num_workers or count_cores(), len(images))
+    calls = [(job, index) for index in images]
+    yield from call_in_order(_refine_one, calls, workers, prepare_worker=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _refine_one(job: Job, index: int) -> None:
+    """Refine image `index` and write it to its place."""
+    settings = job.settings.model_dump()
+    image = read_array(job.images, memory_map=True)[index]
+    scores = read_array(job.predictions, memory_map=True)[index]
+    unary = probabilities(scores, image.shape[0], settings.pop("temperature"))
+    refined = np.load(job.refined, mmap_mode="r+", allow_pickle=False)
+    refined[index] = refine_image(image, unary, **settings)
 
 
 if __name__ == "__main__":

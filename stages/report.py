@@ -9,30 +9,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.dataset.store import open_images, read_index
+from stages.core.artefacts import atomic_folder, read_array, read_csv, read_json
+from stages.core.images import open_images, read_index
+from stages.core.tensors import read_tensors
 from stages.dataset.truth import Truth, read_truth
-from stages.imaging.palette import colourise
-from stages.imaging.pyramid import view_boxes
-from stages.imaging.score_maps import cluster_maps, open_scores
+from stages.postprocessing.score_maps import cluster_maps, open_scores
+from stages.pseudo_labels.pyramid import view_boxes
 from stages.reporting.curves import draw_histories
-from stages.reporting.data import data_tables
-from stages.reporting.gallery import draw_exemplars, exemplars
 from stages.reporting.legend import Legend, read_legend
-from stages.reporting.page import class_bars, reading_table, render, score_table, share_bars
-from stages.reporting.pictures import Row, panel, save
-from stages.reporting.shares import label_shares, score_shares
-from stages.runtime.artefacts import atomic_folder, read_array, read_csv, read_json
-from stages.runtime.errors import raise_faults, run
-from stages.runtime.params import load
+from stages.reporting.page import (
+    class_bars,
+    data_tables,
+    label_shares,
+    reading_table,
+    render,
+    score_shares,
+    score_table,
+    share_bars,
+)
+from stages.reporting.palette import colourise
+from stages.reporting.pictures import Row, draw_exemplars, exemplars, panel, save
 from stages.runtime.progress import say
-from stages.runtime.tensors import read_tensors
 from stages.runtime.watch import Watch
+from stages.settings.errors import raise_faults, run
+from stages.settings.params import load
 
 KEYS = ("crop_ratio", "report")
 TILE_PX, COLUMNS = 128, 8  # of segmentation.png
 README_TILE_PX, README_COLUMNS = 112, 6  # of panels.png
 INPUTS = {
-    "images": "folder of packed images",
+    "images": "folder of the packed images of both splits",
     "truth": "folder of label maps and class names",
     "data": ".json, what `prepare` read",
     "labels": ".safetensors, pseudo-label and score of every view",
@@ -127,12 +133,12 @@ def _draw_segmentation(folder: Path, inputs: Inputs, legend: Legend, shown: np.n
 
 
 def _read(args: argparse.Namespace) -> Inputs:
-    val = open_images(args.images, "val")
+    val = open_images(args.images / "val")
     tensors, _ = read_tensors(args.labels)
     return Inputs(
-        train=open_images(args.images, "train"),
+        train=open_images(args.images / "train"),
         val=val,
-        sources=read_index(args.images, "val")["source"],
+        sources=read_index(args.images / "val")["source"],
         truth=read_truth(args.truth),
         kept_views=read_array(args.views),
         view_score=tensors["score"].numpy() if "score" in tensors else np.empty(0),

@@ -8,24 +8,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.dataset.store import open_images
-from stages.imaging.source import ImageSource
-from stages.nets.checkpoint import load_backbone
-from stages.runtime import distributed
-from stages.runtime.artefacts import read_array, write_csv, write_json
-from stages.runtime.device import choose_device, place
+from stages.backbone.checkpoint import load_backbone
+from stages.core import distributed
+from stages.core.artefacts import read_array, write_csv, write_json
+from stages.core.device import choose_device, place
+from stages.core.images import open_images
+from stages.core.seeds import derive
+from stages.imaging.batches import ImageSource
 from stages.runtime.environment import describe_environment
-from stages.runtime.errors import UserError, run
-from stages.runtime.fit import check_data_size
 from stages.runtime.launch import launch
-from stages.runtime.params import load
-from stages.runtime.seeds import derive
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
-from stages.segmentation.compat import train_settings
-from stages.segmentation.guidance import Guidance
-from stages.segmentation.network import Segmenter, describe_segmenter, save_segmenter
-from stages.segmentation.training import Training
+from stages.segmenter.compat import train_settings
+from stages.segmenter.network import Segmenter, describe_segmenter, save_segmenter
+from stages.settings.errors import UserError, run
+from stages.settings.params import check_data_size, load
+from stages.training.guidance import Guidance
+from stages.training.trainer import Training
 
 KEYS = (
     "compat", "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "compile",
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
-    images, kept_views = open_images(args.images, "train"), read_array(args.views)
+    images, kept_views = open_images(args.images), read_array(args.views)
     if len(kept_views) != len(images):
         raise UserError(
             f"{args.views}: speaks of {len(kept_views)} images, but {args.images} has {len(images)}; "

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.nets.checkpoint import build_backbone
-from stages.nets.trunk import Trunk
+from stages.backbone.checkpoint import build_backbone
+from stages.backbone.trunk import Trunk
 
 RESNET = {"arch": "resnet18", "width": 8, "stem_stride": 2}
 VIT = {"arch": "vit_small", "width": 2, "patch_px": 8, "registers": 0, "layer_scale": False}

@@ -190,10 +190,10 @@ def packed(tmp_path: Path) -> Path:
     """A folder as `prepare` writes it: images/ with both splits and truth/ beside it; returns images/."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "images"
-    folder.mkdir()
     for split, count, side in (("train", NUM_TRAIN, TRAIN_PX), ("val", NUM_VAL, SIZE_PX)):
         scenes = [scene(rng, side, side) for _ in range(count)]
-        np.save(folder / f"{split}.npy", np.stack([pixels for pixels, _ in scenes]))
+        (folder / split).mkdir(parents=True)
+        np.save(folder / split / "images.npy", np.stack([pixels for pixels, _ in scenes]))
         names = [f"{split}/{index:03d}" for index in range(count)]
         pd.DataFrame(
             {
@@ -203,7 +203,7 @@ def packed(tmp_path: Path) -> Path:
                 "height": side,
                 "sha256": "0" * 64,
             }
-        ).to_csv(folder / f"{split}.csv", index=False)
+        ).to_csv(folder / split / "index.csv", index=False)
     truth = tmp_path / "truth"
     truth.mkdir()
     np.save(truth / "val.npy", np.stack([labels for _, labels in scenes]))

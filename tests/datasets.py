@@ -8,11 +8,12 @@ import numpy as np
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.dataset.folder import list_folder
-from stages.dataset.manifest import manifest_sha256
-from stages.runtime.schema import SplitRule
+from stages.dataset.source import list_data
+from stages.dataset.summary import manifest_sha256
+from stages.settings.schema import Prepare
 
 REPOSITORY = Path(__file__).parents[1]
+TAXONOMIES = {path.stem: path for path in (REPOSITORY / "stages/readers").glob("*/*.csv")}
 CLASS_NAMES = ("sky", "grass", "cow")
 LIST = "Coco164kFull_Stuff_Coarse_7"
 
@@ -32,6 +33,18 @@ def write_params(path: Path, changes: Mapping[str, Any] | None = None) -> Path:
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
     return path
+
+
+def prepare_settings(**changes: Any) -> Prepare:
+    """`prepare` of the committed params.yaml: `prepare_settings(reader="folder", split__by="lists")`."""
+    section = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["prepare"]
+    for key, value in changes.items():
+        *parts, name = key.split("__")
+        inner = section
+        for part in parts:
+            inner = inner[part]
+        inner[name] = value
+    return Prepare.model_validate(section)
 
 
 def write_image(path: Path, pixels: np.ndarray, mode: str | None = None, **options: Any) -> Path:
@@ -77,7 +90,7 @@ def make_folder(
 
 def folder_manifest(root: Path) -> str:
     """The hash of a folder data set with images/train and images/val."""
-    return manifest_sha256(list_folder(root, SplitRule(by="folder", val_fraction=0.2, seed=0)))
+    return manifest_sha256(list_data(prepare_settings(reader="folder", path=str(root))))
 
 
 def noise(seed: int, width: int, height: int) -> np.ndarray:

@@ -138,7 +138,7 @@ def _forget(folder: Path, stage: str) -> None:
 
 def _needs_doctor(folder: Path) -> bool:
     """Whether anything is left that stops the next `dvc repro`; if so it is mended."""
-    command = [sys.executable, "-m", "stages.runtime.doctor", "--fix"]
+    command = [sys.executable, "-m", "stages.tools.doctor", "--fix"]
     shown = subprocess.run(
         command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
     ).stdout
@@ -218,7 +218,7 @@ def main() -> None:
         print(f"outputs with the bytes of the undisturbed run: {same} of {len(expected)}")
         by_stage = Counter(kill.stage for kill in kills)
         print("kills:", "  ".join(f"{stage} {count}" for stage, count in sorted(by_stage.items())))
-        print(run(victim, sys.executable, "-m", "stages.runtime.doctor"), end="")
+        print(run(victim, sys.executable, "-m", "stages.tools.doctor"), end="")
         sys.exit(expected != found)
 
 

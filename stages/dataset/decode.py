@@ -1,13 +1,16 @@
 """Bytes of image files into RGB pictures and class ids, with every fault put into words."""
 
 import warnings
+from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stages.dataset.source import Decoded, Item, RawFile, read_raw
 from stages.dataset.taxonomy import Taxonomy
-from stages.runtime.errors import UserError
+from stages.settings.errors import UserError, raise_faults
 
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 # Pillow stretches grey values of 2 and 4 bits to 0..255; class ids have to be shrunk again.
@@ -91,3 +94,58 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _listed(ids: np.ndarray) -> str:
     return ", ".join(map(str, ids[:5])) + (", ..." if ids.size > 5 else "")
+
+
+@dataclass(frozen=True)
+class FileDecoder:
+    """Reads one image and, where it has one, its label map.
+
+    Attributes:
+        root: of the data set.
+        taxonomy: of the label maps.
+        upright: turn images as their EXIF block asks; the label maps of own data are drawn on what is seen.
+    """
+
+    root: Path
+    taxonomy: Taxonomy
+    upright: bool = True
+
+    def __call__(self, item: Item) -> Decoded:
+        """Decode, with all faults of both files.
+
+        Raises:
+            UserError: a file cannot be read, or the two differ in size.
+        """
+        faults: list[str] = []
+        files: list[RawFile] = []
+        image, labels = None, None
+        try:
+            image = decode_image(self._read(item.source, files), upright=self.upright)
+        except (UserError, OSError) as error:
+            faults.append(f"{item.source}: {_reason(error)}")
+        if item.labels is not None:
+            try:
+                labels = decode_labels(self._read(item.labels, files), self.taxonomy)
+            except (UserError, OSError) as error:
+                faults.append(f"{item.labels}: {_reason(error)}")
+        if image is not None and labels is not None and image.size != labels.shape[::-1]:
+            faults.append(_other_size(item, image, labels))
+        raise_faults(faults)
+        assert image is not None
+        return Decoded(image, labels, tuple(files))
+
+    def _read(self, name: str, files: list[RawFile]) -> bytes:
+        file = read_raw(self.root, name)
+        files.append(file[0])
+        return file[1]
+
+
+def _reason(error: UserError | OSError) -> str:
+    return str(error) if isinstance(error, UserError) else f"cannot be read ({error.strerror})"
+
+
+def _other_size(item: Item, image: Image.Image, labels: np.ndarray) -> str:
+    return (
+        f"{item.labels}: is {labels.shape[1]} x {labels.shape[0]} px, but {item.source} is "
+        f"{image.width} x {image.height} px as displayed; label maps must match their images"
+    )

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.core.artefacts import create_array
 from stages.dataset.journal import Journal, Packed, checksum, is_unchanged
+from stages.dataset.protocols import Protocol, square_image, square_labels
 from stages.dataset.source import Decode, Decoded, Item
 from stages.dataset.truth import IGNORED
-from stages.dataset.working_size import Protocol, square_image, square_labels
-from stages.runtime.artefacts import create_array
-from stages.runtime.cores import count_cores
-from stages.runtime.errors import UserError
-from stages.runtime.pool import call_in_order
+from stages.runtime.pool import call_in_order, count_cores
+from stages.settings.errors import UserError
 
 CHUNK_IMAGES = 16
 

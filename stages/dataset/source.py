@@ -1,6 +1,10 @@
 """What every reader of raw data offers: a list of images and a function that decodes one of them."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import importlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +12,8 @@ import numpy as np
 from PIL import Image
 
 from stages.dataset.truth import Kind
+from stages.settings.errors import UserError, raise_faults
+from stages.settings.schema import Prepare
 
 
 @dataclass(frozen=True)
@@ -86,3 +92,99 @@ class DataSet:
     root: Path | None = None
     notes: tuple[str, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+MOST_BYTES = 1 << 30  # of one file: more is no picture that Pillow's limit of pixels would let pass
+MOST_NAMES = 10  # that one message lists
+
+
+def read_raw(root: Path, name: str) -> tuple[RawFile, bytes]:
+    """One file of the data set: its line of the manifest, and its content.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: it is too large to be a picture.
+    """
+    with (root / name).open("rb") as opened:
+        status = os.fstat(opened.fileno())
+        if status.st_size > MOST_BYTES:
+            raise UserError(
+                f"has {status.st_size:,} bytes, more than {MOST_BYTES:,}, the most that a picture may have; "
+                "scale it down or remove it"
+            )
+        content = opened.read()
+    digest = hashlib.sha256(content).hexdigest()
+    return RawFile(name, len(content), digest, status.st_mtime_ns), content
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Files below `folder`, sorted within each folder, through links, hidden ones included."""
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link back to a folder above itself
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(names))
+
+
+@dataclass
+class Findings:
+    """Collected while a data set is listed.
+
+    Attributes:
+        faults: of the user's, each a line.
+        skipped: how many files are no part of the data set, by the reason.
+        files: lists and names that were read.
+        notes: for the log.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    files: list[RawFile] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def read_text(self, root: Path, name: str) -> str:
+        """Text of a file that belongs to the data set; empty text, and a fault, where there is none."""
+        try:
+            file, content = read_raw(root, name)
+            self.files.append(file)
+            return content.decode("utf-8-sig")
+        except FileNotFoundError:
+            self.faults.append(f"{root / name}: not found; add it, with one name a line")
+        except UnicodeDecodeError:
+            self.faults.append(f"{root / name}: is not UTF-8 text; save it as such")
+        return ""
+
+    def raise_faults(self) -> None:
+        """Tell everything at once.
+
+        Raises:
+            UserError: there is a fault.
+        """
+        raise_faults(self.faults)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+
+
+def list_data(settings: Prepare) -> DataSet:
+    """Every image of the data set that params.yaml names, by name; none is opened.
+
+    A reader is a folder `stages/readers/<name>` whose module of the same name has a function `list_data`;
+    only the one in use is imported.
+
+    Args:
+        settings: `prepare` of params.yaml.
+
+    Raises:
+        UserError: everything that is missing or contradictory.
+    """
+    root = Path(os.environ.get("DVC_ROOT", ".")) / settings.path
+    reader = importlib.import_module(f"stages.readers.{settings.reader}.{settings.reader}")
+    data: DataSet = reader.list_data(root, settings)
+    return data

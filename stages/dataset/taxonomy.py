@@ -8,8 +8,6 @@ import pandas as pd
 
 from stages.dataset.truth import IGNORED, Kind
 
-FOLDER = Path(__file__).parent / "taxonomies"
-
 
 @dataclass(frozen=True)
 class Taxonomy:
@@ -46,16 +44,16 @@ def plain(class_names: tuple[str, ...]) -> Taxonomy:
     return Taxonomy(class_names, (), tuple(range(count)), rule)
 
 
-def read_taxonomy(name: str) -> Taxonomy:
-    """Read taxonomies/<name>.csv: a line for each label id 0, 1, ..., its class, and thing or stuff.
+def read_taxonomy(path: Path) -> Taxonomy:
+    """Read a .csv of a reader: a line for each label id 0, 1, ..., its class, and thing or stuff.
 
     A label without a class is ignored.
     """
-    table = pd.read_csv(FOLDER / f"{name}.csv", keep_default_na=False, dtype={"class_id": str})
+    table = pd.read_csv(path, keep_default_na=False, dtype={"class_id": str})
     assert list(table["label_id"]) == list(range(len(table)))
     counted = table[table["class_id"] != ""].astype({"class_id": int})
     classes = counted.drop_duplicates(["class_id", "class", "kind"]).sort_values("class_id")
     assert list(classes["class_id"]) == list(range(len(classes)))
     ids = tuple(int(text) if text else IGNORED for text in table["class_id"])
-    rule = f"{name} knows the label ids 0 to {len(ids) - 1}, and {IGNORED} = unlabelled"
+    rule = f"{path.stem} knows the label ids 0 to {len(ids) - 1}, and {IGNORED} = unlabelled"
     return Taxonomy(tuple(classes["class"]), tuple(classes["kind"]), ids, rule)

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from stages.runtime.artefacts import read_array, unreadable, write_csv
-from stages.runtime.errors import UserError
+from stages.core.artefacts import read_array, unreadable, write_csv
+from stages.settings.errors import UserError
 
 Kind = Literal["thing", "stuff", ""]  # empty: the data set does not say
 IGNORED = 255  # of a label map: pixels that no score counts

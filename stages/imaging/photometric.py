@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.runtime.schema import Photometric
+from stages.settings.section import Photometric
 
 # Luma weights of ITU-R BT.601, as in every image library.
 LUMA = (0.299, 0.587, 0.114)

@@ -24,6 +24,12 @@ class Boxes(NamedTuple):
     width: Float[Tensor, " N"]
     flip: Float[Tensor, " N"]  # 1 mirrors, 0 leaves
 
+    @classmethod
+    def of(cls, sides: Float[Tensor, "N 4"]) -> "Boxes":
+        """From rows of (top, left, height, width); nothing is mirrored."""
+        top, left, height, width = sides.unbind(1)
+        return cls(top, left, height, width, torch.zeros(len(sides)))
+
     def to(self, device: torch.device) -> "Boxes":
         """The same boxes on another device."""
         return Boxes(*(part.to(device) for part in self))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stages.runtime.errors import UserError
+from stages.settings.errors import UserError
 
 X_COLUMN = "epoch"
 COLUMNS = 4

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int64, UInt8
 
-from stages.imaging.palette import palette
-from stages.runtime.errors import UserError
+from stages.reporting.palette import palette
+from stages.settings.errors import UserError
 
 UNMATCHED = -1
 

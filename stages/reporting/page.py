@@ -7,11 +7,66 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Float16, UInt8
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from stages.postprocessing.score_maps import chunks, cluster_maps
 from stages.reporting.legend import Legend, css
-from stages.runtime.errors import UserError
+from stages.settings.errors import UserError
+
+
+def score_shares(scores: Float16[np.ndarray, "M K h w"]) -> Float[np.ndarray, " K"]:
+    """The share of each cluster in the predictions, counted at feature resolution."""
+    height, num_clusters = scores.shape[2], scores.shape[1]
+    counts = np.zeros(num_clusters, np.int64)
+    for images in chunks(scores, height):
+        counts += np.bincount(cluster_maps(scores[images], height).ravel(), minlength=num_clusters)
+    return counts / max(int(counts.sum()), 1)
+
+
+def label_shares(labels: UInt8[np.ndarray, "M S S"], num_clusters: int) -> Float[np.ndarray, " K"]:
+    """The share of each cluster in label maps, one image in memory at a time.
+
+    Raises:
+        ValueError: a label is no cluster id.
+    """
+    counts = np.zeros(256, np.int64)
+    for image in labels:
+        counts += np.bincount(image.ravel(), minlength=256)
+    if counts[num_clusters:].any():
+        raise ValueError(f"label {int(np.flatnonzero(counts).max())} is no id of {num_clusters} clusters")
+    return counts[:num_clusters] / max(int(counts.sum()), 1)
+
+
+def data_tables(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of the tables about the data set; shares as text in per cent.
+
+    Args:
+        summary: `prepare` of metrics/prepare.json.
+    """
+    return {
+        "splits": [
+            {
+                "name": name,
+                "images": summary[f"{split}_images"],
+                "sides": [_sides(summary["sizes_px"][split][side]) for side in ("width", "height")],
+            }
+            for split, name in (("train", "to learn from"), ("val", "to look at"))
+        ],
+        "classes": [
+            {"name": name, "share": _percent(share)} for name, share in summary["class_shares"].items()
+        ],
+        "ignored": _percent(summary["ignored_share"]),
+        "skipped": [{"reason": reason, "count": count} for reason, count in summary["skipped"].items()],
+    }
+
+
+def _sides(side: Mapping[str, int]) -> str:
+    """The median; where sides differ, the smallest and the largest too."""
+    if side["min"] == side["max"]:
+        return f"{side['median']}"
+    return f"{side['median']} ({side['min']} to {side['max']})"
+
 
 # Key of the metrics, heading, how it is shown: a fraction in per cent, a count, a number.
 COLUMNS = (

@@ -8,7 +8,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from stages.runtime.cores import count_cores
+from stages.runtime.pool import count_cores
 
 
 def launch(module: str, argv: Sequence[str], num_processes: int, device: str) -> bool:

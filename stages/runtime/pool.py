@@ -1,5 +1,8 @@
 """Work in several processes, its results in order, with little of it on the way."""
 
+import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -7,8 +10,28 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from stages.runtime.cores import end_with_parent
-from stages.runtime.errors import UserError
+from stages.settings.errors import UserError
+
+
+def count_cores() -> int:
+    """Cores that this process may use, where the system says so, else those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """For a worker process: end as soon as its parent is gone, however that ended.
+
+    The pool of a process that was killed would otherwise wait for work for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_wait_and_exit, args=(parent,), daemon=True).start()
+
+
+def _wait_and_exit(parent: "multiprocessing.process.BaseProcess") -> None:
+    parent.join()
+    os._exit(1)
+
 
 Result = TypeVar("Result")
 CALLS_AHEAD = 4  # for each worker: enough to keep it busy, few enough to keep memory flat

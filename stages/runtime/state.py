@@ -5,6 +5,7 @@ fingerprint of all that decides the result: command, code, params and inputs. St
 is never used.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,14 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from stages.runtime.artefacts import named_faults
-from stages.runtime.errors import UserError
-from stages.runtime.tensors import read_tensors, write_tensors
+from stages.core.artefacts import atomic_path, create_array, named_faults
+from stages.core.tensors import read_tensors, write_tensors
 from stages.runtime.watch import Watch, hash_file
+from stages.settings.errors import UserError
 
 
 class StageState:
@@ -140,3 +143,50 @@ def _unflatten(tree: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
     if kind == "list":
         return [_unflatten(item, tensors) for item in content]
     return content
+
+
+NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # other disk, or a file system without
+
+
+class RowWriter:
+    """A .npy array with the state of its stage, filled from the first row to the last.
+
+    Attributes:
+        path: where it lies until it is delivered, of its full size from the start.
+        array: a memory map of it.
+        done: rows that need not be computed again; those of an earlier run, to begin with.
+    """
+
+    def __init__(self, state: StageState, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
+        self.path, self._state, self.done = state.folder / "rows.npy", state, 0
+        saved = state.load()
+        if saved is None:
+            with named_faults(self.path):
+                create_array(self.path, dtype, shape)
+        else:
+            self.done = saved["done"]
+        self.array = np.lib.format.open_memmap(self.path, mode="r+")
+
+    def append(self, values: np.ndarray) -> None:
+        """Write the next rows."""
+        self.array[self.done : self.done + len(values)] = values
+        self.advance(len(values))
+
+    def advance(self, rows: int) -> None:
+        """The next `rows` rows are written already; from time to time that is kept."""
+        self.done += rows
+        if self._state.is_due():
+            self.array.flush()  # before the number: a power loss must not leave rows that are only said to be
+            self._state.save({"done": self.done})
+
+    def deliver(self, path: Path) -> None:
+        """Give the array its place; the state keeps its name for it until the stage has finished."""
+        self.array.flush()
+        with atomic_path(path) as temporary:
+            temporary.unlink()
+            try:
+                os.link(self.path, temporary)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                shutil.copyfile(self.path, temporary)

@@ -13,27 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stages.runtime.errors import UserError
-from stages.runtime.params import load
+from stages.settings.errors import UserError
+from stages.settings.params import load
 
 HASH_CHUNK = 1 << 24
 MOST_NAMED = 5  # of what changed
-NEUTRAL = {
-    f"stages.runtime.{name}"
-    for name in (
-        "cores",
-        "environment",
-        "errors",
-        "fit",
-        "launch",
-        "params",
-        "pool",
-        "progress",
-        "schema",
-        "state",
-        "watch",
-    )
-}
+NEUTRAL = ("stages.settings.", "stages.runtime.")  # rooms that decide no result
 
 
 class Watch:
@@ -102,7 +87,7 @@ def _decides(name: str, module: ModuleType) -> bool:
     """Whether a loaded module is code of ours that decides the result; the script itself is `__main__`."""
     spec = getattr(module, "__spec__", None)
     name = spec.name if name == "__main__" and spec else name
-    return name.startswith("stages.") and name not in NEUTRAL and bool(module.__file__)
+    return name.startswith("stages.") and not name.startswith(NEUTRAL) and bool(module.__file__)
 
 
 def _marks(inputs: Iterable[Path]) -> dict[str, tuple[int, int, int]]:

@@ -7,11 +7,11 @@ import faiss
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from stages.dataset.store import open_images
+from stages.core.images import open_images
+from stages.core.seeds import faiss_seed, numpy_generator
 from stages.dataset.truth import Truth
-from stages.runtime.errors import UserError
-from stages.runtime.seeds import faiss_seed, numpy_generator
 from stages.scoring.confusion import Tally, tally
+from stages.settings.errors import UserError
 
 GRID = 32  # cells a side at which a training image is sampled
 MAX_IMAGES = 256  # of the sample, so that it does not grow with the data
@@ -34,10 +34,10 @@ def tally_colour_position(
     Raises:
         UserError: images and label maps do not belong together.
     """
-    train, val = open_images(folder, "train"), open_images(folder, "val")
+    train, val = open_images(folder / "train"), open_images(folder / "val")
     if val.shape[:3] != truth.maps.shape:
         raise UserError(
-            f"{folder / 'val.npy'}: holds images {list(val.shape)}, but the label maps are "
+            f"{folder / 'val'}: holds images {list(val.shape)}, but the label maps are "
             f"{list(truth.maps.shape)}; run `dvc repro prepare`"
         )
     centroids = fit_colour_position(train, num_clusters, restarts=restarts, seed=seed)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from stages.runtime.device import choose_device
+from stages.core.device import choose_device
 from tests.bench import pretraining, training
 
 # Each gives one line after the other, as it measures.

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.contrast.encoder import Encoder
-from stages.contrast.pretraining import Pretraining
-from stages.imaging.source import ImageSource
-from stages.nets.resnet import ResNet
-from stages.runtime.device import autocast, place
-from stages.runtime.params import read
-from stages.runtime.schema import Backbone, Pretrain
+from stages.backbone.resnet import ResNet
+from stages.core.device import autocast, place
+from stages.imaging.batches import ImageSource
+from stages.pretraining.encoder import Encoder
+from stages.pretraining.pretrainer import Pretraining
+from stages.settings.params import read
+from stages.settings.schema_pretrain import Pretrain
+from stages.settings.section import Backbone
 from tests.bench.interleaved import compare
 from tests.datasets import REPOSITORY
 

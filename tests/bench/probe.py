@@ -17,14 +17,14 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from stages.dataset.demo_scenes import SCENES
-from stages.dataset.store import open_images, read_index
+from stages.backbone.checkpoint import build_backbone, load_backbone
+from stages.backbone.resnet import ResNet, global_feature
+from stages.core.images import open_images, read_index
 from stages.dataset.truth import read_truth
-from stages.imaging.normalise import normalise, to_unit
+from stages.imaging.batches import normalise, to_unit
 from stages.imaging.resample import resample, whole
-from stages.nets.checkpoint import build_backbone, load_backbone
-from stages.nets.resnet import ResNet, global_feature
-from stages.runtime.params import load
+from stages.readers.demo.scenes import SCENES
+from stages.settings.params import load
 
 NEIGHBOURS = 5
 
@@ -68,8 +68,8 @@ def main() -> None:
     parser.add_argument("backbones", nargs="*", metavar="NAME=PATH")
     args = parser.parse_args()
     params = load(args.params, "backbone", "size_px")
-    images, truth = open_images(args.images, "val"), read_truth(args.truth)
-    scene = read_index(args.images, "val")["id"].astype(int).to_numpy() % len(SCENES)
+    images, truth = open_images(args.images / "val"), read_truth(args.truth)
+    scene = read_index(args.images / "val")["id"].astype(int).to_numpy() % len(SCENES)
     present = np.array(
         [[(labels == k).any() for k in range(len(truth.class_names))] for labels in truth.maps]
     )

@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.imaging.source import ImageSource
-from stages.nets.resnet import ResNet
-from stages.runtime.device import choose_device, place
-from stages.runtime.params import read
-from stages.segmentation.assignments import FrozenAssignments, StoredAssignments
-from stages.segmentation.clusters import PixelClusterer
-from stages.segmentation.compat import train_settings
-from stages.segmentation.guidance import Guidance
-from stages.segmentation.network import Segmenter
-from stages.segmentation.training import Training
-from stages.segmentation.views import ViewMaker
+from stages.backbone.resnet import ResNet
+from stages.core.device import choose_device, place
+from stages.imaging.batches import ImageSource
+from stages.segmenter.compat import train_settings
+from stages.segmenter.network import Segmenter
+from stages.settings.params import read
+from stages.training.clusters import FrozenAssignments, PixelClusterer, StoredAssignments
+from stages.training.guidance import Guidance
+from stages.training.siamese import ViewMaker
+from stages.training.trainer import Training
 from tests.datasets import REPOSITORY
 
 PHASES = {

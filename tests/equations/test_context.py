@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from stages.imaging.color import to_lab
-from stages.runtime.schema import Context
-from stages.segmentation.context import (
+from stages.segmenter.context import (
     ContextModule,
     appearance_kernel,
     cosine_similarity,
     proximity_kernel,
     row_normalise,
+    to_lab,
 )
+from stages.settings.schema_train import Context
 
 KERNEL = {
     "appearance_weight": 0.7,

@@ -8,11 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-from stages.contrast.figures import Moments, instance_accuracy, perplexity
-from stages.contrast.health import CURES, NAN_CURES, SEEN, explain, find_faults, summarise
-from stages.contrast.moco import choose_key_momentum, choose_queue_size
-from stages.nets.batch_norm import SplitBatchNorm, split_batch_norms
-from stages.runtime.params import load
+from stages.backbone.batch_norm import SplitBatchNorm, split_batch_norms
+from stages.pretraining.figures import (
+    CURES,
+    NAN_CURES,
+    SEEN,
+    Moments,
+    explain,
+    find_faults,
+    instance_accuracy,
+    perplexity,
+    summarise,
+)
+from stages.pretraining.moco import choose_key_momentum, choose_queue_size
+from stages.settings.params import load
 from tests.datasets import REPOSITORY
 
 SETTINGS = load(REPOSITORY / "params.yaml", "pretrain").pretrain

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.crf.dense_crf import mean_field, probabilities, refine_image
+from stages.postprocessing.dense_crf import mean_field, probabilities, refine_image
 
 SETTINGS = [
     {"smoothness_weight": 3.0, "smoothness_px": 1.0, "appearance_weight": 0.0, "appearance_px": 1.0},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.segmentation.health import SIGNS, Health, matched_share, used_share
+from stages.training.health import SIGNS, Health, matched_share, used_share
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.segmentation.network import ImageHead
+from stages.segmenter.network import ImageHead
 
 DIM, CLUSTERS = 4, 3
 

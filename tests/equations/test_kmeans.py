@@ -10,7 +10,7 @@ from sklearn.metrics import homogeneity_score
 
 from stages.clustering.agreement import agreement, clusters_by_image, effective_clusters, image_share
 from stages.clustering.kmeans import KMeans, assign
-from stages.runtime.errors import UserError
+from stages.settings.errors import UserError
 
 
 def _unit(points: np.ndarray) -> np.ndarray:

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.clustering.kmeans import KMeans
-from stages.clustering.minibatch import MiniBatchKMeans, move_centroids, nearest
-from stages.runtime.errors import UserError
+from stages.clustering.kmeans import KMeans, MiniBatchKMeans, move_centroids, nearest
+from stages.settings.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.contrast.encoder import Encoder
-from stages.contrast.figures import alignment, uniformity
-from stages.contrast.moco import MoCo, info_nce
-from stages.contrast.schedule import warmup_cosine
-from stages.nets.resnet import ResNet
-from stages.runtime.params import load
+from stages.backbone.resnet import ResNet
+from stages.pretraining.encoder import Encoder
+from stages.pretraining.figures import alignment, uniformity
+from stages.pretraining.moco import MoCo, info_nce
+from stages.pretraining.optimizer import warmup_cosine
+from stages.settings.params import load
 from tests.datasets import REPOSITORY
 
 

@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.segmentation.losses import (
-    ViewClusters,
-    cluster_weights,
-    guidance_loss,
-    pixel_loss,
-    siamese_loss,
-)
-from stages.segmentation.pixels import Pixels, assign_pixels, pixel_logits
+from stages.segmenter.pixels import Pixels, assign_pixels, pixel_logits
+from stages.training.losses import ViewClusters, cluster_weights, guidance_loss, pixel_loss, siamese_loss
 
 NUM, DIM, SIDE, CLUSTERS = 2, 4, 3, 5
 

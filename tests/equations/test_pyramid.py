@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.imaging.pyramid import VIEWS, crop_boxes, view_boxes
-from stages.imaging.source import ImageSource
-from stages.nets.resnet import ResNet
-from stages.pyramid.embedding import embed_views
-from stages.runtime.schema import Embed
+from stages.backbone.resnet import ResNet
+from stages.embed import crop_boxes, embed_views
+from stages.imaging.batches import ImageSource
+from stages.pseudo_labels.pyramid import VIEWS, view_boxes
+from stages.settings.schema import Embed
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 

@@ -7,10 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from stages.scoring.matching import match_by_majority, match_by_overlap
-from stages.scoring.metrics import ABSENT_RULES, score
-from stages.scoring.readings import READINGS, Matched
-from stages.scoring.whole_score import as_json, as_table, in_words, whole_score
+from stages.scoring.metrics import ABSENT_RULES, match_by_majority, match_by_overlap, score
+from stages.scoring.readings import READINGS, Matched, as_json, as_table, in_words, whole_score
 
 # Rows are classes in the order of things and stuff, columns the clusters that they are matched with.
 IN_CLASS_ORDER = np.array([[40, 10, 50, 0], [10, 30, 0, 60], [0, 0, 90, 10], [20, 0, 10, 170]])

@@ -7,14 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.imaging.resample import (
-    Boxes,
-    enlarge,
-    gaussian_matrix,
-    interpolation_matrix,
-    resample,
-    whole,
-)
+from stages.imaging.resample import Boxes, enlarge, gaussian_matrix, interpolation_matrix, resample, whole
 
 
 def _image(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,13 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from stages.runtime.errors import UserError
 from stages.scoring.colour_baseline import assign_colour_position, fit_colour_position
-from stages.scoring.confusion import confusion_matrix, tally
-from stages.scoring.matching import match_by_overlap
-from stages.scoring.metrics import score
-from stages.scoring.partition_stats import partition_stats
-from stages.scoring.tables import confusion_table, headline, per_class_table
+from stages.scoring.confusion import confusion_matrix, partition_stats, tally
+from stages.scoring.metrics import match_by_overlap, score
+from stages.scoring.outputs import confusion_table, headline, per_class_table
+from stages.settings.errors import UserError
 
 NAMES = ("sky", "grass", "cow")
 

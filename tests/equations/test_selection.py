@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.selection.selection import select
+from stages.select_views import select
 
 SCOPES = ["global", "per_cluster", "per_view"]
 

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from stages.contrast.encoder import Encoder
-from stages.contrast.lars import LARS
-from stages.contrast.swav import SwAV, sinkhorn, swapped_prediction
-from stages.contrast.views import Views
-from stages.nets.resnet import ResNet
-from stages.runtime.params import load
+from stages.backbone.resnet import ResNet
+from stages.pretraining.encoder import Encoder
+from stages.pretraining.optimizer import LARS
+from stages.pretraining.swav import SwAV, sinkhorn, swapped_prediction
+from stages.pretraining.views import Views
+from stages.settings.params import load
 from tests.datasets import REPOSITORY
 
 

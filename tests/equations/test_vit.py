@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import erf
 
-from stages.nets.vit import POSITIONS, ViT, resample_positions
+from stages.backbone.vit import POSITIONS, ViT, resample_positions
 
 DIM, HEADS, DEPTH = 12, 6, 12
 

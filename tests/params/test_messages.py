@@ -8,8 +8,8 @@ import pytest
 from dvc.utils.serialize import load_yaml
 from ruamel.yaml import YAML
 
-from stages.runtime.errors import UserError
-from stages.runtime.params import load, read
+from stages.settings.errors import UserError
+from stages.settings.params import load, read
 from tests.datasets import REPOSITORY, write_params
 
 FILES = [REPOSITORY / "params.yaml", *sorted((REPOSITORY / "presets").glob("*.yaml"))]

@@ -11,19 +11,10 @@ from ruamel.yaml import YAML
 from stages.runtime import watch
 from tests.datasets import REPOSITORY
 
-# Code that changes no result: reading and checking settings, errors, progress, state; naming the machine.
-NEUTRAL = tuple(sorted(f"{name.replace('.', '/')}.py" for name in watch.NEUTRAL))
+NEUTRAL_ROOMS = tuple(room.replace(".", "/") for room in watch.NEUTRAL)
 NEUTRAL_KEYS = ("device", "runtime")
-# What is read beside code: taxonomies of label maps, template of the page.
-READ_AS_DATA = {
-    "prepare": tuple(
-        sorted(
-            f"stages/dataset/taxonomies/{path.name}"
-            for path in (REPOSITORY / "stages/dataset/taxonomies").iterdir()
-        )
-    ),
-    "report": ("stages/reporting/page.html",),
-}
+READERS = tuple(sorted(path.name for path in (REPOSITORY / "stages/readers").iterdir() if path.is_dir()))
+READER = "${prepare.reader}"  # in a dependency of `prepare`
 
 
 @dataclass(frozen=True)
@@ -53,10 +44,26 @@ class Stage:
         """What it reads and is no code."""
         return tuple(dep for dep in self.deps if not dep.startswith("stages/"))
 
-    @property
-    def code_deps(self) -> tuple[str, ...]:
-        """The code that it names."""
-        return tuple(dep for dep in self.deps if dep.startswith("stages/"))
+    def code_deps(self, reader: str = "demo") -> tuple[str, ...]:
+        """The files and rooms of code that it names; with the reader that is in use."""
+        return tuple(dep.replace(READER, reader) for dep in self.deps if dep.startswith("stages/"))
+
+    def covered(self, reader: str = "demo") -> set[str]:
+        """Every file of code that its dependencies cover."""
+        return {file for dep in self.code_deps(reader) for file in files_below(dep)}
+
+    def needed(self, reader: str = "demo") -> set[str]:
+        """The script and all the code that it imports, without the rooms that decide no result."""
+        scripts = [self.script, *([f"stages/readers/{reader}/{reader}.py"] if self.stem == "prepare" else [])]
+        reached = set().union(*map(closure, scripts))
+        return {path for path in reached if not path.startswith(NEUTRAL_ROOMS)}
+
+
+def files_below(path: str, root: Path = REPOSITORY) -> list[str]:
+    """The files of a room, as DVC counts them, or the file itself."""
+    found = [root / path] if (root / path).is_file() else sorted((root / path).rglob("*"))
+    files = (file.relative_to(root).as_posix() for file in found if file.is_file())
+    return [file for file in files if "__pycache__" not in file]
 
 
 def read_stages(root: Path = REPOSITORY) -> dict[str, Stage]:
@@ -91,7 +98,7 @@ def _stage(name: str, entry: dict[str, Any]) -> Stage:
     return Stage(
         name,
         " ".join(entry["cmd"].split()),
-        tuple(entry.get("deps", [])),
+        tuple(str(dep) for dep in entry.get("deps", [])),
         tuple(entry.get("params", [])),
         tuple(paths("outs")),
         tuple(paths("metrics") + paths("plots")),
@@ -100,10 +107,10 @@ def _stage(name: str, entry: dict[str, Any]) -> Stage:
 
 
 @functools.cache
-def imports(path: str, root: Path = REPOSITORY) -> frozenset[str]:
-    """Paths under stages/ that a module imports itself, with every package on the way that holds code."""
+def imports(path: str) -> frozenset[str]:
+    """Paths under stages/ that a module imports itself."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((root / path).read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse((REPOSITORY / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -111,38 +118,17 @@ def imports(path: str, root: Path = REPOSITORY) -> frozenset[str]:
             names = [alias.name for alias in node.names]
         else:
             continue
-        for name in names:
-            if name == "stages" or name.startswith("stages."):
-                found |= _files(name, root)
+        files = {f"{name.replace('.', '/')}.py" for name in names if name.startswith("stages.")}
+        found |= {file for file in files if (REPOSITORY / file).exists()}
     return frozenset(found - {path})
 
 
-def _files(module: str, root: Path) -> set[str]:
-    parts = module.split(".")
-    packages = {"/".join([*parts[:end], "__init__.py"]) for end in range(1, len(parts) + 1)}
-    module_file = "/".join(parts) + ".py"
-    return {file for file in {*packages, module_file} if (root / file).exists() and holds_code(file, root)}
-
-
-@functools.cache
-def holds_code(path: str, root: Path = REPOSITORY) -> bool:
-    """Whether there is more than a docstring."""
-    body = ast.parse((root / path).read_text(encoding="utf-8")).body
-    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
-
-
-def closure(script: str, root: Path = REPOSITORY) -> set[str]:
+def closure(script: str) -> set[str]:
     """The script and all that it imports, and what that imports."""
     reached, waiting = set(), [script]
     while waiting:
         path = waiting.pop()
         if path not in reached:
             reached.add(path)
-            waiting.extend(imports(path, root))
+            waiting.extend(imports(path))
     return reached
-
-
-def code_of(stage: Stage) -> list[str]:
-    """What the stage has to name: the script first, then the rooms by name."""
-    named = closure(stage.script) - set(NEUTRAL) - {stage.script}
-    return [stage.script, *sorted({*named, *READ_AS_DATA.get(stage.stem, ())})]

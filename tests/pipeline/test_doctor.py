@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stages.runtime import doctor
-from stages.runtime.errors import UserError
+from stages.settings.errors import UserError
+from stages.tools import doctor
 from tests.datasets import REPOSITORY
 from tests.pipeline.commands import environment, run
 
@@ -107,7 +107,7 @@ def test_what_is_no_repository(tmp_path: Path) -> None:
     assert str(raised.value) == (
         f"{tmp_path}: has no .dvc, so it is no DVC repository; name its root with --root"
     )
-    command = ["python", "-m", "stages.runtime.doctor", "--root", str(tmp_path)]
+    command = ["python", "-m", "stages.tools.doctor", "--root", str(tmp_path)]
     assert run(REPOSITORY, *command, code=2).startswith("error: ")
 
 
@@ -378,7 +378,7 @@ def test_a_queued_experiment_whose_worker_died(repository: Path) -> None:
         for process in _inside(repository):
             process.kill()
     _wait(lambda: not _inside(repository))
-    command = [python, "-m", "stages.runtime.doctor", "--root", str(repository)]
+    command = [python, "-m", "stages.tools.doctor", "--root", str(repository)]
     shown = run(REPOSITORY, *command, code=1)
     what = "- queued experiment mine: counts as running, but its worker is gone\n"
     remedy = "dvc queue kill mine (it is 'Failed' then); dvc queue remove mine, and queue it again\n"

@@ -49,7 +49,7 @@ def test_what_is_pushed_can_be_pulled(mine: Path, remote: Path) -> None:
     yours = _clone(mine, "pulled")
     assert not (yours / "data/images").exists()
     run(yours, "dvc", "pull")
-    for path in ("data/images/train.npy", "models/segmenter.safetensors", "metrics/report/index.html"):
+    for path in ("data/images/train/images.npy", "models/segmenter.safetensors", "metrics/report/index.html"):
         assert (yours / path).read_bytes() == (mine / path).read_bytes(), path
     assert json.loads(run(yours, "dvc", "status", "--json")) == {}
 

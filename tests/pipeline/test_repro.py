@@ -114,13 +114,13 @@ def test_afterwards_nothing_is_to_be_done(clone: Path) -> None:
 EVALUATE = {"evaluate@raw", "evaluate@refined"}
 CODE = [
     ("stages/dataset/decode.py", {"prepare"}),
-    ("stages/contrast/moco.py", {"pretrain"}),
-    ("stages/nets/published.py", {"pretrain"}),
+    ("stages/pretraining/moco.py", {"pretrain"}),
+    ("stages/checkpoints/published.py", {"pretrain"}),
     ("stages/clustering/kmeans.py", {"label", "train", "cluster"}),
-    ("stages/clustering/centres.py", {"label"}),
-    ("stages/segmentation/losses.py", {"train"}),
-    ("stages/crf/dense_crf.py", {"refine"}),
-    ("stages/scoring/matching.py", EVALUATE),
+    ("stages/pseudo_labels/centres.py", {"label"}),
+    ("stages/training/losses.py", {"train"}),
+    ("stages/postprocessing/dense_crf.py", {"refine"}),
+    ("stages/scoring/metrics.py", EVALUATE),
     ("stages/reporting/page.html", {"report"}),
 ]
 
@@ -133,7 +133,7 @@ def test_what_an_edit_of_code_costs(clone: Path, path: str, expected: set[str]) 
 
 def test_an_edit_of_neutral_code_costs_nothing(clone: Path) -> None:
     with contextlib.ExitStack() as edits:
-        for path in (*NEUTRAL, "stages/runtime/preset.py"):
+        for path in (*NEUTRAL, "stages/tools/preset.py"):
             text = (clone / path).read_text(encoding="utf-8") + "\n# a comment\n"
             edits.enter_context(_edited(clone / path, text))
         assert _changed(clone) == set()

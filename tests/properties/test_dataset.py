@@ -14,11 +14,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from stages.dataset.decode import decode_image, decode_labels
-from stages.dataset.demo import draw_item, list_demo
-from stages.dataset.demo_scenes import CLASSES, SCENES
+from stages.dataset.protocols import square_image, square_labels
+from stages.dataset.source import DataSet, list_data
 from stages.dataset.taxonomy import Taxonomy, plain
-from stages.dataset.working_size import square_image, square_labels
-from stages.runtime.errors import UserError
+from stages.readers.demo.demo import draw_item
+from stages.readers.demo.scenes import CLASSES, SCENES
+from stages.settings.errors import UserError
+from tests.datasets import prepare_settings
 
 sides = st.integers(1, 40)
 
@@ -168,9 +170,13 @@ def test_ignored_pixels_are_no_class() -> None:
         decode_labels(encoded(Image.fromarray(np.array([[254]], np.uint8))), taxonomy(1))
 
 
+def demo_data(num_train: int, num_val: int) -> DataSet:
+    return list_data(prepare_settings(demo__num_train=num_train, demo__num_val=num_val))
+
+
 @pytest.fixture(scope="module")
 def demo() -> dict[str, list[np.ndarray]]:
-    data = list_demo(6 * len(SCENES), 4 * len(SCENES))
+    data = demo_data(6 * len(SCENES), 4 * len(SCENES))
     return {split: [_labels(item) for item in getattr(data, split)] for split in ("train", "val")}
 
 
@@ -198,7 +204,7 @@ def test_demo_scenes_hold_what_goes_with_them(demo: dict[str, list[np.ndarray]])
 
 
 def test_an_image_of_the_demo_depends_on_its_place_alone() -> None:
-    few, many = list_demo(3, 2), list_demo(5, 4)
+    few, many = demo_data(3, 2), demo_data(5, 4)
     assert few.train == many.train[:3]
     first, again, other = draw_item(few.train[2]), draw_item(many.train[2]), draw_item(few.val[1])
     assert first.files == again.files
@@ -208,7 +214,7 @@ def test_an_image_of_the_demo_depends_on_its_place_alone() -> None:
 
 
 def test_mean_colours_do_not_tell_the_classes_of_the_demo_apart() -> None:
-    data = list_demo(4 * len(SCENES), 1)
+    data = demo_data(4 * len(SCENES), 1)
     colors: dict[int, list[np.ndarray]] = {}
     for item in data.train:
         decoded = draw_item(item)

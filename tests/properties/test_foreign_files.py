@@ -14,15 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from stages.core.artefacts import read_array, read_csv, read_json
+from stages.core.images import COLUMNS, open_images, read_index
+from stages.core.tensors import read_tensors, write_tensors
 from stages.dataset.decode import decode_image, decode_labels
-from stages.dataset.store import COLUMNS, open_images, read_index
 from stages.dataset.taxonomy import plain
 from stages.dataset.truth import read_truth
-from stages.imaging.score_maps import open_scores
-from stages.runtime.artefacts import read_array, read_csv, read_json
-from stages.runtime.errors import UserError
-from stages.runtime.params import read
-from stages.runtime.tensors import read_tensors, write_tensors
+from stages.postprocessing.score_maps import open_scores
+from stages.settings.errors import UserError
+from stages.settings.params import read
 from tests.datasets import REPOSITORY
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -171,12 +171,13 @@ JSON = json.dumps({"classes": ["sky", "cow"], "ignored": 255}).encode()
 @given(content=st.one_of(spoiled(CSV, JSON), st.binary(max_size=64)))
 def test_tables_and_json(folder: Path, content: bytes) -> None:
     (folder / "truth").mkdir(exist_ok=True)
-    np.save(folder / "train.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    (folder / "train").mkdir(exist_ok=True)
+    np.save(folder / "train/images.npy", np.zeros((2, 4, 4, 3), np.uint8))
     np.save(folder / "truth/val.npy", np.zeros((2, 4, 4), np.uint8))
-    for name in ("train.csv", "truth/classes.json"):
+    for name in ("train/index.csv", "truth/classes.json"):
         (folder / name).write_bytes(content)
-    _only_user_errors(lambda: read_csv(folder / "train.csv"))
-    _only_user_errors(lambda: read_index(folder, "train"))
-    _only_user_errors(lambda: open_images(folder, "train"))
-    _only_user_errors(lambda: read_json(folder / "train.csv"))
+    _only_user_errors(lambda: read_csv(folder / "train/index.csv"))
+    _only_user_errors(lambda: read_index(folder / "train"))
+    _only_user_errors(lambda: open_images(folder / "train"))
+    _only_user_errors(lambda: read_json(folder / "train/index.csv"))
     _only_user_errors(lambda: read_truth(folder / "truth"))

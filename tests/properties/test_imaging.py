@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.contrast.views import ASPECT, random_resized_boxes
-from stages.imaging.color import to_lab
 from stages.imaging.photometric import Jitter, apply_colour, colour_matrix, draw_jitter
 from stages.imaging.resample import Boxes, interpolation_matrix, resample, whole
-from stages.segmentation.guidance import draw_guides
-from stages.segmentation.views import View, ViewMaker, cut_features, draw_boxes
+from stages.pretraining.views import ASPECT, random_resized_boxes
+from stages.segmenter.context import to_lab
+from stages.training.guidance import draw_guides
+from stages.training.siamese import View, ViewMaker, cut_features, draw_boxes
 
 LUMA = (0.299, 0.587, 0.114)
 factors = st.floats(0, 2, allow_subnormal=False)

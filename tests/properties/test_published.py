@@ -12,12 +12,12 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from stages.contrast.moco import Encoder
-from stages.nets.checkpoint import build_backbone
-from stages.nets.heads import project
-from stages.nets.published import Published, read_published
-from stages.runtime.errors import UserError
-from stages.runtime.schema import Backbone
+from stages.backbone.checkpoint import build_backbone
+from stages.checkpoints.published import Published, read_published
+from stages.pretraining.moco import Encoder
+from stages.pseudo_labels.centres import project
+from stages.settings.errors import UserError
+from stages.settings.section import Backbone
 from tests.checkpoints import (
     FORMATS,
     RESNET,

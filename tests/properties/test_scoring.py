@@ -5,13 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stages.imaging.palette import colourise, palette
-from stages.scoring.confusion import confusion_matrix
-from stages.scoring.matching import match_by_majority, match_by_overlap
-from stages.scoring.metrics import score
-from stages.scoring.partition_stats import partition_stats
-from stages.scoring.readings import READINGS, Matched
-from stages.scoring.whole_score import whole_score
+from stages.reporting.palette import colourise, palette
+from stages.scoring.confusion import confusion_matrix, partition_stats
+from stages.scoring.metrics import match_by_majority, match_by_overlap, score
+from stages.scoring.readings import READINGS, Matched, whole_score
 
 SIDES = st.tuples(st.integers(1, 6), st.integers(1, 6))
 CONFUSIONS = SIDES.flatmap(lambda shape: arrays(np.int64, shape, elements=st.integers(0, 50)))

@@ -5,10 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from stages.dataset.taxonomy import FOLDER, Taxonomy, plain, read_taxonomy
+from stages.dataset.taxonomy import Taxonomy, plain, read_taxonomy
 from stages.dataset.truth import IGNORED
+from tests.datasets import TAXONOMIES
 
-NAMES = sorted(path.stem for path in FOLDER.glob("*.csv"))
+NAMES = sorted(TAXONOMIES)
 # Label ids of COCO-Stuff by class, as PiCIE, IIC and STEGO have them: first to last, then class.
 THING_RANGES = (
     (0, 0, 9), (1, 8, 11), (9, 14, 8), (15, 24, 7), (25, 32, 6), (33, 42, 10), (43, 50, 5), (51, 60, 2),
@@ -24,7 +25,7 @@ NEVER_ANNOTATED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 
 
 def counts(name: str) -> tuple[int, int, int]:
-    kinds = Counter(read_taxonomy(name).class_kinds)
+    kinds = Counter(read_taxonomy(TAXONOMIES[name]).class_kinds)
     return sum(kinds.values()), kinds["thing"], kinds["stuff"]
 
 
@@ -43,7 +44,7 @@ def test_totals(name: str, expected: tuple[int, int, int]) -> None:
     assert name in NAMES
     assert counts(name) == expected
     labels = 182 if name.startswith("coco") else 34
-    assert len(read_taxonomy(name).class_ids) == labels
+    assert len(read_taxonomy(TAXONOMIES[name]).class_ids) == labels
 
 
 def test_no_taxonomy_is_untested() -> None:
@@ -54,7 +55,7 @@ def test_no_taxonomy_is_untested() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_class_names_differ_and_every_class_has_labels(name: str) -> None:
-    taxonomy = read_taxonomy(name)
+    taxonomy = read_taxonomy(TAXONOMIES[name])
     assert len(set(taxonomy.class_names)) == len(taxonomy.class_names)
     assert set(taxonomy.class_ids) - {IGNORED} == set(range(len(taxonomy.class_names)))
 
@@ -62,7 +63,7 @@ def test_class_names_differ_and_every_class_has_labels(name: str) -> None:
 def test_182_labels_become_27_classes() -> None:
     expected = [class_id for first, last, class_id in THING_RANGES for _ in range(first, last + 1)]
     expected += [int(text) for text in STUFF_CLASSES.split()]
-    taxonomy = read_taxonomy("cocostuff27")
+    taxonomy = read_taxonomy(TAXONOMIES["cocostuff27"])
     assert list(taxonomy.class_ids) == expected
     kinds = [taxonomy.class_kinds[class_id] for class_id in taxonomy.class_ids]
     assert kinds == ["thing"] * 91 + ["stuff"] * 91
@@ -73,20 +74,20 @@ def test_182_labels_become_27_classes() -> None:
 
 
 def test_the_15_are_the_stuff_of_the_27() -> None:
-    coarse, stuff = read_taxonomy("cocostuff27"), read_taxonomy("cocostuff15")
+    coarse, stuff = read_taxonomy(TAXONOMIES["cocostuff27"]), read_taxonomy(TAXONOMIES["cocostuff15"])
     assert stuff.class_names == coarse.class_names[12:]
     assert stuff.class_ids == tuple(i - 12 if i >= 12 else IGNORED for i in coarse.class_ids)
 
 
 def test_the_171_are_the_labels_that_occur() -> None:
-    fine = read_taxonomy("cocostuff171")
+    fine = read_taxonomy(TAXONOMIES["cocostuff171"])
     assert tuple(i for i, class_id in enumerate(fine.class_ids) if class_id == IGNORED) == NEVER_ANNOTATED
     kept = [class_id for class_id in fine.class_ids if class_id != IGNORED]
     assert kept == list(range(171))
 
 
 def test_34_labels_of_cityscapes_become_27_and_7() -> None:
-    fine, groups = read_taxonomy("cityscapes27"), read_taxonomy("cityscapes7")
+    fine, groups = read_taxonomy(TAXONOMIES["cityscapes27"]), read_taxonomy(TAXONOMIES["cityscapes7"])
     assert fine.class_ids == (IGNORED,) * 7 + tuple(range(27))
     sizes = Counter(groups.class_ids)
     assert [sizes[group] for group in range(7)] == [4, 6, 4, 2, 1, 2, 8]
@@ -95,7 +96,7 @@ def test_34_labels_of_cityscapes_become_27_and_7() -> None:
 
 
 def test_the_19_of_cityscapes_leave_out_the_rare_ones() -> None:
-    fine, common = read_taxonomy("cityscapes27"), read_taxonomy("cityscapes19")
+    fine, common = read_taxonomy(TAXONOMIES["cityscapes27"]), read_taxonomy(TAXONOMIES["cityscapes19"])
     left_out = set(fine.class_names) - set(common.class_names)
     assert left_out == {
         "parking", "rail track", "guard rail", "bridge", "tunnel", "polegroup", "caravan", "trailer",

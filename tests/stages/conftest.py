@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stages.nets.checkpoint import build_backbone, describe, save_backbone
-from stages.runtime.errors import UserError
-from stages.runtime.params import load
+from stages.backbone.checkpoint import build_backbone, describe, save_backbone
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
-from stages.segmentation.network import Segmenter, describe_segmenter, save_segmenter
+from stages.segmenter.network import Segmenter, describe_segmenter, save_segmenter
+from stages.settings.errors import UserError
+from stages.settings.params import load
 from tests.datasets import REPOSITORY, write_params
 
 Main = Callable[[Sequence[str]], None]

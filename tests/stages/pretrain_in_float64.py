@@ -5,14 +5,14 @@ from collections.abc import Iterable
 
 import torch
 
+from stages.core import distributed
 from stages.pretrain import main
-from stages.runtime import distributed
 
 
 def run_all(params: Iterable[str]) -> None:
     """One run for each file of settings; what it writes bears that file's name."""
     for path in params:
-        argv = ["--params", path, "--images", "images", "--out", f"{path}.safetensors"]
+        argv = ["--params", path, "--images", "images/train", "--out", f"{path}.safetensors"]
         main([*argv, "--history", f"{path}.csv", "--metrics", f"{path}.json"])
 
 

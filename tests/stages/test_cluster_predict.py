@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from sklearn.metrics import adjusted_mutual_info_score
 
 from stages import cluster, predict
-from stages.segmentation.network import load_segmenter
+from stages.segmenter.network import load_segmenter
 
 CLUSTERED = ("pixel_centroids.safetensors", "cluster.json")
-CLUSTER = ["--images", "images", "--segmenter", "segmenter.safetensors"]
+CLUSTER = ["--images", "images/train", "--segmenter", "segmenter.safetensors"]
 CLUSTER += ["--out", CLUSTERED[0], "--metrics", CLUSTERED[1]]
-PREDICT = ["--images", "images", "--segmenter", "segmenter.safetensors"]
+PREDICT = ["--images", "images/val", "--segmenter", "segmenter.safetensors"]
 PREDICT += ["--centroids", "pixel_centroids.safetensors", "--out", "predictions.npy"]
 
 
@@ -82,7 +82,7 @@ def test_clusters_that_training_followed(ready: Any, view: str, other: str) -> N
     chosen, compared = trained[f"clusters.{view}"], trained[f"clusters.{other}"]
     assert torch.equal(ready.tensors(CLUSTERED[0])[0]["centroids"], chosen)
     segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
-    images = torch.from_numpy(np.load("images/train.npy")).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(np.load("images/train/images.npy")).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         pixels = segmenter(F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True))
     pixels = F.normalize(pixels.permute(0, 2, 3, 1).flatten(0, 2))
@@ -111,7 +111,7 @@ def test_predict_writes_the_cosine_of_each_pixel_to_each_centroid(ready: Any) ->
     scores = np.load("predictions.npy")
     assert (scores.dtype, scores.shape) == (np.float16, (4, 3, 16, 16))
     segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
-    images = torch.from_numpy(np.load("images/val.npy").astype(np.float32) / 255).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.load("images/val/images.npy").astype(np.float32) / 255).permute(0, 3, 1, 2)
     with torch.no_grad():
         feature = segmenter(images).double().numpy()
     centroids = ready.tensors("pixel_centroids.safetensors")[0]["centroids"].double().numpy()
@@ -134,7 +134,7 @@ def test_predictions_are_those_of_the_images_whatever_the_batch(ready: Any) -> N
     predict.main(PREDICT)
     plain = np.load("predictions.npy").astype(np.float32)
     ready.params(predict__batch_size=4)
-    np.save("images/val.npy", np.load("images/val.npy")[::-1].copy())
+    np.save("images/val/images.npy", np.load("images/val/images.npy")[::-1].copy())
     predict.main(PREDICT)
     np.testing.assert_allclose(np.load("predictions.npy").astype(np.float32), plain[::-1], atol=2e-3)
 

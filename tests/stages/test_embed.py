@@ -9,7 +9,7 @@ import torch
 
 from stages import embed
 
-ARGV = ["--images", "images", "--backbone", "backbone.safetensors", "--out", "embeddings.npy"]
+ARGV = ["--images", "images/train", "--backbone", "backbone.safetensors", "--out", "embeddings.npy"]
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_batches_change_nothing_that_counts(ready: Any) -> None:
 def test_rows_follow_the_images(ready: Any) -> None:
     embed.main(ARGV)
     before = np.load("embeddings.npy")
-    np.save("images/train.npy", np.load("images/train.npy")[::-1].copy())
+    np.save("images/train/images.npy", np.load("images/train/images.npy")[::-1].copy())
     embed.main(ARGV)
     np.testing.assert_allclose(np.load("embeddings.npy"), before[::-1], atol=1e-5)
 

@@ -12,7 +12,7 @@ import torch
 
 from stages import evaluate
 from stages.dataset.truth import write_classes
-from stages.runtime.errors import UserError
+from stages.settings.errors import UserError
 
 SIZE = 8
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -100,8 +100,8 @@ def test_inputs_that_change_while_it_runs(folder: Path, change_at_end: Any) -> N
 
 
 def test_images_that_change_while_it_runs(folder: Path, change_at_end: Any) -> None:
-    change_at_end((folder / "images/val.csv").unlink)
-    with pytest.raises(UserError, match=r"evaluate: changed while it ran: \S+/images/val.csv;"):
+    change_at_end((folder / "images/val/index.csv").unlink)
+    with pytest.raises(UserError, match=r"evaluate: changed while it ran: \S+/images/val/index.csv;"):
         _run(folder, "raw", "--images", str(folder / "images"))
     assert not (folder / "out").exists()
 
@@ -194,7 +194,7 @@ def test_scores_are_upsampled_before_the_best_is_taken(folder: Path) -> None:
 
 def test_chunks_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _run(folder)
-    monkeypatch.setattr("stages.imaging.score_maps.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("stages.postprocessing.score_maps.CHUNK_ELEMENTS", 1)
     assert _run(folder) == whole
 
 
@@ -221,7 +221,7 @@ def test_cluster_ids_beyond_the_predictions_are_refused(folder: Path) -> None:
 
 
 def test_images_of_another_size_are_refused(folder: Path) -> None:
-    np.save(folder / "images/val.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    np.save(folder / "images/val/images.npy", np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(
         UserError, match=r"val\.npy: holds images \[2, 4, 4, 3\], but the label maps are \[2, 8, 8\]"
     ):

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from stages import cluster, embed, evaluate, label, predict, prepare, pretrain, refine, select_views, train
-from stages.runtime import artefacts
-from stages.runtime.errors import UserError
+from stages.core import artefacts
+from stages.settings.errors import UserError
 
 IMAGES, SEGMENTER, CENTROIDS = "images", "segmenter.safetensors", "pixel_centroids.safetensors"
 BACKBONE, VIEWS, LABELS = "backbone.safetensors", "kept_views.npy", "labels.safetensors"
@@ -163,8 +163,8 @@ exec "$2" -c '
 import sys
 from pathlib import Path
 import numpy as np
-from stages.runtime.artefacts import write_array
-from stages.runtime.errors import run
+from stages.core.artefacts import write_array
+from stages.settings.errors import run
 run(lambda: write_array(Path(sys.argv[1]) / "big.npy", np.ones(1_000_000, np.uint8)))
 ' "$1"
 """
@@ -199,7 +199,7 @@ def test_other_errors_of_the_system_are_not_explained_away(tmp_path: Path) -> No
 
 def _damages() -> Iterator[tuple[str, str, str]]:
     folders = {
-        "images": ("images/train.npy", "images/train.csv", "images/val.npy", "images/val.csv"),
+        "images": tuple(f"images/{split}/{name}" for split in ("train", "val") for name in ("images.npy", "index.csv")),
         "truth": ("truth/val.npy", "truth/classes.csv"),
     }
     unread = {  # of the folder of images: the other split

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.dataset import download, fetch, unpack
-from stages.dataset.published import COCO_PARTS, Part
-from stages.runtime.errors import UserError
+from stages.readers.cocostuff.parts import COCO_PARTS, Part
+from stages.settings.errors import UserError
+from stages.tools import download, fetch, unpack
 
 
 @dataclass

@@ -16,17 +16,22 @@ import pytest
 from PIL import Image
 
 from stages import prepare
-from stages.dataset import files
-from stages.dataset.folder import list_folder
-from stages.dataset.readers import list_data
-from stages.dataset.source import DataSet, Decode, Decoded, Item
-from stages.dataset.staging import staged_folder
-from stages.dataset.store import open_images, read_index
+from stages.core.artefacts import read_json
+from stages.core.images import open_images, read_index
+from stages.dataset import decode as files
+from stages.dataset.journal import staged_folder
+from stages.dataset.source import DataSet, Decode, Decoded, Item, list_data
 from stages.dataset.truth import IGNORED, read_truth, write_classes
-from stages.runtime.artefacts import read_json
-from stages.runtime.errors import UserError
-from stages.runtime.schema import SplitRule
-from tests.datasets import CLASS_NAMES, REPOSITORY, folder_manifest, make_folder, write_image, write_params
+from stages.settings.errors import UserError
+from tests.datasets import (
+    CLASS_NAMES,
+    REPOSITORY,
+    folder_manifest,
+    make_folder,
+    prepare_settings,
+    write_image,
+    write_params,
+)
 
 SIZE_PX, TRAIN_PX = 32, 40
 # What six images are enough for.
@@ -52,7 +57,8 @@ def run(root: Path | None, out: Path, **changes: Any) -> Path:
     settings |= {key.replace("__", "."): value for key, value in changes.items()}
     params = write_params(out / "params.yaml", settings)
     flags = {
-        "images": out / "images",
+        "train-images": out / "images/train",
+        "val-images": out / "images/val",
         "truth": out / "truth",
         "metrics": out / "prepare.json",
         "params": params,
@@ -63,7 +69,7 @@ def run(root: Path | None, out: Path, **changes: Any) -> Path:
 
 def hashes(out: Path) -> dict[str, str]:
     """Of all outputs; what waits for the next run is none."""
-    files = (path for path in out.glob("[!.]*/*") if path.is_file())
+    files = (path for path in out.glob("[!.]*/**/[!.]*") if path.is_file())
     files = (*files, *(path for path in out.glob("*.json")))
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -94,12 +100,12 @@ def test_writes_images_index_truth_and_metrics(
 ) -> None:
     out = run(root, tmp_path / "out")
     assert sorted(hashes(out)) == [
-        "images/train.csv", "images/train.npy", "images/val.csv", "images/val.npy",
+        "images/train/index.csv", "images/train/images.npy", "images/val/index.csv", "images/val/images.npy",
         "prepare.json", "truth/classes.csv", "truth/val.npy",
     ]  # fmt: skip
-    assert open_images(out / "images", "train").shape == (6, TRAIN_PX, TRAIN_PX, 3)
-    assert open_images(out / "images", "val").shape == (4, SIZE_PX, SIZE_PX, 3)
-    index = read_index(out / "images", "train")
+    assert open_images(out / "images" / "train").shape == (6, TRAIN_PX, TRAIN_PX, 3)
+    assert open_images(out / "images" / "val").shape == (4, SIZE_PX, SIZE_PX, 3)
+    index = read_index(out / "images" / "train")
     assert list(index["id"]) == [f"part/{number:03d}" for number in range(6)]
     assert tuple(index.loc[1, ["source", "width", "height"]]) == ("images/train/part/001.png", 30, 50)
     content = (root / "images/train/part/001.png").read_bytes()
@@ -122,7 +128,7 @@ def test_images_and_label_maps_stay_aligned(tmp_path: Path) -> None:
     out = run(root, tmp_path / "out")
     original = np.asarray(Image.open(root / "images/val/part/002.png"))
     labels = np.asarray(Image.open(root / "labels/val/part/002.png"))
-    np.testing.assert_array_equal(open_images(out / "images", "val")[2], original)
+    np.testing.assert_array_equal(open_images(out / "images" / "val")[2], original)
     np.testing.assert_array_equal(read_truth(out / "truth").maps[2], labels)
 
 
@@ -136,7 +142,7 @@ def test_same_bytes_again_and_with_two_workers(tmp_path: Path) -> None:
 def test_demo_needs_no_data(tmp_path: Path) -> None:
     changes = {"prepare__demo__num_train": 3, "prepare__demo__num_val": 2}
     out = run(None, tmp_path / "out", **changes)
-    assert open_images(out / "images", "train").shape == (3, TRAIN_PX, TRAIN_PX, 3)
+    assert open_images(out / "images" / "train").shape == (3, TRAIN_PX, TRAIN_PX, 3)
     truth = read_truth(out / "truth")
     assert len(truth.class_names) == 12
     assert dict(zip(truth.class_names, truth.class_kinds, strict=True))["sky"] == "stuff"
@@ -171,7 +177,7 @@ def test_ids_that_look_like_numbers_or_nothing_stay_text(tmp_path: Path) -> None
         for name in ("0042", "NA", "7.50", 'comma, "quote"'):
             write_image(root / "images" / split / f"{name}.png", np.zeros((8, 8, 3), np.uint8))
     out = run(root, tmp_path / "out")
-    assert list(read_index(out / "images", "val")["id"]) == ["0042", "7.50", "NA", 'comma, "quote"']
+    assert list(read_index(out / "images" / "val")["id"]) == ["0042", "7.50", "NA", 'comma, "quote"']
 
 
 def test_hidden_and_other_files_are_passed_over_and_links_followed(root: Path, tmp_path: Path) -> None:
@@ -183,7 +189,7 @@ def test_hidden_and_other_files_are_passed_over_and_links_followed(root: Path, t
     (root / "images/train/linked").symlink_to(elsewhere)
     (root / "images/train/loop").symlink_to(root / "images/train")
     out = run(root, tmp_path / "out")
-    assert len(read_index(out / "images", "train")) == 7
+    assert len(read_index(out / "images" / "train")) == 7
 
 
 def test_every_fault_of_the_names_at_once(tmp_path: Path) -> None:
@@ -337,7 +343,7 @@ def test_a_damaged_class_table_is_named(tmp_path: Path, text: str, rule: str) ->
 @pytest.mark.parametrize("spoil", ["missing", "dtype", "rows", "truncated", "no index"])
 def test_a_damaged_store_is_named(root: Path, tmp_path: Path, spoil: str) -> None:
     images = run(root, tmp_path / "out") / "images"
-    path = images / "train.npy"
+    path = images / "train/images.npy"
     if spoil == "missing":
         path.unlink()
     elif spoil == "dtype":
@@ -347,9 +353,9 @@ def test_a_damaged_store_is_named(root: Path, tmp_path: Path, spoil: str) -> Non
     elif spoil == "truncated":
         path.write_bytes(path.read_bytes()[:1000])
     else:
-        (images / "train.csv").unlink()
+        (images / "train/index.csv").unlink()
     with pytest.raises(UserError, match=r"dvc repro") as caught:
-        open_images(images, "train")
+        open_images(images / "train")
     assert str(images / "train") in str(caught.value)
 
 
@@ -367,7 +373,7 @@ def make_pool(root: Path, num_images: int = 10) -> Path:
 
 
 def ids(out: Path, split: str) -> list[str]:
-    return list(read_index(out / "images", split)["id"])
+    return list(read_index(out / "images" / split)["id"])
 
 
 def test_a_lot_splits_by_fraction_and_seed(tmp_path: Path) -> None:
@@ -387,8 +393,9 @@ def test_a_lot_splits_by_fraction_and_seed(tmp_path: Path) -> None:
 def test_a_lot_leaves_an_image_on_both_sides(tmp_path: Path) -> None:
     root = make_pool(tmp_path / "set", 3)
     for fraction, expected in ((0.01, 1), (0.99, 2)):
-        split = SplitRule(by="fraction", val_fraction=fraction, seed=0)
-        assert len(list_folder(root, split).val) == expected
+        split = {"split__by": "fraction", "split__val_fraction": fraction, "split__seed": 0}
+        settings = prepare_settings(reader="folder", path=str(root), **split)
+        assert len(list_data(settings).val) == expected
 
 
 def test_lists_name_images_by_id_or_path(tmp_path: Path) -> None:
@@ -508,7 +515,8 @@ def test_a_kill_that_nothing_can_catch(tmp_path: Path) -> None:
     write_params(
         out / "params.yaml", {**FITTING, "size_px": SIZE_PX, "prepare.train_px": TRAIN_PX, **settings}
     )
-    argv = ["--images", "images", "--truth", "truth", "--metrics", "prepare.json"]
+    argv = ["--train-images", "images/train", "--val-images", "images/val", "--truth", "truth"]
+    argv += ["--metrics", "prepare.json"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "stages.prepare", *argv]
     process = subprocess.Popen(command, cwd=out, env=environment, stdout=subprocess.DEVNULL)

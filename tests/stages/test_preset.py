@@ -1,18 +1,17 @@
-"""`python -m stages.runtime.preset`: another params.yaml, fitted to the data."""
+"""`python -m stages.tools.preset`: another params.yaml, fitted to the data."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from stages.dataset.manifest import manifest_sha256
-from stages.dataset.readers import list_data
+from stages.dataset.source import list_data
+from stages.dataset.summary import manifest_sha256
 from stages.dataset.taxonomy import read_taxonomy
-from stages.runtime import preset
-from stages.runtime.errors import UserError
-from stages.runtime.fit import check_data_size
-from stages.runtime.params import read
-from tests.datasets import REPOSITORY, folder_manifest, make_coco, make_folder, noise, write_image
+from stages.settings.errors import UserError
+from stages.settings.params import check_data_size, read
+from stages.tools import preset
+from tests.datasets import REPOSITORY, TAXONOMIES, folder_manifest, make_coco, make_folder, noise, write_image
 
 
 @pytest.fixture
@@ -85,7 +84,7 @@ def test_presets_of_published_sets_fit_them_as_they_are(name: str, train_images:
     check_data_size(path, train_images)
     params = read(path)
     assert params.pretrain.queue_size <= train_images // 2
-    assert params.pixel_k == len(read_taxonomy(params.prepare.taxonomy).class_names)
+    assert params.pixel_k == len(read_taxonomy(TAXONOMIES[params.prepare.taxonomy]).class_names)
 
 
 @pytest.mark.parametrize(("lists", "by"), [(True, "lists"), (False, "fraction")])

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from stages import pretrain
-from stages.contrast.pretraining import Pretraining
-from stages.nets.checkpoint import load_backbone
+from stages.backbone.checkpoint import load_backbone
+from stages.pretraining.pretrainer import Pretraining
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 
 OUTPUTS = ("backbone.safetensors", "history.csv", "pretrain.json")
-ARGV = ["--images", "images", "--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
+ARGV = ["--images", "images/train", "--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
 FIGURES = ["loss", "instance_accuracy", "alignment", "uniformity", "effective_rank", "usage"]
 
 
@@ -154,8 +154,8 @@ def test_the_state_of_other_params_or_inputs_is_not_used(
         if change == "params":
             bench.params(seed=1)
         else:
-            images = np.load("images/train.npy")
-            np.save("images/train.npy", images[::-1].copy())
+            images = np.load("images/train/images.npy")
+            np.save("images/train/images.npy", images[::-1].copy())
 
     bench.interrupt(pretrain.main, ARGV, 1, monkeypatch)
     apply()
@@ -199,7 +199,7 @@ def test_code_that_decides_numbers_is_part_of_the_fingerprint_wherever_it_lies(
 ) -> None:
     """Seeds, generators and formats lie in `runtime`, and an edit there does change the result."""
     bench.interrupt(pretrain.main, ARGV, 1, monkeypatch)
-    seeds = sys.modules["stages.runtime.seeds"]
+    seeds = sys.modules["stages.core.seeds"]
     edited = bench.folder / "seeds.py"
     edited.write_bytes(Path(str(seeds.__file__)).read_bytes() + b"# edited\n")
     monkeypatch.setattr(seeds, "__file__", str(edited))
@@ -253,18 +253,18 @@ def test_a_gpu_that_is_asked_for_and_absent_is_an_error(bench: Any) -> None:
 
 
 def test_a_truncated_array_is_named(bench: Any) -> None:
-    path = Path("images/train.npy")
+    path = Path("images/train/images.npy")
     path.write_bytes(path.read_bytes()[:5000])
     message = bench.fault(pretrain.main, ARGV)
-    assert message.startswith("images/train.npy: not a .npy array (")
+    assert message.startswith("images/train/images.npy: not a .npy array (")
     assert message.endswith("); delete it and run `dvc repro` to make it again")
 
 
 def test_an_index_of_other_images_is_refused(bench: Any) -> None:
-    lines = Path("images/train.csv").read_text().splitlines(keepends=True)
-    Path("images/train.csv").write_text("".join(lines[:-1]))
+    lines = Path("images/train/index.csv").read_text().splitlines(keepends=True)
+    Path("images/train/index.csv").write_text("".join(lines[:-1]))
     assert bench.fault(pretrain.main, ARGV) == (
-        "images/train.npy: has 16 images, but train.csv has 15 rows; "
+        "images/train/images.npy: has 16 images, but train.csv has 15 rows; "
         "delete the folder and run `dvc repro` to make it again"
     )
 

@@ -57,8 +57,8 @@ def test_a_loss_that_stays_at_chance(
 
 
 def test_embeddings_that_are_all_the_same(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    images = np.load("images/train.npy")
-    np.save("images/train.npy", np.zeros_like(images))
+    images = np.load("images/train/images.npy")
+    np.save("images/train/images.npy", np.zeros_like(images))
     faults, log = _run(bench, capsys)
     assert faults["collapsed"] == 1
     assert "pretrain: warning: collapsed: all images have nearly the same embedding (uniformity " in log

@@ -52,7 +52,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(bench: Any, in_float64
 
 def test_processes_that_are_started_end_with_the_fault_of_the_settings(bench: Any) -> None:
     bench.params(runtime__nproc=2, pretrain__batch_size=9, pretrain__bn_splits=1, **QUEUES_OF_9)
-    argv = ["--images", "images", "--out", "b", "--history", "h", "--metrics", "m"]
+    argv = ["--images", "images/train", "--out", "b", "--history", "h", "--metrics", "m"]
     assert (
         "error: params.yaml: pretrain.batch_size: 9 images cannot be shared evenly by 2 processes; "
         "choose a multiple\n"

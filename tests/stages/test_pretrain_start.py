@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from stages import pretrain
-from stages.nets.checkpoint_file import read_checkpoint
+from stages.checkpoints.checkpoint_file import read_checkpoint
 from tests.checkpoints import VIT, random_trunk, write_checkpoint
 
 OUTPUTS = ("backbone.safetensors", "history.csv", "pretrain.json")
-ARGV = ["--images", "images", "--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
+ARGV = ["--images", "images/train", "--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
 HEADS = ("projection", "prototypes", "classifier")
 
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from stages import prepare
-from stages.dataset.cocostuff import list_cocostuff
-from stages.dataset.store import open_images, read_index
+from stages.core.artefacts import read_json
+from stages.core.images import open_images, read_index
+from stages.dataset.source import list_data
 from stages.dataset.truth import IGNORED, Truth, read_truth
-from stages.runtime.artefacts import read_json
-from stages.runtime.errors import UserError
-from tests.datasets import LIST, make_coco, noise, write_image, write_params
+from stages.settings.errors import UserError
+from tests.datasets import LIST, make_coco, noise, prepare_settings, write_image, write_params
 
 SIDE = 32
 FITTING: dict[str, Any] = {
@@ -51,7 +51,8 @@ def run(tmp_path: Path) -> Callable[..., Path]:
         out = tmp_path / "out"
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
         params = write_params(out / "params.yaml", {**settings, "prepare.path": str(root), **dotted})
-        flags = {"images": "images", "truth": "truth", "metrics": "prepare.json"}
+        flags = {"train-images": "images/train", "val-images": "images/val", "truth": "truth"}
+        flags["metrics"] = "prepare.json"
         argv = [text for flag, name in flags.items() for text in (f"--{flag}", str(out / name))]
         prepare.main([*argv, "--params", str(params)])
         return out
@@ -68,7 +69,8 @@ def truth(out: Path) -> Truth:
     "labels", ["stuffthingmaps/{}", "annotations/{}", "stuffthingmaps_trainval2017/{}", "{}"]
 )
 def test_every_layout_of_coco_is_found(tmp_path: Path, images: str, labels: str) -> None:
-    data = list_cocostuff(make_coco(tmp_path / "coco", images, labels), LIST, "cocostuff27")
+    root = make_coco(tmp_path / "coco", images, labels)
+    data = list_data(prepare_settings(reader="cocostuff", taxonomy="cocostuff27", path=str(root)))
     assert [item.source for item in data.train] == [
         f"{images.format('train2017')}/{n:012d}.jpg" for n in range(3)
     ]
@@ -93,7 +95,7 @@ def test_coco_becomes_27_classes_to_the_pixel(
         np.testing.assert_array_equal(found.maps[number], np.vectorize(coarse.get)(square))
         image = Image.open(root / f"images/val2017/{number:012d}.jpg")
         expected = np.asarray(image.resize((40, 32), Image.Resampling.BILINEAR))[:, 4:36]
-        np.testing.assert_array_equal(open_images(out / "images", "val")[number], expected)
+        np.testing.assert_array_equal(open_images(out / "images" / "val")[number], expected)
     printed = capsys.readouterr().out
     assert f"train2017: the 3 images of curated/train2017/{LIST}.txt, not the published list" in printed
     assert "left out 1 files: train2017: not in the list" in printed
@@ -113,7 +115,7 @@ def test_stuff_alone_is_15_classes_and_things_are_ignored(tmp_path: Path, run: C
 
 def test_the_stego_family_takes_the_nearest_pixel(tmp_path: Path, run: Callable[..., Path]) -> None:
     root = make_coco(tmp_path / "coco")
-    found = open_images(run(COCO, root, prepare__protocol="stego") / "images", "train")
+    found = open_images(run(COCO, root, prepare__protocol="stego") / "images/train")
     image = Image.open(root / "images/train2017/000000000001.jpg")
     expected = np.asarray(image.resize((40, 32), Image.Resampling.NEAREST))[:, 4:36]
     np.testing.assert_array_equal(found[1], expected)
@@ -125,7 +127,7 @@ def test_published_protocols_know_no_exif(tmp_path: Path, run: Callable[..., Pat
     exif[0x0112] = 6
     picture = np.zeros((40, 50, 3), np.uint8)
     write_image(root / "images/val2017/000000000000.jpg", picture, exif=exif)
-    index = read_index(run(COCO, root) / "images", "val")
+    index = read_index(run(COCO, root) / "images/val")
     assert tuple(index.loc[0, ["width", "height"]]) == (50, 40)
 
 
@@ -133,7 +135,7 @@ def test_without_lists_all_images_are_taken_and_the_rule_is_named(
     tmp_path: Path, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = run(COCO, make_coco(tmp_path / "coco", listed=False))
-    assert (len(read_index(out / "images", "train")), len(read_index(out / "images", "val"))) == (4, 3)
+    assert (len(read_index(out / "images" / "train")), len(read_index(out / "images" / "val"))) == (4, 3)
     assert (
         f"prepare: val2017: no list curated/val2017/{LIST}.txt, so all 3 images are taken (a rule of ours); "
         "published results use the images of that list alone"
@@ -142,12 +144,12 @@ def test_without_lists_all_images_are_taken_and_the_rule_is_named(
 
 def test_what_is_missing_of_coco_is_listed_with_its_origin(tmp_path: Path, run: Callable[..., Path]) -> None:
     root = tmp_path / "coco"
-    with pytest.raises(UserError, match=r"no such folder; `python -m stages.dataset.fetch cocostuff --to"):
+    with pytest.raises(UserError, match=r"no such folder; `python -m stages.tools.fetch cocostuff --to"):
         run(COCO, root)
     root.mkdir()
     with pytest.raises(UserError) as raised:
         run(COCO, root)
-    fetch = f"or `python -m stages.dataset.fetch cocostuff --to {root}`"
+    fetch = f"or `python -m stages.tools.fetch cocostuff --to {root}`"
     images = "http://images.cocodataset.org/zips"
     labels = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset"
     assert raised.value.faults == (
@@ -197,7 +199,7 @@ def test_cityscapes_with_the_crop(
 ) -> None:
     root = make_city(tmp_path / "city")
     out = run(CITY, root)
-    assert list(read_index(out / "images", "train")["id"]) == [
+    assert list(read_index(out / "images" / "train")["id"]) == [
         f"{split}/{split}ville/{split}ville_{n:06d}_000019"
         for split in ("test", "train_extra")
         for n in (0, 1)
@@ -220,11 +222,11 @@ def test_cityscapes_without_the_crop_is_two_squares_of_each_picture(
 ) -> None:
     root = make_city(tmp_path / "city")
     out = run(CITY, root, prepare__protocol="picie_long")
-    images = open_images(out / "images", "val")
+    images = open_images(out / "images" / "val")
     assert len(images) == 8
     path = root / "leftImg8bit/val/valville/valville_000000_000019_leftImg8bit.png"
     whole = np.asarray(Image.open(path).resize((64, 32), Image.Resampling.BILINEAR))
-    place = list(read_index(out / "images", "val")["id"]).index("val/valville/valville_000000_000019/0")
+    place = list(read_index(out / "images" / "val")["id"]).index("val/valville/valville_000000_000019/0")
     np.testing.assert_array_equal(np.concatenate([images[place], images[place + 1]], axis=1), whole)
     label = Image.open(root / "gtFine/val/valville/valville_000000_000019_gtFine_labelIds.png")
     ids = np.asarray(label.resize((64, 32), Image.Resampling.NEAREST)).astype(int)
@@ -235,7 +237,7 @@ def test_cityscapes_without_the_crop_is_two_squares_of_each_picture(
 def test_the_stego_family_learns_from_train_and_scores_val(tmp_path: Path, run: Callable[..., Path]) -> None:
     root = make_city(tmp_path / "city")
     out = run(CITY, root, prepare__cityscapes__train=["train"], prepare__cityscapes__val=["val"])
-    sources = {split: set(read_index(out / "images", split)["source"]) for split in ("train", "val")}
+    sources = {split: set(read_index(out / "images" / split)["source"]) for split in ("train", "val")}
     for split, names in sources.items():
         assert len(names) == 2
         assert all(name.startswith(f"leftImg8bit/{split}/") for name in names)

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import refine
-from stages.runtime.errors import UserError
+from stages.settings.errors import UserError
 
 COUNT, SIZE = 4, 16
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -26,9 +26,9 @@ def folder(tmp_path: Path) -> Path:
     scores = np.zeros((COUNT, 3, SIZE // 2, SIZE // 2), np.float16)
     scores[:, 0, :, :3], scores[:, 2, :, 3:] = 0.5, 0.5
     (tmp_path / "images").mkdir()
-    np.save(tmp_path / "images/val.npy", images)
+    np.save(tmp_path / "images/val/images.npy", images)
     index = {"id": range(COUNT), "source": "a.png", "width": SIZE, "height": SIZE, "sha256": "0" * 64}
-    pd.DataFrame(index).to_csv(tmp_path / "images/val.csv", index=False)
+    pd.DataFrame(index).to_csv(tmp_path / "images/val/index.csv", index=False)
     np.save(tmp_path / "predictions.npy", scores)
     return tmp_path
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from stages import report
+from stages.core.tensors import write_tensors
 from stages.dataset.truth import write_classes
-from stages.runtime.errors import UserError
-from stages.runtime.tensors import write_tensors
+from stages.settings.errors import UserError
 
 TRAIN, VAL, SIZE, K = 6, 3, 16, 4
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -253,7 +253,7 @@ def test_hostile_names_of_classes_and_files_are_text_and_nothing_else(folder: Pa
     harmless = _parts(_run(folder))
     for names in (HOSTILE[:5], HOSTILE[5:]):
         write_classes(folder / "truth", tuple(names[:2]))
-        for table, column in (("classes.csv", "class"), ("images/val.csv", "source")):
+        for table, column in (("classes.csv", "class"), ("images/val/index.csv", "source")):
             content = pd.read_csv(folder / table, keep_default_na=False)
             content[column] = names[:2] if column == "class" else names[2:]
             content.to_csv(folder / table, index=False)

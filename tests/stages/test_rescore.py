@@ -10,9 +10,8 @@ import pytest
 
 from stages import evaluate
 from stages.dataset.truth import write_classes
-from stages.runtime.errors import UserError
-from stages.scoring.outputs import Counted, write_outputs
-from stages.scoring.tables import confusion_table
+from stages.scoring.outputs import Counted, confusion_table, write_outputs
+from stages.settings.errors import UserError
 
 NAMES = ("cow", "car", "sky", "grass")
 KINDS = ("thing", "thing", "stuff", "stuff")

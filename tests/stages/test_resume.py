@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from stages import embed, predict, refine
-from stages.runtime import rows
+from stages.runtime import state as rows
 
 STAGES: dict[str, tuple[ModuleType, list[str]]] = {
-    "embed": (embed, ["--images", "images", "--backbone", "backbone.safetensors", "--out", "out.npy"]),
+    "embed": (embed, ["--images", "images/train", "--backbone", "backbone.safetensors", "--out", "out.npy"]),
     "predict": (
         predict,
         [
-            *("--images", "images", "--segmenter", "segmenter.safetensors"),
+            *("--images", "images/val", "--segmenter", "segmenter.safetensors"),
             *("--centroids", "pixel_centroids.safetensors", "--out", "out.npy"),
         ],
     ),
-    "refine": (refine, ["--images", "images", "--predictions", "predictions.npy", "--out", "out.npy"]),
+    "refine": (refine, ["--images", "images/val", "--predictions", "predictions.npy", "--out", "out.npy"]),
 }
 
 
@@ -94,7 +94,7 @@ def test_an_input_that_changes_while_it_runs(ready: Any, monkeypatch: pytest.Mon
 
     def advance_and_change(writer: rows.RowWriter, count: int) -> None:
         advance(writer, count)
-        with Path("images/val.npy").open("rb+") as file:
+        with Path("images/val/images.npy").open("rb+") as file:
             file.seek(-1, 2)
             file.write(b"\x07")
 
@@ -102,7 +102,7 @@ def test_an_input_that_changes_while_it_runs(ready: Any, monkeypatch: pytest.Mon
     message = ready.fault(stage.main, argv)
     (folder,) = {path.parent for path in ready.saved_states()}
     assert message == (
-        f"{name}: changed while it ran: images/val.npy; its result would belong to neither the old nor the "
+        f"{name}: changed while it ran: images/val/images.npy; its result would belong to neither the old nor the "
         f"new, so nothing is written; run `dvc repro` again (the state of this run stays in "
         f"{folder.relative_to(ready.folder)})"
     )

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from stages import segment
-from stages.segmentation.network import load_segmenter
+from stages.segmenter.network import load_segmenter
+from stages.tools import segment
 from tests.datasets import write_image
 
 SEGMENT = ["--images", "photos", "--out", "found", "--device", "cpu"]

@@ -10,12 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from stages import table
-from stages.ablation import experiments as room
-from stages.ablation.comparison import as_markdown, compare
-from stages.ablation.experiments import parse
-from stages.ablation.table_file import read_table
-from stages.runtime.params import read
+from stages.settings.params import read
+from stages.tools import experiments as room
+from stages.tools import table
+from stages.tools.experiments import parse, read_table
+from stages.tools.table import as_markdown, compare
 from tests.datasets import REPOSITORY, write_params
 from tests.pipeline.pipeline_file import read_stages
 

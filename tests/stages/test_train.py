@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from stages import train
-from stages.segmentation.clusters import PixelClusterer
-from stages.segmentation.context import KERNELS
-from stages.segmentation.network import load_segmenter
+from stages.segmenter.context import KERNELS
+from stages.segmenter.network import load_segmenter
+from stages.training.clusters import PixelClusterer
 from tests.tensors import assert_near
 
 OUTPUTS = ("segmenter.safetensors", "history.csv", "train.json")
-ARGV = ["--images", "images", "--views", "kept_views.npy", "--backbone", "backbone.safetensors"]
+ARGV = ["--images", "images/train", "--views", "kept_views.npy", "--backbone", "backbone.safetensors"]
 ARGV += ["--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
 LOSSES = ["loss", "within", "cross", "image_loss", "image_accuracy"]
 SIGNS = ["effective_clusters", "largest_cluster", "image_share", "moved_share", "view_agreement"]
@@ -315,8 +315,8 @@ def test_few_and_many_clusters(ready: Any, pixel_k: int) -> None:
 @pytest.mark.parametrize("kmeans", ["sample", "minibatch"])
 def test_images_of_one_colour_train_and_are_called_collapsed_or_not(ready: Any, kmeans: str) -> None:
     """Pixels have nearly the same feature: nothing divides by 0, and clusters are reported as they are."""
-    images = np.load("images/train.npy")
-    np.save("images/train.npy", np.full_like(images, 127))
+    images = np.load("images/train/images.npy")
+    np.save("images/train/images.npy", np.full_like(images, 127))
     ready.params(**SHORT, train__clustering__kmeans=kmeans)
     train.main(ARGV)
     tensors, _ = ready.tensors(OUTPUTS[0])

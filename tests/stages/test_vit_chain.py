@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from stages import cluster, embed, label, predict, pretrain, segment, select_views, train
-from stages.nets.trunk import HEADS
+from stages import cluster, embed, label, predict, pretrain, select_views, train
+from stages.checkpoints.published import HEADS
+from stages.tools import segment
 from tests.checkpoints import DINOV2, random_trunk
 from tests.datasets import write_image
 

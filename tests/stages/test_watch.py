@@ -10,22 +10,23 @@ import numpy as np
 import pytest
 
 from stages import cluster, embed, label, predict, pretrain, refine, select_views, train
-from stages.runtime.errors import UserError
 from stages.runtime.watch import Watch
+from stages.settings.errors import UserError
 from tests.pipeline.pipeline_file import read_stages
 
-IMAGES, BACKBONE = ("--images", "images"), ("--backbone", "backbone.safetensors")
+TRAIN, VAL = ("--images", "images/train"), ("--images", "images/val")
+BACKBONE = ("--backbone", "backbone.safetensors")
 SEGMENTER = ("--segmenter", "segmenter.safetensors")
 HISTORY, METRICS = ("--history", "out.csv"), ("--metrics", "out.json")
 STAGES: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
-    "pretrain": (pretrain, (*IMAGES, *HISTORY, *METRICS)),
-    "embed": (embed, (*IMAGES, *BACKBONE)),
+    "pretrain": (pretrain, (*TRAIN, *HISTORY, *METRICS)),
+    "embed": (embed, (*TRAIN, *BACKBONE)),
     "label": (label, ("--embeddings", "embeddings.npy", *BACKBONE, *METRICS)),
     "select_views": (select_views, ("--labels", "labels.safetensors", *METRICS)),
-    "train": (train, (*IMAGES, "--views", "kept_views.npy", *BACKBONE, *HISTORY, *METRICS)),
-    "cluster": (cluster, (*IMAGES, *SEGMENTER, *METRICS)),
-    "predict": (predict, (*IMAGES, *SEGMENTER, "--centroids", "pixel_centroids.safetensors")),
-    "refine": (refine, (*IMAGES, "--predictions", "predictions.npy")),
+    "train": (train, (*TRAIN, "--views", "kept_views.npy", *BACKBONE, *HISTORY, *METRICS)),
+    "cluster": (cluster, (*TRAIN, *SEGMENTER, *METRICS)),
+    "predict": (predict, (*VAL, *SEGMENTER, "--centroids", "pixel_centroids.safetensors")),
+    "refine": (refine, (*VAL, "--predictions", "predictions.npy")),
 }
 CHANGES = {
     "pretrain": ("pretrain__lr", 0.5),
@@ -113,7 +114,7 @@ def test_params_of_others_may_change(bench: Any, watch: Watch) -> None:
 
 def test_code_that_is_loaded_later_is_no_change(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     late = ModuleType("stages.late")
-    late.__file__ = "images/val.csv"
+    late.__file__ = "images/val/index.csv"
     monkeypatch.setitem(sys.modules, "stages.late", late)
     watch.check()
 
@@ -127,11 +128,11 @@ def test_code_that_changed_or_is_gone(watch: Watch, text: str | None) -> None:
 
 def test_a_file_that_came_one_that_went_and_one_that_another_replaced(watch: Watch) -> None:
     Path("images/new.npy").touch()
-    Path("images/train.csv").unlink()
-    content = Path("images/val.npy").read_bytes()
-    Path("images/val.npy").rename("images/.old")
-    Path("images/val.npy").write_bytes(content)
-    expected = "images/train.csv, images/val.npy, images/.old, images/new.npy"
+    Path("images/train/index.csv").unlink()
+    content = Path("images/val/images.npy").read_bytes()
+    Path("images/val/images.npy").rename("images/.old")
+    Path("images/val/images.npy").write_bytes(content)
+    expected = "images/train/index.csv, images/val/images.npy, images/.old, images/new.npy"
     assert _fault(watch) == _message("stage", expected)
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 import torch
 
 from stages import cluster, train
-from stages.runtime import distributed
+from stages.core import distributed
 
 
 def run_all(params: Iterable[str]) -> None:
     """One run for each file of settings; what it writes bears that file's name."""
     for path in params:
-        common = ["--params", path, "--images", "images"]
+        common = ["--params", path, "--images", "images/train"]
         argv = ["--views", "kept_views.npy", "--backbone", "backbone.safetensors", "--history", f"{path}.csv"]
         train.main([*common, *argv, "--out", f"{path}.safetensors", "--metrics", f"{path}.json"])
         argv = ["--segmenter", "segmenter.safetensors", "--out", f"{path}.centroids"]

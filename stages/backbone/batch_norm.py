@@ -1,0 +1,90 @@
+"""Batch norm over chosen parts of the batch: the same whether one process holds it or several share it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.core import distributed
+from stages.settings.errors import UserError
+
+
+class SplitBatchNorm(nn.BatchNorm2d):
+    """Normalises each of `splits` groups of the whole batch by statistics of its own.
+
+    The groups follow each other in the batch, the processes' shares likewise; one group may span all
+    processes, or each process may hold some whole groups. The running statistics take the mean of the
+    groups' (a plain batch norm called group after group would favour the last).
+    `torch.nn.SyncBatchNorm` does one group over all processes, and on GPUs alone.
+    """
+
+    splits: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [n, C, ...], the share of this process."""
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        local = self.splits // distributed.world_size()
+        out, mean, variance = self._by_group(x, local) if local else self._over_all(x)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
+            self.num_batches_tracked += 1
+        return out
+
+    def _by_group(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        means = torch.zeros(groups, self.num_features, device=x.device)
+        variances = torch.zeros_like(means)
+        parts = [
+            F.batch_norm(group, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+            for group, mean, variance in zip(x.chunk(groups), means, variances, strict=True)
+        ]
+        return torch.cat(parts), means.mean(0), variances.mean(0)
+
+    def _over_all(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values = x.float()
+        others = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+        count = distributed.total(values.new_tensor(x.numel() / x.shape[1]))  # shares may differ in size
+        mean = distributed.total_with_gradient(values.sum(others)) / count
+        centred = values - mean.view(shape)
+        variance = distributed.total_with_gradient(centred.square().sum(others)) / count
+        scale = self.weight * (variance + self.eps).rsqrt()
+        out = centred * scale.view(shape) + self.bias.view(shape)
+        return out.to(x.dtype), mean.detach(), variance.detach() * count / (count - 1)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Vectors and feature maps alike."""
+
+
+def split_batch_norms(module: nn.Module, splits: int) -> None:
+    """Give every batch norm in a network `splits` groups; names and shapes of its parameters stay.
+
+    Where one process has the whole batch as one group, nothing changes.
+
+    Raises:
+        UserError: the processes cannot share the groups.
+    """
+    world = distributed.world_size()
+    if splits > 1 and splits % world:
+        raise UserError(
+            f"params.yaml: pretrain.bn_splits: {splits} groups cannot be shared by {world} processes; "
+            "set 1 (statistics of the whole batch) or a multiple"
+        )
+    if splits == world == 1:
+        return
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, _split(child, splits))
+
+
+def _split(norm: nn.BatchNorm1d | nn.BatchNorm2d, splits: int) -> SplitBatchNorm:
+    new = SplitBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    new.weight, new.bias, new.splits = norm.weight, norm.bias, splits
+    new.running_mean, new.running_var = norm.running_mean, norm.running_var
+    new.num_batches_tracked = norm.num_batches_tracked
+    return new

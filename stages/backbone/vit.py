@@ -1,0 +1,167 @@
+"""The vision transformer (Dosovitskiy et al., 2021) in the form of DINO and DINOv2.
+
+Its parameters have their names and, at width 64, their shapes, so that published checkpoints drop in.
+torchvision's own class knows neither registers nor LayerScale, and takes images of one size only.
+"""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stages.backbone.trunk import FeatureMaps, Trunk
+
+NUM_HEADS = {"vit_small": 6, "vit_base": 12}
+DEPTH = 12
+MLP_RATIO = 4
+NORM_EPSILON = 1e-6
+LAYER_SCALE_START = 1e-5  # DINOv2
+# Side of the grid of positional embeddings for each patch side: 224 px (DINO), at 14 px 518 px (DINOv2).
+POSITIONS = {8: 28, 14: 37, 16: 14}
+
+
+class ViT(Trunk):
+    """Patch embedding and twelve blocks.
+
+    Args:
+        arch: vit_small (six attention heads) or vit_base (twelve).
+        width: channels of each attention head; the published networks have 64.
+        patch_px: side of a patch.
+        num_registers: tokens that carry no patch (DINOv2 with registers: 4).
+        has_layer_scale: whether each residual branch has a learned scale for every channel (DINOv2).
+    """
+
+    def __init__(
+        self, arch: str, width: int, patch_px: int, *, num_registers: int, has_layer_scale: bool
+    ) -> None:
+        super().__init__()
+        dim = NUM_HEADS[arch] * width
+        self.channels = (dim,) * 4
+        self.patch_px, self.num_registers = patch_px, num_registers
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + POSITIONS[patch_px] ** 2, dim))
+        if num_registers:
+            self.register_tokens = nn.Parameter(torch.empty(1, num_registers, dim))
+        patches = nn.Conv2d(3, dim, patch_px, stride=patch_px)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=patches))
+        self.blocks = nn.ModuleList(
+            Block(dim, NUM_HEADS[arch], has_layer_scale=has_layer_scale) for _ in range(DEPTH)
+        )
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPSILON)
+        self.apply(_initialise)
+        for name, token in self.named_parameters(recurse=False):
+            nn.init.trunc_normal_(token, std=1e-6 if name == "register_tokens" else 0.02)
+
+    def forward(self, image: Float[Tensor, "N 3 H W"]) -> FeatureMaps:
+        """The patches after every third block, each through the last norm, as DINOv2 reads them."""
+        tokens, (rows, columns) = self._embed(image)
+        maps = []
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens)
+            if number % (DEPTH // 4) == 0:
+                patches = self.norm(tokens)[:, 1 + self.num_registers :]
+                maps.append(patches.transpose(1, 2).unflatten(2, (rows, columns)))
+        return FeatureMaps(*maps)
+
+    def global_feature(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
+        """The class token, which DINO and DINOv2 train for what the paper takes an average for."""
+        tokens, _ = self._embed(image)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)[:, 0].float()
+
+    def _embed(self, image: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N T C"], tuple[int, int]]:
+        """Class token, registers and patches; and the grid of the patches.
+
+        A side that is no multiple of the patch is resampled to the nearest one (ours).
+        """
+        rows, columns = (max(1, round(side / self.patch_px)) for side in image.shape[2:])
+        size = (rows * self.patch_px, columns * self.patch_px)
+        if image.shape[2:] != size:
+            image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+        patches = self.patch_embed(image).flatten(2).transpose(1, 2) + self._positions(rows, columns)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(image), -1, -1)
+        if not self.num_registers:
+            return torch.cat([first, patches], 1), (rows, columns)
+        registers = self.register_tokens.expand(len(image), -1, -1)
+        return torch.cat([first, registers, patches], 1), (rows, columns)
+
+    def _positions(self, rows: int, columns: int) -> Float[Tensor, "1 P C"]:
+        """Positional embeddings of the patches, bicubic between those that were learned."""
+        return resample_positions(self.pos_embed[:, 1:], rows, columns)
+
+
+def resample_positions(positions: Float[Tensor, "1 P C"], rows: int, columns: int) -> Float[Tensor, "1 T C"]:
+    """A square grid of positional embeddings, bicubic to another grid.
+
+    As two matrix products: the gradient of torch's own bicubic sampling differs from run to run on a GPU.
+    """
+    side = round(positions.shape[1] ** 0.5)
+    if (rows, columns) == (side, side):
+        return positions
+    grid = positions.unflatten(1, (side, side))
+    vertical, horizontal = (_bicubic(side, target).to(positions) for target in (rows, columns))
+    return torch.einsum("th,uw,nhwc->ntuc", vertical, horizontal, grid).flatten(1, 2)
+
+
+def _bicubic(source: int, target: int) -> Float[Tensor, "T S"]:
+    """The weights of each of `source` cells in each of `target` cells: what becomes of unit vectors."""
+    units = torch.eye(source)[None, :, :, None]
+    return F.interpolate(units, size=(target, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and beside a shortcut."""
+
+    def __init__(self, dim: int, num_heads: int, *, has_layer_scale: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPSILON)
+        self.attn = Attention(dim, num_heads)
+        self.ls1 = LayerScale(dim) if has_layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPSILON)
+        layers = OrderedDict(fc1=nn.Linear(dim, MLP_RATIO * dim), act=nn.GELU())
+        self.mlp = nn.Sequential(OrderedDict(layers, fc2=nn.Linear(MLP_RATIO * dim, dim)))
+        self.ls2 = LayerScale(dim) if has_layer_scale else nn.Identity()
+
+    def forward(self, tokens: Float[Tensor, "N T C"]) -> Float[Tensor, "N T C"]:
+        """The tokens, each having seen all others."""
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al., 2017)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Float[Tensor, "N T C"]) -> Float[Tensor, "N T C"]:
+        """Each token as a mixture of all."""
+        parts = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class LayerScale(nn.Module):
+    """A learned scale for every channel of a residual branch (Touvron et al., 2021)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), LAYER_SCALE_START))
+
+    def forward(self, branch: Float[Tensor, "N T C"]) -> Float[Tensor, "N T C"]:
+        """The branch, scaled."""
+        return branch * self.gamma
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module) -> None:
+    """As DINO draws its weights; the patch embedding keeps torch's."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

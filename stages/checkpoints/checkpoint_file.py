@@ -1,0 +1,157 @@
+"""Checkpoints of other projects as tensors by name; nothing in such a file is ever executed."""
+
+import argparse
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages.backbone.resnet import BLOCKS
+from stages.backbone.vit import DEPTH, NUM_HEADS
+from stages.settings.errors import UserError
+
+# Where training programs keep the network's tensors; a teacher is what DINO is evaluated with.
+CONTAINERS = ("state_dict", "model", "teacher", "student", "backbone", "network")
+MOST_CHARACTERS = 200  # of an error of the reader that are shown
+
+
+def check_sha256(path: Path, pinned: str) -> str:
+    """The hash of a file, which has to be the `pinned` one where there is one.
+
+    Raises:
+        UserError: the file is not there, cannot be read, or is another one.
+    """
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); pretrain.init names a checkpoint, absolute or "
+            "relative to the root of this repository"
+        ) from error
+    if pinned and found != pinned:
+        raise UserError(
+            f"pretrain.init_sha256: is {pinned}, but {path} hashes to {found}: it is another file, or was "
+            "cut short; get the right one, or pin this one"
+        )
+    return found
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """All tensors of the network in a .safetensors file, or in any that PyTorch has written.
+
+    Raises:
+        UserError: the file is no checkpoint, is truncated, holds code beside tensors, or no tensors at all.
+    """
+    tensors = _network(_load(path))
+    if not tensors:
+        raise UserError(
+            f"{path}: holds no tensors by name, so it is no checkpoint of a network; its state_dict is needed"
+        )
+    return tensors
+
+
+def _load(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Training files keep their command line as a Namespace, which holds values and does nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a reader raises on bytes that it was not made for is up to the bytes
+        reason = " ".join(str(error).split())[:MOST_CHARACTERS]
+        raise UserError(
+            f"{path}: is no checkpoint that can be read without running code of its own "
+            f"({type(error).__name__}: {reason}); get the file again, or save its state_dict alone"
+        ) from error
+
+
+def _network(content: Any) -> dict[str, Tensor]:
+    """The tensors inside the containers that programs wrap them in."""
+    while isinstance(content, Mapping):
+        inner = [content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)]
+        if not inner:
+            return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        content = inner[0]
+    return {}
+
+
+PUBLISHED_WIDTH = 64
+CONVOLUTIONS = {1: 2, 4: 3}  # of a residual block, by its expansion
+# Second networks of one file, taken where there is nothing else: copies that no gradient trained.
+MOMENTUM = ("encoder_k", "momentum")
+
+
+class Recognised(NamedTuple):
+    """A trunk among the tensors of a file."""
+
+    prefix: str  # before the names of its tensors
+    about: dict[str, Any]  # settings of `backbone` that its names and shapes give away
+
+
+def recognise(tensors: Mapping[str, Tensor], arch: str, width: int) -> Recognised | None:
+    """The trunk in a file, or None; where there are several, the one that gradients trained.
+
+    Args:
+        tensors: of the file, by name.
+        arch: that is expected, and
+        width: too; the shapes of a ViT do not tell its number of heads, so what fits is believed.
+    """
+    anchors = {"layer4.0.conv1.weight": "resnet", "patch_embed.proj.weight": "vit"}
+    found = [
+        (name.removesuffix(anchor), family)
+        for name in tensors
+        for anchor, family in anchors.items()
+        if name == anchor or name.endswith(f".{anchor}")
+    ]
+    if not found:
+        return None
+    prefix, family = min(found, key=lambda place: any(word in place[0] for word in MOMENTUM))
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return Recognised(prefix, _resnet(own) if family == "resnet" else _vit(own, arch, width))
+
+
+def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    depths: tuple[int, ...] = tuple(_count(tensors, rf"layer{level}\.(\d+)\.") for level in range(1, 5))
+    convolutions = _count(tensors, r"layer4\.0\.conv(\d+)\.") - 1  # they count from 1
+    known: dict[tuple[tuple[int, ...], int], str] = {
+        (depths, CONVOLUTIONS[block.expansion]): arch for arch, (block, depths) in BLOCKS.items()
+    }
+    blocks = "+".join(map(str, depths))
+    about: dict[str, Any] = {
+        "arch": known.get(
+            (depths, convolutions), f"a ResNet of {blocks} blocks of {convolutions} convolutions"
+        )
+    }
+    return about | {"width": tensors["conv1.weight"].shape[0]} if "conv1.weight" in tensors else about
+
+
+def _vit(tensors: Mapping[str, Tensor], arch: str, width: int) -> dict[str, Any]:
+    shape = tensors["patch_embed.proj.weight"].shape
+    if len(shape) != 4:
+        return {"arch": f"a ViT of patches of {len(shape) - 2} dimensions"}
+    dim, _, _, patch_px = shape
+    depth = _count(tensors, r"blocks\.(\d+)\.")
+    if NUM_HEADS.get(arch, 0) * width != dim:
+        published = {heads * PUBLISHED_WIDTH: name for name, heads in NUM_HEADS.items()}
+        arch, width = published.get(dim, ""), PUBLISHED_WIDTH
+    if not arch or depth != DEPTH:
+        return {"arch": f"a ViT of {depth} blocks of {dim} channels"}
+    registers = tensors.get("register_tokens")
+    return {
+        "arch": arch,
+        "width": width,
+        "patch_px": patch_px,
+        "registers": 0 if registers is None else registers.shape[1],
+        "layer_scale": "blocks.0.ls1.gamma" in tensors,
+    }
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many places a numbered part of the names has."""
+    return 1 + max((int(found[1]) for name in tensors if (found := re.match(pattern, name))), default=-1)

@@ -1,0 +1,179 @@
+"""Files that stages hand to each other: written atomically and deterministically, read with checks."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import DTypeLike
+
+from stages.settings.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` that takes its name when the block succeeds, and vanishes when not.
+
+    Raises:
+        UserError: the disk is full, or does not let us write.
+    """
+    with named_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _synchronise(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: the new one replaces the old one whole, or not at all."""
+    with named_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            for file in temporary.iterdir():
+                _synchronise(file)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def named_faults(path: Path) -> Iterator[None]:
+    """Put it into words when the disk is full or `path` may not be written.
+
+    Raises:
+        UserError: one of the two; every other error passes.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); make room on its disk, and run "
+                "`dvc repro` again"
+            ) from error
+        if error.errno in FORBIDDEN:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); let this user write to its folder, and run "
+                "`dvc repro` again"
+            ) from error
+        raise
+
+
+def _synchronise(path: Path) -> None:
+    """Bytes to the disk: a power loss after the renaming cannot leave an empty file of the right name."""
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON; floats are rounded to 6 digits and NaN is refused, so that git and DVC can compare."""
+    write_text(path, json.dumps(_rounded(content), indent=2, allow_nan=False) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index; six significant digits."""
+    write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write one array as .npy; its place is reserved first, for `np.save` says nothing of a full disk."""
+    with atomic_path(path) as temporary:
+        create_array(temporary, array.dtype, array.shape)
+        stored = np.lib.format.open_memmap(temporary, mode="r+")
+        stored[...] = array
+        stored.flush()
+
+
+def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
+    """A new .npy array of zeros to fill through memory maps.
+
+    Its place on the disk is reserved: a memory map that finds the disk full ends the process by a signal.
+
+    Raises:
+        OSError: there is no room for it, or no permission.
+    """
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:
+    """Read one .npy array; with `memory_map` it stays on disk.
+
+    Raises:
+        UserError: the file is missing, truncated or no array.
+    """
+    try:
+        # Mapped first in any case: a header that speaks of more than the file holds is found without memory.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # headers that are damaged fail in every way there is
+        raise UserError(unreadable(path, "a .npy array", error)) from error
+    return array if memory_map else np.array(array)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: the file is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(unreadable(path, "JSON", error)) from error
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a table; empty cells stay empty text.
+
+    Raises:
+        UserError: the file is missing or no CSV.
+    """
+    try:
+        return pd.read_csv(path, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(unreadable(path, "a CSV table", error)) from error
+
+
+def unreadable(path: Path, expected: str, error: Exception) -> str:
+    """Why a file cannot be used, and what to do."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: not found; run `dvc repro` to make it"
+    return f"{path}: not {expected} ({error}); delete it and run `dvc repro` to make it again"

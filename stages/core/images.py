@@ -1,0 +1,65 @@
+"""The packed images as every later stage reads them: a memory map and its index.
+
+The reading half alone, without decoders, so that a change in a reader of raw data is no change of training.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stages.core.artefacts import read_array
+from stages.settings.errors import UserError
+
+IMAGES, INDEX = "images.npy", "index.csv"  # in the folder of each split
+COLUMNS = ("id", "source", "width", "height", "sha256")
+TEXT_COLUMNS = ("id", "source", "sha256")
+REMEDY = "delete the folder and run `dvc repro` to make it again"
+
+
+def open_images(folder: Path) -> np.ndarray:
+    """The images of one split, uint8 RGB [N, S, S, 3], left on disk and read-only.
+
+    Raises:
+        UserError: a file is missing or damaged, is no stack of square images, or has not one row in the
+            index for each image.
+    """
+    path = folder / IMAGES
+    images = read_array(path, memory_map=True)
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[1] != images.shape[2]
+        or images.shape[3] != 3
+    ):
+        raise UserError(
+            f"{path}: holds {images.dtype} {list(images.shape)}, "
+            f"expected square images uint8 [N, S, S, 3]; {REMEDY}"
+        )
+    rows = len(read_index(folder))
+    if rows != len(images):
+        raise UserError(f"{path}: has {len(images)} images, but {INDEX} has {rows} rows; {REMEDY}")
+    return images
+
+
+def read_index(folder: Path) -> pd.DataFrame:
+    """The index of one split, row i for image i, sorted by id.
+
+    Columns: id, source (relative to the data set), width and height (px, as displayed), sha256 (of the file).
+
+    Raises:
+        UserError: the file is missing, is no table, or lacks a column.
+    """
+    path = folder / INDEX
+    try:
+        # An id such as 0042 is text, and so is one that reads NA.
+        index = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT_COLUMNS, str))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; run `dvc repro` to make it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a CSV table ({error}); {REMEDY}") from error
+    if tuple(index.columns) != COLUMNS:
+        raise UserError(
+            f"{path}: has columns {', '.join(index.columns)}, expected {', '.join(COLUMNS)}; {REMEDY}"
+        )
+    return index

@@ -1,0 +1,51 @@
+"""Tensors as safetensors files: no pickle is written or trusted.
+
+Apart from `artefacts`, so that a stage that needs no torch loads none.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from stages.core.artefacts import atomic_path, unreadable
+from stages.settings.errors import UserError
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors; `about` is what a reader must know to use them (JSON values)."""
+    with atomic_path(path) as temporary:
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                {"about": json.dumps(about, sort_keys=True)},
+            )
+        except SafetensorError as error:  # it says the number of the system's error in its text alone
+            if number := re.search(r"os error (\d+)", str(error)):
+                code = int(number[1])
+                raise OSError(code, os.strerror(code), str(path)) from error
+            raise
+
+
+def read_tensors(path: Path, *needed: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote: the tensors, on the CPU, and `about`.
+
+    Raises:
+        UserError: the file is missing, truncated, not of this project, or lacks a tensor that is `needed`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(unreadable(path, "a safetensors file of this project", error)) from error
+    if missing := [name for name in needed if name not in tensors]:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; delete it and run `dvc repro` to make it again")
+    return tensors, about

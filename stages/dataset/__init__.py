@@ -1,1 +1,0 @@
-"""Raw data into packed images and label maps, and reading them back."""

@@ -1,0 +1,82 @@
+"""Batches of stored images on the device that works with them."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def to_unit(image: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N 3 H W"]:
+    """Bytes, channels last, to RGB in [0, 1], channels first."""
+    return image.permute(0, 3, 1, 2).float() / 255
+
+
+def normalise(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
+    """RGB in [0, 1] to zero mean and unit variance over ImageNet, channels innermost in memory."""
+    mean, std = (image.new_tensor(constants).view(1, 3, 1, 1) for constants in (MEAN, STD))
+    return ((image - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+DEVICE_SHARE = 0.25  # of the free device memory that stored images may take
+LOOK_AHEAD = 2  # batches that are read while the device works
+
+
+class ImageSource:
+    """The images of one split, decoded long ago.
+
+    Where they fit, they live on the GPU; else each batch is read from the memory map by a thread, through
+    pinned memory. Nothing is held in RAM that grows with the data set.
+
+    Args:
+        array: uint8 [N, S, S, 3], usually a memory map.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, array: np.ndarray, device: torch.device) -> None:
+        self.array, self.device = array, device
+        self.resident: Tensor | None = None
+        if device.type == "cuda" and array.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self.resident = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[Float[Tensor, "N 3 S S"]]:
+        """One batch of RGB in [0, 1] for each tensor of indices, in their order."""
+        if self.resident is not None:
+            for rows in indices:
+                yield to_unit(self.resident[rows.to(self.device)])
+            return
+        waiting: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(1) as reader:
+            for rows in indices:
+                waiting.append(reader.submit(self._read, rows))
+                if len(waiting) > LOOK_AHEAD:
+                    yield self._deliver(waiting.popleft().result())
+            while waiting:
+                yield self._deliver(waiting.popleft().result())
+
+    def _read(self, rows: Tensor) -> UInt8[Tensor, "N S S 3"]:
+        batch = torch.from_numpy(self.array[rows.numpy()])
+        return batch.pin_memory() if self.device.type == "cuda" else batch
+
+    def _deliver(self, batch: UInt8[Tensor, "N S S 3"]) -> Float[Tensor, "N 3 S S"]:
+        return to_unit(batch.to(self.device, non_blocking=True))
+
+
+def in_order(count: int, batch_size: int) -> list[Tensor]:
+    """All indices once, in order; the last batch may be smaller."""
+    return list(torch.arange(count).split(batch_size))
+
+
+def shuffled(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """All indices in random order, in whole batches; what is left over waits for the next epoch."""
+    order = torch.randperm(count, generator=generator)
+    return list(order[: count // batch_size * batch_size].split(batch_size))

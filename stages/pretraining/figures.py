@@ -1,0 +1,174 @@
+"""What shows, without any label, whether embeddings are good: each figure is watched over the epochs."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from stages.settings.schema_pretrain import Pretrain
+
+
+class Measured(NamedTuple):
+    """What a method measures in one step; each figure is the mean over this process's share of the batch."""
+
+    loss: Float[Tensor, ""]
+    instance_accuracy: Float[Tensor, ""]
+    alignment: Float[Tensor, ""]
+    uniformity: Float[Tensor, ""]
+    feature: Float[Tensor, "n C"]  # of one view, without gradient
+
+
+@torch.no_grad()
+def alignment(first: Float[Tensor, "N D"], second: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+    """Mean squared distance between two views of an image (Wang & Isola, 2020); 0 is perfect, 2 is chance."""
+    return (first - second).square().sum(1).mean()
+
+
+@torch.no_grad()
+def uniformity(embedding: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+    """Log of the mean Gaussian potential of all pairs (Wang & Isola, 2020); 0 is collapse, -4 is uniform."""
+    return torch.pdist(embedding).square().mul(-2).exp().mean().log()
+
+
+@torch.no_grad()
+def instance_accuracy(first: Float[Tensor, "n D"], second: Float[Tensor, "N D"], start: int) -> Tensor:
+    """Share of views nearest to the other view of their image, which is row `start` + i of `second`."""
+    own = start + torch.arange(len(first), device=first.device)
+    return ((first @ second.T).argmax(1) == own).float().mean()
+
+
+@torch.no_grad()
+def perplexity(share: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
+    """exp of the entropy of each row: how many of its entries really take part, from 1 to P."""
+    return torch.special.entr(share).sum(1).exp()
+
+
+class Moments:
+    """Sums over an epoch that give the effective rank of all its features, whatever their number.
+
+    In float64: beside the variance of some directions that of others is lost in float32.
+
+    Args:
+        channels: C of the features.
+        device: where they are.
+    """
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.sum = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.gram = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, feature: Float[Tensor, "N C"]) -> None:
+        """Take note of some features; only their direction counts."""
+        unit = F.normalize(feature.double(), dim=1)
+        self.count += len(unit)
+        self.sum += unit.sum(0)
+        self.gram.addmm_(unit.T, unit)
+
+    def effective_rank(self) -> float:
+        """exp of the entropy of the singular values (Roy & Vetterli, 2007) of centred features: 1 to C."""
+        mean = self.sum / self.count
+        covariance = self.gram / self.count - mean[:, None] * mean
+        singular = torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt()
+        share = singular / singular.sum().clamp_min(1e-12)
+        return math.exp(float(torch.special.entr(share).sum()))
+
+    def reset(self) -> None:
+        """Begin anew."""
+        for part in (self.count, self.sum, self.gram):
+            part.zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums."""
+        return {"count": self.count, "sum": self.sum, "gram": self.gram}
+
+    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        """Go on from saved sums."""
+        for name, part in self.state_dict().items():
+            part.copy_(saved[name])
+
+
+CHANCE_MARGIN = 0.01  # of the loss about ln K
+COLLAPSED_UNIFORMITY = -0.05  # embeddings within 0.16 of each other (root mean square); -4 is uniform
+COLLAPSED_RANK = 1.5  # directions in which features still differ
+
+SEEN = {
+    "stuck_at_chance": "the loss stays at ln({candidates}) = {chance:.4g}, that of a guess",
+    "collapsed": "all images have nearly the same embedding (uniformity {uniformity:.2g}; -4 is uniform)",
+    "one_direction": "features differ along a single direction (effective rank {effective_rank:.3g})",
+}
+# Issues of MoCo, SwAV and lightly name these cures, the most frequent first.
+CURES = {
+    "mocov2": {
+        "stuck_at_chance": "raise pretrain.lr, lower pretrain.temperature, or let keys follow faster "
+        "(pretrain.key_momentum: 0 and pretrain.queue_size: 0 choose by rule)",
+        "collapsed": "lower pretrain.lr, raise pretrain.key_momentum, or vary the views more "
+        "(pretrain.crop_area)",
+        "one_direction": "lower pretrain.lr or pretrain.weight_decay, or vary the colours more "
+        "(pretrain.photometric)",
+    },
+    "swav": {
+        "stuck_at_chance": "lower pretrain.swav.epsilon to 0.03, raise pretrain.swav.freeze_epochs, take "
+        "fewer pretrain.swav.local_crops, or set pretrain.head_batch_norm: false",
+        "collapsed": "lower pretrain.swav.epsilon to 0.03, lower pretrain.lr, or let the queue begin later "
+        "(pretrain.swav.queue_from_epoch)",
+        "one_direction": "lower pretrain.lr, or take fewer pretrain.swav.num_prototypes",
+    },
+}
+NAN_CURES = {
+    "mocov2": "lower pretrain.lr, or lengthen pretrain.warmup_epochs",
+    "swav": "lower pretrain.lr, raise pretrain.swav.epsilon, or let the queue begin later "
+    "(pretrain.swav.queue_from_epoch)",
+}
+
+
+def find_faults(figures: Mapping[str, Any], num_candidates: int) -> list[str]:
+    """Names of what is wrong after an epoch.
+
+    Args:
+        figures: loss, uniformity and effective_rank of the epoch.
+        num_candidates: K; a guess among them has a loss of ln K.
+    """
+    signs = {
+        "stuck_at_chance": abs(figures["loss"] - math.log(num_candidates)) < CHANCE_MARGIN,
+        "collapsed": figures["uniformity"] > COLLAPSED_UNIFORMITY,
+        "one_direction": figures["effective_rank"] < COLLAPSED_RANK,
+    }
+    return [name for name, seen in signs.items() if seen]
+
+
+def explain(fault: str, figures: Mapping[str, Any], num_candidates: int, method: str) -> str:
+    """What was seen, and the cure."""
+    chance = math.log(num_candidates)
+    seen = SEEN[fault].format(candidates=num_candidates, chance=chance, **figures)
+    return f"{fault}: {seen}; {CURES[method][fault]}"
+
+
+def is_settled(epoch: int, settings: Pretrain) -> bool:
+    """Whether an epoch is past the rise of the rate and the frozen prototypes, where a guess is normal.
+
+    Args:
+        epoch: 1 is the first.
+        settings: `pretrain` of params.yaml.
+    """
+    frozen = settings.swav.freeze_epochs if settings.method == "swav" else 0
+    return epoch > max(settings.warmup_epochs, frozen)
+
+
+def summarise(history: pd.DataFrame, settings: Pretrain, num_candidates: int) -> dict[str, Any]:
+    """The figures of the last epoch, the loss of a guess, and in how many epochs each fault was seen."""
+    if not len(history):
+        return {}
+    rows = [row for row in history.to_dict("records") if is_settled(row["epoch"], settings)]
+    found = [fault for row in rows for fault in find_faults(row, num_candidates)]
+    return {
+        **history.iloc[-1].to_dict(),
+        "chance_loss": math.log(num_candidates),
+        "epochs_with_fault": {fault: found.count(fault) for fault in SEEN},
+    }

@@ -1,0 +1,198 @@
+"""MoCo v2 (He et al., 2020; Chen et al., 2020): a query encoder learns to recognise its image's key.
+
+The paper takes it as the instance-level self-supervised method (4.1, 5.1).
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stages.backbone.batch_norm import split_batch_norms
+from stages.core import distributed
+from stages.core.device import autocast
+from stages.pretraining.encoder import Encoded, Encoder
+from stages.pretraining.figures import Measured, alignment, perplexity, uniformity
+from stages.pretraining.views import Views
+from stages.settings.schema_pretrain import Pretrain
+
+LARGEST_QUEUE = 65536
+
+
+class MoCo(nn.Module):
+    """The two encoders and the queue of past keys.
+
+    Batch norm lets a query recognise its key by the statistics of the batch that they share. So the
+    batch is split into groups with statistics of their own, and the keys' groups are shuffled: what
+    MoCo does across GPUs happens here within one, or across processes.
+
+    Args:
+        encoder: the query encoder; the key encoder starts as its copy.
+        settings: `pretrain` of params.yaml.
+        queue_size: Q.
+        key_momentum: share of the old key encoder that each step keeps.
+        precision: of the forward passes.
+        generator: draws the first queue.
+    """
+
+    queue: Tensor
+    position: Tensor
+    used: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: Pretrain,
+        *,
+        queue_size: int,
+        key_momentum: float,
+        precision: str,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        split_batch_norms(encoder, settings.bn_splits)
+        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self._settings, self._key_momentum, self._precision = settings, key_momentum, precision
+        queue = F.normalize(torch.randn(queue_size, settings.projection_dim, generator=generator), dim=1)
+        self.register_buffer("queue", queue)
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))
+        self.register_buffer("used", torch.zeros(2))  # sum of the shares of the queue, and their number
+        self._keys: Tensor | None = None
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What takes the time."""
+        return self.encoder, self.key_encoder
+
+    @property
+    def num_candidates(self) -> int:
+        """Keys that each query has to choose from: chance has a loss of its logarithm."""
+        others = self._settings.batch_size - 1 if self._settings.batch_negatives else 0
+        return 1 + others + len(self.queue)
+
+    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: int) -> Measured:
+        """Loss and figures of (this process's share of) a batch; every epoch is alike."""
+        size = self._settings.image_px
+        low, high = self._settings.crop_area
+        first, second = (views.draw(image, (low, high), size) for _ in range(2))
+        order = views.permutation(image)
+        loss, accuracy, query, key = self._recognise(first, second, order)
+        if self._settings.symmetric:
+            swapped_loss, swapped_accuracy, _, _ = self._recognise(second, first, order)
+            loss, accuracy = (loss + swapped_loss) / 2, (accuracy + swapped_accuracy) / 2
+        self._keys = key
+        aligned = alignment(query.embedding.detach(), distributed.share(key))
+        return Measured(loss, accuracy, aligned, uniformity(key), query.feature.detach())
+
+    def _recognise(
+        self, queried: Float[Tensor, "n 3 S S"], keyed: Float[Tensor, "n 3 S S"], order: Tensor
+    ) -> tuple[Tensor, Tensor, Encoded, Float[Tensor, "N D"]]:
+        """Loss and accuracy of one view's queries against the other's keys; the queries, and all keys."""
+        with autocast(queried.device, self._precision):
+            query, key = self.encoder(queried), self.keys(keyed, order)
+        loss, accuracy, used = info_nce(
+            query.embedding,
+            key,
+            self.queue,
+            self._settings.temperature,
+            batch_negatives=self._settings.batch_negatives,
+            start=distributed.rank() * len(queried),
+        )
+        self.used += torch.stack([distributed.mean(used), torch.ones_like(used)])
+        return loss, accuracy, query, key
+
+    @torch.no_grad()
+    def keys(self, view: Float[Tensor, "n 3 H W"], order: Tensor) -> Float[Tensor, "N D"]:
+        """Embeddings of the whole batch, without gradient; `order` permutes it to shuffle the groups."""
+        shuffled = self.key_encoder(distributed.share(distributed.gather(view)[order])).embedding
+        return distributed.gather(shuffled)[torch.argsort(order)]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The key encoder follows, and the newest keys take the place of the oldest."""
+        self.update_key_encoder()
+        assert self._keys is not None
+        self.enqueue(self._keys)
+
+    @torch.no_grad()
+    def update_key_encoder(self) -> None:
+        """theta_k <- m theta_k + (1 - m) theta_q (MoCo, Eq. 2). Buffers are the key encoder's own."""
+        pairs = zip(self.key_encoder.parameters(), self.encoder.parameters(), strict=True)
+        keys, queries = zip(*pairs, strict=True)
+        torch._foreach_lerp_(list(keys), list(queries), 1 - self._key_momentum)
+
+    @torch.no_grad()
+    def enqueue(self, keys: Float[Tensor, "N D"]) -> None:
+        """The newest keys take the place of the oldest."""
+        size = self.queue.shape[0]
+        places = (self.position + torch.arange(len(keys), device=keys.device)) % size
+        self.queue[places] = keys
+        self.position.copy_((self.position + len(keys)) % size)
+
+    def take_usage(self) -> float:
+        """Share of the queue that queries had to be told apart from, since it was last asked for."""
+        share, count = self.used.tolist()
+        self.used.zero_()
+        return share / count
+
+    def heads(self) -> dict[str, Tensor]:
+        """The projection head of the queries."""
+        return self.encoder.heads()
+
+
+def choose_queue_size(settings: Pretrain, num_images: int) -> int:
+    """`queue_size`, or by rule where it is 0.
+
+    The rule (ours): the largest power of two up to half of the images and up to MoCo's 65536, so that an
+    image is seldom its own negative, in whole batches.
+    """
+    if settings.queue_size:
+        return settings.queue_size
+    power = 2 ** (max(2, min(LARGEST_QUEUE, num_images // 2)).bit_length() - 1)
+    return max(1, power // settings.batch_size) * settings.batch_size
+
+
+def choose_key_momentum(settings: Pretrain, num_steps: int) -> float:
+    """`key_momentum`, or by rule where it is 0.
+
+    The rule (ours): keys remember 1 / (1 - m) steps, a tenth of the run, but ten at least and a thousand
+    (MoCo's m = 0.999) at most.
+    """
+    return settings.key_momentum or 1 - 1 / min(1000, max(10, num_steps / 10))
+
+
+def info_nce(
+    query: Float[Tensor, "n D"],
+    key: Float[Tensor, "N D"],
+    queue: Float[Tensor, "Q D"],
+    temperature: float,
+    *,
+    batch_negatives: bool,
+    start: int = 0,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """InfoNCE (MoCo, Eq. 1), the share of queries nearest to their own key, and how much of the queue counts.
+
+    The last is the mean perplexity of the softmax over the queue, by its length; at 1 all are alike.
+
+    Args:
+        query: unit embeddings of one view of some images.
+        key: unit embeddings of another view of all images of the batch; row `start` + i belongs to query i.
+        queue: unit embeddings of other images.
+        temperature: of the softmax over the key and the negatives.
+        batch_negatives: whether the other keys of the batch are negatives too, as in MoCo v3. The queue
+            alone gives the answer away while the encoder changes fast: old keys look old.
+        start: row of the first query's key.
+    """
+    target = start + torch.arange(len(query), device=query.device)
+    against_batch = query @ key.T
+    if not batch_negatives:
+        against_batch = against_batch.gather(1, target[:, None])
+        target = torch.zeros_like(target)
+    against_queue = query @ queue.T
+    logits = torch.cat([against_batch, against_queue], dim=1) / temperature
+    with torch.no_grad():
+        accuracy = (logits.argmax(1) == target).float().mean()
+        used = perplexity((against_queue / temperature).softmax(1)).mean() / len(queue)
+    return F.cross_entropy(logits, target), accuracy, used

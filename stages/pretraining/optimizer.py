@@ -1,0 +1,53 @@
+"""LARS (You et al., 2017), which torch lacks: steps in proportion to the weights, for large batches."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TRUST = 0.001  # as SwAV and the paper have it
+
+
+class LARS(torch.optim.SGD):
+    """SGD whose gradient for each tensor of weights is brought to `TRUST` times their norm.
+
+    g <- TRUST |w| / (|g| + decay |w|) (g + decay w)
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float) -> None:
+        super().__init__(groups, lr=lr, momentum=momentum)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of SGD along the scaled gradients."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.grad.copy_(scaled(weight, weight.grad, decay))
+            group["weight_decay"] = 0.0
+        super().step()
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+
+
+def scaled(weight: Tensor, gradient: Tensor, decay: float) -> Tensor:
+    """The gradient with weight decay, scaled; as it is where one of the two is zero."""
+    norm, slope = weight.norm(), gradient.norm()
+    scale = TRUST * norm / (slope + decay * norm)
+    return torch.where((norm > 0) & (slope > 0), scale * (gradient + decay * weight), gradient)
+
+
+def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int) -> float:
+    """Factor of the base learning rate at `step`: linear rise, then half a cosine down to 0.
+
+    Args:
+        step: 0 is the first.
+        total_steps: of the whole run.
+        warmup_steps: of the rise; 0 starts at the top, as MoCo v2 does.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))

@@ -1,0 +1,198 @@
+"""Instance-level self-supervised pretraining, from scratch or from a published checkpoint (4.1, 5.1)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.backbone.checkpoint import build_backbone, describe
+from stages.backbone.trunk import Trunk
+from stages.checkpoints.published import Published
+from stages.core import distributed
+from stages.core.device import compile_networks, place, torch_generator
+from stages.core.history import Loop, restore_optimizer
+from stages.core.seeds import derive
+from stages.imaging.batches import ImageSource, shuffled
+from stages.pretraining.encoder import Encoder
+from stages.pretraining.figures import NAN_CURES, Moments, explain, find_faults, is_settled, summarise
+from stages.pretraining.moco import MoCo, choose_key_momentum, choose_queue_size
+from stages.pretraining.optimizer import LARS, warmup_cosine
+from stages.pretraining.swav import SwAV
+from stages.pretraining.views import Views
+from stages.runtime.progress import say, warn
+from stages.runtime.state import StageState
+from stages.settings.schema_pretrain import Pretrain
+from stages.settings.section import Backbone
+
+FIGURES = ("loss", "instance_accuracy", "alignment", "uniformity")
+EPOCH_FIGURES = ("effective_rank", "usage", "lr")
+
+
+class Pretraining:
+    """One method on one data set, from any step to the end.
+
+    Every random number follows from (seed, epoch, step), so a run that went on from a saved state ends
+    with the same bytes as one that was never interrupted, and several processes see what one would.
+    """
+
+    def __init__(
+        self,
+        settings: Pretrain,
+        backbone: Backbone,
+        start: Published | None,
+        *,
+        num_images: int,
+        seed: int,
+        precision: str,
+        device: torch.device,
+        compiled: bool = False,
+    ) -> None:
+        torch.manual_seed(derive(seed, "pretrain", "weights"))
+        self._settings, self._seed, self._device = settings, seed, device
+        encoder = Encoder(
+            build_backbone(describe(backbone)),
+            settings.projection_dim,
+            head_batch_norm=settings.head_batch_norm,
+        )
+        if start is not None:
+            start.fill(encoder.backbone)
+            say("pretrain", projection_of_checkpoint=start.fill_head("projection", encoder.head))
+        method = _build(encoder, settings, num_images, seed, precision)
+        if start is not None and isinstance(method, SwAV):
+            say("pretrain", prototypes_of_checkpoint=start.fill_head("prototypes", method.prototypes))
+        self._method = place(method, device)
+        if compiled:
+            compile_networks(self._method.networks())
+        self._parameters = [value for value in method.parameters() if value.requires_grad]
+        self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
+        self._optimizer = build_optimizer(settings, self._parameters)
+        self._faults: list[str] = []
+        self._moments = Moments(encoder.backbone.channels[-1], device)
+
+    @property
+    def backbone(self) -> Trunk:
+        """What pretraining is for."""
+        return self._method.encoder.backbone
+
+    @property
+    def heads(self) -> dict[str, Tensor]:
+        """What was trained on top of it and is of use later, by name."""
+        return self._method.heads()
+
+    def run(self, images: ImageSource, state: StageState) -> pd.DataFrame:
+        """Train to the last epoch.
+
+        Returns:
+            One row of figures for each epoch.
+
+        Raises:
+            UserError: the loss is no longer a number.
+        """
+        cure = NAN_CURES[self._settings.method]
+        loop = Loop("pretrain", self, FIGURES, state=state, device=self._device, cure=cure)
+        while loop.epoch < self._settings.epochs:
+            order = torch_generator(self._seed, "pretrain", "order", loop.epoch)
+            batches = shuffled(len(images), self._settings.batch_size, order)
+
+            def train_step(_: Int[Tensor, " n"], image: Float[Tensor, "n 3 H W"]) -> Float[Tensor, " F"]:
+                return self._train_step(image, loop.epoch, loop.step, len(batches))  # noqa: B023
+
+            figures = loop.run_epoch(batches, images.batches, train_step)
+            figures.update(self._take_epoch_figures())
+            loop.end_epoch(figures, self._settings.epochs)
+            self._watch(loop.epoch, figures)
+        self._method.eval()
+        return loop.history(*EPOCH_FIGURES)
+
+    def _train_step(
+        self, image: Float[Tensor, "n 3 H W"], epoch: int, step: int, num_steps: int
+    ) -> Float[Tensor, " F"]:
+        self._set_lr(epoch * num_steps + step, num_steps)
+        generator = torch_generator(self._seed, "pretrain", "views", epoch, step)
+        measured = self._method(image, Views(self._settings.photometric, generator), epoch)
+        self._optimizer.zero_grad()
+        measured.loss.backward()
+        distributed.average_(value.grad for value in self._parameters if value.grad is not None)
+        self._optimizer.step()
+        self._method.after_step()
+        distributed.average_(self._statistics)  # each process has seen groups of its own
+        self._moments.add(distributed.gather(measured.feature))
+        return torch.stack(measured[: len(FIGURES)])
+
+    def _watch(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """Name what is wrong when it begins, not after the night."""
+        candidates = self._method.num_candidates
+        faults = find_faults(figures, candidates) if is_settled(epoch, self._settings) else []
+        for fault in faults:
+            if fault not in self._faults:
+                warn("pretrain", explain(fault, figures, candidates, self._settings.method))
+        self._faults = faults
+
+    def summary(self, history: pd.DataFrame) -> dict[str, Any]:
+        """What is left to say when it is over."""
+        return summarise(history, self._settings, self._method.num_candidates)
+
+    def _take_epoch_figures(self) -> dict[str, float]:
+        rank, usage = self._moments.effective_rank(), self._method.take_usage()
+        self._moments.reset()
+        return {"effective_rank": rank, "usage": usage, "lr": self._optimizer.param_groups[0]["lr"]}
+
+    def _set_lr(self, step: int, steps_per_epoch: int) -> None:
+        factor = warmup_cosine(
+            step,
+            total_steps=self._settings.epochs * steps_per_epoch,
+            warmup_steps=round(self._settings.warmup_epochs * steps_per_epoch),
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.lr * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "method": self._method.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "moments": self._moments.state_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from it."""
+        self._method.load_state_dict(saved["method"])
+        restore_optimizer(self._optimizer, saved["optimizer"])
+        self._moments.load_state_dict(saved["moments"])
+
+
+def _build(encoder: Encoder, settings: Pretrain, num_images: int, seed: int, precision: str) -> MoCo | SwAV:
+    if settings.method == "swav":
+        return SwAV(encoder, settings, precision=precision)
+    queue_size = choose_queue_size(settings, num_images)
+    num_steps = settings.epochs * (num_images // settings.batch_size)
+    key_momentum = choose_key_momentum(settings, num_steps)
+    say("pretrain", images=num_images, steps=num_steps, queue_size=queue_size, key_momentum=key_momentum)
+    return MoCo(
+        encoder,
+        settings,
+        queue_size=queue_size,
+        key_momentum=key_momentum,
+        precision=precision,
+        generator=torch_generator(seed, "pretrain", "queue"),
+    )
+
+
+def build_optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """Weight decay holds back the weights alone, not biases and batch norms (ours).
+
+    AdamW is fused, for the plain one takes a tenth of a step of a small network on a CPU. Fused SGD cannot
+    take up prototypes that were frozen before.
+    """
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
+    if settings.optimizer == "lars":
+        return LARS(groups, lr=settings.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)

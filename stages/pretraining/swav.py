@@ -1,0 +1,156 @@
+"""SwAV (Caron et al., 2020): a view of an image predicts the prototypes that another was assigned to."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stages.backbone.batch_norm import split_batch_norms
+from stages.core import distributed
+from stages.core.device import autocast
+from stages.pretraining.encoder import Encoded, Encoder
+from stages.pretraining.figures import Measured, alignment, instance_accuracy, perplexity, uniformity
+from stages.pretraining.views import Views
+from stages.settings.schema_pretrain import Pretrain
+
+NUM_WHOLE = 2  # large views of an image: those that codes are computed of
+
+
+class SwAV(nn.Module):
+    """The encoder, the prototypes and, for small batches, a queue of past embeddings.
+
+    Args:
+        encoder: what is trained.
+        settings: `pretrain` of params.yaml.
+        precision: of the forward passes; codes and loss are float32.
+    """
+
+    queue: Tensor
+    filled: Tensor
+    assigned: Tensor
+
+    def __init__(self, encoder: Encoder, settings: Pretrain, *, precision: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        split_batch_norms(encoder, settings.bn_splits)
+        self._settings, self._own, self._precision = settings, settings.swav, precision
+        self.prototypes = nn.Linear(settings.projection_dim, self._own.num_prototypes, bias=False)
+        shape = (NUM_WHOLE, self._own.queue_size, settings.projection_dim)
+        self.register_buffer("queue", torch.zeros(shape))  # newest last
+        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+        self.register_buffer("assigned", torch.zeros(self._own.num_prototypes))
+        self._newest: Tensor | None = None
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What takes the time."""
+        return (self.encoder,)
+
+    @property
+    def num_candidates(self) -> int:
+        """Prototypes that each view has to choose from: chance has a loss of its logarithm."""
+        return self._own.num_prototypes
+
+    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: int) -> Measured:
+        """Loss and figures of (this process's share of) a batch."""
+        own = self._own
+        with torch.no_grad():
+            self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+        whole = self._encode(image, views, NUM_WHOLE, own.crop_area, self._settings.image_px)
+        embedding = whole.embedding.unflatten(0, (len(image), NUM_WHOLE))
+        batch = distributed.gather(embedding.detach()).transpose(0, 1)
+        codes = torch.stack([distributed.share(code) for code in self._codes(batch, epoch)], dim=1)
+        if own.local_crops:
+            local = self._encode(image, views, own.local_crops, own.local_area, own.local_px)
+            parts = local.embedding.unflatten(0, (len(image), own.local_crops))
+            embedding = torch.cat([embedding, parts], dim=1)
+        weight = self.prototypes.weight
+        scores = embedding @ (weight.detach() if epoch < own.freeze_epochs else weight).T
+        logits = scores / own.temperature
+        self._newest = batch
+        self._count(logits[:, :NUM_WHOLE].detach())
+        first, second = batch
+        mine = distributed.share(first)
+        return Measured(
+            swapped_prediction(logits, codes),
+            instance_accuracy(mine, second, distributed.rank() * len(image)),
+            alignment(mine, distributed.share(second)),
+            uniformity(second),
+            whole.feature.detach()[::NUM_WHOLE],
+        )
+
+    def _encode(
+        self, image: Float[Tensor, "n 3 H W"], views: Views, count: int, area: list[float], size_px: int
+    ) -> Encoded:
+        """`count` views of each image, side by side: one batch for the batch norm."""
+        low, high = area
+        drawn = torch.stack([views.draw(image, (low, high), size_px) for _ in range(count)], dim=1)
+        with autocast(image.device, self._precision):
+            return self.encoder(drawn.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def _codes(self, batch: Float[Tensor, "2 N D"], epoch: int) -> list[Float[Tensor, "N P"]]:
+        """Codes of both large views, with the help of the queue once it is full."""
+        own, num_images = self._own, batch.shape[1]
+        if own.queue_size and epoch >= own.queue_from_epoch and self.filled >= own.queue_size:
+            batch = torch.cat([self.queue, batch], dim=1)
+        scores = batch @ self.prototypes.weight.T
+        return [sinkhorn(view, own.epsilon, own.sinkhorn_iterations)[-num_images:] for view in scores]
+
+    @torch.no_grad()
+    def _count(self, logits: Float[Tensor, "n 2 P"]) -> None:
+        chosen = torch.bincount(logits.argmax(2).flatten(), minlength=self._own.num_prototypes)
+        self.assigned += distributed.total(chosen.float())
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The newest embeddings take the place of the oldest."""
+        assert self._newest is not None
+        self.queue.copy_(torch.cat([self.queue, self._newest], dim=1)[:, self._newest.shape[1] :])
+        self.filled += self._newest.shape[1]
+
+    def take_usage(self) -> float:
+        """Share of the prototypes that are the nearest of some view, since it was last asked for.
+
+        Counted as if equally many views chose each. Predictions themselves are so soft early on that their
+        sum is even whatever they say.
+        """
+        used = perplexity((self.assigned / self.assigned.sum())[None])
+        self.assigned.zero_()
+        return float(used) / self._own.num_prototypes
+
+    def heads(self) -> dict[str, Tensor]:
+        """What leads from the global feature to the prototypes, beside the trunk."""
+        unit = F.normalize(self.prototypes.weight.detach(), dim=1)
+        return {"prototypes.weight": unit, **self.encoder.heads()}
+
+
+def sinkhorn(scores: Float[Tensor, "N P"], epsilon: float, iterations: int) -> Float[Tensor, "N P"]:
+    """Codes: a soft assignment that gives all prototypes the same mass (SwAV, Eq. 3 to 5).
+
+    In the log domain and float32, where exp(score / epsilon) would overflow.
+
+    Args:
+        scores: cosines of embeddings and prototypes.
+        epsilon: weight of the entropy; the smaller, the harder the codes.
+        iterations: of the normalisation of prototypes, then embeddings.
+
+    Returns:
+        Rows that sum to 1.
+    """
+    log_code = scores.float() / epsilon
+    num_images, num_prototypes = scores.shape
+    for _ in range(iterations):
+        log_code = log_code - log_code.logsumexp(0, keepdim=True) - math.log(num_prototypes)
+        log_code = log_code - log_code.logsumexp(1, keepdim=True) - math.log(num_images)
+    return (log_code + math.log(num_images)).exp()
+
+
+def swapped_prediction(logits: Float[Tensor, "n V P"], codes: Float[Tensor, "n A P"]) -> Float[Tensor, ""]:
+    """Cross-entropy of the codes of the first A views with the predictions of all others (Eq. 2, 6)."""
+    log_prediction = logits.log_softmax(2)
+    num_coded, num_views = codes.shape[1], logits.shape[1]
+    pairs = -torch.einsum("nap,nvp->av", codes, log_prediction) / len(logits)
+    others = 1 - torch.eye(num_coded, num_views, device=logits.device)
+    return (pairs * others).sum() / (num_coded * (num_views - 1))

@@ -1,0 +1,63 @@
+"""The random views that instances are told apart by."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.core import distributed
+from stages.imaging.batches import normalise
+from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
+from stages.imaging.resample import Boxes, resample
+from stages.settings.section import Photometric
+
+ASPECT = (3 / 4, 4 / 3)  # of random resized crops, as in every contrastive method
+
+
+def random_resized_boxes(count: int, area: tuple[float, float], generator: torch.Generator) -> Boxes:
+    """Boxes with a random share of the image's area and a random aspect, mirrored half of the time.
+
+    A box that would not fit is cut to the image's side; the usual rejection sampling has no fixed cost.
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    share, log_aspect = uniform(*area), uniform(math.log(ASPECT[0]), math.log(ASPECT[1]))
+    height = (share.sqrt() * (-log_aspect / 2).exp()).clamp(max=1)
+    width = (share.sqrt() * (log_aspect / 2).exp()).clamp(max=1)
+    top, left = (1 - height) * uniform(0, 1), (1 - width) * uniform(0, 1)
+    return Boxes(top, left, height, width, (uniform(0, 1) < 0.5).float())
+
+
+class Views:
+    """The random views of one step: drawn for the whole batch, made of this process's share of it.
+
+    Args:
+        strengths: of the changes of colour and sharpness.
+        generator: the only source of randomness.
+    """
+
+    def __init__(self, strengths: Photometric, generator: torch.Generator) -> None:
+        self._strengths, self._generator = strengths, generator
+
+    def draw(
+        self, image: Float[Tensor, "n 3 H W"], area: tuple[float, float], size_px: int
+    ) -> Float[Tensor, "n 3 S S"]:
+        """One augmented, normalised view of each image (MoCo v2's augmentations).
+
+        Blur and colour commute but for the clipping, so the blur is part of the resampling.
+        """
+        count = len(image) * distributed.world_size()
+        boxes = Boxes(*map(distributed.share, random_resized_boxes(count, area, self._generator)))
+        jitter = Jitter(
+            *map(distributed.share, draw_jitter(count, self._strengths, size_px, self._generator))
+        ).to(image.device)
+        crop = resample(image, boxes.to(image.device), (size_px, size_px), jitter.blur_sigma_px)
+        return normalise(apply_colour(crop, jitter))
+
+    def permutation(self, image: Float[Tensor, "n 3 H W"]) -> Int[Tensor, " N"]:
+        """A random order of the whole batch."""
+        count = len(image) * distributed.world_size()
+        return torch.randperm(count, generator=self._generator).to(image.device)

@@ -1,0 +1,20 @@
+"""The six pyramid views of an image (4.2.1): the whole, its four corners, its centre."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+VIEWS = ("whole", "top left", "top right", "bottom left", "bottom right", "centre")
+
+
+def view_boxes(crop_ratio: float) -> Float[Tensor, "6 4"]:
+    """(top, left, height, width) of each view in fractions of the image's sides.
+
+    Args:
+        crop_ratio: side of the five crops; the paper does not give it.
+    """
+    far, middle = 1 - crop_ratio, (1 - crop_ratio) / 2
+    corners = [(0.0, 0.0), (0.0, far), (far, 0.0), (far, far), (middle, middle)]
+    return torch.tensor(
+        [(0.0, 0.0, 1.0, 1.0), *((top, left, crop_ratio, crop_ratio) for top, left in corners)]
+    )

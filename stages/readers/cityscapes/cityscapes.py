@@ -1,0 +1,102 @@
+"""Cityscapes as it is downloaded.
+
+    root/leftImg8bit/{train,val,test,train_extra}/<city>/<id>_leftImg8bit.png
+    root/gtFine/{train,val}/<city>/<id>_gtFine_labelIds.png        or root/annotations/gtFine/...
+
+Fine label maps of the validation images alone are read, whatever the label set: coarse groups are groups of
+fine labels. Which folders are for training and which for scoring differs between protocols.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.dataset.decode import FileDecoder
+from stages.dataset.source import DataSet, Findings, Item, listed, walk
+from stages.dataset.taxonomy import read_taxonomy
+from stages.settings.errors import UserError
+from stages.settings.schema import Prepare
+
+CITYSCAPES = "https://www.cityscapes-dataset.com/downloads"
+
+# What holds a folder of Cityscapes, and how many images or label maps of each split there are.
+CITYSCAPES_ARCHIVES = {
+    "train": "leftImg8bit_trainvaltest.zip",
+    "val": "leftImg8bit_trainvaltest.zip",
+    "test": "leftImg8bit_trainvaltest.zip",
+    "train_extra": "leftImg8bit_trainextra.zip",
+    "gtFine": "gtFine_trainvaltest.zip",
+}
+CITYSCAPES_IMAGES = {"train": 2_975, "val": 500, "test": 1_525, "train_extra": 19_998}
+
+
+LONG_TILES = 2  # squares in a picture, which is twice as wide as high
+IMAGE, LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
+LABEL_FOLDERS = ("gtFine", "annotations/gtFine")
+
+
+def list_data(root: Path, settings: Prepare) -> DataSet:
+    """The images of some folders for training and of others for validation; no image is opened.
+
+    Args:
+        root: of the data set.
+        settings: `prepare` of params.yaml: folders of leftImg8bit, and which classes the labels become.
+
+    Raises:
+        UserError: everything that is missing, what it is and where its owner publishes it.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"{root}: no such folder; set prepare.path to the folder of leftImg8bit/ and gtFine/, which "
+            f"{CITYSCAPES} offers to those who are registered there"
+        )
+    found, folders = Findings(), settings.cityscapes
+    taxonomy = read_taxonomy(Path(__file__).with_name(f"{settings.taxonomy}.csv"))
+    tiles = LONG_TILES if settings.protocol == "picie_long" else 1
+    learned = [item for folder in folders.train for item in _list(root, folder, found)]
+    scored = _with_labels(
+        root, [item for folder in folders.val for item in _list(root, folder, found)], found
+    )
+    found.raise_faults()
+    return DataSet(
+        _tiled(learned, tiles), _tiled(scored, tiles), taxonomy.class_names,
+        FileDecoder(root, taxonomy, upright=False), taxonomy.class_kinds,
+        root=root, notes=tuple(found.notes), skipped=found.skipped,
+    )  # fmt: skip
+
+
+def _list(root: Path, split: str, found: Findings) -> list[Item]:
+    folder = root / "leftImg8bit" / split
+    names = [path.relative_to(folder).as_posix() for path in walk(folder)] if folder.is_dir() else []
+    ids = [name.removesuffix(IMAGE) for name in names if name.endswith(IMAGE)]
+    expected = CITYSCAPES_IMAGES[split]
+    if not ids:
+        found.faults.append(
+            f"{folder}: has no *{IMAGE}; the {expected:,} images are in {CITYSCAPES_ARCHIVES[split]}, "
+            f"{CITYSCAPES} (login)"
+        )
+    if len(names) > len(ids):
+        found.skipped[f"{split}: not *{IMAGE}"] += len(names) - len(ids)
+    whole = "all" if len(ids) == expected else f"of {expected:,} published, so no published result compares"
+    found.notes.append(f"leftImg8bit/{split}: {len(ids):,} images, {whole}")
+    return [Item(f"{split}/{id_}", f"leftImg8bit/{split}/{id_}{IMAGE}") for id_ in ids]
+
+
+def _with_labels(root: Path, items: Sequence[Item], found: Findings) -> list[Item]:
+    folder = next((name for name in LABEL_FOLDERS if (root / name).is_dir()), LABEL_FOLDERS[0])
+    labelled = [Item(item.id, item.source, f"{folder}/{item.id}{LABELS}") for item in items]
+    absent = [item.id for item in labelled if not (root / str(item.labels)).is_file()]
+    if absent:
+        found.faults.append(
+            f"{root / folder}: has no *{LABELS} for {len(absent):,} of {len(items):,} images "
+            f"({listed(absent)}); they are in {CITYSCAPES_ARCHIVES['gtFine']}, {CITYSCAPES} (login)"
+        )
+    return labelled
+
+
+def _tiled(items: Sequence[Item], tiles: int) -> tuple[Item, ...]:
+    """Sorted by id; several tiles of a picture have its id and their own number."""
+    return tuple(
+        Item(item.id if tiles == 1 else f"{item.id}/{tile}", item.source, item.labels, tile)
+        for item in sorted(items, key=lambda item: item.id)
+        for tile in range(tiles)
+    )

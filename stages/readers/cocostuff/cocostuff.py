@@ -1,0 +1,126 @@
+"""COCO-Stuff as it is downloaded: COCO 2017 images, stuffthingmaps, and the curated lists of images.
+
+    root/images/{train2017,val2017}/*.jpg   or root/{train2017,val2017}/*.jpg
+    root/stuffthingmaps/val2017/*.png       or the same below annotations, stuffthingmaps_trainval2017 or root
+    root/curated/{train2017,val2017}/<list>.txt      one id a line
+
+Without a list all images are taken. Label maps of training images are never looked for.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from stages.dataset.decode import FileDecoder
+from stages.dataset.source import DataSet, Findings, Item, listed
+from stages.dataset.taxonomy import read_taxonomy
+from stages.readers.cocostuff.parts import COCO_PARTS, LIST
+from stages.settings.errors import UserError
+from stages.settings.schema import Prepare
+
+IMAGES = ("images/{}", "{}")
+LABELS = ("stuffthingmaps/{}", "annotations/{}", "stuffthingmaps_trainval2017/{}", "{}")
+FETCH = "python -m stages.tools.fetch cocostuff --to"
+
+
+def list_data(root: Path, settings: Prepare) -> DataSet:
+    """The images that the lists name, or all of them; no image is opened.
+
+    Args:
+        root: of the data set.
+        settings: `prepare` of params.yaml: the name of the lists, and which classes the labels become.
+
+    Raises:
+        UserError: everything that is missing, what it is and where its owner publishes it.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; `{FETCH} {root}` makes and fills it")
+    found, list_name = Findings(), settings.cocostuff.list
+    taxonomy = read_taxonomy(Path(__file__).with_name(f"{settings.taxonomy}.csv"))
+    train = _list_split(root, "train2017", list_name, found)
+    val = _add_labels(root, _list_split(root, "val2017", list_name, found), found)
+    found.raise_faults()
+    decode = FileDecoder(root, taxonomy, upright=settings.protocol == "own")
+    return DataSet(
+        train, val, taxonomy.class_names, decode, taxonomy.class_kinds,
+        tuple(found.files), root, tuple(found.notes), found.skipped,
+    )  # fmt: skip
+
+
+def _list_split(root: Path, split: str, list_name: str, found: Findings) -> tuple[Item, ...]:
+    folder, present = _folder_of(root, IMAGES, split, ".jpg")
+    if not present:
+        found.faults.append(_missing(root, IMAGES, split, ".jpg", f"{split} images"))
+    chosen = _read_list(root, split, list_name, found)
+    if chosen is None:
+        chosen = present
+        found.notes.append(
+            f"{split}: no list curated/{split}/{list_name}.txt, so all {len(present):,} images are taken "
+            "(a rule of ours); published results use the images of that list alone"
+        )
+    elif present:
+        absent = sorted(chosen - present)
+        if absent:
+            found.faults.append(
+                f"{root / folder}: {len(absent):,} of the {len(chosen):,} images of curated/{split}/"
+                f"{list_name}.txt are missing ({listed(absent)}); {_origin(root, f'{split} images')}"
+            )
+        if present - chosen:
+            found.skipped[f"{split}: not in the list"] += len(present - chosen)
+    return tuple(Item(id_, f"{folder}/{id_}.jpg") for id_ in sorted(chosen))
+
+
+def _read_list(root: Path, split: str, list_name: str, found: Findings) -> set[str] | None:
+    name = f"curated/{split}/{list_name}.txt"
+    if not (root / name).is_file():
+        return None
+    text = found.read_text(root, name)
+    ids = text.split()
+    odd = [id_ for id_ in ids if not re.fullmatch(r"\w+", id_)]
+    if odd or not ids:
+        found.faults.append(
+            f"{root / name}: {f'has the line {odd[0]!r}' if odd else 'is empty'}, expected one id of an "
+            f"image a line; {_origin(root, f'{split} list')}"
+        )
+    published = COCO_PARTS[f"{split} list"].sha256
+    known = list_name == LIST and hashlib.sha256(text.encode()).hexdigest() == published
+    verdict = "the published list" if known else "not the published list, so no published result compares"
+    found.notes.append(f"{split}: the {len(set(ids)):,} images of {name}, {verdict}")
+    return set(ids)
+
+
+def _add_labels(root: Path, items: tuple[Item, ...], found: Findings) -> tuple[Item, ...]:
+    folder, present = _folder_of(root, LABELS, "val2017", ".png")
+    if not present:
+        found.faults.append(_missing(root, LABELS, "val2017", ".png", "label maps"))
+        return items
+    absent = [item.id for item in items if item.id not in present]
+    if absent:
+        found.faults.append(
+            f"{root / folder}: has no label map for {len(absent):,} of {len(items):,} images "
+            f"({listed(absent)}); {_origin(root, 'label maps')}"
+        )
+    return tuple(Item(item.id, item.source, f"{folder}/{item.id}.png") for item in items)
+
+
+def _folder_of(root: Path, places: tuple[str, ...], split: str, suffix: str) -> tuple[str, set[str]]:
+    """The first place that holds files of that kind, and their names without the suffix."""
+    for place in places:
+        folder = place.format(split)
+        if (root / folder).is_dir():
+            names = {name.removesuffix(suffix) for name in os.listdir(root / folder) if name.endswith(suffix)}
+            if names:
+                return folder, names
+    return places[0].format(split), set()
+
+
+def _missing(root: Path, places: tuple[str, ...], split: str, suffix: str, part: str) -> str:
+    folders = " or ".join(place.format(split) for place in places)
+    return f"{root}: has no {suffix} files in {folders}; {_origin(root, part)}"
+
+
+def _origin(root: Path, part: str) -> str:
+    """What a part is, and how to get it."""
+    published = COCO_PARTS[part]
+    return f"they are in {published.name} ({published.what}), {published.url}; or `{FETCH} {root}`"

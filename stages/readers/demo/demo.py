@@ -1,0 +1,59 @@
+"""The demo data set: drawn, not photographed, and the same whatever the seed of the training is.
+
+Layouts, colours and light vary so much that neither colour nor position gives a class away; what stays
+true is texture, outline, and what goes with what.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stages.core.seeds import numpy_generator
+from stages.dataset.source import DataSet, Decoded, Item, RawFile
+from stages.readers.demo.painting import draw_edges, paint_stuff, place_things
+from stages.readers.demo.scenes import CLASSES, KINDS, PX, SCENES, Scene
+from stages.settings.schema import Prepare
+
+DEMO_SEED = 20  # of the data; `seed` of params.yaml varies the training on it
+
+
+def list_data(_: Path, settings: Prepare) -> DataSet:
+    """The scenes by turns, so that every kind of place is in both splits."""
+    train, val = (
+        tuple(Item(f"{index:05d}", f"demo/{split}/{index:05d}") for index in range(count))
+        for split, count in (("train", settings.demo.num_train), ("val", settings.demo.num_val))
+    )
+    return DataSet(train, val, CLASSES, draw_item, KINDS)
+
+
+def draw_item(item: Item) -> Decoded:
+    """Draw one image; it depends on nothing but its split and index."""
+    kinds = tuple(SCENES.values())
+    pixels, labels = draw(numpy_generator(DEMO_SEED, item.source), kinds[int(item.id) % len(kinds)])
+    content = pixels.tobytes()
+    file = RawFile(item.source, len(content), hashlib.sha256(content).hexdigest())
+    return Decoded(Image.fromarray(pixels), labels, (file,))
+
+
+def draw(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """One picture of `scene`: uint8 RGB [PX, PX, 3], and class ids uint8 [PX, PX]."""
+    bands = scene.bands[1:] if rng.random() < scene.closeup else scene.bands
+    edges = draw_edges(rng, bands)
+    image, labels = paint_stuff(rng, bands, edges)
+    image, labels = place_things(rng, scene, bands, edges, image, labels)
+    image = _light(rng, image)
+    if rng.random() < 0.5:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+
+
+def _light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """One light over the whole picture: exposure, tint, a gradient, and noise of the sensor."""
+    y, x = np.mgrid[-0.5 : 0.5 : PX * 1j, -0.5 : 0.5 : PX * 1j]
+    angle = rng.uniform(0, 2 * np.pi)
+    gradient = 1 + rng.uniform(0, 0.35) * (x * np.cos(angle) + y * np.sin(angle))
+    gain = rng.uniform(0.8, 1.15) * rng.uniform(0.86, 1.14, 3)
+    image = image * gradient[..., None] * gain + 0.02 * rng.standard_normal(image.shape, np.float32)
+    return np.asarray(np.clip(image, 0, 1) * 255, np.uint8)

@@ -1,0 +1,186 @@
+"""Context-aware embedding (4.3): every pixel attends to those close to it in feature, colour and place."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stages.imaging.resample import enlarge
+from stages.settings.schema_train import Context
+
+# Linear sRGB to XYZ under D65 (IEC 61966-2-1), each row divided by the white point.
+RGB_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+WHITE = (0.95047, 1.0, 1.08883)
+LINEAR_BELOW = (6 / 29) ** 3  # of the cube root (CIE 15)
+
+
+def to_lab(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
+    """sRGB in [0, 1] to L*a*b* over 100: lightness in [0, 1], a and b within about +-1."""
+    linear = torch.where(image <= 0.04045, image / 12.92, ((image.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
+    matrix = image.new_tensor(RGB_TO_XYZ) / image.new_tensor(WHITE)[:, None]
+    x, y, z = torch.einsum("dc,nchw->dnhw", matrix, linear)
+    x, y, z = (
+        torch.where(
+            value > LINEAR_BELOW,
+            value.clamp_min(LINEAR_BELOW) ** (1 / 3),
+            value / (3 * (6 / 29) ** 2) + 4 / 29,
+        )
+        for value in (x, y, z)
+    )
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1) / 100
+
+
+EPSILON = 1e-6
+KERNELS = (
+    "appearance_weight",
+    "proximity_weight",
+    "position_bandwidth",
+    "color_bandwidth",
+    "proximity_bandwidth",
+)
+KERNEL_BOUNDS = (0.02, 2.0)  # narrower than a pixel or wider than the image, a kernel says nothing
+
+
+def cosine_similarity(feature: Float[Tensor, "N P D"]) -> Float[Tensor, "N P P"]:
+    """f^s: cosine of every pair of pixel features (4.3)."""
+    unit = F.normalize(feature, dim=2)
+    return unit @ unit.transpose(1, 2)
+
+
+def appearance_kernel(
+    color: Float[Tensor, "N P 3"],
+    position: Float[Tensor, "P 2"],
+    position_bandwidth: Float[Tensor, ""],
+    color_bandwidth: Float[Tensor, ""],
+) -> Float[Tensor, "N P P"]:
+    """f^a = exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - |I_i - I_j|^2 / 2 theta_beta^2) (Eq. 8).
+
+    Args:
+        color: RGB in [0, 1].
+        position: (row, column) in image sides.
+        position_bandwidth: theta_alpha, in image sides.
+        color_bandwidth: theta_beta, in units of `color`.
+    """
+    place = (position / position_bandwidth).expand(len(color), -1, -1)
+    return torch.exp(-_squared_distance(torch.cat([place, color / color_bandwidth], dim=2)) / 2)
+
+
+def proximity_kernel(position: Float[Tensor, "P 2"], bandwidth: Float[Tensor, ""]) -> Float[Tensor, "P P"]:
+    """f^p = exp(-|p_i - p_j|^2 / 2 theta_gamma^2) (Eq. 9)."""
+    return torch.exp(-_squared_distance(position / bandwidth) / 2)
+
+
+def row_normalise(affinity: Float[Tensor, "N P P"]) -> Float[Tensor, "N P P"]:
+    """Rows of non-negative affinities to a sum of 1."""
+    return affinity / (affinity.sum(2, keepdim=True) + EPSILON)
+
+
+class ContextModule(nn.Module):
+    """x'_i = upsampled sum_j w_ij g(x_j), added to a projection of the feature map (4.3, 5.1).
+
+    The five kernel parameters are learnt; they are stored as logarithms, so they stay positive. The
+    formulas that combine the similarities are lost from the paper's text: the product lets each factor
+    veto the other, the sum does not.
+
+    Args:
+        dim: D of the feature map.
+        settings: `train.context` of params.yaml.
+    """
+
+    def __init__(self, dim: int, settings: Context) -> None:
+        super().__init__()
+        self._settings = settings
+        self.value = nn.Conv2d(dim, dim, 1)
+        self.project = nn.Conv2d(dim, dim, 1) if settings.residual == "add" else None
+        self.merge = nn.Conv2d(2 * dim, dim, 1) if settings.residual == "concat" else None
+        if settings.start == "identity":
+            # As non-local networks start: the module adds nothing until training finds what to add.
+            nn.init.zeros_(self.value.weight)
+            nn.init.zeros_(self.value.bias)  # type: ignore[arg-type]
+            keep = self.project if self.project is not None else self.merge
+            assert keep is not None
+            nn.init.dirac_(keep.weight)  # of `merge`, the feature map is the first half
+            nn.init.zeros_(keep.bias)  # type: ignore[arg-type]
+        self.log_kernel = nn.ParameterDict(
+            {
+                name: nn.Parameter(
+                    torch.tensor(math.log(getattr(settings, name))), requires_grad=settings.learn_kernels
+                )
+                for name in KERNELS
+            }
+        )
+
+    def forward(
+        self, feature_map: Float[Tensor, "N D H W"], image: Float[Tensor, "N 3 S S"], grid: tuple[int, int]
+    ) -> Float[Tensor, "N D H W"]:
+        """The refined feature map.
+
+        Args:
+            feature_map: of the decoder.
+            image: whose colours attend, RGB in [0, 1], of any size.
+            grid: (rows, columns) of the pixels that attend to each other.
+        """
+        coarse = F.adaptive_avg_pool2d(feature_map, grid)
+        with torch.autocast(feature_map.device.type, enabled=False):
+            weights = self.affinity(coarse.float(), F.adaptive_avg_pool2d(image.float(), grid))
+        value = self.value(coarse)
+        context = (weights.to(value.dtype) @ value.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(value)
+        context = enlarge(context, (feature_map.shape[2], feature_map.shape[3]))
+        if self.merge is not None:
+            return self.merge(torch.cat([feature_map, context], dim=1))
+        return context + self.project(feature_map) if self.project is not None else context
+
+    def affinity(
+        self, feature_map: Float[Tensor, "N D H W"], image: Float[Tensor, "N 3 H W"]
+    ) -> Float[Tensor, "N P P"]:
+        """w_ij, the non-local factor; by `norm`, rows sum to 1 (l1, softmax) or are divided by P (count)."""
+        similarity, settings = self._settings.similarity, self._settings
+        semantic = cosine_similarity(feature_map.flatten(2).transpose(1, 2)).clamp_min(0)
+        if similarity == "cnn":
+            combined = semantic
+        else:
+            raw = self.raw_similarity(image)
+            if similarity == "raw":
+                combined = raw
+            elif settings.combine == "log_sum":
+                # As an attention bias: softmax makes the product of exp(f^s / temperature) and f^r of it.
+                return torch.softmax(semantic / settings.temperature + (raw + EPSILON).log(), dim=2)
+            else:
+                combined = semantic * raw if settings.combine == "product" else semantic + raw
+        if settings.norm == "softmax":
+            return torch.softmax(combined / settings.temperature, dim=2)
+        if settings.norm == "l1":
+            return row_normalise(combined)
+        return combined / combined.shape[2] if settings.norm == "count" else combined
+
+    def raw_similarity(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N P P"]:
+        """f^r = w1 f^a + w2 f^p (Eq. 7)."""
+        kernel = self._kernels()
+        if self._settings.color == "lab":
+            image = to_lab(image)
+        rows, columns = (torch.arange(side, device=image.device) / side for side in image.shape[2:])
+        position = torch.cartesian_prod(rows, columns)
+        appearance = appearance_kernel(
+            image.flatten(2).transpose(1, 2),
+            position,
+            kernel["position_bandwidth"],
+            kernel["color_bandwidth"],
+        )
+        proximity = proximity_kernel(position, kernel["proximity_bandwidth"])
+        return kernel["appearance_weight"] * appearance + kernel["proximity_weight"] * proximity
+
+    def kernels(self) -> dict[str, float]:
+        """The five kernel parameters as they act: weights, and bandwidths in image sides and colour units."""
+        return {name: value.item() for name, value in self._kernels().items()}
+
+    def _kernels(self) -> dict[str, Float[Tensor, ""]]:
+        return {name: self.log_kernel[name].exp().clamp(*KERNEL_BOUNDS) for name in KERNELS}
+
+
+def _squared_distance(points: Float[Tensor, "*N P C"]) -> Float[Tensor, "*N P P"]:
+    """|a|^2 + |b|^2 - 2ab for all pairs, one matrix product; rounding may not make it negative."""
+    squared = points.square().sum(-1)
+    product = points @ points.transpose(-1, -2)
+    return (squared.unsqueeze(-1) + squared.unsqueeze(-2) - 2 * product).clamp_min(0)

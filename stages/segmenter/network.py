@@ -1,0 +1,226 @@
+"""The network that segments: trunk, decoder, context module, image head (4.1, Figure 3)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stages.backbone.checkpoint import build_backbone, describe
+from stages.backbone.trunk import FeatureMaps, Trunk
+from stages.core.device import autocast
+from stages.core.tensors import read_tensors, write_tensors
+from stages.imaging.batches import normalise
+from stages.imaging.resample import enlarge
+from stages.segmenter.context import ContextModule
+from stages.segmenter.pixels import Pixels
+from stages.settings.errors import UserError
+from stages.settings.schema_train import Context, Train
+from stages.settings.section import Backbone
+
+
+class FPN(nn.Module):
+    """A 1x1 convolution for each feature map; from the deepest up, upsampled and added.
+
+    The maps of a ViT are of one size, so they are only added: a pyramid resampled from them (ViTDet, Li et
+    al., 2022) would give the same sum, as 1x1 convolution and bilinear resampling commute.
+
+    Args:
+        channels: of the four feature maps.
+        dim: of the result; paper: 256, PiCIE with ResNet-18: 128.
+    """
+
+    def __init__(self, channels: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.lateral = nn.ModuleList(nn.Conv2d(inputs, dim, 1) for inputs in channels)
+
+    def forward(self, maps: FeatureMaps) -> Float[Tensor, "N D H W"]:
+        """One map at the resolution of the first."""
+        sides = [lateral(feature_map) for lateral, feature_map in zip(self.lateral, maps, strict=True)]
+        merged = sides[-1]
+        for side in reversed(sides[:-1]):
+            merged = side + enlarge(merged, (side.shape[2], side.shape[3]))
+        return merged
+
+
+CLUSTERS = {view: f"clusters.{view}" for view in ("first_view", "second_view")}  # names in the file
+
+
+class ImageHead(nn.Module):
+    """Class scores of a whole view from its feature map (4.2.2).
+
+    classical: S = GAP(conv(F')); modified: S = FC(ReLU(GAP(conv(F')))). The formula of the second is
+    lost from the paper's text; this is its reading of "a ReLU layer and a linear layer after the
+    original output". Two other readings: relu_gap_fc: S = FC(GAP(ReLU(conv(F')))), which judges every
+    pixel before it pools; mlp: S = FC(ReLU(FC(GAP(F')))), a hidden layer as wide as F'.
+    """
+
+    def __init__(self, dim: int, num_clusters: int, kind: str) -> None:
+        super().__init__()
+        hidden = dim if kind == "mlp" else num_clusters
+        self.classify = nn.Conv2d(dim, hidden, 1)
+        self.decide = (
+            nn.Sequential(nn.ReLU(), nn.Linear(hidden, num_clusters))
+            if kind != "classical"
+            else nn.Identity()
+        )
+        self._pools_late = kind == "relu_gap_fc"
+
+    def forward(self, feature_map: Float[Tensor, "N D H W"]) -> Float[Tensor, "N K"]:
+        """Logits."""
+        if self._pools_late:
+            judged = F.relu(self.classify(feature_map)).mean((2, 3))
+            return self.decide(judged).float()  # its ReLU finds nothing below 0 any more
+        # Pooling and a 1x1 convolution commute; pooled first, there is one pixel to convolve.
+        return self.decide(self.classify(feature_map.mean((2, 3), keepdim=True)).flatten(1)).float()
+
+
+class Segmenter(nn.Module):
+    """From images to pixel features, and to the class scores of whole views.
+
+    Args:
+        backbone: the trunk, usually pretrained.
+        fpn_dim: D of the pixel features.
+        feature_stride: image pixels for each feature pixel.
+        context: `train.context` of params.yaml; similarity `none` leaves the module out.
+        num_view_clusters: classes of the image head; 0 leaves it out.
+        head: a kind of `ImageHead`.
+        freeze: what stays as pretrained: `none`, the trunk's `batch_norm` (statistics and scales), or the
+            whole `backbone`.
+    """
+
+    def __init__(
+        self,
+        backbone: Trunk,
+        *,
+        fpn_dim: int,
+        feature_stride: int,
+        context: Context,
+        num_view_clusters: int = 0,
+        head: str = "modified",
+        freeze: str = "none",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.decoder = FPN(backbone.channels, fpn_dim)
+        self.feature_stride, self.context_stride = feature_stride, context.stride
+        self.context = ContextModule(fpn_dim, context) if context.similarity != "none" else None
+        self.image_head = ImageHead(fpn_dim, num_view_clusters, head) if num_view_clusters else None
+        self._freeze = freeze
+        if freeze == "backbone":
+            backbone.requires_grad_(False)
+        elif freeze == "batch_norm":
+            for module in _batch_norms(backbone):
+                module.requires_grad_(False)
+
+    def parts(self) -> list[nn.Module]:
+        """What takes the time."""
+        return [self.backbone, self.decoder, *([] if self.context is None else [self.context])]
+
+    def forward(
+        self, image: Float[Tensor, "N 3 S S"], colors: Float[Tensor, "N 3 h w"] | None = None
+    ) -> Float[Tensor, "N D H W"]:
+        """F', before it is brought to unit length; RGB in [0, 1] in, at 1 / feature_stride out.
+
+        Args:
+            image: what the trunk sees.
+            colors: of the same place, what the context module sees; None for the image itself.
+        """
+        decoded = self.decoder(self.backbone(normalise(image)))
+        height, width = image.shape[2] // self.feature_stride, image.shape[3] // self.feature_stride
+        if decoded.shape[2] > height:
+            decoded = F.adaptive_avg_pool2d(decoded, (height, width))
+        elif decoded.shape[2:] != (height, width):  # patches are larger than the features that are clustered
+            decoded = enlarge(decoded, (height, width))
+        if self.context is None:
+            return decoded
+        grid = (image.shape[2] // self.context_stride, image.shape[3] // self.context_stride)
+        return self.context(decoded, image if colors is None else colors, grid)
+
+    def train(self, mode: bool = True) -> "Segmenter":
+        """As of any module, but that frozen batch norms go on with the statistics of pretraining."""
+        super().train(mode)
+        if self._freeze != "none":
+            for module in _batch_norms(self.backbone):
+                module.eval()
+        return self
+
+    def classify(self, image: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N K"]:
+        """Logits of the image head.
+
+        Raises:
+            AssertionError: guidance is switched off, so there is no head.
+        """
+        assert self.image_head is not None
+        return self.image_head(self(image))
+
+
+def _batch_norms(backbone: Trunk) -> list[nn.BatchNorm2d]:
+    return [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def unit_pixels(segmenter: Segmenter, image: Float[Tensor, "N 3 S S"], precision: str) -> Pixels:
+    """Features of every pixel, which stand for their directions; float32, whatever the forward pass is."""
+    with autocast(image.device, precision):
+        feature = segmenter(image)
+    return Pixels.of_map(feature.float(), is_unit=True)
+
+
+def save_segmenter(
+    path: Path, segmenter: Segmenter, centroids: Sequence[Float[Tensor, "K D"]], about: dict[str, Any]
+) -> None:
+    """Write the weights, and the clusters of both views that the last epoch followed.
+
+    The image head has done its work and is left out.
+    """
+    weights = {
+        name: value for name, value in segmenter.state_dict().items() if not name.startswith("image_head.")
+    }
+    write_tensors(path, {**weights, **dict(zip(CLUSTERS.values(), centroids, strict=True))}, about)
+
+
+def describe_segmenter(backbone: Backbone, settings: Train, size_px: int) -> dict[str, Any]:
+    """What a reader of the file must know to build the network again."""
+    return {
+        "backbone": describe(backbone),
+        "fpn_dim": settings.fpn_dim,
+        "feature_stride": settings.feature_stride,
+        "context": settings.context.model_dump(),
+        "size_px": size_px,
+    }
+
+
+def load_segmenter(path: Path) -> tuple[Segmenter, dict[str, Any]]:
+    """Read a network in evaluation mode, and the description that it was built from.
+
+    Raises:
+        UserError: the file is no segmenter of this project.
+    """
+    tensors, about = read_tensors(path)
+    weights = {name: value for name, value in tensors.items() if name not in CLUSTERS.values()}
+    try:
+        segmenter = Segmenter(
+            build_backbone(about["backbone"]),
+            fpn_dim=about["fpn_dim"],
+            feature_stride=about["feature_stride"],
+            context=Context(**about["context"]),
+        )
+        segmenter.load_state_dict(weights)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: is not a segmenter that this version can build ({error})") from error
+    return segmenter.eval(), about
+
+
+def load_trained_clusters(path: Path) -> dict[str, Float[Tensor, "K D"]]:
+    """The clusters that the last epoch of training followed, `first_view` and `second_view`.
+
+    Raises:
+        UserError: the file is no segmenter of this version.
+    """
+    tensors, _ = read_tensors(path, *CLUSTERS.values())
+    return {view: tensors[name] for view, name in CLUSTERS.items()}

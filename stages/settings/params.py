@@ -1,0 +1,150 @@
+"""params.yaml, read as DVC reads it, checked whole, handed out in parts."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.settings.errors import UserError, raise_faults
+from stages.settings.schema import Params
+
+TYPES = {
+    "int_type": "int",
+    "int_from_float": "int",
+    "float_type": "float",
+    "bool_type": "bool",
+    "string_type": "text",
+    "list_type": "list",
+    "model_type": "section",
+    "model_attributes_type": "section",
+}
+
+
+def read(path: Path) -> Params:
+    """Read and check all of params.yaml.
+
+    YAML 1.2, as DVC reads it: `1e-4` is a number here, where PyYAML makes it text.
+
+    Raises:
+        UserError: every fault at once, each with its dotted key.
+    """
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; write one with `make preset NAME=demo`") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a file of settings") from error
+    except (YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must be a mapping of keys to values, got {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        faults = sorted(set(_fault(detail, raw) for detail in error.errors()))
+        raise UserError(f"{path}:", *(f"  {fault}" for fault in faults)) from error
+
+
+def load(path: Path, *keys: str) -> Any:
+    """The checked top-level `keys` of params.yaml and nothing else.
+
+    A stage can read only what it names here, and a test holds these names against dvc.yaml.
+    """
+    params = read(path)
+    return SimpleNamespace(**{key: getattr(params, key) for key in keys})
+
+
+def _fault(detail: ErrorDetails, raw: dict[str, Any]) -> str:
+    location = [str(part) for part in detail["loc"]]
+    key, kind, value = ".".join(location), detail["type"], detail["input"]
+    context = detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = list(_known_keys(location[:-1]))
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        return f"{key}: unknown key" + (
+            f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+        )
+    if kind == "missing":
+        return f"{key}: missing; presets/demo.yaml has every key"
+    if kind == "literal_error":
+        return f"{key}: expected one of {context['expected']}, got {value!r}"
+    if kind in TYPES:
+        return f"{key}: expected {TYPES[kind]}, got {value!r}"
+    if kind == "value_error":
+        message = str(context["error"])
+        return f"{key}: {message}" if isinstance(value, list) else f"{key}.{message}" if key else message
+    return f"{key}: {_rule(detail)}, got {value!r}"
+
+
+def _rule(detail: ErrorDetails) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    for name, sign in signs.items():
+        if name in detail.get("ctx", {}):
+            return f"must be {sign} {detail['ctx'][name]}"
+    return detail["msg"][0].lower() + detail["msg"][1:]
+
+
+def _known_keys(section: list[str]) -> Iterator[str]:
+    model: Any = Params
+    for part in section:
+        model = model.model_fields[part].annotation
+    yield from model.model_fields
+
+
+NUM_VIEWS = 6  # of the pyramid
+
+
+def check_data_size(path: Path, num_images: int) -> None:
+    """Hold params.yaml against the number of training images; changes nothing that a stage computes.
+
+    Raises:
+        UserError: every setting that does not fit.
+    """
+    raise_faults(f"{path}: {fault}" for fault in _faults(read(path), num_images))
+
+
+def _faults(params: Params, num_images: int) -> Iterator[str]:
+    too_many = f"is more than the {num_images} training images"
+    trains = params.pretrain.method not in ("none", "supervised")
+    if trains and params.pretrain.batch_size > num_images:
+        yield f"pretrain.batch_size: {params.pretrain.batch_size} {too_many}; lower it, or add images"
+    if params.pretrain.method == "mocov2" and params.pretrain.queue_size > num_images:
+        yield (
+            f"pretrain.queue_size: {params.pretrain.queue_size} {too_many}, so an image would be its own "
+            "negative; half of the images is a good size"
+        )
+    clusters_views = params.label.centres == "kmeans" or (
+        params.label.centres == "auto" and params.pretrain.method == "mocov2"
+    )
+    views = min(num_images * (NUM_VIEWS if params.label.fit_views == "all" else 1), params.label.sample_views)
+    if clusters_views and params.global_k > views:
+        yield (
+            f"global_k: {params.global_k} clusters need at least as many views, but there are {views} "
+            f"(label.fit_views: {params.label.fit_views}, label.sample_views: {params.label.sample_views}); "
+            "lower global_k, or add images"
+        )
+    if params.train.batch_size > num_images:
+        yield f"train.batch_size: {params.train.batch_size} {too_many}; lower it, or add images"
+    pixels = _sampled_pixels(params, num_images)
+    if params.pixel_k > pixels:
+        yield (
+            f"pixel_k: {params.pixel_k} clusters need as many pixels, but an epoch's sample has {pixels} "
+            "(train.clustering.sample_images, sample_pixels); lower pixel_k, or raise them"
+        )
+
+
+def _sampled_pixels(params: Params, num_images: int) -> int:
+    """Pixels of each view that an epoch clusters."""
+    clustering, batch_size = params.train.clustering, params.train.batch_size
+    in_image = (params.size_px // params.train.feature_stride) ** 2
+    if clustering.kmeans == "minibatch":
+        batches = min(clustering.init_batches, num_images // batch_size)
+        return batches * batch_size * in_image
+    images = max(batch_size, min(clustering.sample_images, num_images) // batch_size * batch_size)
+    return images * min(max(1, clustering.sample_pixels // images), in_image)

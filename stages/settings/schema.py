@@ -1,0 +1,229 @@
+"""What params.yaml may say: every key, its type and its range.
+
+The whole file is described here and in the modules beside, so that the first stage finds a fault in the
+last section. There is no default and no number that reaches a result, so an edit here invalidates no stage.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stages.settings.schema_pretrain import Pretrain
+from stages.settings.schema_train import Cluster, Train
+from stages.settings.section import (
+    Backbone,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    Section,
+)
+
+
+class Demo(Section):
+    """The generated data set."""
+
+    num_train: Count
+    num_val: Count
+
+
+class SplitRule(Section):
+    """How images of one's own are told apart."""
+
+    by: Literal["folder", "lists", "fraction"]
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class CocoStuff(Section):
+    """Which images of COCO."""
+
+    list: Annotated[str, Field(pattern=r"^[\w-]+$")]
+
+
+CityscapesFolder = Literal["train", "val", "test", "train_extra"]
+
+
+class Cityscapes(Section):
+    """Which folders of Cityscapes."""
+
+    train: Annotated[list[CityscapesFolder], Field(min_length=1)]
+    val: Annotated[list[Literal["train", "val"]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> "Cityscapes":
+        twice = sorted({name for name in self.train + self.val if (self.train + self.val).count(name) > 1})
+        if twice:
+            raise ValueError(f"val: names {', '.join(twice)} more than once, here or in train; name it once")
+        return self
+
+
+class Prepare(Section):
+    """Where the images come from and how they are packed."""
+
+    reader: Literal["demo", "folder", "cocostuff", "cityscapes"]
+    path: str
+    manifest_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    protocol: Literal["own", "picie", "picie_long", "stego"]
+    taxonomy: Literal[
+        "own", "cocostuff27", "cocostuff15", "cocostuff171", "cityscapes27", "cityscapes19", "cityscapes7"
+    ]
+    train_px: Annotated[int, Field(ge=16)]
+    split: SplitRule
+    cocostuff: CocoStuff
+    cityscapes: Cityscapes
+    demo: Demo
+
+    @model_validator(mode="after")
+    def _fits_the_reader(self) -> "Prepare":
+        if self.reader != "demo" and not self.path:
+            raise ValueError(
+                f"path: is empty, but reader: {self.reader} reads from it; set it to the folder of "
+                f"{'images/' if self.reader == 'folder' else 'the data set'}"
+            )
+        published = self.reader in ("cocostuff", "cityscapes")
+        if self.taxonomy.rstrip("0123456789") != (self.reader if published else "own"):
+            known = f"{self.reader}27 or another of {self.reader}" if published else "own"
+            raise ValueError(f"taxonomy: {self.taxonomy} is not for reader: {self.reader}; set it to {known}")
+        if self.protocol == "picie_long" and self.reader != "cityscapes":
+            raise ValueError("protocol: picie_long is for reader: cityscapes alone; set it to picie")
+        return self
+
+
+class Embed(Section):
+    """Global features of the pyramid views."""
+
+    batch_size: Count
+    centre_ratio: PositiveFraction
+
+
+class WeakLabels(Section):
+    """From where on pseudo-labels are called weak."""
+
+    stability_below: Fraction
+    position_above: Fraction
+    order_above: Fraction
+    used_below: Fraction
+
+
+class Label(Section):
+    """Pseudo-labels of whole views."""
+
+    centres: Literal["auto", "kmeans", "prototypes", "classifier", "projector"]
+    fit_views: Literal["whole", "all"]
+    sample_views: Count
+    iterations: Count
+    restarts: Count
+    weak: WeakLabels
+
+
+class SelectViews(Section):
+    """Active selection."""
+
+    pool: Literal["pyramid", "whole", "parts"]
+    scope: Literal["global", "per_cluster", "per_view"]
+
+
+class Predict(Section):
+    """Class scores of the validation images."""
+
+    batch_size: Count
+
+
+class Refine(Section):
+    """Dense CRF."""
+
+    temperature: Positive
+    iterations: Count
+    smoothness_weight: NonNegative
+    smoothness_px: Positive
+    appearance_weight: NonNegative
+    appearance_px: Positive
+    appearance_color: Positive
+
+
+class Evaluate(Section):
+    """Scores and the baseline they stand beside."""
+
+    baseline_restarts: Count
+
+
+class Report(Section):
+    """The page to look at."""
+
+    num_images: Count
+    num_clusters: Count
+    views_per_cluster: Count
+
+
+class Runtime(Section):
+    """Settings that change no result; no stage depends on them."""
+
+    num_workers: Annotated[int, Field(ge=0)]
+    nproc: Annotated[int, Field(ge=0)]
+    checkpoint_seconds: NonNegative
+
+
+class Params(Section):
+    """The whole of params.yaml, in the order of the flow."""
+
+    preset: str
+    compat: Literal["paper", "picie"]
+    seed: Annotated[int, Field(ge=0)]
+    size_px: Annotated[int, Field(ge=16)]
+    global_k: Annotated[int, Field(ge=2)]
+    pixel_k: Annotated[int, Field(ge=2, le=255)]
+    select_ratio: PositiveFraction
+    crop_ratio: Annotated[float, Field(gt=0, lt=1)]
+    precision: Literal["float32", "bfloat16"]
+    compile: bool
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    backbone: Backbone
+    prepare: Prepare
+    pretrain: Pretrain
+    embed: Embed
+    label: Label
+    select_views: SelectViews
+    train: Train
+    cluster: Cluster
+    predict: Predict
+    refine: Refine
+    evaluate: Evaluate
+    report: Report
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _strides_divide(self) -> "Params":
+        if self.backbone.is_vit:
+            self._check_patches()
+        else:
+            self._check_stem()
+        feature, context = self.train.feature_stride, self.train.context.stride
+        for key, side in (
+            ("size_px", self.size_px),
+            ("train.image_loss.view_px", self.train.image_loss.view_px),
+        ):
+            if context % feature or side % context:
+                raise ValueError(
+                    f"train.context.stride: must be a multiple of train.feature_stride {feature} "
+                    f"and divide {key} {side}, got {context}"
+                )
+        return self
+
+    def _check_stem(self) -> None:
+        stem, feature = self.backbone.stem_stride, self.train.feature_stride
+        if self.size_px % (8 * stem):
+            raise ValueError(
+                f"size_px: {self.size_px} is not a multiple of {8 * stem}, the deepest stride of a trunk "
+                f"with backbone.stem_stride {stem}"
+            )
+        if feature not in (stem, 2 * stem):
+            raise ValueError(
+                f"train.feature_stride: must be backbone.stem_stride {stem} or twice that, got {feature}"
+            )
+
+    def _check_patches(self) -> None:
+        patch, feature = self.backbone.patch_px, self.train.feature_stride
+        if patch % feature:
+            raise ValueError(f"train.feature_stride: must divide backbone.patch_px {patch}, got {feature}")

@@ -1,0 +1,77 @@
+"""What params.yaml may say in `pretrain`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stages.settings.section import Count, FractionRange, NonNegative, Photometric, Positive, Section
+
+
+class SwAV(Section):
+    """What SwAV has of its own."""
+
+    num_prototypes: Annotated[int, Field(ge=2)]
+    temperature: Positive
+    epsilon: Positive
+    sinkhorn_iterations: Count
+    crop_area: FractionRange
+    local_crops: Annotated[int, Field(ge=0)]
+    local_px: Annotated[int, Field(ge=8)]
+    local_area: FractionRange
+    freeze_epochs: Annotated[int, Field(ge=0)]
+    queue_size: Annotated[int, Field(ge=0)]
+    queue_from_epoch: Annotated[int, Field(ge=0)]
+
+
+class Pretrain(Section):
+    """Where the backbone comes from: trained here, continued from a checkpoint, or taken as it is."""
+
+    method: Literal["mocov2", "swav", "none", "supervised"]
+    init: str
+    init_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=2)]
+    image_px: Annotated[int, Field(ge=16)]
+    crop_area: FractionRange
+    optimizer: Literal["sgd", "lars", "adamw"]
+    lr: Positive
+    weight_decay: NonNegative
+    warmup_epochs: NonNegative
+    key_momentum: Annotated[float, Field(ge=0, lt=1)]
+    temperature: Positive
+    queue_size: Annotated[int, Field(ge=0)]
+    batch_negatives: bool
+    projection_dim: Count
+    head_batch_norm: bool
+    symmetric: bool
+    bn_splits: Count
+    swav: SwAV
+    photometric: Photometric
+
+    @model_validator(mode="after")
+    def _classes_need_a_checkpoint(self) -> "Pretrain":
+        if self.method == "supervised" and not self.init:
+            raise ValueError(
+                "init: is empty, but method: supervised takes weights and classes from a checkpoint; "
+                "set it to one with a classifier"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> "Pretrain":
+        if self.method == "mocov2" and self.queue_size % self.batch_size:
+            raise ValueError(
+                f"queue_size: {self.queue_size} is not a multiple of batch_size {self.batch_size}; "
+                "the queue takes whole batches, so choose one that is"
+            )
+        if self.method == "swav" and self.swav.queue_size % self.batch_size:
+            raise ValueError(
+                f"swav.queue_size: {self.swav.queue_size} is not a multiple of batch_size {self.batch_size}; "
+                "the queue takes whole batches, so choose one that is, or 0 for none"
+            )
+        if self.batch_size % self.bn_splits or self.batch_size // self.bn_splits < 2:
+            raise ValueError(
+                f"bn_splits: {self.bn_splits} does not divide batch_size {self.batch_size} into groups of "
+                "two or more"
+            )
+        return self

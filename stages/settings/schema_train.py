@@ -1,0 +1,130 @@
+"""What params.yaml may say in `train` and `cluster`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stages.settings.section import (
+    Count,
+    Fraction,
+    FractionRange,
+    NonNegative,
+    Photometric,
+    Positive,
+    Section,
+)
+
+
+class PixelClustering(Section):
+    """The k-means at the start of each epoch, and the assignments that the epoch follows."""
+
+    schedule: Literal["frozen_copy", "multi_pass"]
+    kmeans: Literal["sample", "minibatch"]
+    init_batches: Count
+    sample_images: Count
+    sample_pixels: Count
+    iterations: Count
+    restarts: Count
+    unit_centroids: bool
+    assign: Literal["dot", "euclidean"]
+    assign_batch_norm: Literal["batch", "running"]
+    collapse_below: Fraction
+
+
+class PixelLoss(Section):
+    """Within-view and cross-view terms."""
+
+    metric: Literal["dot", "euclidean"]
+    temperature: Positive
+    balance: Literal["none", "frequency", "inverse"]
+    cross_weight: Fraction
+
+
+class ImageLoss(Section):
+    """Guidance by the pseudo-labels of kept views."""
+
+    weight: NonNegative
+    warmup_epochs: NonNegative
+    views: Literal["sample", "all", "pooled"]
+    view_px: Annotated[int, Field(ge=16)]
+    head: Literal["classical", "modified", "relu_gap_fc", "mlp"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    balance: Literal["none", "frequency", "inverse"]
+    held_out: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Context(Section):
+    """Context-aware embedding."""
+
+    similarity: Literal["none", "cnn", "raw", "both"]
+    combine: Literal["product", "sum", "log_sum"]
+    norm: Literal["l1", "softmax", "count", "none"]
+    temperature: Positive
+    stride: Count
+    color: Literal["rgb", "lab"]
+    image: Literal["view", "clean"]
+    residual: Literal["add", "concat", "none"]
+    start: Literal["identity", "random"]
+    learn_kernels: bool
+    lr_factor: Positive
+    appearance_weight: Positive
+    proximity_weight: Positive
+    position_bandwidth: Positive
+    color_bandwidth: Positive
+    proximity_bandwidth: Positive
+
+
+class Train(Section):
+    """Pixel-cluster training."""
+
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    lr: Positive
+    weight_decay: NonNegative
+    freeze: Literal["none", "batch_norm", "backbone"]
+    fpn_dim: Count
+    feature_stride: Count
+    crop_side: FractionRange
+    flip_probability: Fraction
+    crop_first: bool
+    photometric: Photometric
+    clustering: PixelClustering
+    pixel_loss: PixelLoss
+    image_loss: ImageLoss
+    context: Context
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Train":
+        if self.pixel_loss.metric == "euclidean" and (
+            self.clustering.unit_centroids or self.clustering.assign != "euclidean"
+        ):
+            raise ValueError(
+                "pixel_loss.metric: euclidean compares features of any length, so it needs "
+                "clustering.unit_centroids: false and clustering.assign: euclidean"
+            )
+        if self.context.combine == "log_sum" and self.context.norm != "softmax":
+            raise ValueError(
+                f"context.combine: log_sum is the exponent of a softmax, and needs context.norm: softmax, "
+                f"got {self.context.norm!r}"
+            )
+        if self.context.residual == "none" and self.context.start == "identity":
+            raise ValueError(
+                "context.start: identity adds nothing to the feature map, and with context.residual: none "
+                "nothing else is there; set context.start: random"
+            )
+        return self
+
+
+class Cluster(Section):
+    """The final k-means of pixel features."""
+
+    centroids: Literal["fresh", "first_view", "second_view"]
+    kmeans: Literal["sample", "minibatch"]
+    batch_size: Count
+    init_batches: Count
+    sample_images: Count
+    sample_pixels: Count
+    iterations: Count
+    restarts: Count
+    unit_centroids: bool
+    batch_norm: Literal["batch", "running"]

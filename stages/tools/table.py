@@ -1,0 +1,179 @@
+"""Run the experiments of one of the paper's tables, and print them beside the paper's numbers; no stage.
+
+What is finished is not run again: after a kill, or for one more seed, say the same once more. Each
+experiment runs apart from the working tree (`dvc exp run --temp`) and shares the cache, so that rows with
+the same pretraining pretrain once.
+"""
+
+import argparse
+import shlex
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from stages.core.artefacts import write_csv, write_text
+from stages.settings.errors import UserError, run
+from stages.tools.experiments import (
+    Experiment,
+    Metrics,
+    Row,
+    Table,
+    experiments,
+    finished,
+    measured,
+    read_table,
+)
+from stages.tools.experiments import run as run_command
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Queue or run what is missing, collect what is there, write Markdown and CSV."""
+    parser = argparse.ArgumentParser(prog="python -m stages.tools.table", description=__doc__)
+    parser.add_argument("name", help="a table: 2 to 6 of the paper, or guidance (how much of it)")
+    parser.add_argument("--seeds", default="0,1,2", help="of params.yaml (default: 0,1,2)")
+    parser.add_argument("--rows", help="to run, counted from 1, as in 2,6; all are printed (default: all)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a change of params.yaml for all rows that do not set the key themselves",
+    )
+    parser.add_argument("--tables", type=Path, default=Path("presets/tables"), help="folder of the tables")
+    parser.add_argument("--out", type=Path, default=Path("metrics/tables"), help="folder to write to")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="print the commands, and run nothing")
+    how.add_argument("--queue", action="store_true", help="queue what is missing, for `dvc queue start`")
+    how.add_argument("--collect", action="store_true", help="run nothing, print what is there")
+    args = parser.parse_args(argv)
+
+    table = read_table(args.tables / f"{args.name}.yaml")
+    more = dict(map(_change, args.set))
+    all_rows = list(experiments(args.name, table, _numbers("--seeds", args.seeds), more))
+    chosen = _rows(table, args.rows)
+    _say_what_rows_keep(more, chosen)
+    names = {row.name for row in chosen}
+    wanted = [experiment for experiment in all_rows if experiment.row in names]
+    if args.dry_run:
+        for experiment in wanted:
+            print(shlex.join(["dvc", *experiment.command("--temp")[3:]]))
+        return
+    done = finished()
+    missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]
+    for number, experiment in enumerate(missing, start=1):
+        title = f"table {args.name}: {number}/{len(missing)}  {experiment.row}  seed {experiment.seed}"
+        print(title, flush=True)
+        start = time.monotonic()
+        run_command(experiment.command("--queue" if args.queue else "--temp"))
+        if not args.queue:
+            print(f"{title}  took {time.monotonic() - start:.0f} s", flush=True)
+    if args.queue:
+        print("queued; next: dvc queue start, and when it is through, the same with --collect")
+        return
+    compared = compare(table, all_rows, finished() if missing else done)
+    text = as_markdown(table, compared)
+    write_text(args.out / f"{args.name}.md", text)
+    write_csv(args.out / f"{args.name}.csv", compared)
+    print(text)
+
+
+def _rows(table: Table, text: str | None) -> list[Row]:
+    numbers = range(1, len(table.rows) + 1)
+    asked = numbers if text is None else _numbers("--rows", text)
+    if not set(asked) <= set(numbers):
+        raise UserError(f"--rows: must be between 1 and {len(table.rows)}, got {text}")
+    return [table.rows[number - 1] for number in asked]
+
+
+def _say_what_rows_keep(more: Mapping[str, str], rows: Sequence[Row]) -> None:
+    """A row's own changes stand above those of `--set`, which must not go unsaid.
+
+    Raises:
+        UserError: all rows set the key themselves.
+    """
+    for key in more:
+        own = [row.name for row in rows if key in row.changes]
+        if len(own) == len(rows):
+            raise UserError(f"--set {key}: changes nothing, since every row sets it itself; see --rows")
+        if own:
+            print(f"--set {key}: not for {', '.join(map(repr, own))}, which set it themselves")
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{flag}: must be whole numbers with commas between them, got {text!r}") from error
+
+
+def _change(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise UserError(f"--set: must be KEY=VALUE, got {text!r}")
+    return key, value
+
+
+ABSENT = "–"
+BASELINE = "k-means on colour and position"
+
+
+def compare(table: Table, experiments: Sequence[Experiment], finished: Mapping[str, Metrics]) -> pd.DataFrame:
+    """One row for each of the table and each measure, in per cent; last the clusters of colour and position.
+
+    Columns: row, measure, paper, mean, std (of the sample; NaN for one seed), num_seeds that are finished.
+    """
+    done = [one for one in experiments if one.name in finished]
+    lines = []
+    for row in table.rows:
+        results = [finished[one.name] for one in done if one.row == row.name]
+        for name, measure in table.measures.items():
+            found = _summary(results, measure.file, measure.key)
+            lines.append((row.name, name, row.paper.get(name), *found))
+    one_by_seed = {one.seed: finished[one.name] for one in done}  # the same numbers in every row
+    for name, measure in table.measures.items():
+        if measure.baseline:
+            found = _summary(one_by_seed.values(), measure.file, measure.baseline)
+            lines.append((BASELINE, name, None, *found))
+    return pd.DataFrame(lines, columns=["row", "measure", "paper", "mean", "std", "num_seeds"])
+
+
+def _summary(results: Iterable[Metrics], file: str, key: str) -> tuple[float, float, int]:
+    values = [value for metrics in results if (value := measured(metrics, file, key)) is not None]
+    percent = 100 * pd.Series(values, dtype=float)
+    return percent.mean(), percent.std(), len(percent)
+
+
+def as_markdown(table: Table, compared: pd.DataFrame) -> str:
+    """The comparison as a Markdown table: each measure as found here, beside the paper's where it has any."""
+    columns = [(name, whose) for name in table.measures for whose in _whose(table, name)]
+    lines = [f"# {table.title}", ""]
+    lines += ["| | " + " | ".join(" ".join(column) for column in columns) + " | seeds |"]
+    lines += ["| --- |" + " ---: |" * len(columns) + " ---: |"]
+    for row, found in compared.groupby("row", sort=False):
+        by_measure = found.set_index("measure").reindex(list(table.measures))
+        cells = [CELLS[whose](by_measure.loc[name]) for name, whose in columns]
+        lines.append("| " + " | ".join([str(row), *cells, str(found["num_seeds"].max())]) + " |")
+    needs = [f"{row.name}: needs {row.needs}" for row in table.rows if row.needs]
+    return "\n".join([*lines, "", *(f"- {note}" for note in [*table.notes, *needs]), ""])
+
+
+def _whose(table: Table, measure: str) -> tuple[str, ...]:
+    return ("here", "paper") if any(measure in row.paper for row in table.rows) else ("here",)
+
+
+def _here(line: pd.Series) -> str:
+    spread = "" if pd.isna(line["std"]) else f" ± {line['std']:.1f}"
+    return ABSENT if pd.isna(line["mean"]) else f"{line['mean']:.1f}{spread}"
+
+
+def _paper(line: pd.Series) -> str:
+    return ABSENT if pd.isna(line["paper"]) else f"{line['paper']:.2f}"
+
+
+CELLS = {"here": _here, "paper": _paper}
+
+
+if __name__ == "__main__":
+    run(main)

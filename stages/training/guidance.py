@@ -1,0 +1,157 @@
+"""Guidance by pseudo-labels of whole views (4.2.2)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.core import distributed
+from stages.core.device import autocast, torch_generator
+from stages.imaging.batches import ImageSource
+from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
+from stages.imaging.resample import Boxes, resample
+from stages.pseudo_labels.pyramid import view_boxes
+from stages.segmenter.network import Segmenter
+from stages.settings.schema_train import ImageLoss
+from stages.settings.section import Photometric
+from stages.training.losses import cluster_weights, guidance_loss
+
+MEASURED_VIEWS = 256  # held-out views that the head is measured on after each epoch
+
+
+class Guidance:
+    """The image loss of one training, and the views that it is taken on.
+
+    Args:
+        settings: `train.image_loss` of params.yaml.
+        strengths: of the colours of views.
+        kept_views: pseudo-label of each kept view, -1 elsewhere.
+        num_labels: pseudo-labels there are.
+        crop_ratio: of the pyramid views.
+        seed: of what is held out.
+        precision: of the forward passes.
+    """
+
+    def __init__(
+        self,
+        settings: ImageLoss,
+        strengths: Photometric,
+        kept_views: Int[Tensor, "N V"],
+        *,
+        num_labels: int,
+        crop_ratio: float,
+        seed: int,
+        precision: str,
+    ) -> None:
+        self._settings, self._strengths, self._crop_ratio = settings, strengths, crop_ratio
+        self._precision = precision
+        count = len(kept_views)
+        order = torch.randperm(count, generator=torch_generator(seed, "train", "held out"))
+        is_held_out = torch.zeros(count, 1, dtype=torch.bool)
+        is_held_out[order[: round(settings.held_out * count)]] = True
+        self._guiding = kept_views.masked_fill(is_held_out, -1)
+        self._held_out = kept_views.masked_fill(~is_held_out, -1)
+        counts = torch.bincount(self._guiding[self._guiding >= 0], minlength=num_labels)
+        self._label_weight = cluster_weights(counts, settings.balance)
+
+    def weight(self, epochs: float) -> float:
+        """Lambda of Eq. 5 after so many epochs, growing evenly over the warm-up."""
+        warmup = self._settings.warmup_epochs
+        return self._settings.weight * (min(1.0, epochs / warmup) if warmup else 1.0)
+
+    def loss(
+        self,
+        segmenter: Segmenter,
+        image: Float[Tensor, "N 3 H W"],
+        rows: Int[Tensor, " N"],
+        whole_map: Float[Tensor, "N D H W"],
+        generator: torch.Generator,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """L_img (Eq. 6) and the head's accuracy on kept views of the batch; zeros without any.
+
+        Args:
+            segmenter: with an image head, or without one.
+            image: this process's share of the batch.
+            rows: places of the whole batch in the data set.
+            whole_map: F' of the share's whole images, for `pooled` views.
+            generator: of the views, the same in every process.
+        """
+        kept = self._guiding[rows]
+        is_sampled = self._settings.views == "sample"
+        row, view = draw_guides(kept, generator) if is_sampled else all_guides(kept)
+        if segmenter.image_head is None or len(row) < 2:  # batch norm needs two
+            return torch.zeros((), device=image.device), torch.zeros((), device=image.device)
+        jitter = draw_jitter(len(row), self._strengths, self._settings.view_px, generator)
+        shared = distributed.share(torch.arange(len(rows)))
+        mine = torch.isin(row, shared)
+        here, shown = (row[mine] - shared[0]).to(image.device), view[mine]
+        with autocast(image.device, self._precision):
+            if self._settings.views == "pooled":
+                logits = segmenter.image_head(self._pool(whole_map[here], shown))
+            else:
+                colours = Jitter(*(part[mine] for part in jitter)).to(image.device)
+                logits = segmenter.classify(self._colour(image[here], shown, colours))
+        label = kept[row, view][mine].to(image.device)
+        weight = self._label_weight.to(image.device)
+        return guidance_loss(logits, label, weight, self._settings.label_smoothing)
+
+    @torch.no_grad()
+    def held_out_accuracy(self, segmenter: Segmenter, images: ImageSource, batch_size: int) -> float | None:
+        """Share of pseudo-labels that the head finds on views that never guided it; None without any."""
+        rows, view = all_guides(self._held_out)
+        if segmenter.image_head is None or not len(rows):
+            return None
+        rows, view = rows[:MEASURED_VIEWS], view[:MEASURED_VIEWS]
+        segmenter.eval()
+        right = 0
+        batches = rows.split(batch_size)
+        for here, shown, image in zip(batches, view.split(batch_size), images.batches(batches), strict=True):
+            with autocast(image.device, self._precision):
+                logits = segmenter.classify(self._cut(image, shown))
+            right += int((logits.argmax(1).cpu() == self._held_out[here, shown]).sum())
+        segmenter.train()
+        return right / len(rows)
+
+    def _cut(self, image: Float[Tensor, "N 3 H W"], view: Int[Tensor, " N"]) -> Float[Tensor, "N 3 S S"]:
+        size = (self._settings.view_px, self._settings.view_px)
+        return resample(image, self._boxes(view).to(image.device), size)
+
+    def _colour(
+        self, image: Float[Tensor, "N 3 H W"], view: Int[Tensor, " N"], jitter: Jitter
+    ) -> Float[Tensor, "N 3 S S"]:
+        """Each pyramid view as an image of its own (4.2.1), in random colours."""
+        size = (self._settings.view_px, self._settings.view_px)
+        boxes = self._boxes(view).to(image.device)
+        return apply_colour(resample(image, boxes, size, jitter.blur_sigma_px), jitter)
+
+    def _pool(self, whole_map: Float[Tensor, "N D H W"], view: Int[Tensor, " N"]) -> Float[Tensor, "N D h w"]:
+        """The part of the whole image's feature map that each view covers, at half its sides."""
+        size = (max(1, whole_map.shape[2] // 2), max(1, whole_map.shape[3] // 2))
+        return resample(whole_map.float(), self._boxes(view).to(whole_map.device), size)
+
+    def _boxes(self, view: Int[Tensor, " N"]) -> Boxes:
+        """Where each view lies in its image (4.2.1)."""
+        return Boxes.of(view_boxes(self._crop_ratio)[view])
+
+
+def draw_guides(
+    kept: Int[Tensor, "N V"], generator: torch.Generator
+) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
+    """One random kept view for each image that has any.
+
+    Args:
+        kept: the pseudo-label of a view that is kept, -1 of one that is not.
+        generator: the only source of randomness.
+
+    Returns:
+        The rows of those images, and the number of the view of each.
+    """
+    chances = torch.rand(kept.shape, generator=generator).masked_fill(kept < 0, -1.0)
+    best, view = chances.max(dim=1)
+    rows = torch.nonzero(best >= 0).flatten()
+    return rows, view[rows]
+
+
+def all_guides(kept: Int[Tensor, "N V"]) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
+    """Every kept view: its row and its number."""
+    rows, view = torch.nonzero(kept >= 0).unbind(1)
+    return rows, view

@@ -1,0 +1,106 @@
+"""The losses of pixel-cluster training (3, 4.1, 4.2.2)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.core import distributed
+from stages.segmenter.pixels import Pixels, pixel_logits
+
+
+class ViewClusters(NamedTuple):
+    """The clusters of one view, fixed for an epoch."""
+
+    centroids: Float[Tensor, "K D"]
+    weight: Float[Tensor, " K"]
+
+
+def pixel_loss(
+    logits: Float[Tensor, "N H W K"],
+    target: Int[Tensor, "N H W"],
+    weight: Float[Tensor, " K"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of pixels against fixed centroids: -log softmax(cos(z, mu) / temperature)[y] (Eq. 4).
+
+    Of several processes, each gives its part: the mean over processes is the mean over all pixels.
+
+    Args:
+        logits: cos(z, mu), or another nearness (`pixel_logits`).
+        target: cluster id of every pixel.
+        weight: of each cluster.
+        temperature: of the softmax.
+    """
+    loss = F.cross_entropy((logits / temperature).flatten(0, 2), target.flatten(), weight=weight)
+    return loss * distributed.share_of(weight[target].sum())
+
+
+def siamese_loss(
+    pixels: tuple[Pixels, Pixels],
+    targets: tuple[Int[Tensor, "N H W"], Int[Tensor, "N H W"]],
+    clusters: tuple[ViewClusters, ViewClusters],
+    *,
+    temperature: float,
+    cross_weight: float,
+    metric: str = "dot",
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """L_pix = (1 - c) L_within + c L_cross, each the mean of the two views (Eq. 1 to 3).
+
+    Within: a view's features to its own clusters. Cross: to the clusters that the other view's pixels
+    have, among the other view's centroids.
+
+    Returns:
+        The whole, the within-view and the cross-view term.
+    """
+    centroids = torch.cat([view.centroids for view in clusters])
+    sizes = [len(view.centroids) for view in clusters]
+    logits = [pixel_logits(view, centroids, metric).split(sizes, dim=-1) for view in pixels]
+
+    def term(view: int, clustered: int) -> Tensor:
+        return pixel_loss(
+            logits[view][clustered], targets[clustered], clusters[clustered].weight, temperature
+        )
+
+    within = (term(0, 0) + term(1, 1)) / 2
+    cross = (term(0, 1) + term(1, 0)) / 2
+    return (1 - cross_weight) * within + cross_weight * cross, within, cross
+
+
+def guidance_loss(
+    logits: Float[Tensor, "N K"],
+    pseudo_label: Int[Tensor, " N"],
+    weight: Float[Tensor, " K"],
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """L_img, the cross-entropy of class scores against pseudo-labels (Eq. 6), and the share that is right.
+
+    Args:
+        logits: of the image head.
+        pseudo_label: of each view.
+        weight: of each pseudo-label.
+        label_smoothing: share of the target that is spread over all pseudo-labels.
+    """
+    if not len(logits):  # of several processes, this one has no guided image in the batch
+        distributed.share_of(logits.new_zeros(2))
+        return logits.sum(), logits.new_zeros(())
+    right = (logits.argmax(1) == pseudo_label).float().mean()
+    loss = F.cross_entropy(logits, pseudo_label, weight, label_smoothing=label_smoothing)
+    share = distributed.share_of(torch.stack([weight[pseudo_label].sum(), logits.new_tensor(len(logits))]))
+    return loss * share[0], right * share[1]
+
+
+def cluster_weights(counts: Int[Tensor, " K"], balance: str) -> Float[Tensor, " K"]:
+    """Weight of each cluster in a loss, mean 1 over the clusters.
+
+    Args:
+        counts: members of each cluster; one without any counts as if it had one.
+        balance: `none`; `frequency` weighs large clusters more, as PiCIE's code does; `inverse` less.
+    """
+    if balance == "none":
+        return torch.ones(len(counts))
+    counts = counts.float().clamp_min(1)
+    weight = counts if balance == "frequency" else 1 / counts
+    return weight / weight.mean()
