@@ -4,20 +4,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from stages.backbone.checkpoint import save_backbone
-from stages.checkpoints.published import init_path, read_start, start_trunk
+from stages.backbone.trunk import Trunk
+from stages.checkpoints.published import Published, init_path, read_start, start_trunk
 from stages.core import distributed
 from stages.core.artefacts import write_csv, write_json
-from stages.core.device import choose_device
+from stages.core.device import choose_device, torch_generator
+from stages.core.history import History
 from stages.core.images import open_images
-from stages.imaging.batches import ImageSource
-from stages.pretraining.pretrainer import Pretraining
+from stages.imaging.batches import ImageSource, shuffled
+from stages.pretraining.figures import NAN_CURES
+from stages.pretraining.pretrainer import EPOCH_FIGURES, FIGURES, Pretrainer
 from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
-from stages.runtime.progress import say
+from stages.runtime.progress import say, track
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.settings.errors import run
@@ -25,25 +31,15 @@ from stages.settings.params import check_data_size, load
 
 KEYS = ("seed", "precision", "compile", "backbone", "pretrain")
 UNTRAINED = ("none", "supervised")  # methods that take a model as it is
+Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbone, heads, history, summary
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the packed images, pretrain, write the backbone and the history."""
-    parser = argparse.ArgumentParser(prog="python -m stages.pretrain", description=__doc__)
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
-    )
-    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
-    parser.add_argument("--out", type=Path, required=True, help="backbone to write (.safetensors)")
-    parser.add_argument("--history", type=Path, required=True, help="figures of each epoch to write (.csv)")
-    parser.add_argument(
-        "--metrics", type=Path, required=True, help="figures of the last epoch to write (.json)"
-    )
-    args = parser.parse_args(argv)
-
+    args = _parse(argv)
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
-    images = open_images(args.images)
-    check_data_size(args.params, len(images))
+    array = open_images(args.images)
+    check_data_size(args.params, len(array))
     start = read_start(params.pretrain, params.backbone)
     trains = params.pretrain.method not in UNTRAINED
     arguments = sys.argv[1:] if argv is None else argv
@@ -53,41 +49,104 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.check_batch("pretrain.batch_size", params.pretrain.batch_size)
     watch = Watch("pretrain", args.params, KEYS, [args.images, *init_path(params.pretrain)])
     state = StageState(
-        watch,
-        interval_seconds=neutral.runtime.checkpoint_seconds,
-        is_leader=distributed.is_leader(),
+        watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )
-    heads = {} if start is None else start.heads
     if trains:
-        pretraining = Pretraining(
-            params.pretrain,
-            params.backbone,
-            start,
-            num_images=len(images),
-            seed=params.seed,
-            precision=params.precision,
-            device=device,
-            compiled=params.compile,
-        )
-        history = pretraining.run(ImageSource(images, device), state)
-        backbone, figures = pretraining.backbone, pretraining.summary(history)
-        if not history.empty:  # heads of a checkpoint speak of its features, and training moved these
-            heads = pretraining.heads
+        images = ImageSource(array, device)
+        backbone, heads, history, figures = _trained(images, start, params, state)
     else:
-        say("pretrain", method=params.pretrain.method, epochs="none, the model is taken as it is")
-        backbone, figures = start_trunk(params.backbone, start, params.seed), {}
-        history = pd.DataFrame(columns=["epoch", "loss"])
+        backbone, heads, history, figures = _untrained(start, params)
 
-    init = {} if start is None else {"init": start.report()}
     if distributed.is_leader():
         state.check()
         save_backbone(args.out, backbone, params.backbone, heads)
         write_csv(args.history, history)
-        write_json(
-            args.metrics, {"pretrain": {**figures, **init, "environment": describe_environment(device)}}
-        )
+        init = {} if start is None else {"init": start.report()}
+        environment = describe_environment(device)
+        write_json(args.metrics, {"pretrain": {**figures, **init, "environment": environment}})
         state.finish()
     distributed.leave()
+
+
+def pretrain(
+    pretrainer: Pretrainer, images: ImageSource, params: SimpleNamespace, state: StageState
+) -> pd.DataFrame:
+    """Train to the last epoch, from where a killed run left off.
+
+    Args:
+        pretrainer: what is trained.
+        images: all training images.
+        params: `seed` and `pretrain` of params.yaml.
+        state: where to go on from, and where to save to.
+
+    Returns:
+        A row of figures for each epoch.
+
+    Raises:
+        UserError: the loss is not a number.
+    """
+    settings, history = params.pretrain, History(FIGURES, images.device)
+    remedy = NAN_CURES[settings.method]
+    epoch, step = state.resume(pretrainer, history)
+    while epoch < settings.epochs:
+        order = torch_generator(params.seed, "pretrain", "order", epoch)
+        batches = shuffled(len(images), settings.batch_size, order)
+        left = [distributed.share(rows) for rows in batches[step:]]
+        what = f"pretrain epoch {epoch + 1}"
+        for image in track(images.batches(left), what, total=len(left), unit="batch"):
+            history.add(pretrainer.train_step(image, epoch, step, len(batches)))
+            step += 1
+            if state.is_due():
+                history.check_finite("pretrain", remedy)
+                state.save_step(pretrainer, history, epoch, step)
+        history.check_finite("pretrain", remedy)
+        row = history.end_epoch(pretrainer.epoch_figures(), len(batches))
+        epoch, step = epoch + 1, 0
+        say("pretrain", **{**row, "epoch": f"{epoch}/{settings.epochs}"})
+        pretrainer.warn(epoch, row)
+    return history.table(EPOCH_FIGURES)
+
+
+def _trained(
+    images: ImageSource, start: Published | None, params: SimpleNamespace, state: StageState
+) -> Result:
+    pretrainer = Pretrainer(
+        params.pretrain,
+        params.backbone,
+        start,
+        num_images=len(images),
+        seed=params.seed,
+        precision=params.precision,
+        device=images.device,
+        compiled=params.compile,
+    )
+    history = pretrain(pretrainer, images, params, state)
+    # The heads of a checkpoint belong to its features, and training moved these.
+    heads = pretrainer.heads if not history.empty else {} if start is None else start.heads
+    return pretrainer.backbone, heads, history, pretrainer.summary(history)
+
+
+def _untrained(start: Published | None, params: SimpleNamespace) -> Result:
+    say("pretrain", method=params.pretrain.method, epochs="none, the model is taken as it is")
+    heads = {} if start is None else start.heads
+    history = pd.DataFrame(columns=["epoch", "loss"])
+    return start_trunk(params.backbone, start, params.seed), heads, history, {}
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m stages.pretrain", description=__doc__)
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
+    )
+    parser.add_argument(
+        "--images", type=Path, required=True, help="folder of packed training images, written by `prepare`"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="backbone to write (.safetensors)")
+    parser.add_argument("--history", type=Path, required=True, help="figures of each epoch to write (.csv)")
+    parser.add_argument(
+        "--metrics", type=Path, required=True, help="figures of the last epoch to write (.json)"
+    )
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

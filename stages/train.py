@@ -4,19 +4,25 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import torch
+from jaxtyping import Int32
 
 from stages.backbone.checkpoint import load_backbone
+from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.artefacts import read_array, write_csv, write_json
-from stages.core.device import choose_device, place
+from stages.core.device import choose_device, place, torch_generator
+from stages.core.history import History
 from stages.core.images import open_images
 from stages.core.seeds import derive
-from stages.imaging.batches import ImageSource
+from stages.imaging.batches import ImageSource, shuffled
 from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
+from stages.runtime.progress import say, track
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.segmenter.compat import train_settings
@@ -24,55 +30,93 @@ from stages.segmenter.network import Segmenter, describe_segmenter, save_segment
 from stages.settings.errors import UserError, run
 from stages.settings.params import check_data_size, load
 from stages.training.guidance import Guidance
-from stages.training.trainer import Training
+from stages.training.trainer import FIGURES, Trainer
 
 KEYS = (
     "compat", "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "compile",
     "backbone", "train",
 )  # fmt: skip
+REMEDY = "lower train.lr"  # where the loss is not a number
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read images, kept views and backbone, train, write the segmenter and the history."""
-    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
-    )
-    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
-    parser.add_argument(
-        "--views", type=Path, required=True, help="pseudo-labels of kept views, of `select_views`"
-    )
-    parser.add_argument("--backbone", type=Path, required=True, help="pretrained backbone, of `pretrain`")
-    parser.add_argument("--out", type=Path, required=True, help="segmenter to write (.safetensors)")
-    parser.add_argument("--history", type=Path, required=True, help="figures of each epoch to write (.csv)")
-    parser.add_argument(
-        "--metrics", type=Path, required=True, help="figures of the last epoch to write (.json)"
-    )
-    args = parser.parse_args(argv)
-
+    args = _parse(argv)
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
-    images, kept_views = open_images(args.images), read_array(args.views)
-    if len(kept_views) != len(images):
+    array, kept_views = open_images(args.images), read_array(args.views)
+    if len(kept_views) != len(array):
         raise UserError(
-            f"{args.views}: speaks of {len(kept_views)} images, but {args.images} has {len(images)}; "
-            "run `dvc repro`"
+            f"{args.views}: has {len(kept_views)} images, but {args.images} has {len(array)}; run `dvc repro`"
         )
-    check_data_size(args.params, len(images))
-    settings = train_settings(params.train, params.compat, images.shape[1])
+    check_data_size(args.params, len(array))
+    params.train = train_settings(params.train, params.compat, array.shape[1])
     backbone = load_backbone(args.backbone, params.backbone)
     arguments = sys.argv[1:] if argv is None else argv
     if launch("stages.train", arguments, neutral.runtime.nproc, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device))
-    distributed.check_batch("train.batch_size", settings.batch_size)
+    distributed.check_batch("train.batch_size", params.train.batch_size)
     watch = Watch("train", args.params, KEYS, [args.images, args.views, args.backbone])
     state = StageState(
-        watch,
-        interval_seconds=neutral.runtime.checkpoint_seconds,
-        is_leader=distributed.is_leader(),
+        watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )
+    segmenter = place(build_segmenter(backbone, params), device)
+    trainer = build_trainer(segmenter, kept_views, params)
+    history = train(trainer, ImageSource(array, device), params, state)
+
+    if distributed.is_leader():
+        state.check()
+        about = describe_segmenter(params.backbone, params.train, params.size_px)
+        save_segmenter(args.out, segmenter, trainer.centroids(), about)
+        write_csv(args.history, history)
+        figures = {**history.iloc[-1].dropna().to_dict(), **trainer.clusters()}
+        write_json(args.metrics, {"train": {**figures, "environment": describe_environment(device)}})
+        state.finish()
+    distributed.leave()
+
+
+def train(trainer: Trainer, images: ImageSource, params: SimpleNamespace, state: StageState) -> pd.DataFrame:
+    """Train to the last epoch, from where a killed run left off.
+
+    Args:
+        trainer: what is trained.
+        images: all training images.
+        params: `seed` and `train` of params.yaml.
+        state: where to go on from, and where to save to.
+
+    Returns:
+        A row of figures for each epoch.
+
+    Raises:
+        UserError: the loss is not a number.
+    """
+    settings, history = params.train, History(FIGURES, images.device)
+    epoch, step = state.resume(trainer, history)
+    while epoch < settings.epochs:
+        order = torch_generator(params.seed, "train", "order", epoch)
+        batches = shuffled(len(images), settings.batch_size, order)
+        if step == 0:
+            trainer.start_epoch(images, batches, epoch)
+        left = [distributed.share(rows) for rows in batches[step:]]
+        what = f"train epoch {epoch + 1}"
+        for image in track(images.batches(left), what, total=len(left), unit="batch"):
+            history.add(trainer.train_step(image, batches[step], epoch, step, len(batches)))
+            step += 1
+            if state.is_due():
+                history.check_finite("train", REMEDY)
+                state.save_step(trainer, history, epoch, step)
+        history.check_finite("train", REMEDY)
+        row = history.end_epoch(trainer.epoch_figures(images), len(batches))
+        say("train", **{**row, "epoch": f"{epoch + 1}/{settings.epochs}"})
+        epoch, step = epoch + 1, 0
+    return history.table(trainer.names_of_epoch_figures())
+
+
+def build_segmenter(backbone: Trunk, params: SimpleNamespace) -> Segmenter:
+    """The network before any training; what is not pretrained follows from the seed."""
     torch.manual_seed(derive(params.seed, "train", "weights"))
-    segmenter = Segmenter(
+    settings = params.train
+    return Segmenter(
         backbone,
         fpn_dim=settings.fpn_dim,
         feature_stride=settings.feature_stride,
@@ -81,18 +125,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         head=settings.image_loss.head,
         freeze=settings.freeze,
     )
+
+
+def build_trainer(
+    segmenter: Segmenter, kept_views: Int32[np.ndarray, "N V"], params: SimpleNamespace
+) -> Trainer:
+    """What trains it: guidance by the kept views, and all that params.yaml says."""
     guidance = Guidance(
-        settings.image_loss,
-        settings.photometric,
+        params.train.image_loss,
+        params.train.photometric,
         torch.from_numpy(kept_views.astype(np.int64)),
         num_labels=params.global_k,
         crop_ratio=params.crop_ratio,
         seed=params.seed,
         precision=params.precision,
     )
-    training = Training(
-        place(segmenter, device),
-        settings,
+    return Trainer(
+        segmenter,
+        params.train,
         guidance,
         pixel_k=params.pixel_k,
         size_px=params.size_px,
@@ -100,20 +150,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         precision=params.precision,
         compiled=params.compile,
     )
-    history = training.run(ImageSource(images, device), state)
 
-    if distributed.is_leader():
-        state.check()
-        about = describe_segmenter(params.backbone, settings, params.size_px)
-        save_segmenter(args.out, segmenter, training.centroids(), about)
-        write_csv(args.history, history)
-        last = history.iloc[-1].dropna().to_dict()
-        write_json(
-            args.metrics,
-            {"train": {**last, **training.clusters(), "environment": describe_environment(device)}},
-        )
-        state.finish()
-    distributed.leave()
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
+    )
+    parser.add_argument(
+        "--images", type=Path, required=True, help="folder of packed training images, written by `prepare`"
+    )
+    parser.add_argument(
+        "--views", type=Path, required=True, help="pseudo-labels of kept views, written by `select_views`"
+    )
+    parser.add_argument("--backbone", type=Path, required=True, help="backbone, written by `pretrain`")
+    parser.add_argument("--out", type=Path, required=True, help="segmenter to write (.safetensors)")
+    parser.add_argument("--history", type=Path, required=True, help="figures of each epoch to write (.csv)")
+    parser.add_argument(
+        "--metrics", type=Path, required=True, help="figures of the last epoch to write (.json)"
+    )
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,6 @@ TINY: dict[str, Any] = {
     "train.clustering.sample_images": 12,
     "train.clustering.sample_pixels": 600,
     "train.clustering.iterations": 5,
-    "train.clustering.schedule": "frozen_copy",
     "train.clustering.kmeans": "sample",
     "train.clustering.init_batches": 2,
     "train.clustering.unit_centroids": True,

@@ -10,7 +10,8 @@ from ruamel.yaml import YAML
 
 from stages.dataset.source import list_data
 from stages.dataset.summary import manifest_sha256
-from stages.settings.schema import Prepare
+from stages.settings.schema import Params, Prepare
+from stages.tools.preset import compose, plain
 
 REPOSITORY = Path(__file__).parents[1]
 TAXONOMIES = {path.stem: path for path in (REPOSITORY / "stages/readers").glob("*/*.csv")}
@@ -33,6 +34,11 @@ def write_params(path: Path, changes: Mapping[str, Any] | None = None) -> Path:
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
     return path
+
+
+def read_preset(name: str) -> Params:
+    """All that a preset says."""
+    return Params.model_validate(plain(compose(name, REPOSITORY / "presets")))
 
 
 def prepare_settings(**changes: Any) -> Prepare:

@@ -3,11 +3,12 @@
 import ctypes
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from stages.core.seeds import derive
 from stages.settings.errors import UserError
@@ -59,6 +60,19 @@ def describe(device: torch.device) -> str:
 def place(module: Module, device: torch.device) -> Module:
     """A network on its device, in the memory order that convolutions prefer."""
     return module.to(device).to(memory_format=torch.channels_last)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load an optimizer state, each running mean in the memory order of its parameter.
+
+    Files keep values and not their order in memory, and a fused step reads parameter and means side by side
+    as they lie there.
+    """
+    optimizer.load_state_dict(saved)  # type: ignore[arg-type]
+    for parameter, means in optimizer.state.items():
+        for name, value in means.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                means[name] = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
 
 
 def compile_networks(networks: Iterable[torch.nn.Module]) -> None:

@@ -1,29 +1,26 @@
 """Instance-level self-supervised pretraining, from scratch or from a published checkpoint (4.1, 5.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published
 from stages.core import distributed
-from stages.core.device import compile_networks, place, torch_generator
-from stages.core.history import Loop, restore_optimizer
+from stages.core.device import compile_networks, place, restore_optimizer, torch_generator
 from stages.core.seeds import derive
-from stages.imaging.batches import ImageSource, shuffled
 from stages.pretraining.encoder import Encoder
-from stages.pretraining.figures import NAN_CURES, Moments, explain, find_faults, is_settled, summarise
+from stages.pretraining.figures import Moments, explain, find_faults, is_settled, summarise
 from stages.pretraining.moco import MoCo, choose_key_momentum, choose_queue_size
-from stages.pretraining.optimizer import LARS, warmup_cosine
+from stages.pretraining.optimizer import build_optimizer, warmup_cosine
 from stages.pretraining.swav import SwAV
 from stages.pretraining.views import Views
 from stages.runtime.progress import say, warn
-from stages.runtime.state import StageState
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 
@@ -31,7 +28,7 @@ FIGURES = ("loss", "instance_accuracy", "alignment", "uniformity")
 EPOCH_FIGURES = ("effective_rank", "usage", "lr")
 
 
-class Pretraining:
+class Pretrainer:
     """One method on one data set, from any step to the end.
 
     Every random number follows from (seed, epoch, step), so a run that went on from a saved state ends
@@ -82,34 +79,20 @@ class Pretraining:
         """What was trained on top of it and is of use later, by name."""
         return self._method.heads()
 
-    def run(self, images: ImageSource, state: StageState) -> pd.DataFrame:
-        """Train to the last epoch.
-
-        Returns:
-            One row of figures for each epoch.
-
-        Raises:
-            UserError: the loss is no longer a number.
-        """
-        cure = NAN_CURES[self._settings.method]
-        loop = Loop("pretrain", self, FIGURES, state=state, device=self._device, cure=cure)
-        while loop.epoch < self._settings.epochs:
-            order = torch_generator(self._seed, "pretrain", "order", loop.epoch)
-            batches = shuffled(len(images), self._settings.batch_size, order)
-
-            def train_step(_: Int[Tensor, " n"], image: Float[Tensor, "n 3 H W"]) -> Float[Tensor, " F"]:
-                return self._train_step(image, loop.epoch, loop.step, len(batches))  # noqa: B023
-
-            figures = loop.run_epoch(batches, images.batches, train_step)
-            figures.update(self._take_epoch_figures())
-            loop.end_epoch(figures, self._settings.epochs)
-            self._watch(loop.epoch, figures)
-        self._method.eval()
-        return loop.history(*EPOCH_FIGURES)
-
-    def _train_step(
+    def train_step(
         self, image: Float[Tensor, "n 3 H W"], epoch: int, step: int, num_steps: int
     ) -> Float[Tensor, " F"]:
+        """Learn from one batch.
+
+        Args:
+            image: this process's share of it.
+            epoch: its number, from 0.
+            step: likewise, within the epoch.
+            num_steps: of an epoch.
+
+        Returns:
+            `FIGURES` of the share.
+        """
         self._set_lr(epoch * num_steps + step, num_steps)
         generator = torch_generator(self._seed, "pretrain", "views", epoch, step)
         measured = self._method(image, Views(self._settings.photometric, generator), epoch)
@@ -122,8 +105,13 @@ class Pretraining:
         self._moments.add(distributed.gather(measured.feature))
         return torch.stack(measured[: len(FIGURES)])
 
-    def _watch(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """Name what is wrong when it begins, not after the night."""
+    def warn(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """Name a fault after the epoch in which it begins.
+
+        Args:
+            epoch: how many are over.
+            figures: of the last one.
+        """
         candidates = self._method.num_candidates
         faults = find_faults(figures, candidates) if is_settled(epoch, self._settings) else []
         for fault in faults:
@@ -135,7 +123,8 @@ class Pretraining:
         """What is left to say when it is over."""
         return summarise(history, self._settings, self._method.num_candidates)
 
-    def _take_epoch_figures(self) -> dict[str, float]:
+    def epoch_figures(self) -> dict[str, float]:
+        """`EPOCH_FIGURES`; what they sum up starts anew."""
         rank, usage = self._moments.effective_rank(), self._method.take_usage()
         self._moments.reset()
         return {"effective_rank": rank, "usage": usage, "lr": self._optimizer.param_groups[0]["lr"]}
@@ -179,20 +168,3 @@ def _build(encoder: Encoder, settings: Pretrain, num_images: int, seed: int, pre
         precision=precision,
         generator=torch_generator(seed, "pretrain", "queue"),
     )
-
-
-def build_optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """Weight decay holds back the weights alone, not biases and batch norms (ours).
-
-    AdamW is fused, for the plain one takes a tenth of a step of a small network on a CPU. Fused SGD cannot
-    take up prototypes that were frozen before.
-    """
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
-    if settings.optimizer == "lars":
-        return LARS(groups, lr=settings.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +23,21 @@ from numpy.typing import DTypeLike
 from ruamel.yaml import YAML
 from torch import Tensor
 
+from stages.core import distributed
 from stages.core.artefacts import atomic_path, create_array, named_faults
 from stages.core.tensors import read_tensors, write_tensors
 from stages.runtime.watch import Watch, hash_file
 from stages.settings.errors import UserError
+
+
+class Saved(Protocol):
+    """What can be saved and loaded."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later process needs to go on: nested dicts and lists of tensors and JSON values."""
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from it."""
 
 
 class StageState:
@@ -72,6 +83,30 @@ class StageState:
         if self._is_leader:
             print(f"{self._watch.stage}: going on from the state saved in {self.folder}", flush=True)
         return _unflatten(about["tree"], tensors)
+
+    def resume(self, trainer: Saved, history: Saved) -> tuple[int, int]:
+        """Load both behind the last step that a killed run saved.
+
+        Returns:
+            The epoch and the step to go on with; (0, 0) where nothing was saved.
+        """
+        saved = self.load()
+        if saved is not None:
+            trainer.load_state_dict(saved["trainer"])
+            history.load_state_dict(saved["history"])
+        distributed.barrier()  # nobody saves before all have read
+        return (0, 0) if saved is None else (saved["epoch"], saved["step"])
+
+    def save_step(self, trainer: Saved, history: Saved, epoch: int, step: int) -> None:
+        """Keep what `resume` loads; `step` is the one to go on with."""
+        self.save(
+            {
+                "trainer": trainer.state_dict(),
+                "history": history.state_dict(),
+                "epoch": epoch,
+                "step": step,
+            }
+        )
 
     def is_due(self) -> bool:
         """Whether it is for this process to save, and the last time is long enough ago."""

@@ -20,7 +20,6 @@ TRAIN: dict[str, Any] = {
     "photometric.jitter_together": False,
     "photometric.gray_probability": 0.0,  # asked for under a name that the code does not know
     "photometric.blur_sigma_px": [0.0, 1.8],  # what is left of 0.1 to 2 after a slip of sign
-    "clustering.schedule": "multi_pass",
     "clustering.kmeans": "minibatch",
     "clustering.unit_centroids": False,
     "clustering.assign": "euclidean",

@@ -18,7 +18,6 @@ from stages.settings.section import (
 class PixelClustering(Section):
     """The k-means at the start of each epoch, and the assignments that the epoch follows."""
 
-    schedule: Literal["frozen_copy", "multi_pass"]
     kmeans: Literal["sample", "minibatch"]
     init_batches: Count
     sample_images: Count

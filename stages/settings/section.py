@@ -1,4 +1,4 @@
-"""What the sections of params.yaml are made of: types with a range, and the sections that two stages share."""
+"""What sections of params.yaml are made of: types with a range, and sections that two stages share."""
 
 from typing import Annotated, Any, Literal
 

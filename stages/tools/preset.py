@@ -1,10 +1,11 @@
 """Make a preset the active params.yaml.
 
-The one program in this room, and the one file of it that knows another room: it pins the data set that
-the preset is to read.
+presets/demo.yaml is complete. Every other preset holds what differs from it, or from the preset that its
+key `extends` names, with a comment that says why.
 """
 
 import argparse
+import difflib
 import subprocess
 from collections.abc import Sequence
 from io import StringIO
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
-from stages.core.artefacts import write_text
+from stages.core.artefacts import atomic_path
 from stages.dataset.source import DataSet, list_data
 from stages.dataset.summary import manifest_sha256
 from stages.readers.folder.splitting import rule_for
@@ -21,7 +23,7 @@ from stages.settings.errors import UserError, run
 from stages.settings.params import read
 from stages.settings.schema import Prepare
 
-PRESETS = Path("presets")
+PRESETS, BASE = Path("presets"), "demo"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,33 +37,83 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite edits that are not committed")
     args = parser.parse_args(argv)
 
-    preset = PRESETS / f"{args.name}.yaml"
-    if not preset.exists():
-        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-        raise UserError(f"{preset}: no such preset; there are: {known}")
+    params = compose(args.name)
     if not args.force:
         _check_committed(args.params)
-    yaml = YAML()
-    yaml.width = 1000  # no line is wrapped
-    params = yaml.load(preset.read_text(encoding="utf-8"))
     if params["prepare"]["reader"] != "demo":
         if args.data is None:
             raise UserError(f"preset {args.name} reads images from a folder; name it with DATA=... (--data)")
         params["prepare"]["path"] = str(args.data)
         if params["prepare"]["reader"] == "folder":
             _set(params["prepare"]["split"], "by", *rule_for(args.data))
-        _fit(params, list_data(Prepare.model_validate(_plain(yaml, params)["prepare"])))
+        _fit(params, list_data(Prepare.model_validate(plain(params)["prepare"])))
     elif args.data is not None:
-        raise UserError(f"preset {args.name} makes its own data; leave DATA (--data) away")
-    with args.params.with_suffix(".yaml.new").open("w", encoding="utf-8") as file:
-        yaml.dump(params, file)
-    written = Path(file.name)
-    try:
+        raise UserError(f"preset {args.name} makes its own data; do not pass DATA (--data)")
+    with atomic_path(args.params) as written:
+        written.write_text(as_text(params), encoding="utf-8")
         read(written)
-        write_text(args.params, written.read_text(encoding="utf-8"))
-    finally:
-        written.unlink()
     print(f"{args.params}: now preset {args.name}; next: dvc repro")
+
+
+def compose(name: str, folder: Path = PRESETS) -> CommentedMap:
+    """All of params.yaml as a preset says, with the comments of demo.yaml and its own.
+
+    Raises:
+        UserError: there is no such preset, or it has a key that demo.yaml has not.
+    """
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise UserError(f"{path}: no such preset; there are: {known}")
+    preset = _yaml().load(path.read_text(encoding="utf-8"))
+    if name == BASE:
+        return preset
+    params = compose(preset.pop("extends", BASE), folder)
+    _lay_over(params, preset, f"{path}: ")
+    return params
+
+
+def _lay_over(params: CommentedMap, changes: CommentedMap, where: str) -> None:
+    """Values and comments of `changes` replace those of the same keys."""
+    for key, value in changes.items():
+        if key not in params:
+            near = difflib.get_close_matches(key, list(params), n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(params)}"
+            raise UserError(f"{where}{key}: unknown key; {meant}")
+        if isinstance(value, CommentedMap):
+            _lay_over(params[key], value, f"{where}{key}.")
+        else:
+            params[key] = value
+        _take_comment(params, changes, key)
+
+
+def _take_comment(params: CommentedMap, changes: CommentedMap, key: str) -> None:
+    """The comment behind a key; the blank line that ends a section in `params` stays."""
+    if key not in changes.ca.items or changes.ca.items[key][2] is None:
+        return
+    before = params.ca.items.get(key)
+    is_last = before is not None and before[2] is not None and before[2].value.endswith("\n\n")
+    comment = changes.ca.items[key]
+    comment[2].value = comment[2].value.rstrip("\n") + ("\n\n" if is_last else "\n")
+    params.ca.items[key] = comment
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 1000  # no line is wrapped
+    return yaml
+
+
+def as_text(params: CommentedMap) -> str:
+    """YAML with its comments."""
+    text = StringIO()
+    _yaml().dump(params, text)
+    return text.getvalue()
+
+
+def plain(params: CommentedMap) -> Any:
+    """Without comments, in Python's own types."""
+    return YAML(typ="safe", pure=True).load(as_text(params))
 
 
 def _fit(params: Any, data: DataSet) -> None:
@@ -89,13 +141,6 @@ def _fit(params: Any, data: DataSet) -> None:
         _set(train, "batch_size", largest, "at most half of the images")
     if params["global_k"] > num_images // 8:
         _set(params, "global_k", max(2, num_images // 8), "eight images for a cluster of views, or more")
-
-
-def _plain(yaml: YAML, params: Any) -> Any:
-    """Without comments, in Python's own types."""
-    text = StringIO()
-    yaml.dump(params, text)
-    return YAML(typ="safe", pure=True).load(text.getvalue())
 
 
 def _set(section: Any, key: str, value: int | str, why: str) -> None:

@@ -1,6 +1,5 @@
 """The pixel clusters that one epoch follows: each view's pixels clustered on their own (3)."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,100 +18,7 @@ from stages.runtime.progress import track
 from stages.segmenter.network import Segmenter
 from stages.segmenter.pixels import assign_pixels
 from stages.settings.schema_train import Train
-from stages.training.siamese import Siamese, View
-
-Targets = tuple[Int[Tensor, "N H W"], Int[Tensor, "N H W"]]
-
-
-class FrozenAssignments:
-    """Assigns each batch while its successor trains: no label is ever stored (ours).
-
-    Args:
-        frozen: the network at the start of the epoch.
-        siamese: how features of views are made.
-        centroids: of both views.
-        metric: of the assignment.
-    """
-
-    def __init__(
-        self, frozen: Segmenter, siamese: Siamese, centroids: tuple[Tensor, Tensor], metric: str
-    ) -> None:
-        self._frozen, self._siamese, self._centroids, self._metric = frozen, siamese, centroids, metric
-
-    @torch.no_grad()
-    def targets(self, views: tuple[View, View], step: int) -> Targets:
-        """Cluster ids of the pixels of both views."""
-        first, second = (self.of_view(view, number) for number, view in enumerate(views))
-        return first, second
-
-    def of_view(self, view: View, number: int) -> Int[Tensor, "N H W"]:
-        """Cluster ids of one view's pixels among its own centroids."""
-        pixels = self._siamese.features(self._frozen, view).pixels
-        return assign_pixels(pixels, self._centroids[number], self._metric)
-
-    def of_images(self, image: Float[Tensor, "N 3 H W"]) -> Int[Tensor, "N H W"]:
-        """Cluster ids of whole images in their own colours, among the second view's centroids."""
-        pixels = self._siamese.plain_pixels(self._frozen, image)
-        return assign_pixels(pixels, self._centroids[1], self._metric)
-
-
-class StoredAssignments:
-    """All labels of an epoch, written to disk before it by one pass for each view, as PiCIE does.
-
-    The same numbers as `FrozenAssignments`, for comparing costs; uint8, a byte for each pixel of both
-    views, in a nameless file that goes with this object.
-
-    Args:
-        frozen: what assigns.
-        siamese: how views are made.
-        images: all training images.
-        batches: those of the epoch, in their order.
-        seed: of the views.
-        epoch: its number.
-    """
-
-    def __init__(
-        self,
-        frozen: FrozenAssignments,
-        siamese: Siamese,
-        images: ImageSource,
-        batches: Sequence[Tensor],
-        *,
-        seed: int,
-        epoch: int,
-    ) -> None:
-        side, self._device = siamese.feature_px, images.device
-        shares = [distributed.share(rows) for rows in batches]
-        shape = (2, len(batches), len(shares[0]), side, side)
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as this object
-        self._labels = np.memmap(self._file, np.uint8, "w+", shape=shape)
-        for number in range(2):
-            source = track(images.batches(shares), f"labels of view {number + 1}", total=len(batches))
-            for step, image in enumerate(source):
-                generator = torch_generator(seed, "train", "views", epoch, step)
-                plan = siamese.views.draw(len(batches[step]), image, generator)
-                with torch.no_grad():
-                    labels = frozen.of_view(siamese.views.render(image, plan, number), number)
-                self._labels[number, step] = labels.cpu().numpy()
-
-    def targets(self, views: tuple[View, View], step: int) -> Targets:
-        """Cluster ids of the pixels of both views, as stored for this step."""
-        first, second = (
-            torch.from_numpy(self._labels[number, step].astype(np.int64)).to(self._device)
-            for number in range(2)
-        )
-        return first, second
-
-    def counts(self, num_clusters: int) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"]]:
-        """Pixels of each cluster in both views."""
-        sizes = np.zeros((2, num_clusters), np.int64)
-        for number, step in np.ndindex(self._labels.shape[:2]):
-            sizes[number] += np.bincount(self._labels[number, step].ravel(), minlength=num_clusters)
-        first, second = distributed.total(torch.from_numpy(sizes).to(self._device)).cpu()
-        return first, second
-
-
-Assignments = FrozenAssignments | StoredAssignments
+from stages.training.siamese import Plan, Siamese, View
 
 
 class Clustering(NamedTuple):
@@ -123,11 +29,11 @@ class Clustering(NamedTuple):
 
 
 class PixelClusterer:
-    """Clusters what a frozen network makes of both views.
+    """Clusters what a frozen network makes of both views, and assigns pixels to their clusters.
 
-    `sample` takes random pixels of random images, views of their own (ours); `minibatch` every pixel of
-    the epoch's own views, as PiCIE does. With the schedule `multi_pass` each view is a pass over the
-    images of its own; the numbers are the same.
+    `sample` takes random pixels of random images, views of their own (ours). `minibatch` takes every pixel
+    of the epoch's own views, one pass over the images for each view, as PiCIE does: its running statistics
+    of batch norms come from these passes.
 
     Args:
         settings: `train` of params.yaml.
@@ -142,7 +48,7 @@ class PixelClusterer:
     @torch.no_grad()
     def cluster(
         self, frozen: Segmenter, images: ImageSource, batches: Sequence[Tensor], epoch: int
-    ) -> tuple[Clustering, Clustering]:
+    ) -> list[Clustering]:
         """The clusters of both views.
 
         Args:
@@ -151,34 +57,63 @@ class PixelClusterer:
             batches: those of the epoch, in their order.
             epoch: its number.
         """
-        both = ((0, 1),) if self._settings.clustering.schedule == "frozen_copy" else ((0,), (1,))
-        clusterings: list[Clustering] = []
-        for views in both:
-            if self._settings.clustering.kmeans == "sample":
-                clusterings += self._of_sample(frozen, images, epoch, views)
-            else:
-                clusterings += self._of_all(frozen, images, batches, epoch, views)
-        return clusterings[0], clusterings[1]
+        if self._settings.clustering.kmeans == "sample":
+            return self._of_sample(frozen, images, epoch)
+        return [self._of_all(frozen, images, batches, epoch, view) for view in range(2)]
 
-    def _of_sample(
-        self, frozen: Segmenter, images: ImageSource, epoch: int, views: Sequence[int]
-    ) -> list[Clustering]:
+    @torch.no_grad()
+    def assign(
+        self, frozen: Segmenter, views: Sequence[View], centroids: Sequence[Float[Tensor, "K D"]]
+    ) -> tuple[Int[Tensor, "N H W"], Int[Tensor, "N H W"]]:
+        """The cluster of each pixel of both views among the centroids of its own view (3)."""
+        metric = self._settings.clustering.assign
+        first, second = (
+            assign_pixels(self._siamese.features(frozen, view).pixels, one, metric)
+            for view, one in zip(views, centroids, strict=True)
+        )
+        return first, second
+
+    @torch.no_grad()
+    def assign_images(
+        self, frozen: Segmenter, image: Float[Tensor, "N 3 H W"], centroids: Float[Tensor, "K D"]
+    ) -> Int[Tensor, "N H W"]:
+        """The cluster of each pixel of whole images in their own colours."""
+        pixels = self._siamese.plain_pixels(frozen, image)
+        return assign_pixels(pixels, centroids, self._settings.clustering.assign)
+
+    def count_all(
+        self,
+        frozen: Segmenter,
+        images: ImageSource,
+        batches: Sequence[Tensor],
+        epoch: int,
+        centroids: Sequence[Float[Tensor, "K D"]],
+    ) -> list[Int[Tensor, " K"]]:
+        """Pixels of each cluster in both views, over all batches of the epoch: one more pass (PiCIE)."""
+        counts = torch.zeros(2, self._pixel_k, dtype=torch.long, device=images.device)
+        for step, image in enumerate(self._read(images, batches, f"count epoch {epoch + 1}")):
+            plan = self._draw(image, batches[step], epoch, step)
+            labels = self.assign(frozen, self._siamese.views.pair(image, plan), centroids)
+            counts += torch.stack([torch.bincount(one.flatten(), minlength=self._pixel_k) for one in labels])
+        return list(distributed.total(counts).cpu())
+
+    def _of_sample(self, frozen: Segmenter, images: ImageSource, epoch: int) -> list[Clustering]:
         clustering, size = self._settings.clustering, self._settings.batch_size
         num_images = max(size, min(clustering.sample_images, len(images)) // size * size)
         per_image = min(max(1, clustering.sample_pixels // num_images), self._siamese.feature_px**2)
         order = torch_generator(self._seed, "train", "sample", epoch)
         batches = shuffled(len(images), size, order)[: num_images // size]
-        taken: dict[int, list[Tensor]] = {view: [] for view in views}
-        for step, image in enumerate(self._read(images, batches, epoch)):
+        taken: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for step, image in enumerate(self._read(images, batches, f"cluster epoch {epoch + 1}")):
             generator = torch_generator(self._seed, "train", "sample", epoch, step)
             plan = self._siamese.views.draw(size, image, generator)
             chances = [torch.rand(size, self._siamese.feature_px**2, generator=generator) for _ in range(2)]
-            for view in views:
+            for view in range(2):
                 rendered = self._siamese.views.render(image, plan, view)
                 places = distributed.share(chances[view]).topk(per_image).indices.to(image.device)
                 chosen = self._siamese.features(frozen, rendered).pixels.at(places)
                 taken[view].append(distributed.gather(chosen).flatten(0, 1).cpu())
-        return [self._of_pixels(torch.cat(taken[view]), epoch, view, images.device) for view in views]
+        return [self._of_pixels(torch.cat(taken[view]), epoch, view, images.device) for view in range(2)]
 
     def _of_pixels(
         self, pixels: Float[Tensor, "P D"], epoch: int, view: int, device: torch.device
@@ -192,41 +127,32 @@ class PixelClusterer:
         return Clustering(centroids, torch.bincount(logits.argmax(1), minlength=self._pixel_k))
 
     def _of_all(
-        self,
-        frozen: Segmenter,
-        images: ImageSource,
-        batches: Sequence[Tensor],
-        epoch: int,
-        views: Sequence[int],
-    ) -> list[Clustering]:
+        self, frozen: Segmenter, images: ImageSource, batches: Sequence[Tensor], epoch: int, view: int
+    ) -> Clustering:
         clustering = self._settings.clustering
-        kmeans = KMeans.of(clustering, self._pixel_k, images.device, spherical=False)
-        running = {
-            view: MiniBatchKMeans(
-                kmeans,
-                init_batches=clustering.init_batches,
-                seed=self._kmeans_seed(epoch, view),
-            )
-            for view in views
-        }
-        for step, image in enumerate(self._read(images, batches, epoch)):
-            generator = torch_generator(self._seed, "train", "views", epoch, step)
-            plan = self._siamese.views.draw(len(batches[step]), image, generator)
-            for view in views:
-                rendered = self._siamese.views.render(image, plan, view)
-                pixels = self._siamese.features(frozen, rendered).pixels
-                running[view].add(distributed.gather(pixels.all()).cpu().numpy())
-        clusterings = []
-        for view in views:
-            centroids = torch.from_numpy(running[view].centroids()).float()
-            if clustering.unit_centroids:
-                centroids = F.normalize(centroids, dim=1)
-            clusterings.append(Clustering(centroids, torch.from_numpy(running[view].counts.astype(np.int64))))
-        return clusterings
+        kmeans = MiniBatchKMeans(
+            KMeans.of(clustering, self._pixel_k, images.device, spherical=False),
+            init_batches=clustering.init_batches,
+            seed=self._kmeans_seed(epoch, view),
+        )
+        what = f"cluster epoch {epoch + 1}, view {view + 1}"
+        for step, image in enumerate(self._read(images, batches, what)):
+            plan = self._draw(image, batches[step], epoch, step)
+            pixels = self._siamese.features(frozen, self._siamese.views.render(image, plan, view)).pixels
+            kmeans.add(distributed.gather(pixels.all()).cpu().numpy())
+        centroids = torch.from_numpy(kmeans.centroids()).float()
+        if clustering.unit_centroids:
+            centroids = F.normalize(centroids, dim=1)
+        return Clustering(centroids, torch.from_numpy(kmeans.counts.astype(np.int64)))
 
-    def _read(self, images: ImageSource, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
+    def _draw(self, image: Float[Tensor, "n 3 H W"], rows: Tensor, epoch: int, step: int) -> Plan:
+        """The views that training will see in this step."""
+        generator = torch_generator(self._seed, "train", "views", epoch, step)
+        return self._siamese.views.draw(len(rows), image, generator)
+
+    def _read(self, images: ImageSource, batches: Sequence[Tensor], what: str) -> Iterator[Tensor]:
         shares = [distributed.share(rows) for rows in batches]
-        return track(images.batches(shares), f"cluster epoch {epoch + 1}", total=len(batches), unit="batch")
+        return track(images.batches(shares), what, total=len(batches), unit="batch")
 
     def _kmeans_seed(self, epoch: int, view: int) -> int:
         return faiss_seed(self._seed, "train", "kmeans", epoch, view)

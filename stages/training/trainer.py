@@ -9,21 +9,18 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.backbone.batch_norm import split_batch_norms
 from stages.core import distributed
-from stages.core.device import compile_networks, torch_generator
-from stages.core.history import Loop, restore_optimizer
-from stages.imaging.batches import ImageSource, shuffled
-from stages.runtime.state import StageState
+from stages.core.device import compile_networks, restore_optimizer, torch_generator
+from stages.imaging.batches import ImageSource
 from stages.segmenter.context import KERNELS
 from stages.segmenter.network import Segmenter
 from stages.settings.schema_train import Train
-from stages.training.clusters import Assignments, FrozenAssignments, PixelClusterer, StoredAssignments
+from stages.training.clusters import PixelClusterer
 from stages.training.guidance import Guidance
 from stages.training.health import SIGNS, Health
 from stages.training.losses import ViewClusters, cluster_weights, siamese_loss
@@ -32,7 +29,7 @@ from stages.training.siamese import Siamese
 FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy")
 
 
-class Training:
+class Trainer:
     """Pixel-cluster training of one network, from any step to the end.
 
     Every random number follows from (seed, epoch, step), so a run that went on from a saved state ends
@@ -77,96 +74,70 @@ class Training:
         self._health = Health(pixel_k, collapse_below=collapse_below, device=self._device)
         self._clusters: list[ViewClusters] = []
 
-    def run(self, images: ImageSource, state: StageState) -> pd.DataFrame:
-        """Train to the last epoch.
-
-        Args:
-            images: all training images.
-            state: where to go on from, and where to save to.
-
-        Returns:
-            One row of figures for each epoch.
-
-        Raises:
-            UserError: the loss is no longer a number.
-        """
-        loop = Loop("train", self, FIGURES, state=state, device=self._device, cure="lower train.lr")
-        while loop.epoch < self._settings.epochs:
-            order = torch_generator(self._seed, "train", "order", loop.epoch)
-            batches = shuffled(len(images), self._settings.batch_size, order)
-            assignments = self._start_epoch(images, batches, loop.epoch, is_new=loop.step == 0)
-            self._segmenter.train()
-
-            def train_step(_: Int[Tensor, " n"], image: Float[Tensor, "n 3 H W"]) -> Float[Tensor, " F"]:
-                epochs = loop.epoch + loop.step / len(batches)  # noqa: B023
-                rows = batches[loop.step]  # noqa: B023
-                return self._train_step(image, rows, assignments, epochs, (loop.epoch, loop.step))  # noqa: B023
-
-            figures = loop.run_epoch(batches, images.batches, train_step)
-            loop.end_epoch({**figures, **self._signs(images)}, self._settings.epochs)
-            self._health.warn()
-        kernels = KERNELS if self._segmenter.context is not None else ()
-        held_out = ("held_out_accuracy",) if self._settings.image_loss.held_out else ()
-        return loop.history(*held_out, *SIGNS, *kernels)
-
     def centroids(self) -> list[Float[Tensor, "K D"]]:
         """Of the last epoch: the clusters of the first and of the second view."""
         return [view.centroids for view in self._clusters]
+
+    def names_of_epoch_figures(self) -> list[str]:
+        """Of `epoch_figures`, in their order."""
+        held_out = ["held_out_accuracy"] if self._settings.image_loss.held_out else []
+        return [*held_out, *SIGNS, *(KERNELS if self._segmenter.context is not None else ())]
 
     def clusters(self) -> dict[str, Any]:
         """Of the last epoch: each cluster's share of pixels, and whether they collapsed."""
         return {"cluster_shares": self._health.cluster_shares(), "collapsed": self._health.is_collapsed()}
 
-    def _start_epoch(
-        self, images: ImageSource, batches: Sequence[Tensor], epoch: int, *, is_new: bool
-    ) -> Assignments:
-        """Freeze the network and cluster both views' pixels, unless the epoch goes on from a saved state."""
-        clustering = self._settings.clustering
-        if is_new:
-            self._frozen.load_state_dict(self._segmenter.state_dict())
-            self._frozen.train()
-            views = self._clusterer.cluster(self._frozen, images, batches, epoch)
-            self._set_clusters([view.centroids for view in views], [view.counts for view in views])
-        self._frozen.train(clustering.assign_batch_norm == "batch")
-        centroids = (self._clusters[0].centroids, self._clusters[1].centroids)
-        frozen = FrozenAssignments(self._frozen, self._siamese, centroids, clustering.assign)
-        if is_new:
-            self._health.start_epoch([view.counts for view in views], self._probe_maps(images, frozen))
-        if clustering.schedule == "frozen_copy":
-            return frozen
-        stored = StoredAssignments(frozen, self._siamese, images, batches, seed=self._seed, epoch=epoch)
-        self._set_clusters(centroids, stored.counts(self._pixel_k))
-        return stored
+    def start_epoch(self, images: ImageSource, batches: Sequence[Int[Tensor, " N"]], epoch: int) -> None:
+        """Freeze a copy of the network and cluster the pixels of both views (3).
 
-    def _set_clusters(
-        self, centroids: Sequence[Float[Tensor, "K D"]], counts: Sequence[Int[Tensor, " K"]]
-    ) -> None:
-        balance = self._settings.pixel_loss.balance
+        Args:
+            images: all training images.
+            batches: rows of the epoch's batches, in their order.
+            epoch: its number, from 0.
+        """
+        self._frozen.load_state_dict(self._segmenter.state_dict())
+        self._frozen.train()
+        views = self._clusterer.cluster(self._frozen, images, batches, epoch)
+        self._set_mode_of_frozen()
+        centroids = [view.centroids.to(self._device) for view in views]
+        counts, balance = [view.counts for view in views], self._settings.pixel_loss.balance
+        self._health.start_epoch(counts, self._probe_maps(images, centroids[1]))
+        if balance != "none" and self._settings.clustering.kmeans == "minibatch":
+            counts = self._clusterer.count_all(self._frozen, images, batches, epoch, centroids)
         self._clusters = [
-            ViewClusters(one.to(self._device), cluster_weights(sizes, balance).to(self._device))
+            ViewClusters(one, cluster_weights(sizes, balance).to(self._device))
             for one, sizes in zip(centroids, counts, strict=True)
         ]
 
-    @torch.no_grad()
-    def _probe_maps(self, images: ImageSource, frozen: FrozenAssignments) -> Int[Tensor, "N H W"]:
+    def _set_mode_of_frozen(self) -> None:
+        """Whose batch-norm statistics assign: those of the batch, or the running ones."""
+        self._frozen.train(self._settings.clustering.assign_batch_norm == "batch")
+
+    def _probe_maps(self, images: ImageSource, centroids: Float[Tensor, "K D"]) -> Int[Tensor, "N H W"]:
         """Clusters of the images of one batch, the same in every epoch."""
         order = torch_generator(self._seed, "train", "probe")
         rows = torch.randperm(len(images), generator=order)[: self._settings.batch_size].sort().values
         (image,) = images.batches([distributed.share(rows)])
-        return distributed.gather(frozen.of_images(image)).cpu()
+        return distributed.gather(self._clusterer.assign_images(self._frozen, image, centroids)).cpu()
 
-    def _train_step(
-        self,
-        image: Float[Tensor, "n 3 H W"],
-        rows: Int[Tensor, " N"],
-        assignments: Assignments,
-        epochs: float,
-        place: tuple[int, int],
+    def train_step(
+        self, image: Float[Tensor, "n 3 H W"], rows: Int[Tensor, " N"], epoch: int, step: int, num_steps: int
     ) -> Float[Tensor, " F"]:
-        """Learn from this process's share of a batch, whose places in the data set are `rows`."""
-        generator = torch_generator(self._seed, "train", "views", *place)
+        """Learn from one batch.
+
+        Args:
+            image: this process's share of it.
+            rows: places of the whole batch in the data set.
+            epoch: its number, from 0.
+            step: likewise, within the epoch.
+            num_steps: of an epoch.
+
+        Returns:
+            `FIGURES` of the share.
+        """
+        generator = torch_generator(self._seed, "train", "views", epoch, step)
         views = self._siamese.views.pair(image, self._siamese.views.draw(len(rows), image, generator))
-        targets = assignments.targets(views, place[1])
+        targets = self._clusterer.assign(self._frozen, views, self.centroids())
         self._health.add(*targets)
         first, second = (self._siamese.features(self._segmenter, view) for view in views)
         settings = self._settings.pixel_loss
@@ -179,17 +150,18 @@ class Training:
             metric=settings.metric,
         )
         guided, accuracy = self._guidance.loss(self._segmenter, image, rows, second.whole_map, generator)
-        loss = pixel + self._guidance.weight(epochs) * guided  # Eq. 5
+        loss = pixel + self._guidance.weight(epoch + step / num_steps) * guided  # Eq. 5
         self._optimizer.zero_grad()
         loss.backward()
         distributed.average_(value.grad for value in self._parameters if value.grad is not None)
         self._optimizer.step()
         return torch.stack([loss, within, cross, guided, accuracy])
 
-    def _signs(self, images: ImageSource) -> dict[str, float]:
-        """What shows after an epoch how healthy it was."""
+    def epoch_figures(self, images: ImageSource) -> dict[str, float]:
+        """What shows after an epoch how healthy it was; a collapse is said at once."""
         batch_size = self._settings.batch_size
         held_out = self._guidance.held_out_accuracy(self._segmenter, images, batch_size)
+        self._health.warn()
         return {
             **({} if held_out is None else {"held_out_accuracy": held_out}),
             **self._health.figures(),
@@ -210,6 +182,7 @@ class Training:
         """Go on from it."""
         self._segmenter.load_state_dict(saved["segmenter"])
         self._frozen.load_state_dict(saved["frozen"])
+        self._set_mode_of_frozen()
         restore_optimizer(self._optimizer, saved["optimizer"])
         views = [[part.to(self._device) for part in view] for view in saved["clusters"]]
         self._clusters = [ViewClusters(*view) for view in views]

@@ -6,6 +6,7 @@ The bare network does the same number of forward and backward passes, and nothin
 
 import contextlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,27 +15,21 @@ import torch
 from stages.backbone.resnet import ResNet
 from stages.core.device import autocast, place
 from stages.imaging.batches import ImageSource
+from stages.pretrain import pretrain
 from stages.pretraining.encoder import Encoder
-from stages.pretraining.pretrainer import Pretraining
-from stages.settings.params import read
+from stages.pretraining.pretrainer import Pretrainer
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 from tests.bench.interleaved import compare
-from tests.datasets import REPOSITORY
+from tests.datasets import read_preset
 
 # (architecture, px of a view, px as stored, images of a batch, precision) for each kind of device
 SETUPS = {"cpu": ("resnet18", 128, 192, 32, "float32"), "cuda": ("resnet50", 224, 320, 256, "bfloat16")}
 NUM_STEPS = 2  # of one turn
 
 
-class _NoState:
-    """A run that is neither resumed nor saved."""
-
-    def load(self) -> None:
-        return None
-
-    def is_due(self) -> bool:
-        return False
+# A run that is neither resumed nor saved.
+NO_STATE: Any = SimpleNamespace(resume=lambda *_: (0, 0), is_due=lambda: False)
 
 
 def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterator[str]:
@@ -49,7 +44,7 @@ def _measure(method: str, device: torch.device, turns: int, compiled: bool) -> s
     settings = _settings(method, image_px, batch_size)
     count = NUM_STEPS * batch_size
     stored = np.random.default_rng(0).integers(0, 256, (count, stored_px, stored_px, 3), np.uint8)
-    pretraining = Pretraining(
+    pretrainer = Pretrainer(
         settings,
         backbone,
         None,
@@ -66,7 +61,7 @@ def _measure(method: str, device: torch.device, turns: int, compiled: bool) -> s
 
     def whole() -> None:
         with contextlib.redirect_stdout(None):
-            pretraining.run(images, _NoState())  # type: ignore[arg-type]
+            pretrain(pretrainer, images, SimpleNamespace(seed=0, pretrain=settings), NO_STATE)
 
     def bare() -> None:
         for _ in range(NUM_STEPS):
@@ -88,7 +83,7 @@ def _measure(method: str, device: torch.device, turns: int, compiled: bool) -> s
 
 def _settings(method: str, image_px: int, batch_size: int) -> Pretrain:
     """One epoch of the committed settings at another size; small views have SwAV's share of the side."""
-    settings = read(REPOSITORY / "presets/demo.yaml").pretrain
+    settings = read_preset("demo").pretrain
     swav = settings.swav.model_copy(update={"local_px": image_px * 96 // 224, "queue_size": batch_size})
     changes: dict[str, Any] = {"image_px": image_px, "batch_size": batch_size, "queue_size": batch_size}
     return settings.model_copy(update={**changes, "method": method, "epochs": 1, "swav": swav})

@@ -17,26 +17,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.backbone.resnet import ResNet
+from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import choose_device, place
 from stages.imaging.batches import ImageSource
 from stages.segmenter.compat import train_settings
-from stages.segmenter.network import Segmenter
-from stages.settings.params import read
-from stages.training.clusters import FrozenAssignments, PixelClusterer, StoredAssignments
-from stages.training.guidance import Guidance
+from stages.train import KEYS, build_segmenter, build_trainer, train
+from stages.training.clusters import PixelClusterer
 from stages.training.siamese import ViewMaker
-from stages.training.trainer import Training
-from tests.datasets import REPOSITORY
+from stages.training.trainer import Trainer
+from tests.bench.pretraining import NO_STATE
+from tests.datasets import read_preset
 
 PHASES = {
     "augmentation": (ViewMaker, "render"),
     "clustering": (PixelClusterer, "cluster"),
-    "assignment": (FrozenAssignments, "of_view"),
-    "label passes": (StoredAssignments, "__init__"),
-    "training": (Training, "_train_step"),
+    "counting": (PixelClusterer, "count_all"),
+    "assignment": (PixelClusterer, "assign"),
+    "training": (Trainer, "train_step"),
 }
-KINDS = ("paper", "several passes", "picie")
+KINDS = ("paper", "picie")
 NUM_IMAGES = 64
 
 
@@ -71,63 +70,34 @@ def now() -> np.ndarray:
 
 
 def bench_epoch(
-    images: np.ndarray, kind: str, preset: Path, precision: str, *, parts: bool, compiled: bool = False
+    images: np.ndarray, kind: str, preset: str, precision: str, *, parts: bool, compiled: bool = False
 ) -> Clock:
-    """One epoch: `paper`, the same in several passes, or `picie`; the second one, if the first compiles."""
-    params = read(preset)
-    settings = params.train
+    """One epoch: `paper` or `picie`; the second one, if the first compiles."""
+    whole = read_preset(preset)
+    settings = whole.train
     if not parts:
         context = settings.context.model_copy(update={"similarity": "none"})
         image_loss = settings.image_loss.model_copy(update={"weight": 0.0})
         settings = settings.model_copy(update={"context": context, "image_loss": image_loss})
-    if kind == "several passes":
-        clustering = settings.clustering.model_copy(update={"schedule": "multi_pass"})
-        settings = settings.model_copy(update={"clustering": clustering})
     settings = train_settings(settings, "picie" if kind == "picie" else "paper", images.shape[1])
-    settings = settings.model_copy(update={"epochs": 1})
-    device = choose_device(params.device)
-    torch.manual_seed(0)
-    backbone = params.backbone
-    segmenter = Segmenter(
-        ResNet(backbone.arch, backbone.width, backbone.stem_stride),
-        fpn_dim=settings.fpn_dim,
-        feature_stride=settings.feature_stride,
-        context=settings.context,
-        num_view_clusters=params.global_k if settings.image_loss.weight else 0,
-        head=settings.image_loss.head,
-    )
+    params = SimpleNamespace(**{key: getattr(whole, key) for key in KEYS})
+    params.train = settings.model_copy(update={"epochs": 1})
+    params.precision, params.compile = precision, compiled
+    source = ImageSource(images, choose_device(whole.device))
     rng = np.random.default_rng(0)
     kept = np.where(
         rng.random((len(images), 6)) < 0.4, rng.integers(0, params.global_k, (len(images), 6)), -1
     )
-    guidance = Guidance(
-        settings.image_loss,
-        settings.photometric,
-        torch.from_numpy(kept),
-        num_labels=params.global_k,
-        crop_ratio=params.crop_ratio,
-        seed=0,
-        precision=precision,
-    )
-    training = Training(
-        place(segmenter, device),
-        settings,
-        guidance,
-        pixel_k=params.pixel_k,
-        size_px=params.size_px,
-        seed=0,
-        precision=precision,
-        compiled=compiled,
-    )
-    state: Any = SimpleNamespace(load=lambda: None, is_due=lambda: False)
+    segmenter = build_segmenter(build_backbone(describe(params.backbone)), params)
+    trainer = build_trainer(place(segmenter, source.device), kept, params)
     if compiled:
-        training.run(ImageSource(images, device), state)
+        train(trainer, source, params, NO_STATE)
     clock = Clock()
     originals = {name: (owner, getattr(owner, attribute)) for name, (owner, attribute) in PHASES.items()}
     try:
         for name, (owner, attribute) in PHASES.items():
             setattr(owner, attribute, clock.wrap(name, getattr(owner, attribute)))
-        clock.wrap("everything else", training.run)(ImageSource(images, device), state)
+        clock.wrap("everything else", train)(trainer, source, params, NO_STATE)
     finally:
         for name, (owner, attribute) in PHASES.items():
             setattr(owner, attribute, originals[name][1])
@@ -142,7 +112,7 @@ def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iter
         turns: of each comparison.
         compiled: whether one under torch.compile takes part.
     """
-    preset = REPOSITORY / "presets/folder.yaml"
+    preset = "folder"
     images = random_images(NUM_IMAGES, preset)
     epochs: dict[str, Callable[[], Clock]] = {
         kind: partial(bench_epoch, images, kind, preset, "float32", parts=False) for kind in KINDS
@@ -164,9 +134,9 @@ def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iter
         yield f"training on {device}: an epoch of {name!r} takes {ratio:.2f} times one of 'paper'"
 
 
-def random_images(count: int, preset: Path) -> np.ndarray:
+def random_images(count: int, preset: str) -> np.ndarray:
     """Bytes of the side at which a preset stores images."""
-    side = read(preset).prepare.train_px
+    side = read_preset(preset).prepare.train_px
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
@@ -191,12 +161,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="of the CPU (default: as torch finds)")
     args = parser.parse_args(argv)
 
-    preset = REPOSITORY / "presets" / f"{args.preset}.yaml"
     if args.threads:
         torch.set_num_threads(args.threads)
-    images = np.load(args.images) if args.images else random_images(args.num_images, preset)
+    images = np.load(args.images) if args.images else random_images(args.num_images, args.preset)
     for kind in args.kinds:
-        clock = bench_epoch(images, kind, preset, args.precision, parts=args.parts)
+        clock = bench_epoch(images, kind, args.preset, args.precision, parts=args.parts)
         print("\n".join(table(kind, clock, len(images))), flush=True)
 
 

@@ -10,10 +10,10 @@ from ruamel.yaml import YAML
 
 from stages.settings.errors import UserError
 from stages.settings.params import load, read
+from stages.tools.preset import as_text, compose, plain
 from tests.datasets import REPOSITORY, write_params
 
-FILES = [REPOSITORY / "params.yaml", *sorted((REPOSITORY / "presets").glob("*.yaml"))]
-NAMES = [str(path.relative_to(REPOSITORY)) for path in FILES]
+PRESETS = {path.stem: path for path in sorted((REPOSITORY / "presets").glob("*.yaml"))}
 
 
 @pytest.fixture
@@ -339,40 +339,47 @@ def _kinds(value: Any) -> Any:
     return "number" if type(value) in (int, float) else type(value).__name__
 
 
-def test_there_is_a_preset_of_the_demo() -> None:
-    assert "presets/demo.yaml" in NAMES
+@pytest.fixture(params=PRESETS)
+def whole(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """All that a preset says, as `make preset` writes it, under its name."""
+    written = tmp_path / f"{request.param}.yaml"
+    written.write_text(as_text(compose(request.param, REPOSITORY / "presets")), encoding="utf-8")
+    return written
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
+@pytest.mark.parametrize("path", [REPOSITORY / "params.yaml", *PRESETS.values()], ids=lambda path: path.name)
 def test_dvc_reads_every_file_as_we_do(path: Path) -> None:
     ours = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     assert _typed(ours) == _typed(load_yaml(str(path)))
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_every_file_has_the_same_keys_in_the_same_order_and_the_same_types(path: Path) -> None:
+def test_every_preset_has_the_same_keys_in_the_same_order_and_the_same_types(whole: Path) -> None:
     def keys(value: Any, prefix: str = "") -> list[str]:
         if not isinstance(value, dict):
             return [prefix]
         return [key for name, item in value.items() for key in keys(item, f"{prefix}.{name}")]
 
-    ours, demo = load_yaml(str(path)), load_yaml(str(REPOSITORY / "presets/demo.yaml"))
+    ours, demo = load_yaml(str(whole)), load_yaml(str(REPOSITORY / "presets/demo.yaml"))
     assert keys(ours) == keys(demo)
     assert _kinds(ours) == _kinds(demo)
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_every_file_is_valid(path: Path, tmp_path: Path) -> None:
-    content = load_yaml(str(path))
-    copy = path
-    if content["prepare"]["reader"] == "folder" and not content["prepare"]["path"]:
-        # `make preset` asks for the folder; all else has to be in order.
-        copy = tmp_path / "params.yaml"
-        copy.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-        _edit(copy, lambda content: content["prepare"].update(path="images"))
-    params = read(copy)
-    if path.parent.name == "presets":
-        assert params.preset == path.stem
+def test_every_preset_is_valid(whole: Path) -> None:
+    assert read(whole).preset == whole.stem
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "demo"])
+def test_a_preset_says_nothing_that_it_need_not_say(name: str) -> None:
+    """A value that is that of the preset below would hide that the two belong together."""
+    changes = YAML(typ="safe", pure=True).load(PRESETS[name].read_text(encoding="utf-8"))
+    below = plain(compose(changes.pop("extends", "demo"), REPOSITORY / "presets"))
+
+    def repeated(changed: Any, value: Any, key: str) -> list[str]:
+        if isinstance(changed, dict):
+            return [one for part in changed for one in repeated(changed[part], value[part], f"{key}.{part}")]
+        return [key] if changed == value else []
+
+    assert repeated(changes, below, name) == []
 
 
 def test_params_yaml_is_a_preset() -> None:

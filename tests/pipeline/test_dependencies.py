@@ -290,7 +290,9 @@ def test_every_module_is_reached_from_a_script_or_a_tool() -> None:
     readers = {f"stages/readers/{name}/{name}.py" for name in READERS}
     reached = set().union(*(closure(path) for path in SCRIPTS | TOOLS | readers))
     assert set(MODULES) - reached == {"stages/__init__.py"}
-    assert {room for room in NEUTRAL_ROOMS if any(path.startswith(room) for path in reached)} == set(NEUTRAL_ROOMS)
+    assert {room for room in NEUTRAL_ROOMS if any(path.startswith(room) for path in reached)} == set(
+        NEUTRAL_ROOMS
+    )
 
 
 def test_no_two_files_have_one_name() -> None:

@@ -199,7 +199,9 @@ def test_other_errors_of_the_system_are_not_explained_away(tmp_path: Path) -> No
 
 def _damages() -> Iterator[tuple[str, str, str]]:
     folders = {
-        "images": tuple(f"images/{split}/{name}" for split in ("train", "val") for name in ("images.npy", "index.csv")),
+        "images": tuple(
+            f"images/{split}/{name}" for split in ("train", "val") for name in ("images.npy", "index.csv")
+        ),
         "truth": ("truth/val.npy", "truth/classes.csv"),
     }
     unread = {  # of the folder of images: the other split

@@ -79,8 +79,9 @@ def test_what_a_published_set_lacks_is_said(repository: Path) -> None:
         ("cityscapes27_stego", 2_975),
     ],
 )
-def test_presets_of_published_sets_fit_them_as_they_are(name: str, train_images: int) -> None:
-    path = REPOSITORY / f"presets/{name}.yaml"
+def test_presets_of_published_sets_fit_them_as_they_are(name: str, train_images: int, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(preset.as_text(preset.compose(name, REPOSITORY / "presets")), encoding="utf-8")
     check_data_size(path, train_images)
     params = read(path)
     assert params.pretrain.queue_size <= train_images // 2
@@ -102,7 +103,7 @@ def test_the_split_follows_what_is_there(repository: Path, lists: bool, by: str)
 def test_without_labels_the_number_of_classes_is_the_users(repository: Path) -> None:
     make_folder(repository / "photos", labels=False)
     preset.main(["folder", "--data", "photos"])
-    assert read(Path("params.yaml")).pixel_k == read(Path("presets/folder.yaml")).pixel_k
+    assert read(Path("params.yaml")).pixel_k == preset.compose("folder")["pixel_k"]
 
 
 def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
@@ -128,7 +129,7 @@ def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
             "cocostuff27, demo, folder",
         ),
         (["folder"], "preset folder reads images from a folder; name it with DATA=... (--data)"),
-        (["demo", "--data", "x"], "preset demo makes its own data; leave DATA (--data) away"),
+        (["demo", "--data", "x"], "preset demo makes its own data; do not pass DATA (--data)"),
     ],
 )
 def test_what_cannot_be_is_said(repository: Path, argv: list[str], message: str) -> None:
@@ -137,6 +138,35 @@ def test_what_cannot_be_is_said(repository: Path, argv: list[str], message: str)
         preset.main(argv)
     assert str(raised.value) == message
     assert Path("params.yaml").read_bytes() == before
+
+
+OWN = """\
+extends: folder
+preset: mine
+seed: 3            # a seed of my own
+report:
+  views_per_cluster: 4
+"""
+
+
+def test_a_preset_of_ones_own_extends_another(repository: Path) -> None:
+    Path("presets/mine.yaml").write_text(OWN)
+    make_folder(repository / "photos", num_train=40, num_val=2)
+    preset.main(["mine", "--data", "photos"])
+    params, lines = read(Path("params.yaml")), Path("params.yaml").read_text().splitlines()
+    assert (params.preset, params.seed, params.report.views_per_cluster) == ("mine", 3, 4)
+    assert params.size_px == preset.compose("folder")["size_px"]
+    assert any(line.startswith("seed: 3 ") and line.endswith(" # a seed of my own") for line in lines)
+    # The blank line between sections is that of demo.yaml.
+    place = lines.index("  views_per_cluster: 4")
+    assert (lines[place + 1], lines[place + 2].split(":")[0]) == ("", "runtime")
+
+
+def test_a_key_that_does_not_exist_is_named(repository: Path) -> None:
+    Path("presets/mine.yaml").write_text("train:\n  epocs: 3\n")
+    with pytest.raises(UserError) as raised:
+        preset.main(["mine"])
+    assert str(raised.value) == "presets/mine.yaml: train.epocs: unknown key; did you mean 'epochs'?"
 
 
 def test_a_folder_that_is_not_there_is_named(repository: Path) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from stages import pretrain
 from stages.backbone.checkpoint import load_backbone
-from stages.pretraining.pretrainer import Pretraining
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 
@@ -184,7 +183,7 @@ def test_a_second_process_on_the_same_state_is_refused(bench: Any, monkeypatch: 
         messages.append(bench.fault(pretrain.main, ARGV))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pretraining, "run", run)
+    monkeypatch.setattr(pretrain, "pretrain", run)
     with pytest.raises(KeyboardInterrupt):
         pretrain.main(ARGV)
     (lock,) = bench.saved_states()

@@ -198,23 +198,6 @@ def test_every_switch_runs_and_gives_a_result_of_its_own(ready: Any) -> None:
         assert torch.isfinite(feature).all(), changes
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"train__clustering__kmeans": "minibatch"},
-        {"train__clustering__assign": "euclidean", "train__clustering__unit_centroids": False},
-    ],
-)
-def test_several_passes_give_the_bytes_of_a_frozen_copy(ready: Any, changes: dict[str, Any]) -> None:
-    results = []
-    for schedule in ("frozen_copy", "multi_pass"):
-        ready.params(train__clustering__schedule=schedule, **changes)
-        train.main(ARGV)
-        results.append(ready.hashes(OUTPUTS[0]))
-    assert results[0] == results[1]
-
-
 def test_the_baseline_says_what_it_sets_and_keeps_what_is_chosen(
     ready: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,7 +205,7 @@ def test_the_baseline_says_what_it_sets_and_keeps_what_is_chosen(
     train.main(ARGV)
     said = capsys.readouterr().out
     assert "train: compat picie sets  freeze none" not in said
-    for change in ("clustering.schedule multi_pass", "context.similarity none", "image_loss.weight 0"):
+    for change in ("clustering.kmeans minibatch", "context.similarity none", "image_loss.weight 0"):
         assert f"  {change}" in said
     _, about = ready.tensors(OUTPUTS[0])
     assert about["context"]["similarity"] == "none"
