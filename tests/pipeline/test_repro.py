@@ -34,11 +34,7 @@ def _packages(folder: Path) -> None:
 def _hash(path: Path) -> dict[str, str]:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return {
-        # Results name the id of all code, and a stage alone has only its own.
-        str(file.relative_to(path.parent)): hashlib.sha256(
-            re.sub(rb'"code": "[^"]*"', b"", file.read_bytes())
-        ).hexdigest()
-        for file in files
+        str(file.relative_to(path.parent)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
     }
 
 
