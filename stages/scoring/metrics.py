@@ -18,27 +18,12 @@ def match_by_overlap(
 ) -> Int64[np.ndarray, " num_clusters"]:
     """Hungarian matching that maximises the matched pixels, one cluster to one class (PiCIE's rule).
 
-    Ties (ours): of all matchings with the most pixels the one that gives class 0 the lowest cluster id,
-    then class 1, and so on; having a cluster comes before having none.
-
     Returns:
         cluster_to_class: the class id of each cluster; `UNMATCHED` for clusters beyond the number of classes.
-
-    Cost: one assignment for each class; 171 classes and 500 clusters take a fifth of a second.
     """
-    num_classes, num_clusters = confusion.shape
-    cluster_to_class = np.full(num_clusters, UNMATCHED, np.int64)
-    free = np.arange(num_clusters)
-    for class_id in range(num_classes):
-        if not free.size:
-            break
-        # One pixel outweighs any preference of this class, and the other classes have none yet.
-        weights = confusion[class_id:, free] * (len(free) + 1)
-        weights[0] += np.arange(len(free), 0, -1)
-        rows, columns = linear_sum_assignment(weights, maximize=True)
-        if rows[0] == 0:
-            cluster_to_class[free[columns[0]]] = class_id
-            free = np.delete(free, columns[0])
+    cluster_to_class = np.full(confusion.shape[1], UNMATCHED, np.int64)
+    classes, clusters = linear_sum_assignment(confusion, maximize=True)
+    cluster_to_class[clusters] = classes
     return cluster_to_class
 
 

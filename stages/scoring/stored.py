@@ -145,10 +145,10 @@ def _counts(path: Path, cells: np.ndarray) -> Int64[np.ndarray, "C K"]:
             f"{path}: class {row}, cluster {column}: {str(cells[row, column])!r}; {COUNT}"
             + (f"; so are {len(wrong) - 1} more" if len(wrong) > 1 else "")
         )
-    if not 0 < values.sum() * (cells.shape[1] + 1) < MAX_EXACT:
+    if not 0 < values.sum() < MAX_EXACT:
         raise UserError(
             f"{path}: holds {values.sum():g} pixels; expected at least one, and fewer than "
-            f"{MAX_EXACT // (cells.shape[1] + 1):g}, which can still be counted exactly"
+            f"{MAX_EXACT:g}, which can still be counted exactly"
         )
     return values.astype(np.int64)
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +17,9 @@ from ruamel.yaml import YAML
 
 from tests.datasets import REPOSITORY, write_params
 from tests.pipeline.commands import copy, environment, run
-from tests.pipeline.pipeline_file import NEUTRAL, NEUTRAL_KEYS, read_stages
+from tests.pipeline.pipeline_file import NEUTRAL_KEYS, NEUTRAL_ROOMS, files_below, read_stages
 
 STAGES = read_stages()
-
-
-def _packages(folder: Path) -> None:
-    """The empty `__init__.py` that make folders importable."""
-    for package in sorted((REPOSITORY / "stages").rglob("__init__.py")):
-        path = package.relative_to(REPOSITORY)
-        if (folder / path).parent.exists():
-            shutil.copy(package, folder / path)
 
 
 def _hash(path: Path) -> dict[str, str]:
@@ -110,14 +101,22 @@ def test_afterwards_nothing_is_to_be_done(clone: Path) -> None:
 EVALUATE = {"evaluate@raw", "evaluate@refined"}
 CODE = [
     ("stages/dataset/decode.py", {"prepare"}),
+    ("stages/readers/demo/painting.py", {"prepare"}),
+    ("stages/readers/folder/folder.py", set()),
     ("stages/pretraining/moco.py", {"pretrain"}),
     ("stages/checkpoints/published.py", {"pretrain"}),
-    ("stages/clustering/kmeans.py", {"label", "train", "cluster"}),
+    ("stages/imaging/photometric.py", {"pretrain", "embed", "train", "cluster", "predict"}),
+    ("stages/backbone/batch_norm.py", {"pretrain", "embed", "train", "cluster", "predict"}),
+    ("stages/clustering/kmeans.py", {"label", "select_views", "train", "cluster", *EVALUATE}),
     ("stages/pseudo_labels/centres.py", {"label"}),
+    ("stages/pseudo_labels/pyramid.py", {"embed", "label", "select_views", "train", "report"}),
     ("stages/training/losses.py", {"train"}),
+    ("stages/segmenter/compat.py", {"train", "cluster", "predict"}),
+    ("stages/predict.py", {"predict"}),
     ("stages/postprocessing/dense_crf.py", {"refine"}),
     ("stages/scoring/metrics.py", EVALUATE),
     ("stages/reporting/page.html", {"report"}),
+    ("stages/core/distributed.py", set(STAGES) - {"prepare"}),
 ]
 
 
@@ -129,7 +128,8 @@ def test_what_an_edit_of_code_costs(clone: Path, path: str, expected: set[str]) 
 
 def test_an_edit_of_neutral_code_costs_nothing(clone: Path) -> None:
     with contextlib.ExitStack() as edits:
-        for path in (*NEUTRAL, "stages/tools/preset.py"):
+        neutral = [path for room in (*NEUTRAL_ROOMS, "stages/tools") for path in files_below(room)]
+        for path in neutral:
             text = (clone / path).read_text(encoding="utf-8") + "\n# a comment\n"
             edits.enter_context(_edited(clone / path, text))
         assert _changed(clone) == set()
@@ -143,6 +143,8 @@ PARAMS: list[tuple[dict[str, Any], set[str]]] = [
     ({"select_ratio": 0.5}, {"select_views"}),
     ({"train.image_loss.weight": 0.5}, {"train"}),
     ({"refine.iterations": 2}, {"refine"}),
+    ({"size_px": 48}, {"prepare", "embed", "train", "cluster", "predict"}),
+    ({"prepare.demo.num_val": 3}, {"prepare"}),
     (
         {"device": "auto", "runtime.num_workers": 2, "runtime.checkpoint_seconds": 5, "preset": "mine"},
         set(),
@@ -166,7 +168,7 @@ def test_a_comment_in_params_yaml_costs_nothing(clone: Path) -> None:
         assert _changed(clone) == set()
 
 
-@pytest.mark.parametrize("folder", ["stages/crf", "data/images"])
+@pytest.mark.parametrize("folder", ["stages/postprocessing", "data/images/train"])
 def test_byte_code_costs_nothing(clone: Path, folder: str) -> None:
     with _edited(clone / folder / "__pycache__/made_up.pyc", "x"):
         assert _changed(clone) == set()
@@ -233,10 +235,9 @@ def alone(clone: Path, tmp_path_factory: pytest.TempPathFactory, tiny: dict[str,
     def run_alone(name: str) -> Alone:
         stage, folder = STAGES[name], tmp_path_factory.getbasetemp() / "alone" / name.replace("@", "_")
         folder.mkdir(parents=True)
-        copy([*stage.deps, *NEUTRAL], clone, folder)
+        copy([*stage.data_deps, *stage.code_deps(), "stages/__init__.py", *NEUTRAL_ROOMS], clone, folder)
         unnamed = {key: value for key, value in OTHER.items() if key.split(".")[0] not in stage.params}
         write_params(folder / "params.yaml", {**tiny, **unnamed})
-        _packages(folder)
         ended = subprocess.run(
             stage.cmd.split(),
             cwd=folder,

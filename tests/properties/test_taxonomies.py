@@ -104,7 +104,9 @@ def test_the_19_of_cityscapes_leave_out_the_rare_ones() -> None:
     assert [name for name in fine.class_names if name not in left_out] == list(common.class_names)
 
 
-@pytest.mark.parametrize("taxonomy", [*map(read_taxonomy, NAMES), plain(("a", "b"))], ids=[*NAMES, "plain"])
+@pytest.mark.parametrize(
+    "taxonomy", [*map(read_taxonomy, map(TAXONOMIES.get, NAMES)), plain(("a", "b"))], ids=[*NAMES, "plain"]
+)
 def test_a_map_of_labels_becomes_one_of_classes(taxonomy: Taxonomy) -> None:
     known = len(taxonomy.class_ids)
     labels = np.array([[*range(known), 255]])

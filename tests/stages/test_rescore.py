@@ -153,12 +153,12 @@ FAULTS = [
     ),
     (
         "0,0\n0,0\n",
-        "counts.csv: holds 0 pixels; expected at least one, and fewer than 3.0024e+15, which can still "
+        "counts.csv: holds 0 pixels; expected at least one, and fewer than 9.0072e+15, which can still "
         "be counted exactly",
     ),
     (
         "1,1e300\n",
-        "counts.csv: holds 1e+300 pixels; expected at least one, and fewer than 3.0024e+15, which can still "
+        "counts.csv: holds 1e+300 pixels; expected at least one, and fewer than 9.0072e+15, which can still "
         "be counted exactly",
     ),
     (
