@@ -1,12 +1,13 @@
 """Look at a repository after a crash, say what to do, and do what is safe when told to.
 
-A program of its own, as `preset` is. Ends with 0 if nothing was found, with 1 if something was (and, with
---fix, is left), with 2 if it was called wrongly.
+Results and queued experiments are DVC's to tell: `dvc status`, `dvc queue status`.
+
+Ends with 0 if nothing was found, with 1 if something was (and, with --fix, is left), with 2 if it was called
+wrongly.
 """
 
 import argparse
 import contextlib
-import hashlib
 import json
 import re
 import shutil
@@ -18,30 +19,25 @@ from functools import partial
 from pathlib import Path
 
 import psutil
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
-from ruamel.yaml import YAML
 
-from stages.runtime.progress import track
 from stages.settings.errors import UserError, run
+
+FOUND = 1
+ARTEFACTS = ("data", "models", "metrics", ".state")
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as stages.core.artefacts names them
+EXPERIMENTS = (".dvc/tmp/exps/standalone", ".dvc/tmp/exps")
+RWLOCKS = (".dvc/tmp/rwlock", ".dvc/tmp/exps/rwlock")
+HARDLINK_LOCKS = (".dvc/tmp/lock", ".dvc/tmp/rwlock.lock")
+PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and the way out.
+    """What was found, and the way out."""
 
-    Attributes:
-        what: the path or process, and what is wrong with it.
-        remedy: what to do, as a command where there is one.
-        fix: does what `remedy` says; None where that may lose something, or is for the user to decide.
-    """
-
-    what: str
-    remedy: str
-    fix: Callable[[], object] | None = None
-
-
-FOUND = 1
+    what: str  # path or process, and what is wrong with it
+    remedy: str  # as a command, where there is one
+    fix: Callable[[], object] | None = None  # does what `remedy` says; None where that may lose something
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,18 +76,6 @@ def _findings(root: Path) -> Iterator[Finding]:
     yield from states(root)
     yield from experiments(root)
     yield from stashes(root)
-    try:
-        with Repo(str(root)) as repo:
-            yield from queue(repo)
-            yield from cache_objects(repo)
-            yield from outputs(repo)
-    except DvcException as error:
-        yield Finding(f"dvc cannot tell the state of the results: {error}", "do the above, and ask again")
-
-
-ARTEFACTS = ("data", "models", "metrics", ".state")
-TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as stages.core.artefacts names them
-EXPERIMENTS = (".dvc/tmp/exps/standalone", ".dvc/tmp/exps")
 
 
 def temporaries(root: Path) -> Iterator[Finding]:
@@ -165,19 +149,12 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _size(path: Path) -> str:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
-
-
-RWLOCKS = (".dvc/tmp/rwlock", ".dvc/tmp/exps/rwlock")
-HARDLINK_LOCKS = (".dvc/tmp/lock", ".dvc/tmp/rwlock.lock")
 
 
 def locks(root: Path) -> Iterator[Finding]:
@@ -204,9 +181,6 @@ def _wrong(rwlock: Path) -> str:
     except (ValueError, AttributeError):
         return "DVC was killed while it wrote it ('Unable to read RWLock-file'), and no command works now"
     return f"held by a dvc that is gone, for {', '.join(held)}" if held else ""
-
-
-PATIENCE_SECONDS = 10.0
 
 
 def working(root: Path) -> list[psutil.Process]:
@@ -250,12 +224,9 @@ def _is_dvc(process: psutil.Process) -> bool:
 def _is_stage(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         words = process.cmdline()
-        return "-m" in words[:-1] and words[words.index("-m") + 1].startswith("stages.") and not _is_us(words)
+        module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+        return module.startswith("stages.") and not module.startswith("stages.tools.")
     return False
-
-
-def _is_us(words: list[str]) -> bool:
-    return words[words.index("-m") + 1].startswith("stages.runtime.")
 
 
 def _is_orphan(process: psutil.Process) -> bool:
@@ -270,108 +241,6 @@ def _end(process: psutil.Process) -> None:
     except psutil.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def queue(repo: Repo) -> Iterator[Finding]:
-    """Tasks that count as running while no worker is alive; to be asked only when no DVC is at work."""
-    if not repo.tmp_dir or not (repo.scm and hasattr(repo.scm, "resolve_rev")):
-        return
-    tasks = repo.experiments.celery_queue
-    for entry in list(tasks.iter_active()):
-        name = entry.name or entry.stash_rev[:7]
-        yield Finding(
-            f"queued experiment {name}: counts as running, but its worker is gone",
-            f"dvc queue kill {name} (it is 'Failed' then); dvc queue remove {name}, and queue it again",
-            partial(tasks.kill, [name]),
-        )
-
-
-CHUNK_BYTES = 1 << 24
-
-
-def cache_objects(repo: Repo) -> Iterator[Finding]:
-    """Objects of the current results whose content is no longer what their name says."""
-    objects = [(name, oid) for name, md5 in _locked(repo).items() for oid in _with_children(repo, md5)]
-    for name, oid in track(objects, "cache", unit="object"):
-        path = Path(repo.cache.local.oid_to_path(oid))
-        if path.exists() and _md5(path) != oid.removesuffix(".dir"):
-            yield Finding(
-                f"{_relative(path, repo)}: damaged, its content is not that of its name; {name} cannot be "
-                "restored from it",
-                f"rm {_relative(path, repo)}; `dvc pull` may bring it, and `dvc repro` makes it again",
-                partial(_delete_object, path),
-            )
-
-
-def outputs(repo: Repo) -> Iterator[Finding]:
-    """Outputs that are missing, or are not what their stage wrote."""
-    kept, absent = _locked(repo), []
-    for stage, changes in sorted(repo.status().items()):
-        changed = {}
-        for change in changes:
-            if isinstance(change, dict):
-                changed.update(change.get("changed outs", {}))
-        for name, state in sorted(changed.items()):
-            if not (Path(repo.root_dir) / name).exists():
-                absent.append(name)
-            elif state == "not in cache":
-                yield Finding(
-                    f"{name}: is what {stage} wrote, but the cache has no copy", f"dvc commit {stage}"
-                )
-            elif name in kept:
-                yield Finding(
-                    f"{name}: is not what {stage} wrote; it was changed by hand, or its stage was killed",
-                    f"dvc checkout --force {name} brings back what it wrote, dvc repro {stage} runs it again",
-                )
-            else:
-                yield Finding(
-                    f"{name}: is not what {stage} wrote; it was changed by hand, or its stage was killed",
-                    f"git checkout -- {name} brings back what was committed, dvc repro {stage} runs it again",
-                )
-    if absent:
-        yield Finding(
-            f"{', '.join(absent)}: not there",
-            "`dvc repro` takes them from the cache or makes them; `dvc pull` brings them from a remote",
-        )
-
-
-def _locked(repo: Repo) -> dict[str, str]:
-    """Cached outputs of dvc.lock and their hashes; metrics and plots are left to git."""
-    path = Path(repo.root_dir) / "dvc.lock"
-    if not path.exists():
-        return {}
-    try:
-        lock = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except Exception as error:
-        raise UserError(f"dvc.lock: is not YAML ({error}); git checkout -- dvc.lock") from error
-    hashes = {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage.get("outs", [])}
-    cached = {_relative(Path(out.fs_path), repo) for out in repo.index.outs if out.use_cache}
-    return {name: md5 for name, md5 in hashes.items() if name in cached}
-
-
-def _with_children(repo: Repo, oid: str) -> Iterator[str]:
-    yield oid
-    listing = Path(repo.cache.local.oid_to_path(oid))
-    if oid.endswith(".dir") and listing.exists() and _md5(listing) == oid.removesuffix(".dir"):
-        yield from (entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8")))
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _delete_object(path: Path) -> None:
-    path.chmod(0o644)  # DVC protects what it keeps
-    path.unlink()
-
-
-def _relative(path: Path, repo: Repo) -> str:
-    root = Path(repo.root_dir)
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 if __name__ == "__main__":

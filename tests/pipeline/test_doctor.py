@@ -1,14 +1,10 @@
 """The doctor in a real, small DVC repository: every damage that a crash does is found, named and mended."""
 
-import contextlib
-import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,12 +115,6 @@ def _write(path: str, text: str = "") -> None:
     Path(path).write_text(text)
 
 
-def _object(of: str) -> Path:
-    """The cache's copy of a file."""
-    oid = hashlib.md5(Path(of).read_bytes()).hexdigest()
-    return Path(".dvc/cache/files/md5", oid[:2], oid[2:])
-
-
 def _entry(path: str) -> str:
     return json.dumps({"write": {path: {"pid": 2**22 + 1, "cmd": "dvc repro"}}, "read": {}})
 
@@ -197,66 +187,7 @@ def test_dvc_itself_stops_at_an_empty_rwlock_and_works_again_afterwards(reposito
     assert "Running stage 'first'" in run(repository, "dvc", "repro")
 
 
-@pytest.mark.parametrize("name", ["data/first/b.txt", "models/second.txt"])
-def test_a_damaged_object_of_the_cache(repository: Path, ask: Ask, name: str) -> None:
-    damaged = _object(name)
-    damaged.chmod(0o644)
-    damaged.write_text("something else")
-    damaged.chmod(0o444)  # DVC believes what it protects
-    owner = "data/first" if name.startswith("data/first") else name
-    what = f"{damaged}: damaged, its content is not that of its name; {owner} cannot be restored from it"
-    remedy = f"rm {damaged}; `dvc pull` may bring it, and `dvc repro` makes it again"
-    assert ask() == (1, f"- {what}\n  to do: {remedy}\n")
-    code, shown = ask("--fix")
-    assert code == 1
-    stage = "first" if owner == "data/first" else "second"
-    assert shown == (
-        f"- {what}\n  done: {remedy}\n"
-        f"- {owner}: is what {stage} wrote, but the cache has no copy\n  to do: dvc commit {stage}\n"
-    )
-    run(repository, "dvc", "commit", stage)
-    assert ask() == (0, "nothing is wrong here\n")
-
-
 # Damages that are for the user to decide: named, with the way out, and left alone.
-
-
-def test_an_output_that_was_changed_by_hand(repository: Path, ask: Ask) -> None:
-    Path("models/second.txt").write_text("better")
-    expected = (
-        "- models/second.txt: is not what second wrote; it was changed by hand, or its stage was killed\n"
-        "  to do: dvc checkout --force models/second.txt brings back what it wrote, "
-        "dvc repro second runs it again\n"
-    )
-    assert ask() == ask("--fix") == (1, expected)
-    run(repository, "dvc", "checkout", "--force", "models/second.txt")
-    assert Path("models/second.txt").read_text() == "2"
-    assert ask()[0] == 0
-
-
-def test_a_metric_that_was_changed_by_hand(repository: Path, ask: Ask) -> None:
-    Path("metrics/second.json").write_text('{"second": 3}')
-    expected = (
-        "- metrics/second.json: is not what second wrote; it was changed by hand, or its stage was killed\n"
-        "  to do: git checkout -- metrics/second.json brings back what was committed, "
-        "dvc repro second runs it again\n"
-    )
-    assert ask("--fix") == (1, expected)
-    run(repository, "git", "checkout", "--", "metrics/second.json")
-    assert ask()[0] == 0
-
-
-def test_outputs_that_are_not_there(repository: Path, ask: Ask) -> None:
-    shutil.rmtree("data/first")
-    Path("models/second.txt").unlink()
-    shutil.rmtree(".dvc/cache")
-    expected = (
-        "- data/first, models/second.txt: not there\n  to do: `dvc repro` takes them from the cache or makes "
-        "them; `dvc pull` brings them from a remote\n"
-    )
-    assert ask("--fix") == (1, expected)
-    run(repository, "dvc", "repro")
-    assert ask()[0] == 0
 
 
 def test_states_that_a_stage_may_go_on_from(ask: Ask) -> None:
@@ -362,37 +293,3 @@ def test_a_dvc_that_works_is_left_alone_and_an_orphan_is_ended(
     assert shown.startswith(f"{what}  done: {remedy}")
     assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
     assert "rm .dvc/tmp/rwlock" in shown, "and what DVC left is gone as well"
-    assert "second.txt" in shown, "its outputs are missing, which is for `dvc repro`"
-
-
-def test_a_queued_experiment_whose_worker_died(repository: Path) -> None:
-    python = str(Path(sys.executable))
-    run(repository, "dvc", "exp", "run", "--queue", "--name", "mine", "--set-param", "seconds=60")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # the worker keeps them open
-    subprocess.run(
-        ["dvc", "queue", "start"], cwd=repository, env=environment(repository), check=True, **quiet
-    )
-    try:
-        _wait(lambda: list((repository / ".dvc/tmp/exps").glob("tmp*/started")))
-    finally:
-        for process in _inside(repository):
-            process.kill()
-    _wait(lambda: not _inside(repository))
-    command = [python, "-m", "stages.tools.doctor", "--root", str(repository)]
-    shown = run(REPOSITORY, *command, code=1)
-    what = "- queued experiment mine: counts as running, but its worker is gone\n"
-    remedy = "dvc queue kill mine (it is 'Failed' then); dvc queue remove mine, and queue it again\n"
-    assert f"{what}  to do: {remedy}" in shown
-    assert re.search(r"mine +.* Running", run(repository, "dvc", "queue", "status"))
-    assert f"{what}  done: {remedy}" in run(REPOSITORY, *command, "--fix")
-    assert re.search(r"mine +.* Failed", run(repository, "dvc", "queue", "status"))
-
-
-def _inside(folder: Path) -> list[psutil.Process]:
-    """All processes whose current folder lies in the repository of a test, but the test itself."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder):
-                found.append(process)
-    return found
