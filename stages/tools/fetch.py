@@ -1,89 +1,116 @@
-"""Fetch the public parts of a data set from their owners.
+"""Download the public parts of COCO-Stuff from their owners, with curl.
 
-A command of its own: no stage downloads anything. Run again after an interruption, it goes on.
+After an interruption the same command goes on where it stopped. Files are checked against published hashes,
+archives are unpacked, and nothing is written outside of the folder. Cityscapes needs its owner's login.
 """
 
 import argparse
+import hashlib
 import os
 import shutil
+import subprocess
+import zipfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from stages.readers.cityscapes.cityscapes import CITYSCAPES, CITYSCAPES_ARCHIVES
 from stages.readers.cocostuff.parts import COCO_PARTS, Part
-from stages.runtime.progress import say
+from stages.runtime.progress import say, track
 from stages.settings.errors import UserError, run
-from stages.tools.download import download, verify
-from stages.tools.unpack import unpack
 
-WAITING = ".fetch"  # below the data set: what is on its way
+WAITING = ".fetch"  # folder below the data set for what is on its way
+CURL = ("curl", "--fail", "--location", "--retry", "5", "--continue-at", "-", "--progress-bar")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Bring every part that is not there yet."""
+    """Download and unpack every part that is not there yet."""
     parser = argparse.ArgumentParser(prog="python -m stages.tools.fetch", description=__doc__)
-    parser.add_argument("name", choices=("cocostuff", "cityscapes"), help="the data set")
+    parser.add_argument("name", choices=("cocostuff",), help="the data set")
     parser.add_argument("--to", type=Path, required=True, help="folder of the data set; made if need be")
-    parser.add_argument(
-        "--keep", action="store_true", help=f"keep the archives in {WAITING} below the folder"
-    )
     args = parser.parse_args(argv)
-    if args.name == "cityscapes":
-        archives = ", ".join(sorted(set(CITYSCAPES_ARCHIVES.values())))
-        raise UserError(
-            f"cityscapes: its owner gives it to registered users alone; log in at {CITYSCAPES}, fetch "
-            f"{archives} and unpack them in {args.to}, so that it holds leftImg8bit/ and gtFine/"
-        )
+    if shutil.which(CURL[0]) is None:
+        raise UserError("fetch: needs curl, and there is none; install it with your system's packages")
     missing = [part for part in COCO_PARTS.values() if not _is_there(part, args.to)]
-    _check_space(missing, args.to)
-    for part in COCO_PARTS.values():
-        if part in missing:
-            _bring(part, args.to, keep=args.keep)
-        else:
-            print(f"fetch: {part.name}: is there in {args.to / part.to}", flush=True)
-    if not args.keep:
-        shutil.rmtree(args.to / WAITING, ignore_errors=True)
+    args.to.mkdir(parents=True, exist_ok=True)
+    sizes = [part.size_bytes or 0 for part in missing]
+    _check_space(args.to, sum(sizes) + max(sizes, default=0))
+    for part in missing:
+        _bring(part, args.to)
+    shutil.rmtree(args.to / WAITING, ignore_errors=True)
     print(f"fetch: all is in {args.to}; next: make preset NAME=cocostuff27 DATA={args.to}")
-
-
-def _bring(part: Part, root: Path, *, keep: bool) -> None:
-    print(f"fetch: {part.name}: {part.what}, from {part.url}", flush=True)
-    waiting = root / WAITING / part.to  # two lists have one name
-    archive = waiting / part.name
-    if not archive.exists():
-        download(part, waiting)
-    verify(part, archive)
-    verdict = (
-        "sha256 as published" if part.sha256 else "no hash is published: checksums of its contents alone"
-    )
-    print(f"fetch: {part.name}: {archive.stat().st_size:,} bytes, {verdict}", flush=True)
-    if part.brings:
-        unpack(
-            archive, [name for name in part.brings if not (root / part.to / name).exists()], root / part.to
-        )
-        if not keep:
-            archive.unlink()
-    else:
-        (root / part.to).mkdir(parents=True, exist_ok=True)
-        os.replace(archive, root / part.to / part.name)
 
 
 def _is_there(part: Part, root: Path) -> bool:
     return all((root / part.to / name).exists() for name in part.brings or (part.name,))
 
 
-def _check_space(parts: Sequence[Part], root: Path) -> None:
-    """For each archive, and for what it is unpacked to, which is about as much again."""
-    sizes = [part.size_bytes or 0 for part in parts]
-    needed = sum(sizes) + max(sizes, default=0)
-    existing = next(parent for parent in (root.absolute(), *root.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    say("fetch", parts=len(parts), needs_gb=needed / 1e9, free_gb=free / 1e9)
+def _check_space(folder: Path, needed: int) -> None:
+    """Archives, and what they are unpacked to, which is about as much again."""
+    free = shutil.disk_usage(folder).free
+    say("fetch", needs_gb=needed / 1e9, free_gb=free / 1e9)
     if free < needed:
         raise UserError(
-            f"{root}: fetching and unpacking needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
-            "make room, or name another folder with --to"
+            f"{folder}: needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room, or name "
+            "another folder with --to"
         )
+
+
+def _bring(part: Part, root: Path) -> None:
+    file = root / WAITING / part.to / part.name  # two lists have one name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    print(f"fetch: {part.name}: {part.what}, from {part.url}", flush=True)
+    if not (file.exists() and file.stat().st_size == part.size_bytes):
+        ended = subprocess.run([*CURL, "--output", str(file), part.url], check=False)
+        if ended.returncode:
+            raise UserError(
+                f"{part.url}: curl ended with {ended.returncode} (see above); what has come stays in {file}, "
+                "and the same command goes on from there"
+            )
+    _check_hash(part, file)
+    if part.brings:
+        _unpack(file, part.brings, root / part.to)
+        file.unlink()
+    else:
+        (root / part.to).mkdir(parents=True, exist_ok=True)
+        os.replace(file, root / part.to / part.name)
+
+
+def _check_hash(part: Part, file: Path) -> None:
+    if not part.sha256:
+        print(f"fetch: {part.name}: no hash is published; the archive's own checksums are used", flush=True)
+        return
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != part.sha256:
+        file.unlink()
+        raise UserError(
+            f"{part.url}: has sha256 {found}, but {part.sha256} was published; the file is deleted. Run the "
+            "same command again; if it says so again, the owner offers another file"
+        )
+
+
+def _unpack(archive: Path, folders: Sequence[str], to: Path) -> None:
+    """Some folders of an archive, each put in its place at once when all of it is there."""
+    staged = archive.with_suffix(".unpacking")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [one for one in opened.infolist() if one.filename.split("/")[0] in folders]
+            for member in members:
+                if ".." in PurePosixPath(member.filename).parts:
+                    raise UserError(
+                        f"{archive}: {member.filename!r} leads out of its folder; nothing is unpacked"
+                    )
+            _check_space(to.parent, sum(member.file_size for member in members))
+            for member in track(members, f"unpack {archive.name}", unit="file"):
+                opened.extract(member, staged)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{archive}: is a damaged archive ({error}); delete it and run again") from error
+    if missing := [name for name in folders if not (staged / name).is_dir()]:
+        raise UserError(f"{archive}: has no folder {', '.join(missing)}; it is another archive")
+    to.mkdir(parents=True, exist_ok=True)
+    for name in folders:
+        os.replace(staged / name, to / name)
+    shutil.rmtree(staged)
 
 
 if __name__ == "__main__":
