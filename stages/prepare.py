@@ -1,22 +1,24 @@
 """Prepare (A.1): decode, check and pack all images at working size, and the label maps apart from them."""
 
 import argparse
+import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from stages.core.artefacts import write_csv, write_json
+from stages.core.artefacts import atomic_folder, write_csv, write_json
 from stages.core.images import COLUMNS, IMAGES, INDEX
-from stages.dataset.journal import Journal, Packed, fingerprint, is_unchanged, staged_folder, staged_path
-from stages.dataset.pack import Job, Work, create_arrays, pack
-from stages.dataset.source import DataSet, RawFile, list_data
+from stages.dataset.pack import RECORD, Job, Packed, Work, pack, record
+from stages.dataset.source import DataSet, RawFile, is_unchanged, list_data
 from stages.dataset.summary import hash_files, summarise
 from stages.dataset.truth import write_classes
 from stages.runtime.progress import say, track
+from stages.runtime.state import StageState, link
 from stages.runtime.watch import Watch
 from stages.settings.errors import UserError, raise_faults, run
 from stages.settings.params import check_data_size, load
@@ -24,47 +26,48 @@ from stages.settings.params import check_data_size, load
 KEYS = ("size_px", "prepare")
 MOST_FAULTS = 20  # that are shown one by one
 SPARE_BYTES = 1 << 24  # of disk space beside the arrays, for indices and file system
-JOURNAL = ".journal"  # what is finished, while it is packed
+TRAIN, VAL, MAPS = "train.npy", "val.npy", "maps.npy"  # arrays beside the state
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pack both splits; nothing is replaced unless everything is in order."""
     args = _parse(argv)
     params = load(args.params, *KEYS, "runtime")
-    watch = Watch("prepare", args.params, KEYS, [])  # files of the data set are looked at one by one
     data = list_data(params.prepare)
+    # Behind the import of the reader, whose code is watched too. Files of the data are looked at one by one.
+    watch = Watch("prepare", args.params, KEYS, [])
     check_data_size(args.params, len(data.train))
     for note in data.notes:
         print(f"prepare: {note}", flush=True)
-    _check_disk_space(args.train_images, data, params)
-    # What the data should hash to decides nothing that is packed.
-    settings = {"size_px": params.size_px, "prepare": params.prepare.model_dump(exclude={"manifest_sha256"})}
-    made_by = fingerprint(settings, (data.train, data.val))
-    with (
-        staged_folder(args.truth, made_by) as truth,
-        staged_folder(args.train_images, made_by) as train_images,
-        staged_folder(args.val_images, made_by) as val_images,
-    ):
-        train, val = _pack(train_images, val_images, truth, data, params)
-        packed = (*train, *val)
-        files = (*(file for one in packed for file in one.files), *data.other_files)
-        _check_faults([*(fault for one in packed for fault in one.faults), *_changes(data, files)])
-        manifest = hash_files(files)
-        _check_manifest(params.prepare.manifest_sha256, manifest)
-        write_csv(train_images / INDEX, _index(train))
-        write_csv(val_images / INDEX, _index(val))
-        write_classes(truth, data.class_names, data.class_kinds)
-        summary = summarise(data, train, val, truth / "val.npy", manifest)
-        watch.check(" (images that are packed stay so)")
+    names = hashlib.sha256(repr((data.train, data.val)).encode()).hexdigest()
+    interval = params.runtime.checkpoint_seconds
+    state = StageState(watch, interval_seconds=interval, data=names, pins=["prepare.manifest_sha256"])
+    _check_disk_space(args.train_images, state.folder, data, params)
+    train, val = _pack(state, data, params)
+    packed = (*train, *val)
+    files = (*(file for one in packed for file in one.files), *data.other_files)
+    _check_faults([*(fault for one in packed for fault in one.faults), *_changes(data, files)])
+    manifest = hash_files(files)
+    _check_manifest(params.prepare.manifest_sha256, manifest)
+    summary = summarise(data, train, val, state.folder / MAPS, manifest)
+    state.check()
+    for folder, rows, name in ((args.train_images, train, TRAIN), (args.val_images, val, VAL)):
+        with atomic_folder(folder) as written:
+            link(state.folder / name, written / IMAGES)
+            write_csv(written / INDEX, _index(rows))
+    with atomic_folder(args.truth) as written:
+        link(state.folder / MAPS, written / "val.npy")
+        write_classes(written, data.class_names, data.class_kinds)
     write_json(args.metrics, {"prepare": summary})
+    state.finish()
     _report(summary, params)
 
 
-def _check_disk_space(folder: Path, data: DataSet, params: Any) -> None:
+def _check_disk_space(folder: Path, half_done: Path, data: DataSet, params: Any) -> None:
     train_bytes = 3 * len(data.train) * params.prepare.train_px**2
     needed = train_bytes + 4 * len(data.val) * params.size_px**2 + SPARE_BYTES
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free + _already_there(folder)
+    free = shutil.disk_usage(existing).free + _size_on_disk(half_done)
     say("prepare", images=len(data.train) + len(data.val), needs_gb=needed / 1e9, free_gb=free / 1e9)
     if free < needed:
         raise UserError(
@@ -80,30 +83,47 @@ def _check_disk_space(folder: Path, data: DataSet, params: Any) -> None:
         )
 
 
-def _already_there(folder: Path) -> int:
-    """Bytes on disk of what an earlier run left half done."""
-    staged = staged_path(folder)
-    return sum(file.stat().st_blocks * 512 for file in staged.glob("*")) if staged.exists() else 0
+def _size_on_disk(folder: Path) -> int:
+    """Bytes that an earlier run left here."""
+    return sum(file.stat().st_blocks * 512 for file in folder.iterdir())
 
 
-def _pack(
-    train_images: Path, val_images: Path, truth: Path, data: DataSet, params: Any
-) -> tuple[list[Packed], list[Packed]]:
-    protocol, maps = params.prepare.protocol, truth / "val.npy"
-    train = Work(data.decode, data.root, train_images / IMAGES, None, params.prepare.train_px, protocol)
-    val = Work(data.decode, data.root, val_images / IMAGES, maps, params.size_px, protocol)
-    jobs, total = (Job(train, data.train), Job(val, data.val)), len(data.train) + len(data.val)
-    for job in jobs:
-        create_arrays(job.work, len(job.items))
-    with Journal(train_images / JOURNAL, (data.train, data.val)) as journal:
-        known = sum(map(len, journal.finished))
-        if known:
-            print(f"prepare: {known:,} of {total:,} images are there from an earlier run", flush=True)
-        start = time.monotonic()
-        results = list(
-            track(pack(jobs, params.runtime.num_workers, journal), "prepare", total=total, unit="image")
-        )
-    say("prepare", images_per_second=(total - known) / (time.monotonic() - start))
+def _pack(state: StageState, data: DataSet, params: Any) -> tuple[list[Packed], list[Packed]]:
+    """What became of the images of both splits; arrays and records lie beside the state."""
+    is_new, settings, arrays, jobs = state.load() is None, params.prepare, [], []
+    for items, images, labels, side_px in (
+        (data.train, TRAIN, None, settings.train_px),
+        (data.val, VAL, state.folder / MAPS, params.size_px),
+    ):
+        work = Work(data.decode, data.root, state.folder / images, labels, side_px, settings.protocol)
+        for path, shape in work.shapes.items():
+            arrays.append(state.array(path.name, np.uint8, (len(items), *shape), is_new=is_new))
+        jobs.append(Job(work, items, state.array(f"record_{images}", RECORD, (len(items),), is_new=is_new)))
+    records = np.concatenate([job.finished for job in jobs])
+    if known := int((records["width"] > 0).sum()):
+        print(f"prepare: {known:,} of {len(records):,} images are there from an earlier run", flush=True)
+    results: list[Packed] = []
+
+    def save() -> None:
+        """Rows first: a power loss must not leave rows that are only said to be there."""
+        for array in arrays:
+            array.flush()
+        for job, first in zip(jobs, (0, len(data.train)), strict=True):
+            for place, one in enumerate(results[first : first + len(job.items)]):
+                job.finished[place] = record(one)
+            job.finished.flush()
+        state.save({})
+
+    start = time.monotonic()
+    packing = pack(jobs, params.runtime.num_workers)
+    try:
+        for one in track(packing, "prepare", total=len(records), unit="image"):
+            results.append(one)
+            if state.is_due():
+                save()
+    finally:
+        save()
+    say("prepare", images_per_second=(len(records) - known) / (time.monotonic() - start))
     return results[: len(data.train)], results[len(data.train) :]
 
 

@@ -1,4 +1,7 @@
-"""Packing: every image is decoded once, checked, hashed and written to its place, in parallel."""
+"""Packing: every image is decoded once, checked, hashed and written to its place, in parallel.
+
+What became of each image is a row of `RECORD` beside the arrays, so that a run that was killed goes on.
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -7,15 +10,36 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.artefacts import create_array
-from stages.dataset.journal import Journal, Packed, checksum, is_unchanged
 from stages.dataset.protocols import Protocol, square_image, square_labels
-from stages.dataset.source import Decode, Decoded, Item
+from stages.dataset.source import Decode, Decoded, Item, RawFile, is_unchanged
 from stages.dataset.truth import IGNORED
 from stages.runtime.pool import call_in_order, count_cores
 from stages.settings.errors import UserError
 
 CHUNK_IMAGES = 16
+# Of the original, px; then of the image's file and of its label map's. Zeros: not packed yet.
+RECORD = np.dtype(
+    [("width", "i4"), ("height", "i4"), ("bytes", "i8", 2), ("sha256", "S64", 2), ("modified_ns", "i8", 2)]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What became of one image.
+
+    Attributes:
+        item: which it is.
+        width: of the original, px.
+        height: likewise.
+        files: what was read, the image first.
+        faults: why there are no rows; empty where all is well.
+    """
+
+    item: Item
+    width: int
+    height: int
+    files: tuple[RawFile, ...]
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,97 +62,87 @@ class Work:
     side_px: int
     protocol: Protocol
 
+    @property
+    def shapes(self) -> dict[Path, tuple[int, ...]]:
+        """The arrays, and the shape of a row of each."""
+        square = (self.side_px, self.side_px)
+        return {self.images: (*square, 3), **({self.labels: square} if self.labels else {})}
+
 
 @dataclass(frozen=True)
 class Job:
-    """One split: image i of the arrays is item i."""
+    """One split: image i of the arrays is item i, and row i of `finished` what an earlier run made of it."""
 
     work: Work
     items: Sequence[Item]
+    finished: np.memmap  # of RECORD
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    split: int
     start: int
     items: Sequence[Item]
-    finished: tuple[Packed | None, ...]  # by an earlier run, for all that is known
+    finished: np.ndarray
 
 
-def create_arrays(work: Work, num_images: int) -> None:
-    """Make the arrays of a job, unless they are there from an earlier run."""
-    shape = (num_images, work.side_px, work.side_px)
-    for path, whole in ((work.images, (*shape, 3)), (work.labels, shape)):
-        if path is not None and not _is_array(path, whole):
-            try:
-                create_array(path, np.uint8, whole)
-            except OSError:  # what has no place on the disk may not look like an array next time
-                path.unlink(missing_ok=True)
-                raise
-
-
-def _is_array(path: Path, shape: tuple[int, ...]) -> bool:
-    try:
-        return np.load(path, mmap_mode="r").shape == shape
-    except (OSError, ValueError):  # missing, or cut short by a kill
-        return False
-
-
-def pack(jobs: Sequence[Job], num_workers: int, journal: Journal) -> Iterator[Packed]:
+def pack(jobs: Sequence[Job], num_workers: int) -> Iterator[Packed]:
     """Fill the arrays and yield what became of each item, in order, whatever the number of workers.
 
-    Rows that the journal says are finished are kept if they have its checksum, and their files its size
-    and time; all others are made.
+    Rows that are finished are kept if their files still have the size and the time of then.
 
     Args:
         jobs: their arrays exist already.
         num_workers: processes; 0: one for each CPU core.
-        journal: open; of the same splits in the same order.
 
     Raises:
         UserError: a process died.
     """
     chunks = [
-        (
-            job.work,
-            _Chunk(split, start, job.items[start : start + CHUNK_IMAGES], _finished(journal, split, start)),
-        )
-        for split, job in enumerate(jobs)
-        for start in range(0, len(job.items), CHUNK_IMAGES)
+        (job.work, _Chunk(start, job.items[start:stop], np.array(job.finished[start:stop])))
+        for job in jobs
+        for start, stop in itertools.pairwise([*range(0, len(job.items), CHUNK_IMAGES), len(job.items)])
     ]
     workers = min(num_workers or count_cores(), len(chunks))
-    for (_, chunk), packed in zip(chunks, call_in_order(_pack_chunk, chunks, workers), strict=True):
-        for place, one in enumerate(packed, chunk.start):
-            journal.add(chunk.split, place, one)
+    for packed in call_in_order(_pack_chunk, chunks, workers):
         yield from packed
 
 
-def _finished(journal: Journal, split: int, start: int) -> tuple[Packed | None, ...]:
-    return tuple(journal.finished[split].get(place) for place in range(start, start + CHUNK_IMAGES))
+def record(packed: Packed) -> np.ndarray:
+    """What became of an image as a row of `RECORD`; zeros where there are faults."""
+    row = np.zeros((), RECORD)
+    if not packed.faults:
+        row["width"], row["height"] = packed.width, packed.height
+        for place, file in enumerate(packed.files):
+            row["bytes"][place], row["sha256"][place] = file.size_bytes, file.sha256
+            row["modified_ns"][place] = file.modified_ns
+    return row
 
 
-def _is_valid(finished: Packed, root: Path | None, rows: Sequence[np.ndarray]) -> bool:
-    """Whether what an earlier run packed is still what the files say, and what it wrote."""
-    return all(is_unchanged(root, file) for file in finished.files) and checksum(*rows) == finished.crc
+def _from_record(item: Item, row: np.void) -> Packed:
+    names = [name for name in (item.source, item.labels) if name is not None]
+    values = zip(names, row["bytes"], row["sha256"], row["modified_ns"], strict=False)
+    files = tuple(RawFile(name, int(size), sha.decode(), int(time)) for name, size, sha, time in values)
+    return Packed(item, int(row["width"]), int(row["height"]), files)
 
 
 def _pack_chunk(work: Work, chunk: _Chunk) -> list[Packed]:
     images = np.load(work.images, mmap_mode="r+")
     labels = None if work.labels is None else np.load(work.labels, mmap_mode="r+")
     packed = []
-    for item, finished, index in zip(chunk.items, chunk.finished, itertools.count(chunk.start), strict=False):
-        rows = [images[index]] if labels is None else [images[index], labels[index]]
-        if finished and _is_valid(finished, work.root, rows):
-            packed.append(finished)
-            continue
+    for index, (item, row) in enumerate(zip(chunk.items, chunk.finished, strict=True), chunk.start):
+        if row["width"]:
+            finished = _from_record(item, row)
+            if all(is_unchanged(work.root, file) for file in finished.files):
+                packed.append(finished)
+                continue
         try:
             decoded = work.decode(item)
-            rows[0][:] = _square(item, decoded, work)
+            images[index] = _square(item, decoded, work)
             if labels is not None:
                 labels[index] = _square_labels(item, decoded, work)
-            packed.append(Packed(item, *decoded.image.size, decoded.files, checksum(*rows)))
+            packed.append(Packed(item, *decoded.image.size, decoded.files))
         except UserError as error:
-            packed.append(Packed(item, 0, 0, (), 0, error.faults))
+            packed.append(Packed(item, 0, 0, (), error.faults))
     return packed
 
 

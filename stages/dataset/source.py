@@ -117,6 +117,17 @@ def read_raw(root: Path, name: str) -> tuple[RawFile, bytes]:
     return RawFile(name, len(content), digest, status.st_mtime_ns), content
 
 
+def is_unchanged(root: Path | None, file: RawFile) -> bool:
+    """Whether a file has the size and the time of when it was read; made data has no files."""
+    if root is None:
+        return True
+    try:
+        status = (root / file.name).stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (file.size_bytes, file.modified_ns)
+
+
 def walk(folder: Path) -> Iterator[Path]:
     """Files below `folder`, sorted within each folder, through links, hidden ones included."""
     seen = set()

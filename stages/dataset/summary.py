@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.dataset.journal import Packed
+from stages.dataset.pack import Packed
 from stages.dataset.source import DataSet, RawFile, read_raw
 from stages.dataset.truth import IGNORED
 from stages.runtime.progress import track

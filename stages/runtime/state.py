@@ -5,6 +5,7 @@ fingerprint of all that decides the result: command, code, params and inputs. St
 is never used.
 """
 
+import copy
 import errno
 import fcntl
 import hashlib
@@ -13,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,8 @@ from stages.core.artefacts import atomic_path, create_array, named_faults
 from stages.core.tensors import read_tensors, write_tensors
 from stages.runtime.watch import Watch, hash_file
 from stages.settings.errors import UserError
+
+NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # other disk, or a file system without
 
 
 class Saved(Protocol):
@@ -47,6 +50,8 @@ class StageState:
         watch: what decides its result.
         interval_seconds: between two saved states.
         is_leader: of several processes on the same work one keeps the state; the others only read it.
+        data: what decides the result and is neither code nor param nor input, as text.
+        pins: params that decide no result, as `section.key`: they are held against it.
 
     Attributes:
         folder: the state lies here; a stage may keep more beside it.
@@ -55,12 +60,20 @@ class StageState:
         UserError: another process is at work on the same, or nothing can be written there.
     """
 
-    def __init__(self, watch: Watch, *, interval_seconds: float, is_leader: bool = True) -> None:
+    def __init__(
+        self,
+        watch: Watch,
+        *,
+        interval_seconds: float,
+        is_leader: bool = True,
+        data: str = "",
+        pins: Sequence[str] = (),
+    ) -> None:
         self._watch = watch
         self._interval, self._saved_at = interval_seconds, time.monotonic()
         self._is_leader = is_leader
         root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
-        self.folder = root / watch.stage / _fingerprint(watch)[:16]
+        self.folder = root / watch.stage / _fingerprint(watch, data, pins)[:16]
         if not is_leader:
             return
         with named_faults(self.folder):
@@ -108,6 +121,14 @@ class StageState:
             }
         )
 
+    def array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...], *, is_new: bool) -> np.memmap:
+        """A .npy array beside the state, of zeros or as an earlier run left it, to be filled on disk."""
+        path = self.folder / name
+        if is_new:
+            with named_faults(path):
+                create_array(path, dtype, shape)
+        return np.lib.format.open_memmap(path, mode="r+")
+
     def is_due(self) -> bool:
         """Whether it is for this process to save, and the last time is long enough ago."""
         return self._is_leader and time.monotonic() - self._saved_at >= self._interval
@@ -133,13 +154,17 @@ class StageState:
         self._lock.close()
 
 
-def _fingerprint(watch: Watch) -> str:
+def _fingerprint(watch: Watch, data: str, pins: Sequence[str]) -> str:
     """Of all that decides the result."""
+    params = copy.deepcopy(watch.params)
+    for section, _, key in (pin.partition(".") for pin in pins):
+        del params[section][key]
     decided_by = {
         "argv": sys.argv[1:],
         "code": watch.code,
-        "params": watch.params,
+        "params": params,
         "inputs": {str(path): _hash_input(path) for path in watch.inputs},
+        "data": data,
     }
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
 
@@ -180,9 +205,6 @@ def _unflatten(tree: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
     return content
 
 
-NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # other disk, or a file system without
-
-
 class RowWriter:
     """A .npy array with the state of its stage, filled from the first row to the last.
 
@@ -193,14 +215,10 @@ class RowWriter:
     """
 
     def __init__(self, state: StageState, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
-        self.path, self._state, self.done = state.folder / "rows.npy", state, 0
         saved = state.load()
-        if saved is None:
-            with named_faults(self.path):
-                create_array(self.path, dtype, shape)
-        else:
-            self.done = saved["done"]
-        self.array = np.lib.format.open_memmap(self.path, mode="r+")
+        self.path, self._state = state.folder / "rows.npy", state
+        self.done = 0 if saved is None else saved["done"]
+        self.array = state.array(self.path.name, dtype, shape, is_new=saved is None)
 
     def append(self, values: np.ndarray) -> None:
         """Write the next rows."""
@@ -219,9 +237,14 @@ class RowWriter:
         self.array.flush()
         with atomic_path(path) as temporary:
             temporary.unlink()
-            try:
-                os.link(self.path, temporary)
-            except OSError as error:
-                if error.errno not in NO_LINKS:
-                    raise
-                shutil.copyfile(self.path, temporary)
+            link(self.path, temporary)
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        shutil.copyfile(source, target)

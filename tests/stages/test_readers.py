@@ -46,7 +46,9 @@ def make_city(root: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Path]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+
     def run(settings: dict[str, Any], root: Path, **changes: Any) -> Path:
         out = tmp_path / "out"
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
