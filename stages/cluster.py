@@ -15,7 +15,7 @@ from stages.backbone.batch_norm import split_batch_norms
 from stages.clustering.agreement import agreement, effective_clusters
 from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
 from stages.core import distributed
-from stages.core.artefacts import write_json
+from stages.core.artefacts import write_metrics
 from stages.core.device import choose_device, place, torch_generator
 from stages.core.images import open_images
 from stages.core.seeds import faiss_seed
@@ -33,21 +33,13 @@ from stages.settings.params import load
 from stages.settings.schema_train import Cluster
 
 KEYS = ("compat", "seed", "size_px", "pixel_k", "precision", "cluster")
+RUNS = 2  # the second shows how stable the first is
 AGREEMENT_PIXELS = 20_000  # the figure's third digit needs no more
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read images and segmenter, cluster a sample of pixels twice, write the first run's centroids."""
-    parser = argparse.ArgumentParser(prog="python -m stages.cluster", description=__doc__)
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
-    )
-    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
-    parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter, of `train`")
-    parser.add_argument("--out", type=Path, required=True, help="centroids to write (.safetensors)")
-    parser.add_argument("--metrics", type=Path, required=True, help="label-free figures to write (.json)")
-    args = parser.parse_args(argv)
-
+    args = _parse(argv)
     params = load(args.params, *KEYS)
     watch = Watch("cluster", args.params, KEYS, [args.images, args.segmenter])
     settings = cluster_settings(params.cluster, params.compat)
@@ -96,11 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if distributed.is_leader():
         watch.check()
         write_tensors(args.out, {"centroids": torch.from_numpy(runs[0])}, {"pixel_k": params.pixel_k})
-        write_json(args.metrics, {"cluster": {**figures, "environment": describe_environment(device)}})
+        write_metrics(args.metrics, {"cluster": {**figures, "environment": describe_environment(device)}})
     distributed.leave()
-
-
-RUNS = 2  # the second shows how stable the first is
 
 
 def cluster_sample(
@@ -227,6 +216,18 @@ def _at_size(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 
     if image.shape[2] == size_px:
         return image
     return resample(image, whole(len(image)).to(image.device), (size_px, size_px))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m stages.cluster", description=__doc__)
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
+    parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter, of `train`")
+    parser.add_argument("--out", type=Path, required=True, help="centroids to write (.safetensors)")
+    parser.add_argument("--metrics", type=Path, required=True, help="label-free figures to write (.json)")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

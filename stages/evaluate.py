@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.artefacts import read_array, write_json
+from stages.core.artefacts import read_array, write_metrics
 from stages.dataset.truth import Truth, read_truth
 from stages.postprocessing.score_maps import chunks, cluster_maps, open_scores
 from stages.runtime.progress import say, track
@@ -25,6 +25,7 @@ from stages.settings.errors import UserError, run
 from stages.settings.params import load
 
 KEYS = ("seed", "pixel_k", "evaluate")
+SCORES, LABEL_FREE = ("accuracy", "miou"), ("effective_clusters", "image_share")  # the headline
 Chunk = tuple[slice, np.ndarray]
 STAGE_FLAGS = ("truth", "metrics", "readings", "readings_table", "per_class", "confusion_table")
 
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (share := truth_image_share(truth.maps, len(truth.class_names))) is not None:
             metrics["truth"] = {"image_share": share}
     watch.check()
-    write_json(args.metrics, metrics)
+    shown = SCORES if truth.has_labels else LABEL_FREE
+    write_metrics(args.metrics, metrics, {args.name: shown})
     for name, figures in metrics.items():
         say(name, **figures)
     _write(args, Counted(counted.confusion, raw.confusion, truth.class_names, truth.class_kinds))
@@ -65,7 +67,8 @@ def _rescore(args: argparse.Namespace) -> None:
     counted = read_counted(args.confusion, args.matched_on, args.classes, transposed=args.transposed)
     if args.metrics:
         whole = Tally(counted.confusion, counted.confusion.sum(0))
-        write_json(args.metrics, {args.name: headline(whole, counted.cluster_to_class)})
+        metrics = {args.name: headline(whole, counted.cluster_to_class)}
+        write_metrics(args.metrics, metrics, {args.name: SCORES})
     _write(args, counted)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from stages.clustering.agreement import agreement, effective_clusters
 from stages.clustering.kmeans import KMeans
-from stages.core.artefacts import read_array, write_json
+from stages.core.artefacts import read_array, write_metrics
 from stages.core.device import choose_device, torch_generator
 from stages.core.seeds import faiss_seed
 from stages.core.tensors import write_tensors
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     watch.check()
     write_tensors(args.out, tensors, {"global_k": params.global_k, "centres": kind})
-    write_json(args.metrics, {"label": {"centres": kind, **figures}})
+    write_metrics(args.metrics, {"label": {"centres": kind, **figures}})
 
 
 def _sample(num_images: int, num_views: int, settings: Label, seed: int) -> Int[np.ndarray, " S"]:

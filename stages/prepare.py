@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core.artefacts import atomic_folder, write_csv, write_json
+from stages.core.artefacts import atomic_folder, write_csv, write_metrics
 from stages.core.images import COLUMNS, IMAGES, INDEX
 from stages.dataset.pack import RECORD, Job, Packed, Work, pack, record
 from stages.dataset.source import DataSet, RawFile, is_unchanged, list_data
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with atomic_folder(args.truth) as written:
         link(state.folder / MAPS, written / "val.npy")
         write_classes(written, data.class_names, data.class_kinds)
-    write_json(args.metrics, {"prepare": summary})
+    write_metrics(args.metrics, {"prepare": summary})
     state.finish()
     _report(summary, params)
 

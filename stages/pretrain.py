@@ -14,7 +14,7 @@ from stages.backbone.checkpoint import save_backbone
 from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published, init_path, read_start, start_trunk
 from stages.core import distributed
-from stages.core.artefacts import write_csv, write_json
+from stages.core.artefacts import write_csv, write_metrics
 from stages.core.device import choose_device, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(args.history, history)
         init = {} if start is None else {"init": start.report()}
         environment = describe_environment(device)
-        write_json(args.metrics, {"pretrain": {**figures, **init, "environment": environment}})
+        write_metrics(args.metrics, {"pretrain": {**figures, **init, "environment": environment}})
         state.finish()
     distributed.leave()
 
@@ -97,9 +97,9 @@ def pretrain(
             history.add(pretrainer.train_step(image, epoch, step, len(batches)))
             step += 1
             if state.is_due():
-                history.check_finite("pretrain", remedy)
+                history.check_finite("pretrain", step, remedy)
                 state.save_step(pretrainer, history, epoch, step)
-        history.check_finite("pretrain", remedy)
+        history.check_finite("pretrain", step, remedy)
         row = history.end_epoch(pretrainer.epoch_figures(), len(batches))
         epoch, step = epoch + 1, 0
         say("pretrain", **{**row, "epoch": f"{epoch}/{settings.epochs}"})

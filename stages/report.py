@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core.artefacts import atomic_folder, read_array, read_csv, read_json
+from stages.core.artefacts import atomic_folder, read_array, read_csv, read_metrics
 from stages.core.images import open_images, read_index
 from stages.core.tensors import read_tensors
 from stages.dataset.truth import Truth, read_truth
@@ -144,8 +144,8 @@ def _read(args: argparse.Namespace) -> Inputs:
         view_score=tensors["score"].numpy() if "score" in tensors else np.empty(0),
         predictions=open_scores(args.predictions, len(val)),
         refined=read_array(args.refined, memory_map=True),
-        data=read_json(args.data)["prepare"],
-        metrics={**read_json(args.raw), **read_json(args.refined_scores)},
+        data=read_metrics(args.data)["prepare"],
+        metrics={**read_metrics(args.raw), **read_metrics(args.refined_scores)},
         readings={"raw": read_csv(args.raw_readings), "refined": read_csv(args.refined_readings)},
         per_class=read_csv(args.per_class),
         histories={"pretrain": read_csv(args.pretrain_history), "train": read_csv(args.train_history)},

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from stages.clustering.agreement import effective_clusters
-from stages.core.artefacts import write_array, write_json
+from stages.core.artefacts import write_array, write_metrics
 from stages.core.tensors import read_tensors
 from stages.pseudo_labels.pyramid import VIEWS
 from stages.runtime.progress import say
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     say("select_views", **{name: value for name, value in figures.items() if name != "kept_share"})
     watch.check()
     write_array(args.out, np.where(kept, pseudo_label, -1).astype(np.int32))
-    write_json(args.metrics, {"select_views": figures})
+    write_metrics(args.metrics, {"select_views": figures})
 
 
 def select(

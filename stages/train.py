@@ -14,7 +14,7 @@ from jaxtyping import Int32
 from stages.backbone.checkpoint import load_backbone
 from stages.backbone.trunk import Trunk
 from stages.core import distributed
-from stages.core.artefacts import read_array, write_csv, write_json
+from stages.core.artefacts import read_array, write_csv, write_metrics
 from stages.core.device import choose_device, place, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_segmenter(args.out, segmenter, trainer.centroids(), about)
         write_csv(args.history, history)
         figures = {**history.iloc[-1].dropna().to_dict(), **trainer.clusters()}
-        write_json(args.metrics, {"train": {**figures, "environment": describe_environment(device)}})
+        write_metrics(args.metrics, {"train": {**figures, "environment": describe_environment(device)}})
         state.finish()
     distributed.leave()
 
@@ -103,9 +103,9 @@ def train(trainer: Trainer, images: ImageSource, params: SimpleNamespace, state:
             history.add(trainer.train_step(image, batches[step], epoch, step, len(batches)))
             step += 1
             if state.is_due():
-                history.check_finite("train", REMEDY)
+                history.check_finite("train", step, REMEDY)
                 state.save_step(trainer, history, epoch, step)
-        history.check_finite("train", REMEDY)
+        history.check_finite("train", step, REMEDY)
         row = history.end_epoch(trainer.epoch_figures(images), len(batches))
         say("train", **{**row, "epoch": f"{epoch + 1}/{settings.epochs}"})
         epoch, step = epoch + 1, 0

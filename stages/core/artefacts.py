@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 
 from stages.settings.errors import UserError
 
+DETAILS = "details"  # in a metrics file: what is no headline
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
@@ -99,6 +100,28 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(_rounded(content), indent=2, allow_nan=False) + "\n")
 
 
+def write_metrics(
+    path: Path,
+    metrics: Mapping[str, Mapping[str, Any]],
+    headline: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Write figures under the name of what they measure; `read_metrics` gives them back.
+
+    DVC shows each number of a metrics file in a column of its own, and no lists. So that its tables stay
+    readable, the headline figures alone are numbers there; all others are in the list `details`.
+
+    Args:
+        path: to write.
+        metrics: figures by name.
+        headline: keys of the headline figures of a name; none by default.
+    """
+    content = {}
+    for name, figures in metrics.items():
+        shown = {key: figures[key] for key in (headline or {}).get(name, ())}
+        content[name] = {**shown, DETAILS: [{key: figures[key] for key in figures if key not in shown}]}
+    write_json(path, content)
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
@@ -158,6 +181,24 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(unreadable(path, "JSON", error)) from error
+
+
+def read_metrics(path: Path) -> dict[str, dict[str, Any]]:
+    """Read what `write_metrics` wrote: all figures by name, headline or not.
+
+    Raises:
+        UserError: the file is missing or no such JSON.
+    """
+    try:
+        return {name: with_details(figures) for name, figures in read_json(path).items()}
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(unreadable(path, "a metrics file of this version", error)) from error
+
+
+def with_details(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a metrics file as one mapping."""
+    headline = {key: value for key, value in figures.items() if key != DETAILS}
+    return {**headline, **figures[DETAILS][0]}
 
 
 def read_csv(path: Path) -> pd.DataFrame:

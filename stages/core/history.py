@@ -29,14 +29,15 @@ class History:
         """Take in the figures of one step."""
         self._sums += distributed.mean(measured.detach())
 
-    def check_finite(self, stage: str, remedy: str) -> None:
-        """Stop a training that has diverged.
+    def check_finite(self, stage: str, step: int, remedy: str) -> None:
+        """Stop a training that has diverged, by `step` of this epoch.
 
         Raises:
             UserError: a figure of this epoch, such as the loss, is not a number.
         """
         if not torch.isfinite(self._sums).all():
-            raise UserError(f"{stage}: the loss is not a number in epoch {len(self._rows) + 1}; {remedy}")
+            epoch = len(self._rows) + 1
+            raise UserError(f"{stage}: the loss is not a number in epoch {epoch}, by step {step}; {remedy}")
 
     def end_epoch(self, more: Mapping[str, float], num_steps: int) -> dict[str, float]:
         """Close the epoch: its row holds the mean of each figure over `num_steps` steps, then `more`."""

@@ -12,6 +12,7 @@ from stages.dataset.source import Decoded, Item, RawFile, read_raw
 from stages.dataset.taxonomy import Taxonomy
 from stages.settings.errors import UserError, raise_faults
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of image files
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 # Pillow stretches grey values of 2 and 4 bits to 0..255; class ids have to be shrunk again.
 STRETCHED = {"L;2": 85, "L;4": 17}

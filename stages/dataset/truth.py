@@ -12,6 +12,7 @@ from stages.settings.errors import UserError
 
 Kind = Literal["thing", "stuff", ""]  # empty: the data set does not say
 IGNORED = 255  # of a label map: pixels that no score counts
+UNMATCHED = -1  # in place of a class id: of a cluster that no class was matched with
 COLUMNS = ("id", "name", "kind")
 REMEDY = "delete the folder and run `dvc repro` to make it again"
 
@@ -83,3 +84,8 @@ def read_classes(path: Path, remedy: str = REMEDY) -> tuple[tuple[str, ...], tup
     if unknown:
         raise UserError(f"{path}: has the kind {unknown[0]!r}, expected thing, stuff or nothing; {remedy}")
     return tuple(table["name"]), tuple(table["kind"])
+
+
+def cluster_name(class_names: tuple[str, ...], class_id: int, cluster: int) -> str:
+    """The name of the class that a cluster was matched with, or "cluster 7"."""
+    return f"cluster {cluster}" if class_id == UNMATCHED else class_names[class_id]

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int64, UInt8
 
+from stages.dataset.truth import UNMATCHED, cluster_name
 from stages.reporting.palette import palette
 from stages.settings.errors import UserError
-
-UNMATCHED = -1
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class Legend:
 
     def cluster_name(self, cluster: int) -> str:
         """The name of the matched class, or "cluster 7"."""
-        class_id = int(self.cluster_to_class[cluster])
-        return f"cluster {cluster}" if class_id == UNMATCHED else self.class_names[class_id]
+        return cluster_name(self.class_names, int(self.cluster_to_class[cluster]), cluster)
 
     def entries(self) -> list[dict[str, str]]:
         """Name and CSS colour of everything that pictures show: classes, then clusters without one."""

@@ -5,7 +5,8 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float, UInt8
 
-IGNORED = 255  # of a label map
+from stages.dataset.truth import IGNORED
+
 IGNORED_COLOUR = (128, 128, 128)
 
 # Okabe & Ito 2008, without black: chosen by them for every kind of colour vision.

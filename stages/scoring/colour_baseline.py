@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import faiss
 import numpy as np
+import torch
 from jaxtyping import Float32, UInt8
 
+from stages.clustering.kmeans import KMeans, nearest
 from stages.core.images import open_images
 from stages.core.seeds import faiss_seed, numpy_generator
 from stages.dataset.truth import Truth
@@ -55,31 +56,26 @@ def fit_colour_position(
     sample = np.concatenate(
         [_features(images[index])[np.ix_(cells, cells)].reshape(-1, 5) for index in chosen]
     )
-    kmeans = faiss.Kmeans(
-        5,
+    kmeans = KMeans(
         min(num_clusters, len(sample)),
-        niter=ITERATIONS,
-        nredo=restarts,
-        seed=faiss_seed(seed, "evaluate", "colour_baseline"),
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(sample),
+        iterations=ITERATIONS,
+        restarts=restarts,
+        device=torch.device("cpu"),
+        spherical=False,
     )
-    kmeans.train(np.ascontiguousarray(sample))
-    return np.asarray(kmeans.centroids)
+    return kmeans.fit(sample, seed=faiss_seed(seed, "evaluate", "colour_baseline"))
 
 
 def assign_colour_position(
     images: UInt8[np.ndarray, "M S S 3"], centroids: Float32[np.ndarray, "K 5"]
 ) -> Iterator[tuple[slice, UInt8[np.ndarray, "B S S"]]]:
     """The nearest centroid of each pixel, in chunks: (images, their cluster ids)."""
-    index = faiss.IndexFlatL2(5)
-    index.add(np.ascontiguousarray(centroids))
     step = max(1, CHUNK_PIXELS // images.shape[1] ** 2)
     for start in range(0, len(images), step):
         rows = slice(start, min(start + step, len(images)))
         features = np.stack([_features(image) for image in images[rows]])
-        _, nearest = index.search(features.reshape(-1, 5), 1)
-        yield rows, nearest.astype(np.uint8).reshape(features.shape[:3])
+        assigned = nearest(features.reshape(-1, 5), centroids)
+        yield rows, assigned.astype(np.uint8).reshape(features.shape[:3])
 
 
 def _features(image: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S 5"]:

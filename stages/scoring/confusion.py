@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from stages.clustering.agreement import clusters_by_image, effective_number, image_share
+from stages.dataset.truth import IGNORED
 from stages.settings.errors import UserError
 
 
@@ -37,9 +38,6 @@ def partition_stats(
         "largest_cluster_share": float(used.max(initial=0.0)),
         **({} if image_share is None else {"image_share": image_share}),
     }
-
-
-IGNORED = 255  # of truth: pixels that no score counts
 
 
 @dataclass(frozen=True)

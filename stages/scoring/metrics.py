@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.optimize import linear_sum_assignment
 
-UNMATCHED = -1
+from stages.dataset.truth import UNMATCHED
+
 MAX_EXACT = 2**53  # scipy matches in float64, which holds every integer up to here
 
 Matcher = Callable[[Int64[np.ndarray, "num_classes num_clusters"]], Int64[np.ndarray, " num_clusters"]]

@@ -1,6 +1,5 @@
 """What `evaluate` leaves behind of one confusion matrix, whether it was counted or read from a file."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +7,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int64
 
-from stages.core.artefacts import write_csv, write_json
+from stages.core.artefacts import write_csv, write_metrics
+from stages.dataset.truth import UNMATCHED, cluster_name
 from stages.runtime.environment import describe_environment
 from stages.scoring.confusion import Tally, partition_stats
-from stages.scoring.metrics import UNMATCHED, Scores, match_by_overlap, score
-from stages.scoring.readings import as_json, as_table, in_words, whole_score
+from stages.scoring.metrics import Scores, match_by_overlap, score
+from stages.scoring.readings import as_json, as_table, in_words, or_empty, or_null, whole_score
 
 PER_CLASS_COLUMNS = ["class", "cluster", "iou", "accuracy", "pixels"]
 CONFUSION_COLUMNS = ["actual", "predicted", "cluster", "pixels"]
@@ -25,9 +25,9 @@ def headline(tally: Tally, cluster_to_class: Int64[np.ndarray, " K"]) -> dict[st
         return {**free}
     scores = score(tally.confusion, cluster_to_class)
     return {
-        "accuracy": _null(scores.accuracy),
-        "miou": _null(scores.miou),
-        "class_accuracy": _null(scores.class_accuracy),
+        "accuracy": or_null(scores.accuracy),
+        "miou": or_null(scores.miou),
+        "class_accuracy": or_null(scores.class_accuracy),
         "classes_counted": scores.classes_counted,
         **free,
     }
@@ -42,7 +42,13 @@ def per_class_table(
     """One row a class; an empty cell is 0 of 0, or no cluster."""
     cluster_of = {int(class_id): cluster for cluster, class_id in enumerate(cluster_to_class)}
     rows = [
-        (name, cluster_of.get(index, ""), _cell(scores.iou[index]), _cell(scores.recall[index]), int(pixels))
+        (
+            name,
+            cluster_of.get(index, ""),
+            or_empty(scores.iou[index]),
+            or_empty(scores.recall[index]),
+            int(pixels),
+        )
         for index, (name, pixels) in enumerate(zip(class_names, confusion.sum(1), strict=True))
     ]
     return pd.DataFrame(rows, columns=PER_CLASS_COLUMNS)
@@ -57,11 +63,12 @@ def confusion_table(
 
     `read_confusion` gives the matrix back.
     """
+    class_of = cluster_to_class.tolist()
     order = np.lexsort((cluster_to_class, cluster_to_class == UNMATCHED))  # the last key sorts first
     rows = [
         (
             name,
-            cluster_name(class_names, cluster_to_class, int(cluster)),
+            cluster_name(class_names, class_of[cluster], int(cluster)),
             int(cluster),
             int(confusion[index, cluster]),
         )
@@ -69,22 +76,6 @@ def confusion_table(
         for cluster in order
     ]
     return pd.DataFrame(rows, columns=CONFUSION_COLUMNS)
-
-
-def cluster_name(
-    class_names: tuple[str, ...], cluster_to_class: Int64[np.ndarray, " K"], cluster: int
-) -> str:
-    """The name of the matched class, or "cluster 7"."""
-    class_id = int(cluster_to_class[cluster])
-    return f"cluster {cluster}" if class_id == UNMATCHED else class_names[class_id]
-
-
-def _null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _cell(value: float) -> float | str:
-    return round(float(value), 6) if math.isfinite(value) else ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,7 @@ def write_outputs(
     entries = whole_score(confusion, counted.matched_on, counted.class_kinds)
     if readings:
         content = {**as_json(entries, confusion), "environment": describe_environment()}
-        write_json(readings, {f"{name}_readings": content})
+        write_metrics(readings, {f"{name}_readings": content})
     if readings_table:
         write_csv(readings_table, as_table(entries))
     if per_class:

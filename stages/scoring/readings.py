@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int64
 
+from stages.dataset.truth import UNMATCHED
 from stages.scoring.metrics import (
     ABSENT_RULES,
-    UNMATCHED,
     Matcher,
     Scores,
     match_by_majority,
@@ -156,10 +156,10 @@ def as_table(entries: list[Entry]) -> pd.DataFrame:
         (
             " · ".join([entry.classes, entry.reading] + [entry.matching] * (entry.matching != "one_to_one")),
             *entry[:3],
-            *(_cell(value) for value in (entry.scores.accuracy, entry.scores.class_accuracy)),
-            _cell(entry.scores.miou),
+            *(or_empty(value) for value in (entry.scores.accuracy, entry.scores.class_accuracy)),
+            or_empty(entry.scores.miou),
             entry.scores.classes_counted,
-            *(_cell(entry.scores.miou_by(rule)) for rule in OTHER_RULES),
+            *(or_empty(entry.scores.miou_by(rule)) for rule in OTHER_RULES),
         )
         for entry in entries
     ]
@@ -175,8 +175,8 @@ def as_json(entries: list[Entry], confusion: Int64[np.ndarray, "C K"]) -> dict[s
     }
     for matching, classes, reading, scores in entries:
         figures = {
-            "accuracy": _null(scores.accuracy),
-            "miou": _null(scores.miou),
+            "accuracy": or_null(scores.accuracy),
+            "miou": or_null(scores.miou),
             "classes_counted": scores.classes_counted,
         }
         group = content.setdefault(matching, {})
@@ -185,7 +185,7 @@ def as_json(entries: list[Entry], confusion: Int64[np.ndarray, "C K"]) -> dict[s
             continue
         group[classes] = figures
         group["absent_classes"] = {
-            rule: {"miou": _null(scores.miou_by(rule)), "classes_counted": len(scores.counted_iou(rule))}
+            rule: {"miou": or_null(scores.miou_by(rule)), "classes_counted": len(scores.counted_iou(rule))}
             for rule in ABSENT_RULES
         }
     return content
@@ -222,9 +222,11 @@ def in_words(name: str, entries: list[Entry], confusion: Int64[np.ndarray, "C K"
     return "\n".join(lines)
 
 
-def _null(value: float) -> float | None:
+def or_null(value: float) -> float | None:
+    """For JSON: 0 of 0 is null."""
     return value if math.isfinite(value) else None
 
 
-def _cell(value: float) -> float | str:
-    return round(value, 6) if math.isfinite(value) else ""
+def or_empty(value: float) -> float | str:
+    """For a cell of a table: 0 of 0 is empty."""
+    return round(float(value), 6) if math.isfinite(value) else ""

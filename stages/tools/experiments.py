@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from stages.core.artefacts import with_details
 from stages.settings.errors import UserError
 from stages.settings.section import Section
 
@@ -131,33 +132,47 @@ def run(command: Sequence[str]) -> None:
         )
 
 
-def finished() -> dict[str, Metrics]:
+def finished(files: Collection[str]) -> dict[str, Metrics]:
     """Metrics of all finished experiments of the current commit, by name; each is {file: content}.
 
+    Args:
+        files: of metrics that are wanted; an experiment without any of them has not finished.
+
     Raises:
-        UserError: DVC cannot show them.
+        UserError: DVC cannot show the experiments.
     """
     command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     if shown.returncode:
         raise UserError(f"`dvc exp show` ended with {shown.returncode}: {shown.stderr.strip()[-500:]}")
-    return parse(json.loads(shown.stdout))
-
-
-def parse(shown: Iterable[Mapping[str, Any]]) -> dict[str, Metrics]:
-    """Metrics by name of experiment, of what `dvc exp show --json` prints; without those that have none."""
     found: dict[str, Metrics] = {}
+    for name, revision in parse(json.loads(shown.stdout)).items():
+        contents = {file: content for file in files if (content := _committed(revision, file))}
+        if contents:
+            found[name] = contents
+    return found
+
+
+def _committed(revision: str, file: str) -> Metrics | None:
+    """All figures of a metrics file in a commit of git, of which DVC shows the headline alone."""
+    shown = subprocess.run(
+        ["git", "show", f"{revision}:./{file}"], capture_output=True, text=True, check=False
+    )
+    if shown.returncode:
+        return None
+    return {name: with_details(figures) for name, figures in json.loads(shown.stdout).items()}
+
+
+def parse(shown: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Revision by name of experiment, of what `dvc exp show --json` prints; without unfinished ones."""
+    found: dict[str, str] = {}
     for commit in shown:
         for experiment in commit["experiments"] or []:
             last = (experiment["revs"] or [{}])[0]
-            metrics = (last.get("data") or {}).get("metrics") or {}
-            contents = {path: entry["data"] for path, entry in metrics.items() if entry.get("data")}
-            if contents and (experiment.get("executor") or {}).get("state") not in (
-                "queued",
-                "running",
-                "failed",
-            ):
-                found[str(experiment["name"])] = contents
+            metrics = (last.get("data") or {}).get("metrics")
+            state = (experiment.get("executor") or {}).get("state")
+            if metrics and state not in ("queued", "running", "failed"):
+                found[str(experiment["name"])] = last["rev"]
     return found
 
 

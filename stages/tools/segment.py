@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.core.artefacts import atomic_path, write_json
 from stages.core.device import choose_device, place
 from stages.core.tensors import read_tensors
-from stages.dataset.decode import decode_image
+from stages.dataset.decode import SUFFIXES, decode_image
 from stages.imaging.batches import to_unit
 from stages.imaging.resample import resample, whole
 from stages.reporting.palette import colourise, palette
@@ -26,7 +26,6 @@ from stages.segmenter.network import Segmenter, load_segmenter, unit_pixels
 from stages.segmenter.pixels import pixel_logits
 from stages.settings.errors import UserError, run
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 OVERLAY_SHARE = 0.5  # of the colours over the image
 LONGEST_SIDE = 4  # times the side that the network was trained at
 
@@ -82,7 +81,7 @@ def segment(
 def _images(folder: Path) -> Iterator[Path]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))}); name a folder that does")
+        raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}); name a folder that does")
     stems: dict[Path, Path] = {}
     for file in files:
         if other := stems.get(file.with_suffix("")):

@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for experiment in wanted:
             print(shlex.join(["dvc", *experiment.command("--temp")[3:]]))
         return
-    done = finished()
+    files = {measure.file for measure in table.measures.values()}
+    done = finished(files)
     missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]
     for number, experiment in enumerate(missing, start=1):
         title = f"table {args.name}: {number}/{len(missing)}  {experiment.row}  seed {experiment.seed}"
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.queue:
         print("queued; next: dvc queue start, and when it is through, the same with --collect")
         return
-    compared = compare(table, all_rows, finished() if missing else done)
+    compared = compare(table, all_rows, finished(files) if missing else done)
     text = as_markdown(table, compared)
     write_text(args.out / f"{args.name}.md", text)
     write_csv(args.out / f"{args.name}.csv", compared)

@@ -53,10 +53,12 @@ class Stage:
         return {file for dep in self.code_deps(reader) for file in files_below(dep)}
 
     def needed(self, reader: str = "demo") -> set[str]:
-        """The script and all the code that it imports, without the rooms that decide no result."""
+        """The script and all the code that it imports, without the rooms that decide no result.
+
+        What these rooms alone import is left out too: a saved state is read by the run that wrote it.
+        """
         scripts = [self.script, *([f"stages/readers/{reader}/{reader}.py"] if self.stem == "prepare" else [])]
-        reached = set().union(*map(closure, scripts))
-        return {path for path in reached if not path.startswith(NEUTRAL_ROOMS)}
+        return set().union(*(closure(path, without=NEUTRAL_ROOMS) for path in scripts))
 
 
 def files_below(path: str, root: Path = REPOSITORY) -> list[str]:
@@ -123,12 +125,13 @@ def imports(path: str) -> frozenset[str]:
     return frozenset(found - {path})
 
 
-def closure(script: str) -> set[str]:
-    """The script and all that it imports, and what that imports."""
-    reached, waiting = set(), [script]
+def closure(script: str, without: tuple[str, ...] = ()) -> set[str]:
+    """The script and all that it imports, and what that imports; rooms of `without` are not entered."""
+    reached: set[str] = set()
+    waiting = [script]
     while waiting:
         path = waiting.pop()
-        if path not in reached:
+        if path not in reached and not path.startswith(without or ("/",)):
             reached.add(path)
             waiting.extend(imports(path))
     return reached

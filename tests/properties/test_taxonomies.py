@@ -104,9 +104,10 @@ def test_the_19_of_cityscapes_leave_out_the_rare_ones() -> None:
     assert [name for name in fine.class_names if name not in left_out] == list(common.class_names)
 
 
-@pytest.mark.parametrize(
-    "taxonomy", [*map(read_taxonomy, map(TAXONOMIES.get, NAMES)), plain(("a", "b"))], ids=[*NAMES, "plain"]
-)
+ALL = {**{name: read_taxonomy(TAXONOMIES[name]) for name in NAMES}, "plain": plain(("a", "b"))}
+
+
+@pytest.mark.parametrize("taxonomy", ALL.values(), ids=ALL)
 def test_a_map_of_labels_becomes_one_of_classes(taxonomy: Taxonomy) -> None:
     known = len(taxonomy.class_ids)
     labels = np.array([[*range(known), 255]])

@@ -1,6 +1,5 @@
 """`cluster` and `predict` through their command lines."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from sklearn.metrics import adjusted_mutual_info_score
 
 from stages import cluster, predict
+from stages.core.artefacts import read_metrics
 from stages.segmenter.network import load_segmenter
 
 CLUSTERED = ("pixel_centroids.safetensors", "cluster.json")
@@ -34,7 +34,7 @@ def test_cluster_writes_unit_centroids_and_figures(ready: Any) -> None:
     assert list(tensors) == ["centroids"]
     assert (tensors["centroids"].dtype, tuple(tensors["centroids"].shape)) == (torch.float32, (3, 8))
     torch.testing.assert_close(tensors["centroids"].norm(dim=1), torch.ones(3))
-    figures = json.loads(Path(CLUSTERED[1]).read_text())
+    figures = read_metrics(Path(CLUSTERED[1]))
     assert list(figures) == ["cluster"]
     assert 1 < figures["cluster"]["effective_clusters"] <= 3
     assert 0 < figures["cluster"]["mean_score"] <= 1
@@ -87,7 +87,7 @@ def test_clusters_that_training_followed(ready: Any, view: str, other: str) -> N
         pixels = segmenter(F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True))
     pixels = F.normalize(pixels.permute(0, 2, 3, 1).flatten(0, 2))
     first, second = ((pixels @ one.T).argmax(1).numpy() for one in (chosen, compared))
-    figures = json.loads(Path(CLUSTERED[1]).read_text())["cluster"]
+    figures = read_metrics(Path(CLUSTERED[1]))["cluster"]
     # The figure is of a sample of these pixels.
     assert figures["stability"] == pytest.approx(adjusted_mutual_info_score(first, second), abs=0.05)
 

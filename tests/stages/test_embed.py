@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stages import embed
+from stages.core.tensors import write_tensors
 
 ARGV = ["--images", "images/train", "--backbone", "backbone.safetensors", "--out", "embeddings.npy"]
 
@@ -98,7 +99,8 @@ def test_heads_beside_the_trunk_are_left_out_by_name_and_nothing_else_is(ready: 
     ready.write_backbone(heads)
     embed.main(ARGV)
     assert ready.hashes("embeddings.npy") == plain
-    ready.write_backbone({**heads, "made_up.weight": torch.ones(1)})
+    tensors, about = ready.tensors("backbone.safetensors")
+    write_tensors(Path("backbone.safetensors"), {**tensors, "made_up.weight": torch.ones(1)}, about)
     message = ready.fault(embed.main, ARGV)
     assert message.startswith("backbone.safetensors: is not a backbone that this version can build (")
     assert '"made_up.weight"' in message

@@ -1,6 +1,5 @@
 """`evaluate` through its command line, on two images whose scores can be counted by hand."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from stages import evaluate
+from stages.core.artefacts import read_metrics
 from stages.dataset.truth import write_classes
 from stages.settings.errors import UserError
 
@@ -38,12 +38,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _write_images(folder: Path) -> None:
-    folder.mkdir()
     for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
         images = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
-        np.save(folder / f"{split}.npy", images)
+        np.save(folder / split / "images.npy", images)
         index = {"id": [0, 1], "source": "a.png", "width": SIZE, "height": SIZE, "sha256": "0" * 64}
-        pd.DataFrame(index).to_csv(folder / f"{split}.csv", index=False)
+        pd.DataFrame(index).to_csv(folder / split / "index.csv", index=False)
 
 
 def _run(folder: Path, name: str = "raw", *more: str) -> dict[str, dict[str, float]]:
@@ -64,7 +64,7 @@ def _run(folder: Path, name: str = "raw", *more: str) -> dict[str, dict[str, flo
     }
     argv += [part for flag, file in outputs.items() for part in (f"--{flag}", str(folder / "out" / file))]
     evaluate.main([*argv, "--params", str(PARAMS), *more])
-    return json.loads((folder / "out/scores.json").read_text())
+    return read_metrics(folder / "out/scores.json")
 
 
 def test_scores_of_the_raw_prediction(folder: Path) -> None:
@@ -121,7 +121,7 @@ def test_tables(folder: Path) -> None:
 def test_readings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_classes(folder / "truth", NAMES, ("stuff", "thing"))
     raw = _run(folder)["raw"]
-    readings = json.loads((folder / "out/readings.json").read_text())["raw_readings"]
+    readings = read_metrics(folder / "out/readings.json")["raw_readings"]
     counts = ["num_classes", "num_clusters", "labelled_pixels"]
     assert list(readings) == [*counts, "one_to_one", "many_to_one", "environment"]
     assert readings["environment"]["torch"] == torch.__version__.split("+")[0]
@@ -180,7 +180,7 @@ def test_without_truth_the_label_free_figures_are_all(
     assert "no truth, so these are the label-free figures alone" in capsys.readouterr().out
     assert (folder / "out/classes.csv").read_text() == "class,cluster,iou,accuracy,pixels\n"
     assert (folder / "out/confusion.csv").read_text() == "actual,predicted,cluster,pixels\n"
-    readings = json.loads((folder / "out/readings.json").read_text())["raw_readings"]
+    readings = read_metrics(folder / "out/readings.json")["raw_readings"]
     assert list(readings) == ["num_classes", "num_clusters", "labelled_pixels", "environment"]
     assert (folder / "out/readings.csv").read_text().count("\n") == 1
 
@@ -223,6 +223,6 @@ def test_cluster_ids_beyond_the_predictions_are_refused(folder: Path) -> None:
 def test_images_of_another_size_are_refused(folder: Path) -> None:
     np.save(folder / "images/val/images.npy", np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(
-        UserError, match=r"val\.npy: holds images \[2, 4, 4, 3\], but the label maps are \[2, 8, 8\]"
+        UserError, match=r"val: holds images \[2, 4, 4, 3\], but the label maps are \[2, 8, 8\]"
     ):
         _run(folder, "raw", "--images", str(folder / "images"))

@@ -19,17 +19,27 @@ from stages import cluster, embed, evaluate, label, predict, prepare, pretrain, 
 from stages.core import artefacts
 from stages.settings.errors import UserError
 
-IMAGES, SEGMENTER, CENTROIDS = "images", "segmenter.safetensors", "pixel_centroids.safetensors"
+IMAGES, TRAIN, VAL = "images", "images/train", "images/val"
+SEGMENTER, CENTROIDS = "segmenter.safetensors", "pixel_centroids.safetensors"
 BACKBONE, VIEWS, LABELS = "backbone.safetensors", "kept_views.npy", "labels.safetensors"
 # Script, its inputs by flag, its outputs by flag; the largest output first.
 STAGES: dict[str, tuple[ModuleType, dict[str, str], dict[str, str]]] = {
-    "prepare": (prepare, {}, {"images": "new/images", "truth": "new/truth", "metrics": "new/m.json"}),
+    "prepare": (
+        prepare,
+        {},
+        {
+            "train-images": "new/images/train",
+            "val-images": "new/images/val",
+            "truth": "new/truth",
+            "metrics": "new/m.json",
+        },
+    ),
     "pretrain": (
         pretrain,
-        {"images": IMAGES},
+        {"images": TRAIN},
         {"out": "new/out.safetensors", "history": "new/h.csv", "metrics": "new/m.json"},
     ),
-    "embed": (embed, {"images": IMAGES, "backbone": BACKBONE}, {"out": "new/out.npy"}),
+    "embed": (embed, {"images": TRAIN, "backbone": BACKBONE}, {"out": "new/out.npy"}),
     "label": (
         label,
         {"embeddings": "embeddings.npy", "backbone": BACKBONE},
@@ -38,20 +48,20 @@ STAGES: dict[str, tuple[ModuleType, dict[str, str], dict[str, str]]] = {
     "select_views": (select_views, {"labels": LABELS}, {"out": "new/out.npy", "metrics": "new/m.json"}),
     "train": (
         train,
-        {"images": IMAGES, "views": VIEWS, "backbone": BACKBONE},
+        {"images": TRAIN, "views": VIEWS, "backbone": BACKBONE},
         {"out": "new/out.safetensors", "history": "new/h.csv", "metrics": "new/m.json"},
     ),
     "cluster": (
         cluster,
-        {"images": IMAGES, "segmenter": SEGMENTER},
+        {"images": TRAIN, "segmenter": SEGMENTER},
         {"out": "new/out.safetensors", "metrics": "new/m.json"},
     ),
     "predict": (
         predict,
-        {"images": IMAGES, "segmenter": SEGMENTER, "centroids": CENTROIDS},
+        {"images": VAL, "segmenter": SEGMENTER, "centroids": CENTROIDS},
         {"out": "new/out.npy"},
     ),
-    "refine": (refine, {"images": IMAGES, "predictions": "predictions.npy"}, {"out": "new/out.npy"}),
+    "refine": (refine, {"images": VAL, "predictions": "predictions.npy"}, {"out": "new/out.npy"}),
     "evaluate": (
         evaluate,
         {"images": IMAGES, "predictions": "predictions.npy", "truth": "truth"},
@@ -198,21 +208,15 @@ def test_other_errors_of_the_system_are_not_explained_away(tmp_path: Path) -> No
 
 
 def _damages() -> Iterator[tuple[str, str, str]]:
+    pair = ("images.npy", "index.csv")
     folders = {
-        "images": tuple(
-            f"images/{split}/{name}" for split in ("train", "val") for name in ("images.npy", "index.csv")
-        ),
+        "images": tuple(f"images/{split}/{name}" for split in ("train", "val") for name in pair),
+        **{split: tuple(f"{split}/{name}" for name in pair) for split in (TRAIN, VAL)},
         "truth": ("truth/val.npy", "truth/classes.csv"),
-    }
-    unread = {  # of the folder of images: the other split
-        **dict.fromkeys(("pretrain", "embed", "train", "cluster"), "val"),
-        **dict.fromkeys(("predict", "refine"), "train"),
     }
     for stage, (_, inputs, _) in STAGES.items():
         for given in inputs.values():
             for path in folders.get(given, (given,)):
-                if path.startswith("images/") and unread.get(stage) == Path(path).stem:
-                    continue
                 for damage in ("half", "empty", "other"):
                     yield stage, path, damage
 
@@ -227,7 +231,9 @@ def test_a_damaged_input_is_named(ready: Any, stage: str, path: str, damage: str
     )
     Path(path).write_bytes({"half": half, "empty": b"", "other": b"\x93NUMPY no such thing\n" * 50}[damage])
     message = ready.fault(STAGES[stage][0].main, _argv(stage))
-    assert message.startswith(f"{path}: ") or message.startswith(f"{path.replace('.csv', '.npy')}: ")
+    assert message.startswith(f"{path}: ") or message.startswith(
+        f"{path.replace('index.csv', 'images.npy')}: "
+    )
     assert "; " in message, "there is a remedy"
     assert not Path("new").exists()
 

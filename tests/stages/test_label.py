@@ -1,6 +1,5 @@
 """`label` through its command line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from stages import label
+from stages.core.artefacts import read_metrics
 
 OUTPUTS = ("labels.safetensors", "label.json")
 ARGV = ["--embeddings", "embeddings.npy", "--backbone", "backbone.safetensors"]
@@ -51,7 +51,7 @@ def test_writes_centroids_labels_and_scores(ready: Any) -> None:
 
 def test_metrics_are_those_of_the_clusters(ready: Any) -> None:
     label.main(ARGV)
-    figures = json.loads(Path(OUTPUTS[1]).read_text())
+    figures = read_metrics(Path(OUTPUTS[1]))
     assert list(figures) == ["label"]
     score = ready.tensors(OUTPUTS[0])[0]["score"].double()
     assert figures["label"] == {
@@ -77,7 +77,7 @@ def test_weak_pseudo_labels_are_named_before_training(ready: Any, capsys: pytest
     ready.params(label__fit_views="all")
     label.main(ARGV)
     assert "label: weak they follow the view's place in the image by " in capsys.readouterr().out
-    assert json.loads(Path(OUTPUTS[1]).read_text())["label"]["agreement_with_position"] > 0.3
+    assert read_metrics(Path(OUTPUTS[1]))["label"]["agreement_with_position"] > 0.3
     noise = rng.normal(size=(16, 6, 8))
     noise /= np.linalg.norm(noise, axis=2, keepdims=True)
     np.save("embeddings.npy", noise.astype(np.float32))

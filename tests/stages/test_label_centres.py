@@ -1,6 +1,5 @@
 """`label` with centres of the pretrained model, against loops in float64 (4.2.1)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from stages import label
+from stages.core.artefacts import read_metrics
 from tests.checkpoints import classifier
 
 OUTPUTS = ("labels.safetensors", "label.json")
@@ -69,7 +69,7 @@ def test_views_belong_to_groups_of_prototypes(ready: Any, capsys: pytest.Capture
     assert "label: centres prototypes  asked_for auto" in capsys.readouterr().out
     found, about = _labelled(ready)
     assert about == {"global_k": 4, "centres": "prototypes"}
-    assert json.loads(Path(OUTPUTS[1]).read_text())["label"]["centres"] == "prototypes"
+    assert read_metrics(Path(OUTPUTS[1]))["label"]["centres"] == "prototypes"
     prototypes = np.stack([_unit(row) for row in heads["prototypes.weight"].double().numpy()])
     groups = (prototypes @ found["centroids"].T).argmax(1)
     assert set(groups) == {0, 1, 2, 3}

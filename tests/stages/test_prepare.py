@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from stages import prepare
-from stages.core.artefacts import read_json
+from stages.core.artefacts import read_metrics
 from stages.core.images import open_images, read_index
 from stages.dataset import source
 from stages.dataset.source import DataSet, Decode, Decoded, Item, list_data
@@ -122,7 +122,7 @@ def test_writes_images_index_truth_and_metrics(
     assert truth.class_names == CLASS_NAMES
     assert truth.maps.shape == (4, SIZE_PX, SIZE_PX)
     assert set(np.unique(truth.maps)) == {0, 1, 2, IGNORED}
-    summary = read_json(out / "prepare.json")["prepare"]
+    summary = read_metrics(out / "prepare.json")["prepare"]
     assert (summary["train_images"], summary["val_images"], summary["classes"]) == (6, 4, 3)
     assert summary["labelled_share"] == pytest.approx(float((truth.maps != IGNORED).mean()), abs=1e-6)
     assert sum(summary["class_shares"].values()) == pytest.approx(1, abs=1e-5)
@@ -166,7 +166,7 @@ def test_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     truth = read_truth(out / "truth")
     assert not truth.has_labels
     assert (truth.maps == IGNORED).all()
-    summary = read_json(out / "prepare.json")["prepare"]
+    summary = read_metrics(out / "prepare.json")["prepare"]
     assert (summary["classes"], summary["labelled_share"], summary["class_shares"]) == (0, 0.0, {})
     assert "no label maps (labels/val)" in capsys.readouterr().out
 
@@ -412,8 +412,8 @@ def test_lists_name_images_by_id_or_path(tmp_path: Path) -> None:
     out = run(root, tmp_path / "out", prepare__split__by="lists")
     assert ids(out, "train") == ["day/2", "day/3", "day/4", "day/5"]
     assert ids(out, "val") == ["day/0", "day/1"]
-    assert read_json(out / "prepare.json")["prepare"]["skipped"] == {"in neither list": 1}
-    pinned = read_json(out / "prepare.json")["prepare"]["manifest_sha256"]
+    assert read_metrics(out / "prepare.json")["prepare"]["skipped"] == {"in neither list": 1}
+    pinned = read_metrics(out / "prepare.json")["prepare"]["manifest_sha256"]
     (root / "val.txt").write_text("day/1\nday/0\n")
     (message,) = faults(root, out, prepare__split__by="lists", prepare__manifest_sha256=pinned)
     assert "files were changed" in message
@@ -454,7 +454,7 @@ def test_what_was_read_is_summarised(root: Path, tmp_path: Path, capsys: pytest.
     (root / "images/train/.DS_Store").write_text("x")
     (root / "images/val/notes.txt").write_text("x")
     (root / "images/val/more.txt").write_text("x")
-    summary = read_json(run(root, tmp_path / "out") / "prepare.json")["prepare"]
+    summary = read_metrics(run(root, tmp_path / "out") / "prepare.json")["prepare"]
     assert summary["skipped"] == {"hidden": 1, "no image by its suffix": 2}
     assert summary["sizes_px"]["train"] == {
         "width": {"min": 30, "median": 40, "max": 48},

@@ -1,6 +1,5 @@
 """`pretrain` through its command line: files, resuming, and every mistake that it knows."""
 
-import json
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from stages import pretrain
 from stages.backbone.checkpoint import load_backbone
+from stages.core.artefacts import read_metrics
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 
@@ -27,7 +27,8 @@ def test_writes_backbone_history_and_metrics(bench: Any) -> None:
     backbone = load_backbone(Path(OUTPUTS[0]), bench.read("backbone").backbone)
     assert backbone.channels == (8, 16, 32, 64)
     tensors, about = bench.tensors(OUTPUTS[0])
-    assert about == {"backbone": {"arch": "resnet18", "width": 8, "stem_stride": 2}}
+    assert about["backbone"] == {"arch": "resnet18", "width": 8, "stem_stride": 2}
+    assert about["heads"] == sorted(name for name in tensors if name.startswith("projection."))
     layers = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "projection"}
     assert {name.split(".")[0] for name in tensors} == layers
     assert all(torch.isfinite(value).all() for value in tensors.values())
@@ -35,7 +36,7 @@ def test_writes_backbone_history_and_metrics(bench: Any) -> None:
     assert list(history.columns) == ["epoch", *FIGURES, "lr"]
     assert history["epoch"].tolist() == [1, 2]
     assert np.isfinite(history.to_numpy()).all()
-    metrics = json.loads(Path(OUTPUTS[2]).read_text())
+    metrics = read_metrics(Path(OUTPUTS[2]))
     assert list(metrics) == ["pretrain"]
     assert metrics["pretrain"]["epoch"] == 2
     assert metrics["pretrain"]["loss"] == pytest.approx(history["loss"].iloc[-1], rel=1e-5)
@@ -59,7 +60,7 @@ def test_without_epochs_the_backbone_is_as_drawn_and_the_history_empty(bench: An
         Path(OUTPUTS[1]).read_text()
         == "epoch,loss,instance_accuracy,alignment,uniformity,effective_rank,usage,lr\n"
     )
-    assert list(json.loads(Path(OUTPUTS[2]).read_text())["pretrain"]) == ["environment"]
+    assert list(read_metrics(Path(OUTPUTS[2]))["pretrain"]) == ["environment"]
 
 
 SWITCHES: list[dict[str, Any]] = [
@@ -263,7 +264,7 @@ def test_an_index_of_other_images_is_refused(bench: Any) -> None:
     lines = Path("images/train/index.csv").read_text().splitlines(keepends=True)
     Path("images/train/index.csv").write_text("".join(lines[:-1]))
     assert bench.fault(pretrain.main, ARGV) == (
-        "images/train/images.npy: has 16 images, but train.csv has 15 rows; "
+        "images/train/images.npy: has 16 images, but index.csv has 15 rows; "
         "delete the folder and run `dvc repro` to make it again"
     )
 

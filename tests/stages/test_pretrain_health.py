@@ -1,6 +1,5 @@
 """Trainings that go wrong, made to happen: each is named in the log and counted in the metrics."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,11 @@ import numpy as np
 import pytest
 
 from stages import pretrain
+from stages.core.artefacts import read_metrics
 
 ARGV = [
     "--images",
-    "images",
+    "images/train",
     "--out",
     "backbone.safetensors",
     "--history",
@@ -25,7 +25,7 @@ FAULTS = ["stuck_at_chance", "collapsed", "one_direction"]
 def _run(bench: Any, capsys: pytest.CaptureFixture[str], **changes: Any) -> tuple[dict[str, int], str]:
     bench.params(**changes)
     pretrain.main(ARGV)
-    metrics = json.loads(Path("m.json").read_text())["pretrain"]
+    metrics = read_metrics(Path("m.json"))["pretrain"]
     return metrics["epochs_with_fault"], capsys.readouterr().err
 
 

@@ -1,7 +1,6 @@
 """`pretrain` from checkpoints: taken as they are, or continued."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from stages import pretrain
 from stages.checkpoints.checkpoint_file import read_checkpoint
+from stages.core.artefacts import read_metrics
 from tests.checkpoints import VIT, random_trunk, write_checkpoint
 
 OUTPUTS = ("backbone.safetensors", "history.csv", "pretrain.json")
@@ -52,7 +52,7 @@ def test_a_model_as_it_is_keeps_its_heads(bench: Any, name: str, method: str, he
     assert found == heads
     assert _same(trunk, dict(source.state_dict()))
     assert Path(OUTPUTS[1]).read_text().count("\n") == 1, "there is a header and no epoch"
-    metrics = json.loads(Path(OUTPUTS[2]).read_text())["pretrain"]
+    metrics = read_metrics(Path(OUTPUTS[2]))["pretrain"]
     assert list(metrics) == ["init", "environment"]
     assert metrics["init"]["matched"] == len(
         [key for key in trunk if not key.endswith("num_batches_tracked")]
@@ -67,7 +67,7 @@ def test_without_a_checkpoint_none_leaves_random_weights(
     pretrain.main(ARGV)
     assert "pretrain: method none  epochs none, the model is taken as it is" in capsys.readouterr().out
     first = bench.hashes(*OUTPUTS)
-    assert list(json.loads(Path(OUTPUTS[2]).read_text())["pretrain"]) == ["environment"]
+    assert list(read_metrics(Path(OUTPUTS[2]))["pretrain"]) == ["environment"]
     bench.params(pretrain__method="none", seed=1)
     pretrain.main(ARGV)
     assert bench.hashes(OUTPUTS[0])[OUTPUTS[0]] != first[OUTPUTS[0]]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stages import prepare
-from stages.core.artefacts import read_json
+from stages.core.artefacts import read_metrics
 from stages.core.images import open_images, read_index
 from stages.dataset.source import list_data
 from stages.dataset.truth import IGNORED, Truth, read_truth
@@ -101,7 +101,7 @@ def test_coco_becomes_27_classes_to_the_pixel(
     printed = capsys.readouterr().out
     assert f"train2017: the 3 images of curated/train2017/{LIST}.txt, not the published list" in printed
     assert "left out 1 files: train2017: not in the list" in printed
-    summary = read_json(out / "prepare.json")["prepare"]
+    summary = read_metrics(out / "prepare.json")["prepare"]
     assert summary["skipped"] == {"train2017: not in the list": 1, "val2017: not in the list": 1}
     assert summary["sizes_px"]["val"]["width"] == {"min": 50, "median": 50, "max": 50}
 

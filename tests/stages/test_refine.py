@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     images += np.random.default_rng(0).integers(0, 4, images.shape, dtype=np.uint8)
     scores = np.zeros((COUNT, 3, SIZE // 2, SIZE // 2), np.float16)
     scores[:, 0, :, :3], scores[:, 2, :, 3:] = 0.5, 0.5
-    (tmp_path / "images").mkdir()
+    (tmp_path / "images/val").mkdir(parents=True)
     np.save(tmp_path / "images/val/images.npy", images)
     index = {"id": range(COUNT), "source": "a.png", "width": SIZE, "height": SIZE, "sha256": "0" * 64}
     pd.DataFrame(index).to_csv(tmp_path / "images/val/index.csv", index=False)
@@ -43,7 +43,7 @@ def _params(folder: Path, num_workers: int) -> Path:
 
 
 def _argv(folder: Path, num_workers: int = 1) -> list[str]:
-    paths = {"images": "images", "predictions": "predictions.npy", "out": "refined.npy"}
+    paths = {"images": "images/val", "predictions": "predictions.npy", "out": "refined.npy"}
     argv = [part for name, path in paths.items() for part in (f"--{name}", str(folder / path))]
     return [*argv, "--params", str(_params(folder, num_workers))]
 

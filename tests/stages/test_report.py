@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from stages import report
+from stages.core.artefacts import write_metrics
 from stages.core.tensors import write_tensors
 from stages.dataset.truth import write_classes
 from stages.settings.errors import UserError
@@ -66,14 +67,13 @@ INPUTS = {
 def folder(tmp_path: Path) -> Path:
     """All that the report reads; class 0 is cluster 3, class 1 cluster 1, clusters 0 and 2 are nobody's."""
     random = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
     for split, count in (("train", TRAIN), ("val", VAL)):
-        np.save(
-            tmp_path / f"images/{split}.npy", random.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
-        )
+        folder = tmp_path / "images" / split
+        folder.mkdir(parents=True)
+        np.save(folder / "images.npy", random.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8))
         index = {"id": range(count), "source": [f"<i>{n}.png" for n in range(count)]}
         index |= {"width": SIZE, "height": SIZE, "sha256": "0" * 64}
-        pd.DataFrame(index).to_csv(tmp_path / f"images/{split}.csv", index=False)
+        pd.DataFrame(index).to_csv(folder / "index.csv", index=False)
     (tmp_path / "truth").mkdir()
     np.save(tmp_path / "truth/val.npy", random.choice([0, 1, 255], (VAL, SIZE, SIZE)).astype(np.uint8))
     write_classes(tmp_path / "truth", NAMES)
@@ -87,13 +87,10 @@ def folder(tmp_path: Path) -> Path:
         tmp_path / "train.csv", index=False
     )
     (tmp_path / "pretrain.csv").write_text("epoch,loss\n")
-    (tmp_path / "prepare.json").write_text(json.dumps({"prepare": DATA}))
-    (tmp_path / "raw.json").write_text(
-        json.dumps(
-            {"raw": FIGURES | FREE, "colour_position": FIGURES | FREE, "truth": {"image_share": 0.125}}
-        )
-    )
-    (tmp_path / "refined.json").write_text(json.dumps({"refined": FIGURES | FREE}))
+    write_metrics(tmp_path / "prepare.json", {"prepare": DATA})
+    raw = {"raw": FIGURES | FREE, "colour_position": FIGURES | FREE, "truth": {"image_share": 0.125}}
+    write_metrics(tmp_path / "raw.json", raw, {"raw": ["accuracy", "miou"]})
+    write_metrics(tmp_path / "refined.json", {"refined": FIGURES | FREE})
     for name in ("raw", "refined"):
         pd.DataFrame(READINGS).to_csv(tmp_path / f"{name}_readings.csv", index=False)
     classes = {"class": NAMES, "cluster": [3, 1], "iou": ["", 0.25], "accuracy": ["", 0.5], "pixels": [0, 9]}

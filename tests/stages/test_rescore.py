@@ -1,6 +1,5 @@
 """`evaluate --confusion` through its command line: stored matrices in every form, and faulty ones."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pandas as pd
 import pytest
 
 from stages import evaluate
+from stages.core.artefacts import read_metrics
 from stages.dataset.truth import write_classes
 from stages.scoring.outputs import Counted, confusion_table, write_outputs
 from stages.settings.errors import UserError
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _score(*argv: str) -> dict[str, float]:
     evaluate.main([*argv, "--metrics", "scores.json"])
-    return json.loads(Path("scores.json").read_text())["confusion"]
+    return read_metrics(Path("scores.json"))["confusion"]
 
 
 def _fault(text: str | None, *more: str, path: str = "counts.csv") -> str:
@@ -76,7 +76,7 @@ def test_every_form_is_read(folder: Path, text: str) -> None:
     figures = _score("--confusion", "counts.csv", "--classes", "classes.csv", "--readings", "readings.json")
     assert figures["accuracy"] == 0.66
     assert figures["clusters_used"] == 4
-    things = json.loads(Path("readings.json").read_text())["confusion_readings"]["one_to_one"]["things"]
+    things = read_metrics(Path("readings.json"))["confusion_readings"]["one_to_one"]["things"]
     assert things["legacy_picie"]["accuracy"] == pytest.approx(
         200 / 260, abs=1e-6
     )  # knows the ids of clusters

@@ -102,8 +102,8 @@ def test_an_input_that_changes_while_it_runs(ready: Any, monkeypatch: pytest.Mon
     message = ready.fault(stage.main, argv)
     (folder,) = {path.parent for path in ready.saved_states()}
     assert message == (
-        f"{name}: changed while it ran: images/val/images.npy; its result would belong to neither the old nor the "
-        f"new, so nothing is written; run `dvc repro` again (the state of this run stays in "
+        f"{name}: changed while it ran: images/val/images.npy; its result would belong to neither the old "
+        f"nor the new, so nothing is written; run `dvc repro` again (the state of this run stays in "
         f"{folder.relative_to(ready.folder)})"
     )
     assert not Path("out.npy").exists()

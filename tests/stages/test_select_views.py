@@ -1,6 +1,5 @@
 """`select_views` through its command line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from stages import select_views
+from stages.core.artefacts import read_metrics
 
 OUTPUTS = ("kept_views.npy", "select_views.json")
 ARGV = ["--labels", "labels.safetensors", "--out", OUTPUTS[0], "--metrics", OUTPUTS[1]]
@@ -34,7 +34,7 @@ def test_writes_the_pseudo_labels_of_the_best_views(ready: Any) -> None:
 def test_metrics_describe_what_was_kept(ready: Any) -> None:
     select_views.main(ARGV)
     kept = np.load(OUTPUTS[0]) >= 0
-    figures = json.loads(Path(OUTPUTS[1]).read_text())["select_views"]
+    figures = read_metrics(Path(OUTPUTS[1]))["select_views"]
     tensors, _ = ready.tensors("labels.safetensors")
     assert figures["kept_views"] == 38
     assert figures["guided_images_share"] == pytest.approx(

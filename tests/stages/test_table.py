@@ -45,8 +45,13 @@ class FakeDvc:
     def __init__(self) -> None:
         self.ran: list[list[str]] = []
         self.fails = False
+        self.committed: dict[str, dict[str, Any]] = {}
 
     def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if command[:2] == ["git", "show"]:
+            revision, _, file = command[2].partition(":./")
+            found = self.committed.get(revision, {}) if file == "metrics/raw.json" else {}
+            return subprocess.CompletedProcess(command, 0 if found else 128, json.dumps(found))
         assert command[:4] == [sys.executable, "-m", "dvc", "exp"]
         if command[4] == "show":
             return subprocess.CompletedProcess(command, 0, json.dumps(self.shown()), "")
@@ -67,9 +72,10 @@ class FakeDvc:
         ]
 
     def _one(self, name: str, miou: float) -> dict[str, Any]:
-        raw = {"raw": {"miou": miou}, "rgb": {"miou": 0.05 if "-s0-" in name else 0.07}}
-        metrics = {"metrics/raw.json": {"data": raw}, "metrics/none.json": {"error": "x"}}
-        return {"name": name, "revs": [{"data": {"metrics": metrics}}], "executor": {"state": "success"}}
+        baseline = {"details": [{"miou": 0.05 if "-s0-" in name else 0.07}]}
+        self.committed[f"rev of {name}"] = {"raw": {"miou": miou, "details": [{}]}, "rgb": baseline}
+        last = {"rev": f"rev of {name}", "data": {"metrics": {"metrics/raw.json": {"data": {"raw": {}}}}}}
+        return {"name": name, "revs": [last], "executor": {"state": "success"}}
 
 
 @pytest.fixture
@@ -218,13 +224,13 @@ def test_experiments_without_results_are_not_finished() -> None:
     def one(name: str, state: str | None, metrics: Any) -> dict[str, Any]:
         return {
             "name": name,
-            "revs": [{"data": {"metrics": metrics}}],
+            "revs": [{"rev": "1234", "data": {"metrics": metrics}}],
             "executor": state and {"state": state},
         }
 
     metrics = {"m.json": {"data": {"a": 1}}}
     shown = [one("a", None, metrics), one("b", "failed", metrics), one("c", "success", None)]
-    assert list(parse([{"experiments": shown}])) == ["a"]
+    assert parse([{"experiments": shown}]) == {"a": "1234"}
 
 
 @pytest.mark.parametrize("path", TABLES, ids=[path.stem for path in TABLES])

@@ -1,6 +1,5 @@
 """`train` through its command line: files, switches, resuming, and every mistake that it knows."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from stages import train
+from stages.core.artefacts import read_metrics
 from stages.segmenter.context import KERNELS
 from stages.segmenter.network import load_segmenter
 from stages.training.clusters import PixelClusterer
@@ -52,7 +52,7 @@ def test_writes_segmenter_history_and_metrics(ready: Any) -> None:
     weights = ready.read("train").train
     expected = (history["within"] + history["cross"]) / 2 + weights.image_loss.weight * history["image_loss"]
     np.testing.assert_allclose(history["loss"], expected, rtol=1e-4)
-    metrics = json.loads(Path(OUTPUTS[2]).read_text())
+    metrics = read_metrics(Path(OUTPUTS[2]))
     assert list(metrics) == ["train"]
     assert list(metrics["train"]) == ["epoch", *FIGURES, "cluster_shares", "collapsed", "environment"]
     shares = metrics["train"]["cluster_shares"]
@@ -290,7 +290,7 @@ def test_fewer_pixels_than_clusters_are_refused_at_once(ready: Any) -> None:
 def test_few_and_many_clusters(ready: Any, pixel_k: int) -> None:
     ready.params(**{**SHORT, "pixel_k": pixel_k, "train__clustering__sample_pixels": 800})
     train.main(ARGV)
-    metrics = json.loads(Path(OUTPUTS[2]).read_text())["train"]
+    metrics = read_metrics(Path(OUTPUTS[2]))["train"]
     assert len(metrics["cluster_shares"]) == pixel_k
     assert 1 <= metrics["effective_clusters"] <= pixel_k
 
@@ -304,7 +304,7 @@ def test_images_of_one_colour_train_and_are_called_collapsed_or_not(ready: Any, 
     train.main(ARGV)
     tensors, _ = ready.tensors(OUTPUTS[0])
     assert all(torch.isfinite(value).all() for value in tensors.values())
-    metrics = json.loads(Path(OUTPUTS[2]).read_text())["train"]
+    metrics = read_metrics(Path(OUTPUTS[2]))["train"]
     used = (metrics["effective_clusters"] - 1) / 2
     assert metrics["collapsed"] is (used < 0.2)
 

@@ -16,16 +16,17 @@ from tests.datasets import write_image
 
 VIT = {"backbone__arch": "vit_small", "backbone__width": 2, "train__feature_stride": 2}
 STAGES = {
-    pretrain: "--images images --out backbone.safetensors --history pretrain.csv --metrics pretrain.json",
-    embed: "--images images --backbone backbone.safetensors --out embeddings.npy",
+    pretrain: "--images images/train --out backbone.safetensors --history pretrain.csv "
+    "--metrics pretrain.json",
+    embed: "--images images/train --backbone backbone.safetensors --out embeddings.npy",
     label: "--embeddings embeddings.npy --backbone backbone.safetensors --out labels.safetensors "
     "--metrics label.json",
     select_views: "--labels labels.safetensors --out kept_views.npy --metrics select_views.json",
-    train: "--images images --views kept_views.npy --backbone backbone.safetensors "
+    train: "--images images/train --views kept_views.npy --backbone backbone.safetensors "
     "--out segmenter.safetensors --history train.csv --metrics train.json",
-    cluster: "--images images --segmenter segmenter.safetensors --out pixel_centroids.safetensors "
+    cluster: "--images images/train --segmenter segmenter.safetensors --out pixel_centroids.safetensors "
     "--metrics cluster.json",
-    predict: "--images images --segmenter segmenter.safetensors --centroids pixel_centroids.safetensors "
+    predict: "--images images/val --segmenter segmenter.safetensors --centroids pixel_centroids.safetensors "
     "--out predictions.npy",
 }
 

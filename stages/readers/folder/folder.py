@@ -13,15 +13,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.dataset.decode import FileDecoder
+from stages.dataset.decode import SUFFIXES, FileDecoder
 from stages.dataset.source import DataSet, Findings, Item, listed, walk
 from stages.dataset.taxonomy import plain
 from stages.dataset.truth import IGNORED
 from stages.readers.folder.splitting import SPLITS, by_lists, by_lot
 from stages.settings.errors import UserError
 from stages.settings.schema import Prepare
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def list_data(root: Path, settings: Prepare) -> DataSet:
