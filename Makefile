@@ -1,4 +1,4 @@
-# `make` alone prints this help.
+# `make` without a target prints the help.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-env: $(VENV)/installed ## create the environment (.venv)
+env: $(VENV)/installed ## create the environment in .venv
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -15,33 +15,31 @@ $(VENV)/installed: requirements.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 
-repro: env ## the whole paper on the active params.yaml; the demo, as committed
+repro: env ## run the pipeline with the active params.yaml (dvc repro)
 	dvc repro
-	@echo
-	@dvc metrics show metrics/evaluate/raw.json metrics/evaluate/refined.json
-	@echo "Look: metrics/report/index.html"
+	@python -m stages.tools.summary
 
-test: env ## all tests
+test: env ## run all tests
 	python -m pytest
 
-check: env ## formatting, lint and types, without running anything
+check: env ## check formatting, lint and types
 	ruff format --check stages tests
 	ruff check stages tests
 	mypy
 
-doctor: env ## after a crash: what is left behind, and what to do (FIX=1: do what is safe)
+doctor: env ## look for what a crash left behind (FIX=1: repair what is safe)
 	python -m stages.tools.doctor $(if $(FIX),--fix)
 
-torture: env ## kill the pipeline at random points (KILLS=20), and compare the bytes; some minutes
+torture: env ## kill the pipeline at random and compare the results (KILLS=20)
 	python -m tests.torture --kills $(or $(KILLS),20)
 
-bench: env ## images per second of the long stages, beside the bare network's (COMPILE=1: under torch.compile too)
+bench: env ## measure the speed of the long stages (COMPILE=1: compiled too)
 	python -m tests.bench $(if $(COMPILE),--compile)
 
-preset: env ## another params.yaml: make preset NAME=folder DATA=path/to/data [FORCE=1]
+preset: env ## write params.yaml: NAME=folder DATA=path/to/data [FORCE=1]
 	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(FORCE),--force)
 
-table: env ## a table of the paper as experiments: make table NAME=4 [SEEDS=0,1,2] [ARGS="--rows 2,6 --dry-run"]
+table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
 	python -m stages.tools.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 .PHONY: help env repro test check bench doctor torture preset table

@@ -25,10 +25,11 @@ from stages.imaging.resample import resample, whole
 from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
+from stages.runtime.script import run
 from stages.runtime.watch import Watch
 from stages.segmenter.compat import cluster_settings
 from stages.segmenter.network import Segmenter, load_segmenter, load_trained_clusters, unit_pixels
-from stages.settings.errors import UserError, run
+from stages.settings.errors import UserError
 from stages.settings.params import load
 from stages.settings.schema_train import Cluster
 

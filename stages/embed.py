@@ -17,9 +17,9 @@ from stages.imaging.batches import ImageSource, in_order, normalise
 from stages.imaging.resample import Boxes, resample
 from stages.pseudo_labels.pyramid import VIEWS, view_boxes
 from stages.runtime.progress import track
+from stages.runtime.script import run
 from stages.runtime.state import RowWriter, StageState
 from stages.runtime.watch import Watch
-from stages.settings.errors import run
 from stages.settings.params import load
 from stages.settings.schema import Embed
 

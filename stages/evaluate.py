@@ -15,13 +15,14 @@ from stages.core.artefacts import read_array, write_metrics
 from stages.dataset.truth import Truth, read_truth
 from stages.postprocessing.score_maps import chunks, cluster_maps, open_scores
 from stages.runtime.progress import say, track
+from stages.runtime.script import run
 from stages.runtime.watch import Watch
 from stages.scoring.colour_baseline import tally_colour_position
 from stages.scoring.confusion import Tally, tally, truth_image_share
 from stages.scoring.metrics import match_by_overlap
 from stages.scoring.outputs import Counted, headline, write_outputs
 from stages.scoring.stored import read_counted
-from stages.settings.errors import UserError, run
+from stages.settings.errors import UserError
 from stages.settings.params import load
 
 KEYS = ("seed", "pixel_k", "evaluate")

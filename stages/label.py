@@ -16,8 +16,9 @@ from stages.core.seeds import faiss_seed
 from stages.core.tensors import write_tensors
 from stages.pseudo_labels.centres import Space, choose_centres, read_heads
 from stages.runtime.progress import say
+from stages.runtime.script import run
 from stages.runtime.watch import Watch
-from stages.settings.errors import UserError, run
+from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
 from stages.settings.schema import Label, WeakLabels
 

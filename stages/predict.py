@@ -13,11 +13,12 @@ from stages.core.images import open_images
 from stages.core.tensors import read_tensors
 from stages.imaging.batches import ImageSource, in_order
 from stages.runtime.progress import track
+from stages.runtime.script import run
 from stages.runtime.state import RowWriter, StageState
 from stages.runtime.watch import Watch
 from stages.segmenter.network import Segmenter, load_segmenter, unit_pixels
 from stages.segmenter.pixels import pixel_logits
-from stages.settings.errors import UserError, run
+from stages.settings.errors import UserError
 from stages.settings.params import load
 
 KEYS = ("size_px", "precision", "predict")

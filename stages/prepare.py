@@ -18,9 +18,10 @@ from stages.dataset.source import DataSet, RawFile, is_unchanged, list_data
 from stages.dataset.summary import hash_files, summarise
 from stages.dataset.truth import write_classes
 from stages.runtime.progress import say, track
+from stages.runtime.script import run
 from stages.runtime.state import StageState, link
 from stages.runtime.watch import Watch
-from stages.settings.errors import UserError, raise_faults, run
+from stages.settings.errors import UserError, raise_faults
 from stages.settings.params import check_data_size, load
 
 KEYS = ("size_px", "prepare")

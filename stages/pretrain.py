@@ -24,9 +24,9 @@ from stages.pretraining.pretrainer import EPOCH_FIGURES, FIGURES, Pretrainer
 from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
+from stages.runtime.script import run
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
-from stages.settings.errors import run
 from stages.settings.params import check_data_size, load
 
 KEYS = ("seed", "precision", "compile", "backbone", "pretrain")

@@ -14,9 +14,9 @@ from stages.postprocessing.dense_crf import probabilities, refine_image
 from stages.postprocessing.score_maps import open_scores
 from stages.runtime.pool import call_in_order, count_cores
 from stages.runtime.progress import say, track
+from stages.runtime.script import run
 from stages.runtime.state import RowWriter, StageState
 from stages.runtime.watch import Watch
-from stages.settings.errors import run
 from stages.settings.params import load
 from stages.settings.schema import Refine
 

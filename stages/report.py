@@ -30,8 +30,9 @@ from stages.reporting.page import (
 from stages.reporting.palette import colourise
 from stages.reporting.pictures import Row, draw_exemplars, exemplars, panel, save
 from stages.runtime.progress import say
+from stages.runtime.script import run
 from stages.runtime.watch import Watch
-from stages.settings.errors import raise_faults, run
+from stages.settings.errors import raise_faults
 from stages.settings.params import load
 
 KEYS = ("crop_ratio", "report")

@@ -12,8 +12,9 @@ from stages.core.artefacts import write_array, write_metrics
 from stages.core.tensors import read_tensors
 from stages.pseudo_labels.pyramid import VIEWS
 from stages.runtime.progress import say
+from stages.runtime.script import run
 from stages.runtime.watch import Watch
-from stages.settings.errors import UserError, run
+from stages.settings.errors import UserError
 from stages.settings.params import load
 
 KEYS = ("select_ratio", "select_views")

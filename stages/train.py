@@ -23,11 +23,12 @@ from stages.imaging.batches import ImageSource, shuffled
 from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
+from stages.runtime.script import run
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.segmenter.compat import train_settings
 from stages.segmenter.network import Segmenter, describe_segmenter, save_segmenter
-from stages.settings.errors import UserError, run
+from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
 from stages.training.guidance import Guidance
 from stages.training.trainer import FIGURES, Trainer

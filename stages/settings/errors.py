@@ -1,10 +1,6 @@
 """What a user did wrong, said without a traceback."""
 
-import sys
-from collections.abc import Callable, Iterable
-
-EXIT_CODE = 2
-INTERRUPTED = 130  # as shells say it of Ctrl-C
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -24,18 +20,3 @@ def raise_faults(faults: Iterable[str]) -> None:
     collected = tuple(faults)
     if collected:
         raise UserError(*collected)
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a script; a `UserError` is printed and ends it with exit code 2, everything else is a bug.
-
-    Ctrl-C is neither: whoever presses it knows why, and needs no traceback.
-    """
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
-    except KeyboardInterrupt:
-        print("interrupted; run it again to go on", file=sys.stderr)
-        sys.exit(INTERRUPTED)

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from stages.settings.errors import UserError, run
+from stages.runtime.script import run
+from stages.settings.errors import UserError
 
 FOUND = 1
 ARTEFACTS = ("data", "models", "metrics", ".state")

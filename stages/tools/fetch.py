@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from stages.readers.cocostuff.parts import COCO_PARTS, Part
 from stages.runtime.progress import say, track
-from stages.settings.errors import UserError, run
+from stages.runtime.script import run
+from stages.settings.errors import UserError
 
 WAITING = ".fetch"  # folder below the data set for what is on its way
 CURL = ("curl", "--fail", "--location", "--retry", "5", "--continue-at", "-", "--progress-bar")

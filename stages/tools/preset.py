@@ -19,7 +19,8 @@ from stages.core.artefacts import atomic_path
 from stages.dataset.source import DataSet, list_data
 from stages.dataset.summary import manifest_sha256
 from stages.readers.folder.splitting import rule_for
-from stages.settings.errors import UserError, run
+from stages.runtime.script import run
+from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Prepare
 

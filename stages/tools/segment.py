@@ -22,9 +22,10 @@ from stages.imaging.batches import to_unit
 from stages.imaging.resample import resample, whole
 from stages.reporting.palette import colourise, palette
 from stages.runtime.progress import track
+from stages.runtime.script import run
 from stages.segmenter.network import Segmenter, load_segmenter, unit_pixels
 from stages.segmenter.pixels import pixel_logits
-from stages.settings.errors import UserError, run
+from stages.settings.errors import UserError
 
 OVERLAY_SHARE = 0.5  # of the colours over the image
 LONGEST_SIDE = 4  # times the side that the network was trained at

@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from stages.core.artefacts import write_csv, write_text
-from stages.settings.errors import UserError, run
+from stages.runtime.script import run
+from stages.settings.errors import UserError
 from stages.tools.experiments import (
     Experiment,
     Metrics,

@@ -174,7 +174,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from stages.core.artefacts import write_array
-from stages.settings.errors import run
+from stages.runtime.script import run
 run(lambda: write_array(Path(sys.argv[1]) / "big.npy", np.ones(1_000_000, np.uint8)))
 ' "$1"
 """

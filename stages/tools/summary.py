@@ -1,0 +1,83 @@
+"""What came out of the last `dvc repro`, on one screen: scores, time, and what to open next."""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.core.artefacts import read_metrics
+from stages.runtime.script import read_times, run
+from stages.settings.params import read
+
+WIDTH = 80  # columns of a terminal
+NAMES = {
+    "colour_position": "k-means on color and position",
+    "raw": "prediction",
+    "refined": "prediction + dense CRF",
+}
+SCORES = {"accuracy": "accuracy", "miou": "mean IoU"}
+LABEL_FREE = {"effective_clusters": "effective clusters", "image_share": "told by the image alone"}
+FRACTIONS = {"accuracy", "miou", "image_share"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the summary."""
+    parser = argparse.ArgumentParser(prog="python -m stages.tools.summary", description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings of the run")
+    parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder of the results")
+    args = parser.parse_args(argv)
+    params = read(args.params)
+    raw = read_metrics(args.metrics / "evaluate/raw.json")
+    figures = {**raw, **read_metrics(args.metrics / "evaluate/refined.json")}
+    data = read_metrics(args.metrics / "prepare.json")["prepare"]
+    print(
+        f"\nPreset {params.preset}: {data['train_images']:,} training images, {data['val_images']:,} "
+        f"validation images,\n{params.pixel_k} clusters of pixels, seed {params.seed}.\n"
+    )
+    print("\n".join(_table(figures)))
+    print("\n".join(_times(read_times())))
+    print(f"Open next: {args.metrics / 'report/index.html'}")
+
+
+def _table(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Scores; without label maps, what can be said without them."""
+    columns = SCORES if "accuracy" in figures["raw"] else LABEL_FREE
+    yield " " * 32 + "".join(f"{heading:>24}" for heading in columns.values())
+    for key, name in NAMES.items():
+        if key in figures:
+            yield f"{name:32}" + "".join(f"{_shown(column, figures[key]):>24}" for column in columns)
+    yield ""
+
+
+def _shown(column: str, figures: Mapping[str, Any]) -> str:
+    value = figures.get(column)
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if column in FRACTIONS else f"{value:.1f}"
+
+
+def _times(seconds: Mapping[str, float]) -> Iterator[str]:
+    """The stages that took the most time in their last run, within the width of a terminal."""
+    if not seconds:
+        return
+    total, line = sum(seconds.values()), "Time of the last run of each stage:"
+    yield f"{line} {_duration(total)} in all"
+    line = " "
+    for stage, one in sorted(seconds.items(), key=lambda item: -item[1]):
+        word = f" {stage} {_duration(one)},"
+        if len(line + word) > WIDTH:
+            yield line
+            line = " "
+        line += word
+    yield line.rstrip(",") + "\n"
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {round(seconds) % 60} s" if minutes else f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,75 @@
+"""Clustering all pixels of an epoch as PiCIE does: a pass for each view, and one more to count labels (3)."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.backbone.checkpoint import build_backbone, describe
+from stages.clustering.kmeans import KMeans, MiniBatchKMeans
+from stages.core.device import torch_generator
+from stages.core.seeds import faiss_seed
+from stages.imaging.batches import ImageSource
+from stages.settings.params import load
+from stages.train import KEYS, build_segmenter
+from stages.training.clusters import PixelClusterer
+from stages.training.siamese import Siamese
+
+CHANGES = {
+    "train.clustering.kmeans": "minibatch",
+    "train.clustering.unit_centroids": False,
+    "train.clustering.assign": "euclidean",
+    "train.clustering.init_batches": 2,
+}
+CPU = torch.device("cpu")
+
+
+def test_a_pass_for_each_view_and_one_more_that_counts(
+    packed: Path, tiny_params: Callable[..., Path]
+) -> None:
+    params = load(tiny_params(CHANGES), *KEYS)
+    settings, epoch = params.train, 1
+    siamese = Siamese(settings, size_px=params.size_px, precision="float32")
+    clusterer = PixelClusterer(settings, siamese, pixel_k=params.pixel_k, seed=params.seed)
+    frozen = build_segmenter(build_backbone(describe(params.backbone)), params).requires_grad_(False)
+    images = ImageSource(np.load(packed / "train/images.npy"), CPU)
+    batches = list(torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).split(4))
+    plain = copy.deepcopy(frozen)
+    found = clusterer.cluster(frozen, images, batches, epoch)
+
+    def views(step: int) -> list[torch.Tensor]:
+        (image,) = images.batches([batches[step]])
+        generator = torch_generator(params.seed, "train", "views", epoch, step)
+        plan = siamese.views.draw(len(image), image, generator)
+        return [siamese.views.render(image, plan, view) for view in range(2)]
+
+    for view in range(2):
+        plain_kmeans = KMeans(
+            params.pixel_k,
+            iterations=settings.clustering.iterations,
+            restarts=settings.clustering.restarts,
+            device=CPU,
+            spherical=False,
+        )
+        seed = faiss_seed(params.seed, "train", "kmeans", epoch, view)
+        running = MiniBatchKMeans(plain_kmeans, init_batches=2, seed=seed)
+        for step in range(len(batches)):
+            running.add(siamese.features(plain, views(step)[view]).pixels.all().numpy())
+        np.testing.assert_array_equal(found[view].centroids, running.centroids())
+        np.testing.assert_array_equal(found[view].counts, running.counts)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(frozen.state_dict()[name], value, rtol=0, atol=0)
+
+    frozen.eval()
+    centroids = [one.centroids for one in found]
+    expected = np.zeros((2, params.pixel_k), int)
+    for step in range(len(batches)):
+        for view, one in enumerate(views(step)):
+            pixels = siamese.features(frozen, one).pixels.all().double().numpy()
+            squares = ((pixels[:, None] - centroids[view].double().numpy()) ** 2).sum(2)
+            expected[view] += np.bincount(squares.argmin(1), minlength=params.pixel_k)
+    counted = clusterer.count_all(frozen, images, batches, epoch, centroids)
+    np.testing.assert_array_equal(np.stack(counted), expected)
+    assert expected.sum() == 2 * len(images) * siamese.feature_px**2
