@@ -17,7 +17,7 @@ $(VENV)/installed: requirements.txt
 
 repro: env ## run the pipeline with the active params.yaml (dvc repro)
 	dvc repro
-	@python -m stages.tools.summary
+	@python -m stages.tools.results
 
 test: env ## run all tests
 	python -m pytest

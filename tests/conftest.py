@@ -13,6 +13,7 @@ import torch
 
 from stages.dataset.truth import write_classes
 from tests.datasets import CLASS_NAMES, scene, write_params
+from tests.workbench import bench, change_at_end, compiled, in_float64  # noqa: F401, these are fixtures
 
 # Examples are few and not timed, so that a busy machine makes no test fail.
 hypothesis.settings.register_profile("fs4", deadline=None, max_examples=40, derandomize=True)

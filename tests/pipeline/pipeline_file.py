@@ -125,6 +125,12 @@ def imports(path: str) -> frozenset[str]:
     return frozenset(found - {path})
 
 
+def needed_by_neutral_rooms() -> set[str]:
+    """What stages/settings and stages/runtime import of other rooms."""
+    files = {path for room in NEUTRAL_ROOMS for path in files_below(room.rstrip("/"))}
+    return set().union(*map(closure, files)) - files
+
+
 def closure(script: str, without: tuple[str, ...] = ()) -> set[str]:
     """The script and all that it imports, and what that imports; rooms of `without` are not entered."""
     reached: set[str] = set()

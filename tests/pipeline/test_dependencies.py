@@ -226,7 +226,7 @@ def test_dvc_lock_speaks_of_the_same_stages() -> None:
     for name, stage in STAGES.items():
         entry = locked[name]
         assert " ".join(entry["cmd"].split()) == stage.cmd, name
-        assert {dep["path"] for dep in entry["deps"]} == set(stage.deps), name
+        assert {dep["path"] for dep in entry["deps"]} == {*stage.data_deps, *stage.code_deps()}, name
         assert {out["path"] for out in entry["outs"]} == {*stage.outs, *stage.uncached}, name
         assert set(entry["params"]["params.yaml"]) == set(stage.params), name
 

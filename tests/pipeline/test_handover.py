@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.core.artefacts import with_details
 from tests.datasets import make_folder
 from tests.pipeline.commands import environment, run
 from tests.torture import hashes
@@ -42,7 +43,7 @@ def _figures(folder: Path, experiment: str, stage: str) -> dict[str, float]:
     """Of one stage; DVC keeps an experiment as a commit."""
     names = run(folder, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
     (name,) = (name for name in names if name.endswith(f"/{experiment}"))
-    return json.loads(run(folder, "git", "show", f"{name}:metrics/{stage}.json"))[stage]
+    return with_details(json.loads(run(folder, "git", "show", f"{name}:metrics/{stage}.json"))[stage])
 
 
 def test_what_is_pushed_can_be_pulled(mine: Path, remote: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from stages import label
 from stages.core.artefacts import read_metrics
-from tests.checkpoints import classifier
+from tests.published_models import classifier
 
 OUTPUTS = ("labels.safetensors", "label.json")
 ARGV = ["--embeddings", "embeddings.npy", "--backbone", "backbone.safetensors"]

@@ -10,7 +10,7 @@ import torch
 from stages import pretrain
 from stages.checkpoints.checkpoint_file import read_checkpoint
 from stages.core.artefacts import read_metrics
-from tests.checkpoints import VIT, random_trunk, write_checkpoint
+from tests.published_models import VIT, random_trunk, write_checkpoint
 
 OUTPUTS = ("backbone.safetensors", "history.csv", "pretrain.json")
 ARGV = ["--images", "images/train", "--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]

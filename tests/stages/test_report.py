@@ -1,6 +1,5 @@
 """`report` through its command line, on a handful of flat images."""
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -273,7 +272,7 @@ def test_without_truth_it_says_so_and_shows_no_truth(folder: Path) -> None:
     (folder / "classes.csv").write_text("class,cluster,iou,accuracy,pixels\n")
     for name, key in (("raw", "raw"), ("refined", "refined")):
         pd.DataFrame(READINGS)[:0].to_csv(folder / f"{name}_readings.csv", index=False)
-        (folder / f"{name}.json").write_text(json.dumps({key: FREE}))
+        write_metrics(folder / f"{name}.json", {key: FREE})
     with_truth = 4
     page = _run(folder)
     assert "has no labels" in page

@@ -88,13 +88,14 @@ def test_rows_of_other_settings_are_not_used(
 def test_an_input_that_changes_while_it_runs(ready: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Under DVC too, where the fingerprint takes the hashes of dvc.lock: those are of the time before."""
     stage, argv = STAGES[name]
-    Path("dvc.lock").write_text("stages: {prepare: {outs: [{path: images, md5: abc}]}}\n")
+    images = Path(argv[argv.index("--images") + 1])
+    Path("dvc.lock").write_text(f"stages: {{prepare: {{outs: [{{path: {images}, md5: abc}}]}}}}\n")
     monkeypatch.setenv("DVC_STAGE", name)
     advance = rows.RowWriter.advance
 
     def advance_and_change(writer: rows.RowWriter, count: int) -> None:
         advance(writer, count)
-        with Path("images/val/images.npy").open("rb+") as file:
+        with (images / "images.npy").open("rb+") as file:
             file.seek(-1, 2)
             file.write(b"\x07")
 
@@ -102,7 +103,7 @@ def test_an_input_that_changes_while_it_runs(ready: Any, monkeypatch: pytest.Mon
     message = ready.fault(stage.main, argv)
     (folder,) = {path.parent for path in ready.saved_states()}
     assert message == (
-        f"{name}: changed while it ran: images/val/images.npy; its result would belong to neither the old "
+        f"{name}: changed while it ran: {images}/images.npy; its result would belong to neither the old "
         f"nor the new, so nothing is written; run `dvc repro` again (the state of this run stays in "
         f"{folder.relative_to(ready.folder)})"
     )

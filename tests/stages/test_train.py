@@ -260,7 +260,7 @@ def test_the_state_of_other_params_or_inputs_is_not_used(
 def test_views_of_other_images_are_refused(ready: Any) -> None:
     ready.write_kept_views(count=15)
     assert ready.fault(train.main, ARGV) == (
-        "kept_views.npy: speaks of 15 images, but images has 16; run `dvc repro`"
+        "kept_views.npy: has 15 images, but images/train has 16; run `dvc repro`"
     )
 
 

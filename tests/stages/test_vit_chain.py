@@ -11,8 +11,8 @@ import torch
 from stages import cluster, embed, label, predict, pretrain, select_views, train
 from stages.checkpoints.published import HEADS
 from stages.tools import segment
-from tests.checkpoints import DINOV2, random_trunk
 from tests.datasets import write_image
+from tests.published_models import DINOV2, random_trunk
 
 VIT = {"backbone__arch": "vit_small", "backbone__width": 2, "train__feature_stride": 2}
 STAGES = {

@@ -62,7 +62,7 @@ def test_a_panorama_is_shrunk_to_what_fits(ready: Any) -> None:
 def test_a_folder_without_images_is_refused(ready: Any) -> None:
     Path("empty").mkdir()
     message = ready.fault(segment.main, [*SEGMENT, "--images", "empty"])
-    assert message.startswith("empty: holds no images (.bmp, .jpeg, .jpg,")
+    assert message.startswith("empty: holds no images (.jpg, .jpeg, .png,")
 
 
 def test_a_file_that_is_no_image_is_named(ready: Any) -> None:

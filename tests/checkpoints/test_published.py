@@ -18,7 +18,7 @@ from stages.pretraining.moco import Encoder
 from stages.pseudo_labels.centres import project
 from stages.settings.errors import UserError
 from stages.settings.section import Backbone
-from tests.checkpoints import (
+from tests.published_models import (
     FORMATS,
     RESNET,
     VIT,

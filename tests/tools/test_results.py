@@ -8,7 +8,7 @@ import pytest
 from stages.core.artefacts import write_json, write_metrics
 from stages.runtime import script
 from stages.settings.errors import UserError
-from stages.tools import summary
+from stages.tools import results
 
 DATA = {"train_images": 118287, "val_images": 5000}
 SCORES = {
@@ -30,7 +30,7 @@ def show(
         write_metrics(tmp_path / "metrics/prepare.json", {"prepare": DATA})
         write_metrics(tmp_path / "metrics/evaluate/raw.json", raw)
         write_metrics(tmp_path / "metrics/evaluate/refined.json", {"refined": refined})
-        summary.main(["--params", str(tiny_params())])
+        results.main(["--params", str(tiny_params())])
         return capsys.readouterr().out
 
     return call
@@ -39,7 +39,7 @@ def show(
 def test_scores_beside_the_baseline_and_where_the_time_went(show: Callable[..., str], tmp_path: Path) -> None:
     write_json(tmp_path / ".state/seconds.json", SECONDS)
     lines = show(SCORES, {"accuracy": 0.4512, "miou": 0.2431}).splitlines()
-    assert max(map(len, lines)) <= summary.WIDTH
+    assert max(map(len, lines)) <= results.WIDTH
     assert "118,287 training images, 5,000 validation images" in " ".join(lines)
     cells = {line[:31].strip(): line[31:].split() for line in lines if line.endswith("%")}
     assert cells == {
@@ -64,7 +64,7 @@ def test_without_labels_it_says_what_can_be_said(show: Callable[..., str]) -> No
 
 def test_before_the_first_run_it_says_what_to_run() -> None:
     with pytest.raises(UserError, match=r"raw\.json: not found; run `dvc repro` to make it"):
-        summary.main(["--metrics", "nowhere"])
+        results.main(["--metrics", "nowhere"])
 
 
 def test_stages_of_a_repro_note_their_time_and_experiments_do_not(

@@ -78,7 +78,7 @@ def test_inputs_that_change(ready: Any, change_at_end: Any, name: str) -> None:
     flags = [flag for flag, path in pairwise(entry.cmd.split()) if path in entry.data_deps]
     paths = [Path(argv[argv.index(flag) + 1]) for flag in flags]
     assert len(paths) == len(entry.data_deps)
-    files = [path / "val.csv" if path.is_dir() else path for path in paths]
+    files = [path / "index.csv" if path.is_dir() else path for path in paths]
     change_at_end(lambda: [_grow(file) for file in files])
     message = ready.fault(stage.main, argv)
     assert message.split(" (the state")[0] == _message(name, ", ".join(map(str, files)))

@@ -22,7 +22,7 @@ FRACTIONS = {"accuracy", "miou", "image_share"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the summary."""
-    parser = argparse.ArgumentParser(prog="python -m stages.tools.summary", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m stages.tools.results", description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings of the run")
     parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder of the results")
     args = parser.parse_args(argv)
