@@ -20,7 +20,7 @@ repro: env ## run the pipeline with the active params.yaml (dvc repro)
 	@python -m stages.tools.results
 
 test: env ## run all tests
-	python -m pytest
+	python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 check: env ## check formatting, lint and types
 	ruff format --check stages tests

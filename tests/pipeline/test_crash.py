@@ -12,6 +12,8 @@ from tests.datasets import write_params
 from tests.pipeline.commands import environment, run
 from tests.torture import hashes, torment, undisturbed
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # they share one run of the pipeline
+
 # Some seconds of pretraining, saved again and again.
 LONGER = {"pretrain.epochs": 60, "runtime.checkpoint_seconds": 0.2}
 

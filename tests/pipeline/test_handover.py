@@ -14,6 +14,8 @@ from tests.datasets import make_folder
 from tests.pipeline.commands import environment, run
 from tests.torture import hashes
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # they share one run of the pipeline
+
 
 @pytest.fixture(scope="module")
 def mine(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -26,6 +26,8 @@ from tests.pipeline.pipeline_file import (
     read_stages,
 )
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # they share one run of the pipeline
+
 STAGES = read_stages()
 
 

@@ -1,0 +1,118 @@
+"""Mean field of the dense CRF with exact kernels, for GPUs (4.4; Kraehenbuehl & Koltun 2011).
+
+`dense_crf` filters on a permutohedral lattice, which approximates the Gaussian kernels. Here every pair of
+pixels counts: the smoothness kernel is separable, and the appearance kernel is a matrix of all pairs. Where
+this matrix fits into memory it is computed once for an image; else each step computes it again, row block
+by row block.
+"""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+BLOCK_BYTES = 1 << 30  # of a block of rows of the appearance kernel, in float32
+MEMORY_SHARE = 0.5  # of the free device memory that the kernel of an image may take
+
+
+class AppearanceKernel:
+    """K(i, j) = exp(-|p_i - p_j|^2 / (2 s_appearance^2) - |c_i - c_j|^2 / (2 s_color^2)) of one image.
+
+    Args:
+        image: RGB, 0..255.
+        appearance_px: s_appearance, in pixels.
+        appearance_color: s_color, in RGB levels of 0..255.
+        is_stored: whether the matrix is kept; by default where it fits into the device's free memory.
+    """
+
+    def __init__(
+        self,
+        image: UInt8[Tensor, "H W 3"],
+        *,
+        appearance_px: float,
+        appearance_color: float,
+        is_stored: bool | None = None,
+    ) -> None:
+        device = image.device
+        rows, columns = (torch.arange(side, device=device) / appearance_px for side in image.shape[:2])
+        places = torch.cartesian_prod(rows, columns)
+        features = torch.cat([places, image.flatten(0, 1).float() / appearance_color], dim=1)
+        # Centered, so that squared distances lose as few digits as possible.
+        self._features = features - features.mean(0)
+        self._half_squares = self._features.square().sum(1) / 2
+        # float16 products are what a GPU is fast at; a weight in [0, 1] keeps three digits.
+        self._dtype = torch.float16 if device.type == "cuda" else torch.float32
+        count = len(features)
+        self._block_rows = max(1, BLOCK_BYTES // (4 * count))
+        if is_stored is None:
+            is_stored = count**2 * self._dtype.itemsize <= MEMORY_SHARE * _free_bytes(device)
+        self._stored = torch.cat([self._block(rows) for rows in self._blocks()]) if is_stored else None
+        ones = torch.ones(count, 1, device=device)
+        self.inverse_root = self.product(ones).clamp_min(1).rsqrt()  # D^-1/2; each pixel is its own neighbor
+
+    def product(self, values: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
+        """K @ values, in float32."""
+        values = values.to(self._dtype)
+        if self._stored is not None:
+            return (self._stored @ values).float()
+        return torch.cat([self._block(rows) @ values for rows in self._blocks()]).float()
+
+    def message(self, marginals: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
+        """D^-1/2 K D^-1/2 @ marginals."""
+        return self.inverse_root * self.product(self.inverse_root * marginals)
+
+    def _blocks(self) -> list[slice]:
+        count = len(self._features)
+        return [slice(start, start + self._block_rows) for start in range(0, count, self._block_rows)]
+
+    def _block(self, rows: slice) -> Float[Tensor, "R P"]:
+        exponent = torch.addmm(-self._half_squares[None], self._features[rows], self._features.T)
+        exponent -= self._half_squares[rows, None]
+        return exponent.clamp_max_(0).exp_().to(self._dtype)
+
+
+@torch.no_grad()
+def exact_mean_field(
+    image: UInt8[Tensor, "H W 3"],
+    probabilities: Float[Tensor, "K H W"],
+    *,
+    iterations: int,
+    smoothness_weight: float,
+    smoothness_px: float,
+    appearance_weight: float,
+    appearance_px: float,
+    appearance_color: float,
+) -> Float[Tensor, "K H W"]:
+    """Marginals after `iterations` mean-field steps; formula and arguments as in `dense_crf.mean_field`.
+
+    Image and probabilities are on the device that does the work.
+
+    Cost: P^2 kernel values an image, P = H * W, and P^2 * K products a step.
+    """
+    num_clusters, height, width = probabilities.shape
+    log_unary = probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+    appearance = None
+    if appearance_weight > 0:
+        appearance = AppearanceKernel(image, appearance_px=appearance_px, appearance_color=appearance_color)
+    rows, columns = (_smoothness(side, smoothness_px, image.device) for side in (height, width))
+    marginals = torch.softmax(log_unary, dim=0)
+    for _ in range(iterations):
+        update = log_unary
+        if smoothness_weight > 0:
+            update = update + smoothness_weight * (rows @ marginals @ columns)
+        if appearance is not None:
+            message = appearance.message(marginals.flatten(1).T)
+            update = update + appearance_weight * message.T.view(num_clusters, height, width)
+        marginals = torch.softmax(update, dim=0)
+    return marginals
+
+
+def _smoothness(side: int, smoothness_px: float, device: torch.device) -> Float[Tensor, "S S"]:
+    """One axis of D^-1/2 K D^-1/2 of the smoothness kernel, which is separable."""
+    places = torch.arange(side, device=device)
+    kernel = torch.exp(-((places[:, None] - places) / smoothness_px).square() / 2)
+    inverse_root = kernel.sum(1).rsqrt()
+    return inverse_root[:, None] * kernel * inverse_root
+
+
+def _free_bytes(device: torch.device) -> float:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 30
