@@ -22,6 +22,9 @@ repro: env ## run the pipeline with the active params.yaml (dvc repro)
 test: env ## run all tests
 	python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
+test-cuda: env ## run the numeric tests and every stage on a GPU
+	python -m pytest --device cuda
+
 check: env ## check formatting, lint and types
 	ruff format --check stages tests
 	ruff check stages tests
@@ -42,5 +45,5 @@ preset: env ## write params.yaml: NAME=folder DATA=path/to/data [FORCE=1]
 table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
 	python -m stages.tools.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-.PHONY: help env repro test check bench doctor torture preset table
+.PHONY: help env repro test test-cuda check bench doctor torture preset table
 .DEFAULT_GOAL := help

@@ -133,6 +133,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--device cuda`, the tests that work on a device and no others."""
+    if config.getoption("--device") == "cuda":
+        others = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # sums in one order, and no test that depends on the machine
 

@@ -3,10 +3,15 @@
 import argparse
 
 from stages.core.device import choose_device
-from tests.bench import pretraining, training
+from tests.bench import kernels, pretraining, training
 
 # Each gives one line after the other, as it measures.
-SECTIONS = {"pretraining": pretraining.measure, "training": training.measure}
+SECTIONS = {
+    "pretraining": pretraining.measure,
+    "training": training.measure,
+    "clustering": kernels.clustering,
+    "crf": kernels.crf,
+}
 
 
 def main() -> None:
