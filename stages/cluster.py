@@ -216,7 +216,7 @@ def all_pixel_features(
 def _at_size(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 3 S S"]:
     if image.shape[2] == size_px:
         return image
-    return resample(image, whole(len(image)).to(image.device), (size_px, size_px))
+    return resample(image, whole(len(image), image.device), (size_px, size_px))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,17 +1,20 @@
 """Refine (4.4): let a dense CRF move the borders of the predicted clusters to those of the image."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float16, UInt8
 
 from stages.core.artefacts import read_array
+from stages.core.device import choose_device
 from stages.core.images import IMAGES, open_images
 from stages.postprocessing.dense_crf import probabilities, refine_image
-from stages.postprocessing.score_maps import open_scores
+from stages.postprocessing.exact_crf import exact_mean_field
+from stages.postprocessing.score_maps import cluster_maps, open_scores, upsample
 from stages.runtime.pool import call_in_order, count_cores
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
@@ -26,17 +29,26 @@ KEYS = ("refine",)
 def main(argv: Sequence[str] | None = None) -> None:
     """Refine the predictions of every validation image."""
     args = _parse(argv)
-    params = load(args.params, *KEYS, "runtime")
+    params = load(args.params, *KEYS, "device", "runtime")
     images = open_images(args.images)
     scores = open_scores(args.predictions, len(images))
     watch = Watch("refine", args.params, KEYS, [args.images, args.predictions])
     state = StageState(watch, interval_seconds=params.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.uint8, images.shape[:3])
-    job = Job(args.images / IMAGES, args.predictions, rows.path, params.refine)
     todo = range(rows.done, len(images))
-    for _ in track(
-        refine_all(job, todo, params.runtime.num_workers), "refine", total=len(todo), unit="image"
-    ):
+    gpu = choose_gpu(params.refine.backend, params.device)
+    if params.refine.backend == "none":
+        say("refine", backend="none, the prediction stays as it is")
+        refined = (cluster_maps(scores[index : index + 1], images.shape[1])[0] for index in todo)
+        work = _write_rows(rows, refined)
+    elif gpu is not None:
+        say("refine", backend="exact, on the GPU")
+        work = _write_rows(rows, refine_on_gpu(images, scores, todo, params.refine, gpu))
+    else:
+        say("refine", backend="lattice, on the CPU")
+        job = Job(args.images / IMAGES, args.predictions, rows.path, params.refine)
+        work = refine_all(job, todo, params.runtime.num_workers)
+    for _ in track(work, "refine", total=len(todo), unit="image"):
         rows.advance(1)
 
     state.check()
@@ -54,6 +66,43 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help=".npy to write, cluster ids uint8 [M, S, S]")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     return parser.parse_args(argv)
+
+
+def choose_gpu(backend: str, device: str) -> torch.device | None:
+    """The GPU that the CRF runs on; None for the CPU.
+
+    Args:
+        backend: `refine.backend`; `auto` takes the GPU that `device` allows.
+        device: `device` of params.yaml.
+
+    Raises:
+        UserError: backend is `cuda`, and there is no GPU.
+    """
+    is_wanted = backend == "cuda" or (backend == "auto" and device != "cpu" and torch.cuda.is_available())
+    return choose_device(device if device.startswith("cuda") else "cuda") if is_wanted else None
+
+
+def refine_on_gpu(
+    images: UInt8[np.ndarray, "M S S 3"],
+    scores: Float16[np.ndarray, "M K h w"],
+    todo: Sequence[int],
+    settings: Refine,
+    gpu: torch.device,
+) -> Iterator[UInt8[np.ndarray, "S S"]]:
+    """The refined cluster ids of each image, by exact mean field."""
+    crf = settings.model_dump(exclude={"backend", "temperature"})
+    for index in todo:
+        cosines = upsample(scores[index : index + 1], images.shape[1])[0].to(gpu)
+        unary = torch.softmax(cosines / settings.temperature, dim=0)
+        marginals = exact_mean_field(torch.from_numpy(images[index].copy()).to(gpu), unary, **crf)
+        yield marginals.argmax(0).byte().cpu().numpy()
+
+
+def _write_rows(rows: RowWriter, refined: Iterable[np.ndarray]) -> Iterator[None]:
+    """Write each image to its place; yields once for each."""
+    for one in refined:
+        rows.array[rows.done] = one
+        yield
 
 
 @dataclass(frozen=True)
@@ -92,7 +141,7 @@ def _use_one_thread() -> None:
 
 def _refine_one(job: Job, index: int) -> None:
     """Refine image `index` and write it to its place."""
-    settings = job.settings.model_dump()
+    settings = job.settings.model_dump(exclude={"backend"})
     image = read_array(job.images, memory_map=True)[index]
     scores = read_array(job.predictions, memory_map=True)[index]
     unary = probabilities(scores, image.shape[0], settings.pop("temperature"))

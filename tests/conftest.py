@@ -120,6 +120,7 @@ TINY: dict[str, Any] = {
     "cluster.iterations": 10,
     "cluster.restarts": 2,
     "predict.batch_size": 3,
+    "refine.backend": "auto",
     "report.num_images": 2,
     "report.num_clusters": 2,
     "report.views_per_cluster": 2,

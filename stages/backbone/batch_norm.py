@@ -48,7 +48,7 @@ class SplitBatchNorm(nn.BatchNorm2d):
         values = x.float()
         others = [axis for axis in range(x.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
-        count = distributed.total(values.new_tensor(x.numel() / x.shape[1]))  # shares may differ in size
+        count = distributed.total(values.new_full((), x.numel() / x.shape[1]))  # shares may differ in size
         mean = distributed.total_with_gradient(values.sum(others)) / count
         centred = values - mean.view(shape)
         variance = distributed.total_with_gradient(centred.square().sum(others)) / count

@@ -1,18 +1,18 @@
-"""k-means on faiss, on the GPU where its build fits it, else on the CPU."""
+"""k-means: by faiss on CPUs, in torch where the points are on a GPU."""
 
-import functools
 from dataclasses import KW_ONLY, dataclass
 
 import faiss
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
+from stages.clustering.lloyd import draw_start, lloyd
 from stages.settings.errors import UserError
 from stages.settings.schema import Label
 from stages.settings.schema_train import Cluster, PixelClustering
 
-PROBE_POINTS = 64
 CHUNK_POINTS = 1 << 16  # that are assigned at once, so that memory stays bounded
 
 
@@ -58,18 +58,15 @@ class KMeans:
     def fit(self, points: Float[np.ndarray, "N D"], *, seed: int) -> Float[np.ndarray, "K D"]:
         """Centroids of float32 points, from starting points that follow from the seed.
 
-        A cluster that empties is refilled by splitting a large one (faiss). All points take part: faiss's
-        own limit of 256 points a centroid is lifted, so the caller decides the sample.
+        An empty cluster takes half of a large one. All points take part: faiss's own limit of 256 points a
+        centroid is lifted, so the caller decides the sample.
 
         Raises:
             UserError: fewer points than clusters, or a value that is not finite.
         """
-        if len(points) < self.num_clusters:
-            raise UserError(
-                f"k-means: {self.num_clusters} clusters need at least as many points, got {len(points)}"
-            )
-        if not np.isfinite(points).all():
-            raise UserError("k-means: the features hold values that are not finite; the network has diverged")
+        self._check(len(points), is_finite=bool(np.isfinite(points).all()))
+        if self.device.type == "cuda":
+            return self._fit_in_torch(torch.from_numpy(points).to(self.device), seed).cpu().numpy()
         kmeans = faiss.Kmeans(
             points.shape[1],
             self.num_clusters,
@@ -77,12 +74,40 @@ class KMeans:
             nredo=self.restarts,
             seed=seed,
             spherical=self.spherical,
-            gpu=self.device.type == "cuda" and faiss_gpu_works(),
             min_points_per_centroid=1,
             max_points_per_centroid=len(points),
         )
         kmeans.train(np.ascontiguousarray(points, dtype=np.float32))
         return np.asarray(kmeans.centroids)
+
+    def fit_on(self, points: Float[Tensor, "N D"], *, seed: int) -> Float[Tensor, "K D"]:
+        """As `fit`, for points in torch; those on a GPU never leave it.
+
+        Raises:
+            UserError: as `fit`.
+        """
+        if points.device.type == "cpu":
+            return torch.from_numpy(self.fit(points.numpy(), seed=seed)).float()
+        self._check(len(points), is_finite=bool(torch.isfinite(points).all()))
+        return self._fit_in_torch(points, seed)
+
+    def _fit_in_torch(self, points: Float[Tensor, "N D"], seed: int) -> Float[Tensor, "K D"]:
+        """The best of several starts, each from points of its own."""
+        runs = []
+        for restart in range(self.restarts):
+            generator = torch.Generator().manual_seed(seed + restart)
+            start = draw_start(points, self.num_clusters, generator)
+            runs.append(lloyd(points, start, iterations=self.iterations, spherical=self.spherical))
+        objectives = torch.stack([objective for _, objective in runs])
+        return runs[int((objectives if self.spherical else -objectives).argmax())][0]
+
+    def _check(self, count: int, *, is_finite: bool) -> None:
+        if count < self.num_clusters:
+            raise UserError(
+                f"k-means: {self.num_clusters} clusters need at least as many points, got {count}"
+            )
+        if not is_finite:
+            raise UserError("k-means: the features hold values that are not finite; the network has diverged")
 
 
 def assign(
@@ -96,21 +121,6 @@ def assign(
         similarity = points[rows] @ centroids.T
         nearest[rows], cosine[rows] = similarity.argmax(axis=1), similarity.max(axis=1)
     return nearest, cosine
-
-
-@functools.cache
-def faiss_gpu_works() -> bool:
-    """Whether faiss's GPU code runs here: wheels are built for some GPUs only, and say so when used."""
-    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
-        print("faiss: no GPU in this build or on this machine; k-means runs on the CPU", flush=True)
-        return False
-    try:
-        probe = np.eye(PROBE_POINTS, dtype=np.float32)
-        faiss.Kmeans(PROBE_POINTS, 2, niter=1, gpu=True, min_points_per_centroid=1).train(probe)
-    except RuntimeError as error:
-        print(f"faiss: its GPU code does not run here ({error}); k-means runs on the CPU", flush=True)
-        return False
-    return True
 
 
 class MiniBatchKMeans:

@@ -1,6 +1,7 @@
 """Which device does the work, and in which precision."""
 
 import ctypes
+import functools
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -89,6 +90,21 @@ def compile_networks(networks: Iterable[torch.nn.Module]) -> None:
         )
     for network in networks:
         network.compile(dynamic=False)
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on another device, without waiting for the copy."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+@functools.cache
+def constant(
+    values: tuple[float | tuple[float, ...], ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """A small constant on a device, copied there once."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from stages.core.device import constant, send
+
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -20,7 +22,7 @@ def to_unit(image: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N 3 H W"]:
 
 def normalise(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
     """RGB in [0, 1] to zero mean and unit variance over ImageNet, channels innermost in memory."""
-    mean, std = (image.new_tensor(constants).view(1, 3, 1, 1) for constants in (MEAN, STD))
+    mean, std = (constant(one, image.device, image.dtype).view(1, 3, 1, 1) for one in (MEAN, STD))
     return ((image - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -52,7 +54,7 @@ class ImageSource:
         """One batch of RGB in [0, 1] for each tensor of indices, in their order."""
         if self.resident is not None:
             for rows in indices:
-                yield to_unit(self.resident[rows.to(self.device)])
+                yield to_unit(self.resident[send(rows, self.device)])
             return
         waiting: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(1) as reader:

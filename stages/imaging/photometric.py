@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stages.core.device import constant, send
 from stages.settings.section import Photometric
 
 # Luma weights of ITU-R BT.601, as in every image library.
 LUMA = (0.299, 0.587, 0.114)
+CROSS = ((0, -1, 1), (1, 0, -1), (-1, 1, 0))  # of Rodrigues' formula, times sqrt(3)
 
 
 class Jitter(NamedTuple):
@@ -29,8 +31,8 @@ class Jitter(NamedTuple):
     blur_sigma_px: Float[Tensor, " N"]
 
     def to(self, device: torch.device) -> "Jitter":
-        """The same parameters on another device."""
-        return Jitter(*(part.to(device) for part in self))
+        """The same parameters on another device, in one copy."""
+        return Jitter(*send(torch.stack(self), device).unbind())
 
 
 def draw_jitter(count: int, strengths: Photometric, image_px: int, generator: torch.Generator) -> Jitter:
@@ -70,7 +72,7 @@ def draw_jitter(count: int, strengths: Photometric, image_px: int, generator: to
 
 def apply_colour(image: Float[Tensor, "N 3 H W"], jitter: Jitter) -> Float[Tensor, "N 3 H W"]:
     """Contrast about the mean grey, saturation, hue, brightness; clipped to [0, 1]."""
-    luma = image.new_tensor(LUMA)
+    luma = constant(LUMA, image.device, image.dtype)
     colours = colour_matrix(jitter).to(image.dtype)
     mean_gray = torch.einsum("c,nchw->n", luma, image) / (image.shape[2] * image.shape[3])
     gray_offset = (jitter.brightness * (1 - jitter.contrast) * mean_gray).to(image.dtype)
@@ -81,7 +83,7 @@ def apply_colour(image: Float[Tensor, "N 3 H W"], jitter: Jitter) -> Float[Tenso
 def colour_matrix(jitter: Jitter) -> Float[Tensor, "N 3 3"]:
     """Brightness, saturation and hue of each image as one matrix; grey stays grey."""
     identity = torch.eye(3, device=jitter.hue_turns.device)
-    gray = identity.new_tensor(LUMA).expand(3, 3)
+    gray = constant(LUMA, identity.device, identity.dtype).expand(3, 3)
     saturation = jitter.saturation[:, None, None]
     saturate = saturation * identity + (1 - saturation) * gray
     return jitter.brightness[:, None, None] * (_hue_rotation(jitter.hue_turns) @ saturate)
@@ -92,5 +94,5 @@ def _hue_rotation(turns: Float[Tensor, " N"]) -> Float[Tensor, "N 3 3"]:
     angle = (2 * math.pi * turns)[:, None, None]
     identity = torch.eye(3, device=turns.device)
     axis = torch.ones(3, 3, device=turns.device) / 3
-    cross = identity.new_tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    cross = constant(CROSS, identity.device, identity.dtype) / math.sqrt(3)
     return angle.cos() * identity + angle.sin() * cross + (1 - angle.cos()) * axis

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from stages.core.device import send
+
 MANY_CHANNELS = 16  # feature maps have more; products over the three of an image would be slow
 
 
@@ -31,17 +33,17 @@ class Boxes(NamedTuple):
         return cls(top, left, height, width, torch.zeros(len(sides)))
 
     def to(self, device: torch.device) -> "Boxes":
-        """The same boxes on another device."""
-        return Boxes(*(part.to(device) for part in self))
+        """The same boxes on another device, in one copy."""
+        return Boxes(*send(torch.stack(self), device).unbind())
 
     def select(self, rows: Tensor) -> "Boxes":
         """The boxes of some of the images."""
         return Boxes(*(part[rows] for part in self))
 
 
-def whole(count: int) -> Boxes:
+def whole(count: int, device: torch.device | None = None) -> Boxes:
     """The box that is the whole image, for `count` images."""
-    zeros, ones = torch.zeros(count), torch.ones(count)
+    zeros, ones = torch.zeros(count, device=device), torch.ones(count, device=device)
     return Boxes(zeros, zeros, ones, ones, zeros)
 
 

@@ -100,8 +100,9 @@ class SwAV(nn.Module):
 
     @torch.no_grad()
     def _count(self, logits: Float[Tensor, "n 2 P"]) -> None:
-        chosen = torch.bincount(logits.argmax(2).flatten(), minlength=self._own.num_prototypes)
-        self.assigned += distributed.total(chosen.float())
+        prototypes = torch.arange(self._own.num_prototypes, device=logits.device)
+        chosen = (logits.argmax(2).flatten()[:, None] == prototypes).float().sum(0)
+        self.assigned += distributed.total(chosen)
 
     @torch.no_grad()
     def after_step(self) -> None:

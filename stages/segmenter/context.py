@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stages.core.device import constant
 from stages.imaging.resample import enlarge
 from stages.settings.schema_train import Context
 
@@ -19,7 +20,8 @@ LINEAR_BELOW = (6 / 29) ** 3  # of the cube root (CIE 15)
 def to_lab(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
     """sRGB in [0, 1] to L*a*b* over 100: lightness in [0, 1], a and b within about +-1."""
     linear = torch.where(image <= 0.04045, image / 12.92, ((image.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
-    matrix = image.new_tensor(RGB_TO_XYZ) / image.new_tensor(WHITE)[:, None]
+    rgb_to_xyz, white = (constant(one, image.device, image.dtype) for one in (RGB_TO_XYZ, WHITE))
+    matrix = rgb_to_xyz / white[:, None]
     x, y, z = torch.einsum("dc,nchw->dnhw", matrix, linear)
     x, y, z = (
         torch.where(

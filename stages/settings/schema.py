@@ -134,6 +134,7 @@ class Predict(Section):
 class Refine(Section):
     """Dense CRF."""
 
+    backend: Literal["auto", "cpu", "cuda", "none"]
     temperature: Positive
     iterations: Count
     smoothness_weight: NonNegative

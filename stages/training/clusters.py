@@ -112,7 +112,7 @@ class PixelClusterer:
                 rendered = self._siamese.views.render(image, plan, view)
                 places = distributed.share(chances[view]).topk(per_image).indices.to(image.device)
                 chosen = self._siamese.features(frozen, rendered).pixels.at(places)
-                taken[view].append(distributed.gather(chosen).flatten(0, 1).cpu())
+                taken[view].append(distributed.gather(chosen).flatten(0, 1))
         return [self._of_pixels(torch.cat(taken[view]), epoch, view, images.device) for view in range(2)]
 
     def _of_pixels(
@@ -120,11 +120,12 @@ class PixelClusterer:
     ) -> Clustering:
         clustering = self._settings.clustering
         kmeans = KMeans.of(clustering, self._pixel_k, device, spherical=clustering.unit_centroids)
-        found = torch.from_numpy(kmeans.fit(pixels.numpy(), seed=self._kmeans_seed(epoch, view)))
-        centroids = distributed.from_leader(found.float().to(device)).cpu()
+        found = kmeans.fit_on(pixels, seed=self._kmeans_seed(epoch, view))
+        centroids = distributed.from_leader(found)
         product = pixels @ centroids.T
         logits = product if clustering.assign == "dot" else 2 * product - centroids.square().sum(1)
-        return Clustering(centroids, torch.bincount(logits.argmax(1), minlength=self._pixel_k))
+        counts = torch.bincount(logits.argmax(1), minlength=self._pixel_k)
+        return Clustering(centroids.cpu(), counts.cpu())
 
     def _of_all(
         self, frozen: Segmenter, images: ImageSource, batches: Sequence[Tensor], epoch: int, view: int

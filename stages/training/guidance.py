@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.device import autocast, torch_generator
+from stages.core.device import autocast, send, torch_generator
 from stages.imaging.batches import ImageSource
 from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample
@@ -83,16 +83,16 @@ class Guidance:
         jitter = draw_jitter(len(row), self._strengths, self._settings.view_px, generator)
         shared = distributed.share(torch.arange(len(rows)))
         mine = torch.isin(row, shared)
-        here, shown = (row[mine] - shared[0]).to(image.device), view[mine]
+        here, shown = send(row[mine] - shared[0], image.device), view[mine]
         with autocast(image.device, self._precision):
             if self._settings.views == "pooled":
                 logits = segmenter.image_head(self._pool(whole_map[here], shown))
             else:
                 colours = Jitter(*(part[mine] for part in jitter)).to(image.device)
                 logits = segmenter.classify(self._colour(image[here], shown, colours))
-        label = kept[row, view][mine].to(image.device)
-        weight = self._label_weight.to(image.device)
-        return guidance_loss(logits, label, weight, self._settings.label_smoothing)
+        label = send(kept[row, view][mine], image.device)
+        self._label_weight = self._label_weight.to(image.device)
+        return guidance_loss(logits, label, self._label_weight, self._settings.label_smoothing)
 
     @torch.no_grad()
     def held_out_accuracy(self, segmenter: Segmenter, images: ImageSource, batch_size: int) -> float | None:

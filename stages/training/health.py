@@ -98,8 +98,13 @@ class Health:
         return min(effective_number(view) for view in self._counts.numpy())
 
     def _pair(self, first: Int[Tensor, "*P"], second: Int[Tensor, "*P"]) -> Int[Tensor, " KK"]:
-        both = (first * self._num_clusters + second).flatten()
-        return torch.bincount(both, minlength=self._num_clusters**2)
+        if first.device.type == "cpu":
+            both = (first * self._num_clusters + second).flatten()
+            return torch.bincount(both, minlength=self._num_clusters**2)
+        # `bincount` would wait for the device; this product is exact, for counts are below 2^24.
+        clusters = torch.arange(self._num_clusters, device=first.device)
+        first_is, second_is = ((one.flatten()[:, None] == clusters).float() for one in (first, second))
+        return (first_is.T @ second_is).flatten().long()
 
     def _table(self, pairs: Int[Tensor, " KK"]) -> Int[np.ndarray, "K K"]:
         return pairs.view(self._num_clusters, self._num_clusters).cpu().numpy()

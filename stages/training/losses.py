@@ -88,7 +88,7 @@ def guidance_loss(
         return logits.sum(), logits.new_zeros(())
     right = (logits.argmax(1) == pseudo_label).float().mean()
     loss = F.cross_entropy(logits, pseudo_label, weight, label_smoothing=label_smoothing)
-    share = distributed.share_of(torch.stack([weight[pseudo_label].sum(), logits.new_tensor(len(logits))]))
+    share = distributed.share_of(torch.stack([weight[pseudo_label].sum(), logits.new_full((), len(logits))]))
     return loss * share[0], right * share[1]
 
 

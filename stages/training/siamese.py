@@ -87,7 +87,7 @@ class ViewMaker:
 
     def render(self, image: Float[Tensor, "N 3 H W"], plan: Plan, number: int) -> View:
         """View `number` of the images; RGB in [0, 1]."""
-        uncut = whole(len(image)).to(image.device)
+        uncut = whole(len(image), image.device)
         box, jitter = plan.boxes if number == 0 else uncut, plan.jitters[number]
         size = (self._size_px, self._size_px)
         if self._crop_first:
@@ -156,6 +156,6 @@ class Siamese:
 
     def plain_pixels(self, network: Segmenter, image: Float[Tensor, "N 3 H W"]) -> Pixels:
         """Pixel features of whole images in their own colours."""
-        box = whole(len(image)).to(image.device)
+        box = whole(len(image), image.device)
         view = View(resample(image, box, (self._size_px, self._size_px)), None, None)
         return self.features(network, view).pixels

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from stages import refine
+from stages.postprocessing.score_maps import cluster_maps
 from stages.settings.errors import UserError
+from tests.datasets import read_preset
 
 COUNT, SIZE = 4, 16
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -105,3 +108,40 @@ def test_a_missing_file_ends_with_code_2_and_no_traceback(folder: Path) -> None:
     )
     assert ended.returncode == 2
     assert ended.stderr == f"error: {folder / 'predictions.npy'}: not found; run `dvc repro` to make it\n"
+
+
+def test_without_a_crf_the_prediction_stays(folder: Path) -> None:
+    argv = _argv(folder)
+    yaml = YAML()
+    content = yaml.load((folder / "params.yaml").read_text())
+    content["refine"]["backend"] = "none"
+    yaml.dump(content, folder / "params.yaml")
+    refine.main(argv)
+    np.testing.assert_array_equal(
+        np.load(folder / "refined.npy"), cluster_maps(np.load(folder / "predictions.npy"), SIZE)
+    )
+
+
+def test_the_gpu_is_taken_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for backend in ("auto", "cpu", "none"):
+        assert refine.choose_gpu(backend, "auto") is None
+    with pytest.raises(UserError, match="needs a CUDA GPU"):
+        refine.choose_gpu("cuda", "auto")
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(refine, "choose_device", chosen.append)
+    pairs = (("auto", "auto"), ("auto", "cuda:1"), ("cuda", "cpu"), ("auto", "cpu"), ("cpu", "cuda"))
+    for backend, device in pairs:
+        refine.choose_gpu(backend, device)
+    assert chosen == ["cuda", "cuda:1", "cuda"]
+
+
+def test_what_a_gpu_would_write_is_exact_mean_field(folder: Path) -> None:
+    settings = read_preset("demo").refine.model_copy(update={"appearance_px": 6.0, "temperature": 0.5})
+    images, scores = np.load(folder / "images/val/images.npy"), np.load(folder / "predictions.npy")
+    found = list(refine.refine_on_gpu(images, scores, range(1, COUNT), settings, torch.device("cpu")))
+    assert len(found) == COUNT - 1
+    expected = np.where(np.arange(SIZE) < SIZE // 2, 0, 2)
+    for one in found:
+        np.testing.assert_array_equal(one, np.broadcast_to(expected, (SIZE, SIZE)))
