@@ -95,8 +95,7 @@ class KMeans:
         """The best of several starts, each from points of its own."""
         runs = []
         for restart in range(self.restarts):
-            generator = torch.Generator().manual_seed(seed + restart)
-            start = draw_start(points, self.num_clusters, generator)
+            start = draw_start(points, self.num_clusters, seed=seed, restart=restart)
             runs.append(lloyd(points, start, iterations=self.iterations, spherical=self.spherical))
         objectives = torch.stack([objective for _, objective in runs])
         return runs[int((objectives if self.spherical else -objectives).argmax())][0]

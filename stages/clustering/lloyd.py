@@ -4,12 +4,15 @@ The same algorithm as faiss's, which does the work on CPUs: distinct points as a
 of each point, means, and a split of large clusters in place of empty ones.
 """
 
+import faiss
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 BLOCK_POINTS = 1 << 18  # that are assigned at once, so that memory stays bounded
 SPLIT = 1 / 1024  # by which the two halves of a split cluster are moved apart (faiss)
+RESTART_STEP = 15486557  # between the seeds of two starts (faiss)
 
 
 @torch.no_grad()
@@ -75,8 +78,9 @@ def _unit(centroids: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
 
 
 def draw_start(
-    points: Float[Tensor, "N D"], num_clusters: int, generator: torch.Generator
+    points: Float[Tensor, "N D"], num_clusters: int, *, seed: int, restart: int = 0
 ) -> Float[Tensor, "K D"]:
-    """Distinct random points."""
-    rows: Int[Tensor, " K"] = torch.randperm(len(points), generator=generator)[:num_clusters]
-    return points[rows.to(points.device)]
+    """The distinct points that faiss starts from: a GPU then finds the clusters that a CPU finds."""
+    order = np.empty(len(points), np.int32)
+    faiss.rand_perm(faiss.swig_ptr(order), len(points), seed + 1 + restart * RESTART_STEP)  # type: ignore[attr-defined]
+    return points[torch.from_numpy(order[:num_clusters]).long().to(points.device)]

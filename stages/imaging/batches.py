@@ -27,6 +27,7 @@ def normalise(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
 
 
 DEVICE_SHARE = 0.25  # of the free device memory that stored images may take
+COPIED_IMAGES = 1024  # at once, to the device
 LOOK_AHEAD = 2  # batches that are read while the device works
 
 
@@ -45,7 +46,10 @@ class ImageSource:
         self.array, self.device = array, device
         self.resident: Tensor | None = None
         if device.type == "cuda" and array.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
-            self.resident = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            self.resident = torch.empty(array.shape, dtype=torch.uint8, device=device)
+            for start in range(0, len(array), COPIED_IMAGES):
+                rows = slice(start, start + COPIED_IMAGES)
+                self.resident[rows] = torch.from_numpy(np.array(array[rows]))
 
     def __len__(self) -> int:
         return len(self.array)

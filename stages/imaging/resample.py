@@ -88,6 +88,17 @@ def enlarge(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[T
     return separable(feature, rows, columns)
 
 
+def shrink(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[Tensor, "N D h w"]:
+    """A feature map at a smaller size: means over cells.
+
+    On a GPU the gradient of adaptive pooling is not deterministic; that of pooling over equal cells is.
+    """
+    cell, rest = zip(*map(divmod, feature.shape[2:], size), strict=True)
+    if feature.device.type == "cuda" and not any(rest):
+        return F.avg_pool2d(feature, cell)
+    return F.adaptive_avg_pool2d(feature, size)
+
+
 def separable(
     image: Float[Tensor, "N C H W"], rows: Float[Tensor, "#N h H"], columns: Float[Tensor, "#N w W"]
 ) -> Float[Tensor, "N C h w"]:

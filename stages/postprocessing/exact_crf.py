@@ -7,10 +7,12 @@ by row block.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 BLOCK_BYTES = 1 << 30  # of a block of rows of the appearance kernel, in float32
+ALIGNED_COLUMNS = 8  # of a product; tensor cores are used for multiples of it
 MEMORY_SHARE = 0.5  # of the free device memory that the kernel of an image may take
 
 
@@ -36,38 +38,44 @@ class AppearanceKernel:
         rows, columns = (torch.arange(side, device=device) / appearance_px for side in image.shape[:2])
         places = torch.cartesian_prod(rows, columns)
         features = torch.cat([places, image.flatten(0, 1).float() / appearance_color], dim=1)
-        # Centered, so that squared distances lose as few digits as possible.
-        self._features = features - features.mean(0)
-        self._half_squares = self._features.square().sum(1) / 2
+        features -= features.mean(0)  # so that squared distances lose as few digits as possible
+        half_squares, ones = features.square().sum(1, keepdim=True) / 2, torch.ones_like(features[:, :1])
+        # left @ right^T is -|f_i - f_j|^2 / 2 in one product.
+        self._left = torch.cat([features, -half_squares, ones], dim=1)
+        self._right = torch.cat([features, ones, -half_squares], dim=1)
         # float16 products are what a GPU is fast at; a weight in [0, 1] keeps three digits.
         self._dtype = torch.float16 if device.type == "cuda" else torch.float32
         count = len(features)
         self._block_rows = max(1, BLOCK_BYTES // (4 * count))
         if is_stored is None:
             is_stored = count**2 * self._dtype.itemsize <= MEMORY_SHARE * _free_bytes(device)
-        self._stored = torch.cat([self._block(rows) for rows in self._blocks()]) if is_stored else None
-        ones = torch.ones(count, 1, device=device)
+        self._stored = None
+        if is_stored:
+            stored = torch.empty(count, count, dtype=self._dtype, device=device)
+            for block in self._blocks():
+                torch.exp(self._left[block] @ self._right.T, out=stored[block])
+            self._stored = stored
         self.inverse_root = self.product(ones).clamp_min(1).rsqrt()  # D^-1/2; each pixel is its own neighbor
 
     def product(self, values: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
         """K @ values, in float32."""
-        values = values.to(self._dtype)
+        padded = F.pad(values.to(self._dtype), (0, -values.shape[1] % ALIGNED_COLUMNS))
         if self._stored is not None:
-            return (self._stored @ values).float()
-        return torch.cat([self._block(rows) @ values for rows in self._blocks()]).float()
+            product = self._stored @ padded
+        else:
+            product = torch.cat([self._block(rows) @ padded for rows in self._blocks()])
+        return product[:, : values.shape[1]].float()
 
     def message(self, marginals: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
         """D^-1/2 K D^-1/2 @ marginals."""
         return self.inverse_root * self.product(self.inverse_root * marginals)
 
     def _blocks(self) -> list[slice]:
-        count = len(self._features)
+        count = len(self._left)
         return [slice(start, start + self._block_rows) for start in range(0, count, self._block_rows)]
 
     def _block(self, rows: slice) -> Float[Tensor, "R P"]:
-        exponent = torch.addmm(-self._half_squares[None], self._features[rows], self._features.T)
-        exponent -= self._half_squares[rows, None]
-        return exponent.clamp_max_(0).exp_().to(self._dtype)
+        return (self._left[rows] @ self._right.T).exp_().to(self._dtype)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stages.core.device import constant
-from stages.imaging.resample import enlarge
+from stages.imaging.resample import enlarge, shrink
 from stages.settings.schema_train import Context
 
 # Linear sRGB to XYZ under D65 (IEC 61966-2-1), each row divided by the white point.
@@ -124,9 +124,9 @@ class ContextModule(nn.Module):
             image: whose colours attend, RGB in [0, 1], of any size.
             grid: (rows, columns) of the pixels that attend to each other.
         """
-        coarse = F.adaptive_avg_pool2d(feature_map, grid)
+        coarse = shrink(feature_map, grid)
         with torch.autocast(feature_map.device.type, enabled=False):
-            weights = self.affinity(coarse.float(), F.adaptive_avg_pool2d(image.float(), grid))
+            weights = self.affinity(coarse.float(), shrink(image.float(), grid))
         value = self.value(coarse)
         context = (weights.to(value.dtype) @ value.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(value)
         context = enlarge(context, (feature_map.shape[2], feature_map.shape[3]))

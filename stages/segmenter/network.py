@@ -14,7 +14,7 @@ from stages.backbone.trunk import FeatureMaps, Trunk
 from stages.core.device import autocast
 from stages.core.tensors import read_tensors, write_tensors
 from stages.imaging.batches import normalise
-from stages.imaging.resample import enlarge
+from stages.imaging.resample import enlarge, shrink
 from stages.segmenter.context import ContextModule
 from stages.segmenter.pixels import Pixels
 from stages.settings.errors import UserError
@@ -133,7 +133,7 @@ class Segmenter(nn.Module):
         decoded = self.decoder(self.backbone(normalise(image)))
         height, width = image.shape[2] // self.feature_stride, image.shape[3] // self.feature_stride
         if decoded.shape[2] > height:
-            decoded = F.adaptive_avg_pool2d(decoded, (height, width))
+            decoded = shrink(decoded, (height, width))
         elif decoded.shape[2:] != (height, width):  # patches are larger than the features that are clustered
             decoded = enlarge(decoded, (height, width))
         if self.context is None:

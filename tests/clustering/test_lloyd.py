@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.clustering.kmeans import KMeans
 from stages.clustering.lloyd import draw_start, lloyd
 
 
@@ -76,5 +77,15 @@ def test_blocks_add_up(device: torch.device, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_start_is_of_distinct_points() -> None:
     points = torch.arange(10.0)[:, None]
-    start = draw_start(points, 10, torch.Generator().manual_seed(0))
+    start = draw_start(points, 10, seed=3)
     assert sorted(start.flatten().tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_several_starts_end_as_faiss_ends(device: torch.device, spherical: bool, seed: int) -> None:
+    points = _blobs(seed, spherical, 900)
+    settings = {"iterations": 15, "restarts": 4, "spherical": spherical}
+    expected = KMeans(7, device=torch.device("cpu"), **settings).fit(points, seed=seed)
+    found = KMeans(7, device=device, **settings)._fit_in_torch(torch.from_numpy(points).to(device), seed)
+    np.testing.assert_allclose(found.cpu(), expected, atol=1e-4)

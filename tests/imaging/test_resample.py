@@ -7,7 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.imaging.resample import Boxes, enlarge, gaussian_matrix, interpolation_matrix, resample, whole
+from stages.imaging.resample import (
+    Boxes,
+    enlarge,
+    gaussian_matrix,
+    interpolation_matrix,
+    resample,
+    shrink,
+    whole,
+)
 
 
 def _image(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -190,3 +198,15 @@ def test_compiled_enlarging_scatters_nothing() -> None:
             waiting += [following for following, _ in node.next_functions]
     assert "BmmBackward0" in kinds
     assert not [kind for kind in kinds if "Upsample" in kind or "Index" in kind]
+
+
+@pytest.mark.parametrize("size", [(4, 6), (8, 12), (3, 5)])
+def test_shrinking_takes_the_mean_of_each_cell(device: torch.device, size: tuple[int, int]) -> None:
+    feature = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    found = shrink(feature.to(device), size).cpu()
+    for row in range(size[0]):
+        top, bottom = row * 8 // size[0], -(-(row + 1) * 8 // size[0])
+        for column in range(size[1]):
+            left, right = column * 12 // size[1], -(-(column + 1) * 12 // size[1])
+            expected = feature[:, :, top:bottom, left:right].double().mean((2, 3))
+            torch.testing.assert_close(found[:, :, row, column].double(), expected, rtol=1e-5, atol=1e-6)

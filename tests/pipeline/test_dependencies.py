@@ -58,10 +58,11 @@ NOT_IMPORTED = {
     "prepare demo": "dataset/decode dataset/taxonomy",
     "embed": "backbone/batch_norm core/distributed core/history imaging/photometric",
     "label": "core/distributed core/history core/images pseudo_labels/pyramid",
-    "select_views": "clustering/kmeans core/device core/distributed core/history core/images core/seeds",
+    "select_views": "clustering/kmeans clustering/lloyd core/device core/distributed core/history "
+    "core/images core/seeds",
     "cluster": "core/history imaging/photometric",
     "predict": "backbone/batch_norm core/distributed core/history imaging/photometric segmenter/compat",
-    "refine": "core/device core/distributed core/history core/seeds core/tensors",
+    "refine": "core/distributed core/history core/tensors",
     "evaluate@raw": "core/device core/distributed core/history core/tensors",
     "evaluate@refined": "core/device core/distributed core/history core/tensors",
     "report": "core/device core/distributed core/history core/seeds",
