@@ -1,17 +1,17 @@
-"""Fully self-supervised semantic segmentation (FS^4) as a pipeline: a folder of images in, classes out.
+"""Fully self-supervised semantic segmentation (FS^4) as a pipeline: from a folder of images to classes.
 
-prepare       images are decoded once and packed; label maps, if any, go where only the scoring looks
-pretrain      a backbone learns to tell images apart (MoCo v2), or comes from a published checkpoint
-embed         it gives one feature to each of the six pyramid views of every image
-label         centres of these features, or of the pretrained model, give each view a pseudo-label and a score
-select_views  the views with the best scores are kept to guide the training
-train         pixels are clustered and the network trained towards the clusters, in turn
-cluster       the trained network's pixel features are clustered once more: the classes
-predict       every pixel of the validation images gets a score for every class
-refine        a dense CRF moves the borders to those of the image
-evaluate      clusters are matched to true classes, where there are any, and scored
-report        one page to look at
+prepare       decodes and packs each image once; stores label maps, if any, separately for evaluation
+pretrain      trains a self-supervised backbone (MoCo v2 or SwAV) or loads a published checkpoint
+embed         computes one feature for each of the six pyramid views of every image
+label         assigns each view a pseudo-label and a score: the nearest cluster center and its similarity
+select_views  keeps the views with the highest scores to guide the training
+train         alternates between clustering pixels and training the network on the assignments
+cluster       clusters the trained network's pixel features once more; these clusters are the classes
+predict       scores every pixel of the validation images for every cluster
+refine        aligns the borders of the prediction with image edges by a dense CRF
+evaluate      matches clusters to annotated classes, if any, and scores them
+report        writes one HTML page with all results
 
 Shapes: N images (or items) in a batch, V views, C channels, H rows, W columns, P = H * W pixels,
-D features, K clusters, Q length of the queue, S the working size, T the stored size of training images.
+D features, K clusters, Q queue length, S working size, T stored size of training images.
 """

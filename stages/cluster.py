@@ -34,12 +34,12 @@ from stages.settings.params import load
 from stages.settings.schema_train import Cluster
 
 KEYS = ("compat", "seed", "size_px", "pixel_k", "precision", "cluster")
-RUNS = 2  # the second shows how stable the first is
-AGREEMENT_PIXELS = 20_000  # the figure's third digit needs no more
+RUNS = 2  # the second run measures the stability of the first
+AGREEMENT_PIXELS = 20_000  # enough for three digits
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read images and segmenter, cluster a sample of pixels twice, write the first run's centroids."""
+    """Cluster the pixel features of the images twice and write the centroids of the first run."""
     args = _parse(argv)
     params = load(args.params, *KEYS)
     watch = Watch("cluster", args.params, KEYS, [args.images, args.segmenter])
@@ -96,14 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def cluster_sample(
     pixels: Float[np.ndarray, "P D"], settings: Cluster, *, pixel_k: int, seed: int, device: torch.device
 ) -> list[Float[np.ndarray, "K D"]]:
-    """Centroids of a sample of pixels, from two starts.
+    """Compute the k-means centroids of sampled pixel features from two random starts.
 
     Args:
-        pixels: unit length.
+        pixels: features of unit length.
         settings: `cluster` of params.yaml.
         pixel_k: K.
-        seed: of both starts.
-        device: where k-means works.
+        seed: base seed of both starts.
+        device: device that runs k-means.
     """
     kmeans = KMeans.of(settings, pixel_k, device, spherical=settings.unit_centroids)
     return [kmeans.fit(pixels, seed=one) for one in _seeds(seed)]
@@ -119,7 +119,7 @@ def cluster_all(
     seed: int,
     precision: str,
 ) -> list[Float[np.ndarray, "K D"]]:
-    """Centroids of all pixels of all images by mini-batch k-means from two starts, in one pass."""
+    """Cluster every pixel of every image by mini-batch k-means from two random starts, in one pass."""
     kmeans = KMeans.of(settings, pixel_k, images.device, spherical=False)
     runs = [MiniBatchKMeans(kmeans, init_batches=settings.init_batches, seed=start) for start in _seeds(seed)]
     for pixels in all_pixel_features(
@@ -132,21 +132,21 @@ def cluster_all(
 
 
 def trained_clusters(segmenter: Path, view: str, *, pixel_k: int) -> list[Float[np.ndarray, "K D"]]:
-    """Centroids that the last epoch of training followed: those of `view`, then those of the other.
+    """Read the centroids of the last training epoch: those of `view` first, then those of the other view.
 
     Args:
-        segmenter: file of `train`.
+        segmenter: file written by `train`.
         view: first_view or second_view.
         pixel_k: K.
 
     Raises:
-        UserError: the file holds none, or another number of them.
+        UserError: the file has no centroids, or their number is not `pixel_k`.
     """
     clusters = load_trained_clusters(segmenter)
     chosen = clusters.pop(view)
     if len(chosen) != pixel_k:
         raise UserError(
-            f"{segmenter}: was trained with {len(chosen)} clusters, but params.yaml says pixel_k: {pixel_k}; "
+            f"{segmenter}: was trained with {len(chosen)} clusters, but params.yaml has pixel_k: {pixel_k}; "
             "run `dvc repro train`, or set cluster.centroids: fresh"
         )
     return [chosen.numpy(), *(other.numpy() for other in clusters.values())]
@@ -168,17 +168,17 @@ def sample_pixel_features(
     seed: int,
     precision: str,
 ) -> Float[np.ndarray, "P D"]:
-    """Unit features of random pixels of random images, without augmentation (5.1).
+    """Compute unit-length features of randomly sampled pixels of sampled images, without augmentation (5.1).
 
     Args:
-        segmenter: in evaluation mode, on the device of `images`.
-        images: of the training set.
-        size_px: side at which the network sees them.
-        num_images: at most so many images are looked at.
-        num_pixels: about so many pixels are taken, the same number from each image.
-        batch_size: images at once.
-        seed: of the sample.
-        precision: of the forward pass.
+        segmenter: network in evaluation mode, on the device of `images`.
+        images: training images.
+        size_px: side of the network input.
+        num_images: maximum number of sampled images.
+        num_pixels: approximate number of sampled pixels, split evenly over the images.
+        batch_size: images per forward pass.
+        seed: seed of the random sample.
+        precision: precision of the forward pass.
     """
     generator = torch_generator(seed, "cluster", "sample")
     count = min(num_images, len(images))
@@ -200,12 +200,12 @@ def sample_pixel_features(
 def all_pixel_features(
     segmenter: Segmenter, images: ImageSource, *, size_px: int, batch_size: int, seed: int, precision: str
 ) -> Iterator[Float[np.ndarray, "P D"]]:
-    """Unit features of every pixel of every image, a batch at a time in random order.
+    """Yield unit-length features of every pixel of every image, batch by batch in random order.
 
-    In training mode the network's running statistics move, as they do where PiCIE clusters.
+    In training mode the forward pass updates the batch-norm running statistics, as PiCIE does.
     """
     order = torch.randperm(len(images), generator=torch_generator(seed, "cluster", "order"))
-    batches = [rows for rows in order.split(batch_size) if len(rows) > 1]  # batch norm needs two
+    batches = [rows for rows in order.split(batch_size) if len(rows) > 1]  # batch norm needs two images
     shares = [distributed.share(rows) for rows in batches]
     source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
     for rows, image in zip(batches, source, strict=True):
@@ -224,10 +224,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
-    parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter, of `train`")
-    parser.add_argument("--out", type=Path, required=True, help="centroids to write (.safetensors)")
-    parser.add_argument("--metrics", type=Path, required=True, help="label-free figures to write (.json)")
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed images from `prepare`")
+    parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter from `train`")
+    parser.add_argument("--out", type=Path, required=True, help="output: centroids (.safetensors)")
+    parser.add_argument("--metrics", type=Path, required=True, help="output: label-free metrics (.json)")
     return parser.parse_args(argv)
 
 

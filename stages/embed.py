@@ -1,4 +1,4 @@
-"""Stage `embed`: one global feature for each of the six pyramid views of every training image (4.2.1)."""
+"""Stage `embed`: compute a global feature of each of the six pyramid views of every image (4.2.1)."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -27,15 +27,15 @@ KEYS = ("size_px", "crop_ratio", "precision", "backbone", "embed")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read images and backbone, embed every view, write one array."""
+    """Embed every view of every image and write the features as one array."""
     parser = argparse.ArgumentParser(prog="python -m stages.embed", description=__doc__)
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
-    parser.add_argument("--backbone", type=Path, required=True, help="pretrained backbone, of `pretrain`")
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed images from `prepare`")
+    parser.add_argument("--backbone", type=Path, required=True, help="pretrained backbone from `pretrain`")
     parser.add_argument(
-        "--out", type=Path, required=True, help="float32 array [images, 6, features] to write (.npy)"
+        "--out", type=Path, required=True, help="output: float32 array [images, 6, features] (.npy)"
     )
     args = parser.parse_args(argv)
 
@@ -64,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def crop_boxes(views: Tensor, crop_ratio: float, centre_ratio: float = 1.0) -> Boxes:
-    """The boxes of one view number for each image.
+    """Return the crop box of one view per image.
 
     Args:
-        views: [N] numbers into `VIEWS`.
-        crop_ratio: side of the five crops.
-        centre_ratio: side of the centre of each view that is taken (A.1: 224 of 256).
+        views: [N] indices into `VIEWS`.
+        crop_ratio: side of the five crops, as a fraction of the image side.
+        centre_ratio: side of the center crop of each view, as a fraction of the view (A.1: 224 of 256).
     """
     top, left, height, width = view_boxes(crop_ratio)[views].unbind(1)
     margin = (1 - centre_ratio) / 2
@@ -93,19 +93,19 @@ def embed_views(
     size_px: int,
     precision: str,
 ) -> Iterator[Float[Tensor, "B 6 D"]]:
-    """Features of all six views of every image, float32 on the CPU, batch by batch.
+    """Yield the features of all six views of every image, as float32 on the CPU, batch by batch.
 
-    Each view is resized and its centre taken, as the self-supervised models are evaluated (A.1). A feature
-    keeps its length: projection heads and classifiers, which `label` may use, want it.
+    Each view is resized and center-cropped, as in the evaluation of the self-supervised models (A.1).
+    Features are not normalized, because the projection heads and classifiers of `label` need their length.
 
     Args:
-        backbone: the pretrained trunk; used in evaluation mode.
-        images: N of them.
-        settings: batch size and centre ratio.
-        first: image to begin with, a whole number of batches from the start.
-        crop_ratio: side of the five crops.
-        size_px: side at which the trunk sees a view.
-        precision: of the forward pass.
+        backbone: pretrained trunk; runs in evaluation mode.
+        images: N images.
+        settings: batch size and center-crop ratio.
+        first: index of the first image; a multiple of the batch size.
+        crop_ratio: side of the five crops, as a fraction of the image side.
+        size_px: side of the trunk input.
+        precision: precision of the forward pass.
     """
     backbone = place(backbone, images.device).eval()
     batches = in_order(len(images), settings.batch_size)[-(-first // settings.batch_size) :]

@@ -1,8 +1,10 @@
-"""Evaluate (5.1): match clusters to classes and score the prediction, or the CRF's by the same matching.
+"""Stage `evaluate`: match clusters to classes and score the prediction or its CRF refinement (5.1).
 
-With --confusion in place of --predictions it scores a stored confusion matrix, so that a published number
-can be checked: a .npy array or a .csv of counts, a line for each class (the truth) and a column for each
-cluster, with or without names in the first line and column; or the table that --confusion-table writes.
+The refinement is scored with the matching of the prediction.
+
+With --confusion instead of --predictions, score a stored confusion matrix, for example to check a published
+result. Formats: a .npy array or a .csv file of pixel counts with one row per class (ground truth) and one
+column per cluster, with or without a header row and column; or the file that --confusion-table writes.
 """
 
 import argparse
@@ -26,13 +28,13 @@ from stages.settings.errors import UserError
 from stages.settings.params import load
 
 KEYS = ("seed", "pixel_k", "evaluate")
-SCORES, LABEL_FREE = ("accuracy", "miou"), ("effective_clusters", "image_share")  # the headline
+SCORES, LABEL_FREE = ("accuracy", "miou"), ("effective_clusters", "image_share")  # headline metrics
 Chunk = tuple[slice, np.ndarray]
 STAGE_FLAGS = ("truth", "metrics", "readings", "readings_table", "per_class", "confusion_table")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score one partition of the validation images, and beside it colour and position alone if asked for."""
+    """Score one clustering of the validation images and, with --images, the color-and-position baseline."""
     args = _parse(argv)
     if args.confusion:
         _rescore(args)
@@ -60,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(name, **figures)
     _write(args, Counted(counted.confusion, raw.confusion, truth.class_names, truth.class_kinds))
     if not truth.has_labels:
-        print("evaluate: the data set has no truth, so these are the label-free figures alone", flush=True)
+        print("evaluate: the data set has no label maps; only label-free metrics are reported", flush=True)
 
 
 def _rescore(args: argparse.Namespace) -> None:
-    """Score a stored confusion matrix; write what is asked for."""
+    """Score a stored confusion matrix and write the requested outputs."""
     counted = read_counted(args.confusion, args.matched_on, args.classes, transposed=args.transposed)
     if args.metrics:
         whole = Tally(counted.confusion, counted.confusion.sum(0))
@@ -89,14 +91,14 @@ def _tally(maps: Iterator[Chunk], truth: Truth, num_clusters: int) -> Tally:
 
 
 def _raw(scores: np.ndarray, truth: Truth) -> Iterator[Chunk]:
-    """Cluster maps of the predictions at the size of the truth, chunk by chunk."""
+    """Yield the cluster maps of the predictions at label-map resolution, chunk by chunk."""
     size_px = truth.maps.shape[1]
     for images in track(list(chunks(scores, size_px)), "predictions", unit="chunk"):
         yield images, cluster_maps(scores[images], size_px)
 
 
 def _labels(refined: np.ndarray, scores: np.ndarray) -> Iterator[Chunk]:
-    """Cluster maps that are already at the size of the truth."""
+    """Yield the refined cluster maps, which already have label-map resolution."""
     for images in track(list(chunks(scores, refined.shape[1])), "refined", unit="chunk"):
         yield images, np.asarray(refined[images])
 
@@ -106,7 +108,7 @@ def _open_refined(path: Path, truth: Truth) -> np.ndarray:
     if refined.dtype != np.uint8 or refined.shape != truth.maps.shape:
         raise UserError(
             f"{path}: holds {refined.dtype} {list(refined.shape)}, expected cluster ids uint8 "
-            f"{list(truth.maps.shape)} as the label maps; run `dvc repro refine`"
+            f"{list(truth.maps.shape)} like the label maps; run `dvc repro refine`"
         )
     return refined
 
@@ -117,37 +119,43 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--name", help="top-level key of the metrics: raw, refined, or confusion by default")
+    parser.add_argument(
+        "--name", help="top-level key of the metrics, such as raw or refined (default: confusion)"
+    )
     scored = parser.add_mutually_exclusive_group(required=True)
-    scored.add_argument("--predictions", type=Path, help=".npy, cosine scores float16 [M, K, h, w]")
+    scored.add_argument("--predictions", type=Path, help="cosine scores float16 [M, K, h, w] (.npy)")
     scored.add_argument(
-        "--confusion", type=Path, help=".npy or .csv, pixels of each class and cluster: score it"
+        "--confusion", type=Path, help="confusion matrix of pixel counts to score (.npy or .csv)"
     )
     predictions = parser.add_argument_group("with --predictions")
     predictions.add_argument(
-        "--refined", type=Path, help=".npy, cluster ids uint8 [M, S, S]: score these, matched as raw"
+        "--refined",
+        type=Path,
+        help="refined cluster ids uint8 [M, S, S] to score with the matching of --predictions (.npy)",
     )
     predictions.add_argument("--truth", type=Path, help="folder of label maps and class names")
     predictions.add_argument(
-        "--images", type=Path, help="folder of packed images: score colour and position alone as well"
+        "--images", type=Path, help="folder of packed images; also score the color-and-position baseline"
     )
     predictions.add_argument("--params", type=Path, default=Path("params.yaml"))
     confusion = parser.add_argument_group("with --confusion")
-    confusion.add_argument("--classes", type=Path, help=".csv, columns id, name, kind: thing, stuff or empty")
+    confusion.add_argument(
+        "--classes", type=Path, help="class table: id, name, kind (thing, stuff or empty) (.csv)"
+    )
     confusion.add_argument(
         "--matched-on",
         type=Path,
-        help="the matrix that decides the matching, as the CRF's is scored by raw's",
+        help="confusion matrix that determines the matching (default: the scored one)",
     )
     confusion.add_argument(
-        "--transposed", action="store_true", help="lines are clusters, columns are classes"
+        "--transposed", action="store_true", help="rows are clusters and columns are classes"
     )
-    written = parser.add_argument_group("written; fractions in [0, 1]; with --confusion all are optional")
-    written.add_argument("--metrics", type=Path, help=".json, the headline figures")
-    written.add_argument("--readings", type=Path, help=".json, things and stuff in every reading")
-    written.add_argument("--readings-table", type=Path, help=".csv, the same as a table")
-    written.add_argument("--per-class", type=Path, help=".csv, a row for each class")
-    written.add_argument("--confusion-table", type=Path, help=".csv, pixels of actual and predicted")
+    written = parser.add_argument_group("outputs (fractions in [0, 1]; all optional with --confusion)")
+    written.add_argument("--metrics", type=Path, help="headline metrics (.json)")
+    written.add_argument("--readings", type=Path, help="scores of things and stuff in every reading (.json)")
+    written.add_argument("--readings-table", type=Path, help="the same scores as a table (.csv)")
+    written.add_argument("--per-class", type=Path, help="scores of each class (.csv)")
+    written.add_argument("--confusion-table", type=Path, help="pixel counts of each class and cluster (.csv)")
     args = parser.parse_args(argv)
     missing = [flag for flag in STAGE_FLAGS if args.predictions and getattr(args, flag) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Stage `label`: centres of view features give every view a pseudo-label and a score (4.2.1)."""
+"""Stage `label`: assign every view the nearest cluster center as pseudo-label, and a score (4.2.1)."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,19 +26,22 @@ KEYS = ("seed", "global_k", "label")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read embeddings, find centres twice (the second run shows how stable the first is), write the first."""
+    """Cluster the embeddings twice, measure the agreement of the two runs, and write the first one."""
     parser = argparse.ArgumentParser(prog="python -m stages.label", description=__doc__)
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
     )
-    parser.add_argument("--embeddings", type=Path, required=True, help="features of all views, of `embed`")
+    parser.add_argument("--embeddings", type=Path, required=True, help="features of all views from `embed`")
     parser.add_argument(
-        "--backbone", type=Path, required=True, help="pretrained model, of `pretrain`; its heads are used"
+        "--backbone",
+        type=Path,
+        required=True,
+        help="pretrained model from `pretrain`; only its heads are used",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="centroids, labels and scores to write (.safetensors)"
+        "--out", type=Path, required=True, help="output: centroids, pseudo-labels and scores (.safetensors)"
     )
-    parser.add_argument("--metrics", type=Path, required=True, help="label-free figures to write (.json)")
+    parser.add_argument("--metrics", type=Path, required=True, help="output: label-free metrics (.json)")
     args = parser.parse_args(argv)
 
     params = load(args.params, *KEYS)
@@ -85,49 +88,49 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _sample(num_images: int, num_views: int, settings: Label, seed: int) -> Int[np.ndarray, " S"]:
-    """Places of the views that centres are found on, in order: as many of all or of whole images as asked."""
+    """Return the sorted indices of the randomly sampled views that the centers are fitted on."""
     places = np.arange(0, num_images * num_views, num_views if settings.fit_views == "whole" else 1)
     chosen = torch.randperm(len(places), generator=torch_generator(seed, "label", "sample"))
     return places[np.sort(chosen[: settings.sample_views].numpy())]
 
 
 def agreement_with_order(pseudo_label: Int[np.ndarray, " N"], num_blocks: int) -> float:
-    """How far labels of images in file order follow that order: agreement with as many even blocks of it.
+    """Measure how strongly pseudo-labels follow the file order: agreement with `num_blocks` even blocks.
 
-    High for frames of one video, whose neighbours look alike whatever they show; and for folders that are
-    sorted by content, where it is no fault.
+    The value is high for video frames, because neighboring frames look alike. It is also high for folders
+    sorted by content, where it indicates no problem.
     """
     blocks = np.arange(len(pseudo_label)) * num_blocks // len(pseudo_label)
     return agreement(pseudo_label, blocks)
 
 
 def weaknesses(figures: Mapping[str, float], global_k: int, limits: WeakLabels) -> Iterator[str]:
-    """What is wrong with the pseudo-labels, each with what helps.
+    """Yield each weakness of the pseudo-labels with its remedies.
 
     Args:
-        figures: stability, agreement_with_position and agreement_with_order, each 1 at most, 0 for chance;
+        figures: stability, agreement_with_position and agreement_with_order (1: perfect, 0: chance), and
             effective_clusters.
         global_k: number of pseudo-labels.
-        limits: from where on a figure is called weak.
+        limits: thresholds of each figure.
     """
     stability, position, order = (
         figures[name] for name in ("stability", "agreement_with_position", "agreement_with_order")
     )
     if stability < limits.stability_below:
-        yield f"a second clustering agrees by {stability:.2f} only: pretrain longer, or lower global_k"
+        yield f"a second clustering agrees by only {stability:.2f}; pretrain longer, or lower global_k"
     if position > limits.position_above:
         yield (
-            f"they follow the view's place in the image by {position:.2f}: pretrain longer, set "
+            f"pseudo-labels follow the position of the view ({position:.2f}); pretrain longer, set "
             "select_views.pool: whole, or lower train.image_loss.weight"
         )
     if order > limits.order_above:
         yield (
-            f"they follow the order of the files by {order:.2f}, as frames of a video do: unless folders are "
+            f"pseudo-labels follow the file order ({order:.2f}), as for video frames; unless the folders are "
             "sorted by content, lower global_k or train.image_loss.weight"
         )
     if (used := figures["effective_clusters"]) < limits.used_below * global_k:
         yield (
-            f"the views fall into few of them, as if {used:.1f} of {global_k} were in use: pretrain longer, "
+            f"only {used:.1f} of {global_k} pseudo-labels are effectively in use; pretrain longer, "
             "lower global_k, or set label.centres: kmeans"
         )
 

@@ -1,4 +1,4 @@
-"""Stage `predict`: the score of every class for every pixel of the validation images (4.1)."""
+"""Stage `predict`: score every pixel of the validation images for every cluster (4.1)."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -25,19 +25,19 @@ KEYS = ("size_px", "precision", "predict")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read images, segmenter and centroids, write the scores batch by batch."""
+    """Score the images batch by batch and write the scores."""
     parser = argparse.ArgumentParser(prog="python -m stages.predict", description=__doc__)
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder of packed images, of `prepare`")
-    parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter, of `train`")
-    parser.add_argument("--centroids", type=Path, required=True, help="pixel centroids, of `cluster`")
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed images from `prepare`")
+    parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter from `train`")
+    parser.add_argument("--centroids", type=Path, required=True, help="pixel centroids from `cluster`")
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="float16 scores [images, clusters, rows, columns] to write, at feature resolution (.npy)",
+        help="output: float16 scores [images, clusters, rows, columns] at feature resolution (.npy)",
     )
     args = parser.parse_args(argv)
 
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     centroids = read_tensors(args.centroids, "centroids")[0]["centroids"]
     if centroids.shape[1] != segmenter.decoder.dim:
         raise UserError(
-            f"{args.centroids}: centroids have {centroids.shape[1]} features, but those of {args.segmenter} "
-            f"have {segmenter.decoder.dim}; run `dvc repro cluster`"
+            f"{args.centroids}: centroids have {centroids.shape[1]} features, but {args.segmenter} computes "
+            f"{segmenter.decoder.dim}; run `dvc repro cluster`"
         )
     neutral = load(args.params, "device", "runtime")
     device = choose_device(neutral.device)
@@ -80,9 +80,17 @@ def score_images(
     precision: str,
     first: int = 0,
 ) -> Iterator[Float[Tensor, "B K H W"]]:
-    """Product of every pixel's unit feature with every centroid, the cosine where centroids are units.
+    """Yield the dot product of every unit-length pixel feature with every centroid, batch by batch.
 
-    On the CPU, at the feature map's resolution, batch by batch, from image `first` (whole batches) on.
+    For unit-length centroids this is the cosine similarity. Scores are on the CPU, at feature-map resolution.
+
+    Args:
+        segmenter: trained network, on the device of `images`.
+        images: N images.
+        centroids: K centroids, on the same device.
+        batch_size: images per forward pass.
+        precision: precision of the forward pass.
+        first: index of the first image; a multiple of the batch size.
     """
     batches = in_order(len(images), batch_size)[-(-first // batch_size) :]
     for image in track(images.batches(batches), "predict", total=len(batches), unit="batch"):

@@ -1,4 +1,4 @@
-"""Prepare (A.1): decode, check and pack all images at working size, and the label maps apart from them."""
+"""Stage `prepare`: decode, check and pack all images at working size; store label maps separately (A.1)."""
 
 import argparse
 import hashlib
@@ -25,17 +25,17 @@ from stages.settings.errors import UserError, raise_faults
 from stages.settings.params import check_data_size, load
 
 KEYS = ("size_px", "prepare")
-MOST_FAULTS = 20  # that are shown one by one
-SPARE_BYTES = 1 << 24  # of disk space beside the arrays, for indices and file system
-TRAIN, VAL, MAPS = "train.npy", "val.npy", "maps.npy"  # arrays beside the state
+MOST_FAULTS = 20  # maximum number of faults in one message
+SPARE_BYTES = 1 << 24  # disk space for the index files and the file system, besides the arrays
+TRAIN, VAL, MAPS = "train.npy", "val.npy", "maps.npy"  # arrays in the state folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Pack both splits; nothing is replaced unless everything is in order."""
+    """Pack both splits; replace existing outputs only after all checks pass."""
     args = _parse(argv)
     params = load(args.params, *KEYS, "runtime")
     data = list_data(params.prepare)
-    # Behind the import of the reader, whose code is watched too. Files of the data are looked at one by one.
+    # After the import of the reader, so that its code is watched too. `_changes` checks the data files.
     watch = Watch("prepare", args.params, KEYS, [])
     check_data_size(args.params, len(data.train))
     for note in data.notes:
@@ -72,25 +72,25 @@ def _check_disk_space(folder: Path, half_done: Path, data: DataSet, params: Any)
     say("prepare", images=len(data.train) + len(data.val), needs_gb=needed / 1e9, free_gb=free / 1e9)
     if free < needed:
         raise UserError(
-            f"{folder}: packing {len(data.train)} + {len(data.val)} images needs {needed / 1e9:.2f} GB, and "
-            f"{free / 1e9:.2f} GB are free; make room, or lower prepare.train_px "
+            f"{folder}: packing {len(data.train)} + {len(data.val)} images needs {needed / 1e9:.2f} GB, but "
+            f"only {free / 1e9:.2f} GB are free; free disk space, or lower prepare.train_px "
             f"(now {params.prepare.train_px})"
         )
     if free < 2 * needed:
         print(
-            "prepare: DVC keeps a copy of outputs in its cache, and there is no room for one; "
-            "`dvc config cache.type reflink,hardlink` makes it a link",
+            "prepare: warning: too little disk space for DVC's cached copy of the outputs; run "
+            "`dvc config cache.type reflink,hardlink` to link outputs instead of copying them",
             flush=True,
         )
 
 
 def _size_on_disk(folder: Path) -> int:
-    """Bytes that an earlier run left here."""
+    """Return the disk usage of the files of an earlier run, in bytes."""
     return sum(file.stat().st_blocks * 512 for file in folder.iterdir())
 
 
 def _pack(state: StageState, data: DataSet, params: Any) -> tuple[list[Packed], list[Packed]]:
-    """What became of the images of both splits; arrays and records lie beside the state."""
+    """Pack both splits into arrays and records in the state folder; return one result per image."""
     is_new, settings, arrays, jobs = state.load() is None, params.prepare, [], []
     for items, images, labels, side_px in (
         (data.train, TRAIN, None, settings.train_px),
@@ -102,11 +102,13 @@ def _pack(state: StageState, data: DataSet, params: Any) -> tuple[list[Packed], 
         jobs.append(Job(work, items, state.array(f"record_{images}", RECORD, (len(items),), is_new=is_new)))
     records = np.concatenate([job.finished for job in jobs])
     if known := int((records["width"] > 0).sum()):
-        print(f"prepare: {known:,} of {len(records):,} images are there from an earlier run", flush=True)
+        print(
+            f"prepare: {known:,} of {len(records):,} images are already packed by an earlier run", flush=True
+        )
     results: list[Packed] = []
 
     def save() -> None:
-        """Rows first: a power loss must not leave rows that are only said to be there."""
+        """Flush arrays before records, so that after a power loss no record refers to an unwritten row."""
         for array in arrays:
             array.flush()
         for job, first in zip(jobs, (0, len(data.train)), strict=True):
@@ -129,7 +131,7 @@ def _pack(state: StageState, data: DataSet, params: Any) -> tuple[list[Packed], 
 
 
 def _changes(data: DataSet, files: Sequence[RawFile]) -> Iterator[str]:
-    for file in dict.fromkeys(files):  # several squares may be of one picture
+    for file in dict.fromkeys(files):  # several tiles can come from one file
         if not is_unchanged(data.root, file):
             yield f"{file.name}: changed after it was read; run `dvc repro` again"
 
@@ -137,15 +139,15 @@ def _changes(data: DataSet, files: Sequence[RawFile]) -> Iterator[str]:
 def _check_faults(faults: Sequence[str]) -> None:
     shown = list(faults[:MOST_FAULTS])
     if len(faults) > MOST_FAULTS:
-        shown.append(f"... and {len(faults) - MOST_FAULTS} more faults, {len(faults)} in all")
+        shown.append(f"... and {len(faults) - MOST_FAULTS} more faults ({len(faults)} in total)")
     raise_faults(shown)
 
 
 def _check_manifest(expected: str, found: str) -> None:
     if expected and found != expected:
         raise UserError(
-            f"prepare.manifest_sha256: is {expected}, but the data hash to {found}: "
-            "files were changed, added or removed; restore them, or accept the data as they are "
+            f"prepare.manifest_sha256: is {expected}, but the data set has hash {found}: "
+            "files were changed, added or removed; restore them, or accept the current data "
             "with `make preset NAME=... DATA=...`"
         )
 
@@ -162,24 +164,26 @@ def _report(summary: dict[str, Any], params: Any) -> None:
     say("prepare", val_images=summary["val_images"], side_px=params.size_px)
     say("prepare", manifest_sha256=summary["manifest_sha256"])
     for reason, count in summary["skipped"].items():
-        print(f"prepare: left out {count:,} files: {reason}")
+        print(f"prepare: skipped {count:,} files: {reason}")
     if not summary["classes"]:
-        print("prepare: no label maps (labels/val), so results will be described, not scored")
+        print("prepare: no label maps (labels/val); only label-free metrics will be computed")
         return
     shares = (f"{name} {share:.1%}" for name, share in summary["class_shares"].items())
-    print(f"prepare: labelled pixels: {', '.join(shares)}; ignored: {summary['ignored_share']:.1%} of all")
+    print(
+        f"prepare: labeled pixels: {', '.join(shares)}; ignored: {summary['ignored_share']:.1%} of all pixels"
+    )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__)
     images = "images uint8 [N, S, S, 3] and their index"
-    parser.add_argument("--train-images", type=Path, required=True, help=f"folder to write: {images}")
-    parser.add_argument("--val-images", type=Path, required=True, help=f"folder to write: {images}")
+    parser.add_argument("--train-images", type=Path, required=True, help=f"output folder: {images}")
+    parser.add_argument("--val-images", type=Path, required=True, help=f"output folder: {images}")
     parser.add_argument(
-        "--truth", type=Path, required=True, help="folder to write: label maps uint8 [M, S, S], classes"
+        "--truth", type=Path, required=True, help="output folder: label maps uint8 [M, S, S] and class names"
     )
     parser.add_argument(
-        "--metrics", type=Path, required=True, help="JSON to write: counts and pixel shares in [0, 1]"
+        "--metrics", type=Path, required=True, help="output: counts and pixel fractions in [0, 1] (.json)"
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     return parser.parse_args(argv)

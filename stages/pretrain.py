@@ -1,4 +1,4 @@
-"""Stage `pretrain`: a backbone that tells images apart, trained here or taken from a file (4.1, 5.1)."""
+"""Stage `pretrain`: train a self-supervised backbone, or load one from a checkpoint (4.1, 5.1)."""
 
 import argparse
 import sys
@@ -30,12 +30,12 @@ from stages.runtime.watch import Watch
 from stages.settings.params import check_data_size, load
 
 KEYS = ("seed", "precision", "compile", "backbone", "pretrain")
-UNTRAINED = ("none", "supervised")  # methods that take a model as it is
+UNTRAINED = ("none", "supervised")  # methods that use the initial model without training
 Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbone, heads, history, summary
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the packed images, pretrain, write the backbone and the history."""
+    """Pretrain on the packed images and write the backbone, the training history and the metrics."""
     args = _parse(argv)
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
     array = open_images(args.images)
@@ -71,16 +71,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def pretrain(
     pretrainer: Pretrainer, images: ImageSource, params: SimpleNamespace, state: StageState
 ) -> pd.DataFrame:
-    """Train to the last epoch, from where a killed run left off.
+    """Train up to the last epoch; resume from the saved state of an interrupted run.
 
     Args:
-        pretrainer: what is trained.
+        pretrainer: networks and optimizer.
         images: all training images.
         params: `seed` and `pretrain` of params.yaml.
-        state: where to go on from, and where to save to.
+        state: saved state to resume from and to update.
 
     Returns:
-        A row of figures for each epoch.
+        One row of training metrics per epoch.
 
     Raises:
         UserError: the loss is not a number.
@@ -121,13 +121,13 @@ def _trained(
         compiled=params.compile,
     )
     history = pretrain(pretrainer, images, params, state)
-    # The heads of a checkpoint belong to its features, and training moved these.
+    # Training changes the features, so the heads of the initial checkpoint no longer apply.
     heads = pretrainer.heads if not history.empty else {} if start is None else start.heads
     return pretrainer.backbone, heads, history, pretrainer.summary(history)
 
 
 def _untrained(start: Published | None, params: SimpleNamespace) -> Result:
-    say("pretrain", method=params.pretrain.method, epochs="none, the model is taken as it is")
+    say("pretrain", method=params.pretrain.method, epochs="none, the initial model is used unchanged")
     heads = {} if start is None else start.heads
     history = pd.DataFrame(columns=["epoch", "loss"])
     return start_trunk(params.backbone, start, params.seed), heads, history, {}
@@ -139,12 +139,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
     )
     parser.add_argument(
-        "--images", type=Path, required=True, help="folder of packed training images, written by `prepare`"
+        "--images", type=Path, required=True, help="folder of packed training images from `prepare`"
     )
-    parser.add_argument("--out", type=Path, required=True, help="backbone to write (.safetensors)")
-    parser.add_argument("--history", type=Path, required=True, help="figures of each epoch to write (.csv)")
+    parser.add_argument("--out", type=Path, required=True, help="output: backbone (.safetensors)")
+    parser.add_argument("--history", type=Path, required=True, help="output: metrics of each epoch (.csv)")
     parser.add_argument(
-        "--metrics", type=Path, required=True, help="figures of the last epoch to write (.json)"
+        "--metrics", type=Path, required=True, help="output: metrics of the last epoch (.json)"
     )
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""Refine (4.4): let a dense CRF move the borders of the predicted clusters to those of the image."""
+"""Stage `refine`: align the borders of the predicted clusters with image edges by a dense CRF (4.4)."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     todo = range(rows.done, len(images))
     gpu = choose_gpu(params.refine.backend, params.device)
     if params.refine.backend == "none":
-        say("refine", backend="none, the prediction stays as it is")
+        say("refine", backend="none, the prediction is unchanged")
         refined = (cluster_maps(scores[index : index + 1], images.shape[1])[0] for index in todo)
         work = _write_rows(rows, refined)
     elif gpu is not None:
-        say("refine", backend="exact, on the GPU")
+        say("refine", backend="exact mean field on the GPU")
         work = _write_rows(rows, refine_on_gpu(images, scores, todo, params.refine, gpu))
     else:
-        say("refine", backend="lattice, on the CPU")
+        say("refine", backend="permutohedral lattice on the CPU")
         job = Job(args.images / IMAGES, args.predictions, rows.path, params.refine)
         work = refine_all(job, todo, params.runtime.num_workers)
     for _ in track(work, "refine", total=len(todo), unit="image"):
@@ -59,24 +59,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.refine", description=__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="folder of packed validation images")
     parser.add_argument(
-        "--predictions", type=Path, required=True, help=".npy, cosine scores float16 [M, K, h, w]"
+        "--images", type=Path, required=True, help="folder of packed validation images from `prepare`"
     )
-    parser.add_argument("--out", type=Path, required=True, help=".npy to write, cluster ids uint8 [M, S, S]")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        help="cosine scores float16 [M, K, h, w] from `predict` (.npy)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="output: cluster ids uint8 [M, S, S] (.npy)")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     return parser.parse_args(argv)
 
 
 def choose_gpu(backend: str, device: str) -> torch.device | None:
-    """The GPU that the CRF runs on; None for the CPU.
+    """Return the GPU that runs the CRF, or None for the CPU.
 
     Args:
-        backend: `refine.backend`; `auto` takes the GPU that `device` allows.
+        backend: `refine.backend`; `auto` uses a GPU if `device` allows one.
         device: `device` of params.yaml.
 
     Raises:
-        UserError: backend is `cuda`, and there is no GPU.
+        UserError: `backend` is `cuda` but no GPU is available.
     """
     is_wanted = backend == "cuda" or (backend == "auto" and device != "cpu" and torch.cuda.is_available())
     return choose_device(device if device.startswith("cuda") else "cuda") if is_wanted else None
@@ -89,7 +94,7 @@ def refine_on_gpu(
     settings: Refine,
     gpu: torch.device,
 ) -> Iterator[UInt8[np.ndarray, "S S"]]:
-    """The refined cluster ids of each image, by exact mean field."""
+    """Yield the refined cluster ids of each image, computed by exact mean-field inference."""
     crf = settings.model_dump(exclude={"backend", "temperature"})
     for index in todo:
         cosines = upsample(scores[index : index + 1], images.shape[1])[0].to(gpu)
@@ -99,7 +104,7 @@ def refine_on_gpu(
 
 
 def _write_rows(rows: RowWriter, refined: Iterable[np.ndarray]) -> Iterator[None]:
-    """Write each image to its place; yields once for each."""
+    """Write each refined image to its row; yield once per image."""
     for one in refined:
         rows.array[rows.done] = one
         yield
@@ -107,13 +112,13 @@ def _write_rows(rows: RowWriter, refined: Iterable[np.ndarray]) -> Iterator[None
 
 @dataclass(frozen=True)
 class Job:
-    """Where the images lie and what to do to them; small, because it travels with every image.
+    """Input and output files and settings; small, because it is sent to the workers with every image.
 
     Attributes:
         images: uint8 [M, S, S, 3].
         predictions: float16 [M, K, h, w].
-        refined: uint8 [M, S, S], already of its full size; each image fills its own place.
-        settings: of the CRF.
+        refined: uint8 [M, S, S], preallocated; each image fills its own row.
+        settings: CRF settings.
     """
 
     images: Path
@@ -123,9 +128,9 @@ class Job:
 
 
 def refine_all(job: Job, images: Sequence[int], num_workers: int) -> Iterator[None]:
-    """Refine the images of these numbers; yields once for each, in order.
+    """Refine the images with the given indices; yield once per image, in order.
 
-    The result does not depend on `num_workers` (0: one for each core that this process may use).
+    The result does not depend on `num_workers` (0: one per CPU core available to this process).
 
     Raises:
         UserError: a worker was killed.
@@ -140,7 +145,7 @@ def _use_one_thread() -> None:
 
 
 def _refine_one(job: Job, index: int) -> None:
-    """Refine image `index` and write it to its place."""
+    """Refine image `index` and write it to its row."""
     settings = job.settings.model_dump(exclude={"backend"})
     image = read_array(job.images, memory_map=True)[index]
     scores = read_array(job.predictions, memory_map=True)[index]

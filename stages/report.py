@@ -1,4 +1,4 @@
-"""Report (Figures 1, 5 to 7): one page to look at: scores, segmentations, clusters and training curves."""
+"""Stage `report`: one page of scores, segmentations, clusters and training curves (Figures 1, 5 to 7)."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -39,26 +39,26 @@ KEYS = ("crop_ratio", "report")
 TILE_PX, COLUMNS = 128, 8  # of segmentation.png
 README_TILE_PX, README_COLUMNS = 112, 6  # of panels.png
 INPUTS = {
-    "images": "folder of the packed images of both splits",
-    "truth": "folder of label maps and class names",
-    "data": ".json, what `prepare` read",
-    "labels": ".safetensors, pseudo-label and score of every view",
-    "views": ".npy, pseudo-label of every kept view, int32 [N, 6]",
-    "predictions": ".npy, cosine scores float16 [M, K, h, w]",
-    "refined": ".npy, cluster ids after the CRF, uint8 [M, S, S]",
-    "pretrain-history": ".csv, a row for each epoch",
-    "train-history": ".csv, a row for each epoch",
-    "raw": ".json, scores of the prediction",
-    "refined-scores": ".json, scores after the CRF",
-    "raw-readings": ".csv, the prediction's things and stuff in every reading",
-    "refined-readings": ".csv, the same after the CRF",
-    "per-class": ".csv, scores of each class and the cluster matched with it",
+    "images": "folder of the packed images of both splits from `prepare`",
+    "truth": "folder of label maps and class names from `prepare`",
+    "data": "data set summary from `prepare` (.json)",
+    "labels": "pseudo-label and score of every view from `label` (.safetensors)",
+    "views": "pseudo-label of every kept view, int32 [N, 6], from `select_views` (.npy)",
+    "predictions": "cosine scores float16 [M, K, h, w] from `predict` (.npy)",
+    "refined": "cluster ids after the CRF, uint8 [M, S, S], from `refine` (.npy)",
+    "pretrain-history": "metrics of each epoch of `pretrain` (.csv)",
+    "train-history": "metrics of each epoch of `train` (.csv)",
+    "raw": "scores of the prediction (.json)",
+    "refined-scores": "scores after the CRF (.json)",
+    "raw-readings": "scores of things and stuff in every reading, for the prediction (.csv)",
+    "refined-readings": "the same scores after the CRF (.csv)",
+    "per-class": "scores of each class and its matched cluster (.csv)",
 }
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the page is made of; large arrays are memory maps."""
+    """All inputs of the page; large arrays are memory maps."""
 
     train: np.ndarray
     val: np.ndarray
@@ -76,7 +76,7 @@ class Inputs:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the page and its pictures."""
+    """Write the page and its images."""
     args = _parse(argv)
     params = load(args.params, *KEYS)
     watch = Watch("report", args.params, KEYS, [getattr(args, name.replace("-", "_")) for name in INPUTS])
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _draw_segmentation(folder: Path, inputs: Inputs, legend: Legend, shown: np.ndarray) -> None:
-    """Draw segmentation.png, for the page, and panels.png, small enough for a README."""
+    """Draw segmentation.png for the page and the smaller panels.png for a README."""
     predicted = cluster_maps(inputs.predictions[shown], inputs.val.shape[1])
     rows = [
         Row("image", inputs.val[shown], is_labels=False),
@@ -154,7 +154,7 @@ def _read(args: argparse.Namespace) -> Inputs:
 
 
 def _faults(args: argparse.Namespace, inputs: Inputs) -> Iterator[str]:
-    """What does not belong together, a line each."""
+    """Yield one line for each mismatch between the inputs."""
     expected = {
         args.truth / "val.npy": (inputs.truth.maps.shape, inputs.val.shape[:3]),
         args.refined: (inputs.refined.shape, inputs.val.shape[:3]),
@@ -163,20 +163,21 @@ def _faults(args: argparse.Namespace, inputs: Inputs) -> Iterator[str]:
     }
     for path, (found, wanted) in expected.items():
         if found != wanted:
-            yield f"{path}: has shape {list(found)}, but the images ask for {list(wanted)}; run `dvc repro`"
+            yield f"{path}: has shape {list(found)}, but the images require {list(wanted)}; run `dvc repro`"
     largest = int(np.max(inputs.refined, initial=0))
     if largest >= inputs.predictions.shape[1]:
         count = inputs.predictions.shape[1]
-        yield f"{args.refined}: has cluster id {largest}, but {count} clusters exist; run `dvc repro refine`"
+        yield (
+            f"{args.refined}: has cluster id {largest}, but there are {count} clusters; "
+            "run `dvc repro refine`"
+        )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
     for name, meaning in INPUTS.items():
         parser.add_argument(f"--{name}", type=Path, required=True, help=meaning)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write: index.html and its pictures"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="output folder: index.html and its images")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""Stage `select_views`: the views whose pseudo-labels are clear enough to guide the training (4.2.1)."""
+"""Stage `select_views`: select the views with the most reliable pseudo-labels to guide training (4.2.1)."""
 
 import argparse
 from collections.abc import Sequence
@@ -21,16 +21,18 @@ KEYS = ("select_ratio", "select_views")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read labels and scores, rank, write the pseudo-label of each kept view and -1 for the others."""
+    """Rank the views by score and write the pseudo-label of each kept view, -1 for the others."""
     parser = argparse.ArgumentParser(prog="python -m stages.select_views", description=__doc__)
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
     )
-    parser.add_argument("--labels", type=Path, required=True, help="pseudo-labels and scores, of `label`")
+    parser.add_argument("--labels", type=Path, required=True, help="pseudo-labels and scores from `label`")
     parser.add_argument(
-        "--out", type=Path, required=True, help="int32 array [images, 6] to write (.npy); -1: not kept"
+        "--out", type=Path, required=True, help="output: int32 array [images, 6], -1: not kept (.npy)"
     )
-    parser.add_argument("--metrics", type=Path, required=True, help="what was kept, to write (.json)")
+    parser.add_argument(
+        "--metrics", type=Path, required=True, help="output: statistics of the kept views (.json)"
+    )
     args = parser.parse_args(argv)
 
     params = load(args.params, *KEYS)
@@ -69,17 +71,18 @@ def select(
     pool: str,
     scope: str,
 ) -> Bool[np.ndarray, "N V"]:
-    """Which views are kept: the `ratio` with the highest scores, True is kept.
+    """Select the fraction `ratio` of views with the highest scores; True means kept.
 
     Args:
-        score: cosine of each view to its own centre.
-        pseudo_label: its cluster.
-        ratio: share of the pool that is kept, in (0, 1]; the number is rounded half up.
-        pool: `pyramid` ranks all views; `whole` only the first, the whole image; `parts` all others, and
-            keeps every whole image.
-        scope: rank `global`ly, or the same share `per_cluster`, or `per_view` position.
+        score: cosine similarity of each view to its cluster center.
+        pseudo_label: cluster of each view.
+        ratio: fraction of the pool to keep, in (0, 1]; the count is rounded half up.
+        pool: `pyramid` ranks all views; `whole` ranks only the first view, the whole image; `parts` ranks the
+            other five views and keeps every whole image.
+        scope: `global` ranks the whole pool at once; `per_cluster` and `per_view` keep the same fraction of
+            each cluster or view position.
 
-    Ties go to the earlier image, then the earlier view.
+    Ties go to the earlier image, then to the earlier view.
     """
     kept = np.zeros(score.shape, dtype=bool)
     kept[:, 0] = pool == "parts"

@@ -1,4 +1,4 @@
-"""Stage `train`: pixel clustering and training in turn, guided by the kept views (3, 4.1 to 4.3)."""
+"""Stage `train`: alternate pixel clustering and training, guided by the kept views (3, 4.1 to 4.3)."""
 
 import argparse
 import sys
@@ -37,11 +37,11 @@ KEYS = (
     "compat", "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "compile",
     "backbone", "train",
 )  # fmt: skip
-REMEDY = "lower train.lr"  # where the loss is not a number
+REMEDY = "lower train.lr"  # for a loss of NaN or infinity
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read images, kept views and backbone, train, write the segmenter and the history."""
+    """Train the segmenter and write it with its training history and metrics."""
     args = _parse(argv)
     params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
     array, kept_views = open_images(args.images), read_array(args.views)
@@ -77,16 +77,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(trainer: Trainer, images: ImageSource, params: SimpleNamespace, state: StageState) -> pd.DataFrame:
-    """Train to the last epoch, from where a killed run left off.
+    """Train up to the last epoch; resume from the saved state of an interrupted run.
 
     Args:
-        trainer: what is trained.
+        trainer: network and optimizer.
         images: all training images.
         params: `seed` and `train` of params.yaml.
-        state: where to go on from, and where to save to.
+        state: saved state to resume from and to update.
 
     Returns:
-        A row of figures for each epoch.
+        One row of training metrics per epoch.
 
     Raises:
         UserError: the loss is not a number.
@@ -114,7 +114,7 @@ def train(trainer: Trainer, images: ImageSource, params: SimpleNamespace, state:
 
 
 def build_segmenter(backbone: Trunk, params: SimpleNamespace) -> Segmenter:
-    """The network before any training; what is not pretrained follows from the seed."""
+    """Build the untrained network; the seed determines the weights that are not pretrained."""
     torch.manual_seed(derive(params.seed, "train", "weights"))
     settings = params.train
     return Segmenter(
@@ -131,7 +131,7 @@ def build_segmenter(backbone: Trunk, params: SimpleNamespace) -> Segmenter:
 def build_trainer(
     segmenter: Segmenter, kept_views: Int32[np.ndarray, "N V"], params: SimpleNamespace
 ) -> Trainer:
-    """What trains it: guidance by the kept views, and all that params.yaml says."""
+    """Build the trainer from params.yaml, with guidance by the kept views."""
     guidance = Guidance(
         params.train.image_loss,
         params.train.photometric,
@@ -159,16 +159,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
     )
     parser.add_argument(
-        "--images", type=Path, required=True, help="folder of packed training images, written by `prepare`"
+        "--images", type=Path, required=True, help="folder of packed training images from `prepare`"
     )
     parser.add_argument(
-        "--views", type=Path, required=True, help="pseudo-labels of kept views, written by `select_views`"
+        "--views", type=Path, required=True, help="pseudo-labels of the kept views from `select_views`"
     )
-    parser.add_argument("--backbone", type=Path, required=True, help="backbone, written by `pretrain`")
-    parser.add_argument("--out", type=Path, required=True, help="segmenter to write (.safetensors)")
-    parser.add_argument("--history", type=Path, required=True, help="figures of each epoch to write (.csv)")
+    parser.add_argument("--backbone", type=Path, required=True, help="pretrained backbone from `pretrain`")
+    parser.add_argument("--out", type=Path, required=True, help="output: segmenter (.safetensors)")
+    parser.add_argument("--history", type=Path, required=True, help="output: metrics of each epoch (.csv)")
     parser.add_argument(
-        "--metrics", type=Path, required=True, help="figures of the last epoch to write (.json)"
+        "--metrics", type=Path, required=True, help="output: metrics of the last epoch (.json)"
     )
     return parser.parse_args(argv)
 

@@ -71,8 +71,8 @@ def split_batch_norms(module: nn.Module, splits: int) -> None:
     world = distributed.world_size()
     if splits > 1 and splits % world:
         raise UserError(
-            f"params.yaml: pretrain.bn_splits: {splits} groups cannot be shared by {world} processes; "
-            "set 1 (statistics of the whole batch) or a multiple"
+            f"params.yaml: pretrain.bn_splits: {splits} groups cannot be split over {world} processes; "
+            "set 1 (statistics of the whole batch) or a multiple of the number of processes"
         )
     if splits == world == 1:
         return

@@ -41,7 +41,7 @@ def load_backbone(path: Path, settings: Backbone) -> Trunk:
     if about.get("backbone") != describe(settings):
         raise UserError(
             f"{path}: holds {about.get('backbone')}, but params.yaml says backbone: {describe(settings)}; "
-            "run `dvc repro` to pretrain this one"
+            "run `dvc repro` to pretrain the backbone of params.yaml"
         )
     backbone = build_backbone(describe(settings))
     try:
@@ -49,7 +49,7 @@ def load_backbone(path: Path, settings: Backbone) -> Trunk:
             {name: value for name, value in tensors.items() if name not in about["heads"]}
         )
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: is not a backbone that this version can build ({error})") from error
+        raise UserError(f"{path}: cannot be loaded as a backbone by this version ({error})") from error
     return backbone
 
 

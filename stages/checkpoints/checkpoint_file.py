@@ -31,13 +31,13 @@ def check_sha256(path: Path, pinned: str) -> str:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); pretrain.init names a checkpoint, absolute or "
-            "relative to the root of this repository"
+            f"{path}: cannot be read ({error.strerror}); set pretrain.init to a checkpoint, absolute or "
+            "relative to the root of the repository"
         ) from error
     if pinned and found != pinned:
         raise UserError(
-            f"pretrain.init_sha256: is {pinned}, but {path} hashes to {found}: it is another file, or was "
-            "cut short; get the right one, or pin this one"
+            f"pretrain.init_sha256: is {pinned}, but {path} has the SHA-256 {found}; the file differs or is "
+            "truncated; get the pinned file, or set init_sha256 to this hash"
         )
     return found
 
@@ -51,7 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     tensors = _network(_load(path))
     if not tensors:
         raise UserError(
-            f"{path}: holds no tensors by name, so it is no checkpoint of a network; its state_dict is needed"
+            f"{path}: contains no named tensors, so it is not a network checkpoint; save the state_dict"
         )
     return tensors
 
@@ -66,8 +66,8 @@ def _load(path: Path) -> Any:
     except Exception as error:  # what a reader raises on bytes that it was not made for is up to the bytes
         reason = " ".join(str(error).split())[:MOST_CHARACTERS]
         raise UserError(
-            f"{path}: is no checkpoint that can be read without running code of its own "
-            f"({type(error).__name__}: {reason}); get the file again, or save its state_dict alone"
+            f"{path}: cannot be loaded as a checkpoint without executing code from it "
+            f"({type(error).__name__}: {reason}); download it again, or save only its state_dict"
         ) from error
 
 

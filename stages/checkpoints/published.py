@@ -106,8 +106,8 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str) -> Publis
     found = recognise(tensors, settings.arch, settings.width)
     if found is None:
         raise UserError(
-            f"{path}: holds neither a ResNet nor a ViT by the names of its tensors ({_some(list(tensors))}); "
-            "pretrain.init reads checkpoints of these two"
+            f"{path}: its tensor names match neither a ResNet nor a ViT ({_some(list(tensors))}); "
+            "pretrain.init supports only these two"
         )
     _check_architecture(path, found.about, settings)
     with torch.device("meta"):
@@ -136,8 +136,8 @@ def _check_architecture(path: Path, found: Mapping[str, Any], settings: Backbone
         theirs = ", ".join(f"backbone.{key}: {value}" for key, value in differences.items())
         asked = ", ".join(f"backbone.{key}: {ours[key]}" for key in differences)
         raise UserError(
-            f"{path}: holds {theirs}, but params.yaml says {asked}; set what the file holds, "
-            "or name another file"
+            f"{path}: holds {theirs}, but params.yaml says {asked}; change params.yaml to match, "
+            "or choose another file"
         )
 
 
@@ -146,16 +146,16 @@ def _check_match(
 ) -> None:
     if wrong := [name for name in trunk if trunk[name].shape != expected[name].shape]:
         shapes = [
-            f"{name} {list(trunk[name].shape)} in place of {list(expected[name].shape)}" for name in wrong
+            f"{name} {list(trunk[name].shape)} instead of {list(expected[name].shape)}" for name in wrong
         ]
         raise UserError(
-            f"{path}: holds tensors of other shapes than params.yaml's backbone has ({_some(shapes)}); "
-            "the file is of an architecture that `backbone` cannot name"
+            f"{path}: tensor shapes differ from the backbone in params.yaml ({_some(shapes)}); "
+            "the `backbone` settings do not support this architecture"
         )
     if len(trunk) < LEAST_MATCHED * len(expected):
         raise UserError(
-            f"{path}: lacks {len(missing)} of the backbone's {len(expected)} tensors ({_some(missing)}), and "
-            f"{LEAST_MATCHED:.0%} are needed; the file is truncated, or of another architecture"
+            f"{path}: lacks {len(missing)} of the backbone's {len(expected)} tensors ({_some(missing)}), but "
+            f"{LEAST_MATCHED:.0%} are required; the file is truncated or of another architecture"
         )
 
 
@@ -216,8 +216,8 @@ def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
                 say("pretrain", **{kind: ", ".join(names)})
         if settings.method == "supervised" and "classifier.weight" not in start.heads:
             raise UserError(
-                f"{path}: has no classifier (fc.weight), which pretrain.method: supervised takes its classes "
-                "from; set method: none for its weights alone"
+                f"{path}: has no classifier (fc.weight), but pretrain.method: supervised needs one for its "
+                "classes; set method: none to use only the backbone weights"
             )
         return start
     return None

@@ -106,7 +106,7 @@ class KMeans:
                 f"k-means: {self.num_clusters} clusters need at least as many points, got {count}"
             )
         if not is_finite:
-            raise UserError("k-means: the features hold values that are not finite; the network has diverged")
+            raise UserError("k-means: the features contain values that are not finite; the network has diverged")
 
 
 def assign(
@@ -158,7 +158,7 @@ class MiniBatchKMeans:
         """
         centroids = self._start() if self._centroids is None else self._centroids
         if not np.isfinite(centroids).all():
-            raise UserError("k-means: the features hold values that are not finite; the network has diverged")
+            raise UserError("k-means: the features contain values that are not finite; the network has diverged")
         return centroids
 
     def _start(self) -> Float[np.ndarray, "K D"]:

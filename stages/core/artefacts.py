@@ -72,12 +72,12 @@ def named_faults(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise UserError(
-                f"{path}: cannot be written ({error.strerror}); make room on its disk, and run "
+                f"{path}: cannot be written ({error.strerror}); free space on its disk and run "
                 "`dvc repro` again"
             ) from error
         if error.errno in FORBIDDEN:
             raise UserError(
-                f"{path}: cannot be written ({error.strerror}); let this user write to its folder, and run "
+                f"{path}: cannot be written ({error.strerror}); give this user write permission for its folder and run "
                 "`dvc repro` again"
             ) from error
         raise

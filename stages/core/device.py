@@ -31,8 +31,8 @@ def choose_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name.startswith("cuda") and not available:
         raise UserError(
-            f"params.yaml: device: {name!r} needs a CUDA GPU, and torch {torch.__version__} sees none; "
-            "set device: auto or cpu, or install the driver"
+            f"params.yaml: device: {name!r} needs a CUDA GPU, but torch {torch.__version__} finds none; "
+            "set device: auto or cpu, or install the GPU driver"
         )
     device = torch.device("cuda" if name == "auto" and available else "cpu" if name == "auto" else name)
     if device.type == "cuda":
@@ -85,8 +85,8 @@ def compile_networks(networks: Iterable[torch.nn.Module]) -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UserError(
-            f"params.yaml: compile: true needs a C++ compiler, and there is no {compiler}; install one, name "
-            "yours in the environment variable CXX, or set compile: false"
+            f"params.yaml: compile: true needs a C++ compiler, but {compiler} was not found; install "
+            "one, set the environment variable CXX to yours, or set compile: false"
         )
     for network in networks:
         network.compile(dynamic=False)

@@ -31,8 +31,8 @@ def join(device: torch.device) -> torch.device:
         index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if device.index is not None or index >= count:
             raise UserError(
-                f"params.yaml: device: {device} cannot serve process {index + 1} of this machine, which has "
-                f"{count} GPU(s); set device: auto, and start no more processes than there are GPUs"
+                f"params.yaml: device: {device} has no GPU for process {index + 1}; this machine has "
+                f"{count} GPU(s); set device: auto and start at most one process per GPU"
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
@@ -76,8 +76,8 @@ def check_batch(key: str, batch_size: int) -> None:
     """
     if batch_size % world_size():
         raise UserError(
-            f"params.yaml: {key}: {batch_size} images cannot be shared evenly by {world_size()} processes; "
-            "choose a multiple"
+            f"params.yaml: {key}: {batch_size} images cannot be split evenly over {world_size()} processes; "
+            "use a multiple of the number of processes"
         )
 
 

@@ -37,7 +37,7 @@ class History:
         """
         if not torch.isfinite(self._sums).all():
             epoch = len(self._rows) + 1
-            raise UserError(f"{stage}: the loss is not a number in epoch {epoch}, by step {step}; {remedy}")
+            raise UserError(f"{stage}: the loss is not finite in epoch {epoch}, detected at step {step}; {remedy}")
 
     def end_epoch(self, more: Mapping[str, float], num_steps: int) -> dict[str, float]:
         """Close the epoch: its row holds the mean of each figure over `num_steps` steps, then `more`."""

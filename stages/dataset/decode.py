@@ -1,4 +1,4 @@
-"""Bytes of image files into RGB pictures and class ids, with every fault put into words."""
+"""Decoding of image files into RGB images and class ids, with a clear message for every fault."""
 
 import warnings
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from stages.dataset.source import Decoded, Item, RawFile, read_raw
 from stages.dataset.taxonomy import Taxonomy
 from stages.settings.errors import UserError, raise_faults
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of image files
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of supported image files
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-# Pillow stretches grey values of 2 and 4 bits to 0..255; class ids have to be shrunk again.
+# Pillow scales 2-bit and 4-bit gray values to 0..255; class ids must be scaled back.
 STRETCHED = {"L;2": 85, "L;4": 17}
 
 
 def decode_image(content: bytes, *, upright: bool = True) -> Image.Image:
-    """RGB, 16 bits brought to 8, transparency dropped.
+    """Decode an image to 8-bit RGB; 16-bit channels are reduced and transparency is dropped.
 
     Args:
-        content: of the file.
-        upright: turn it as its EXIF block asks, as viewers do; published protocols do not.
+        content: file content.
+        upright: apply the EXIF orientation, as image viewers do; the published protocols ignore it.
 
     Raises:
         UserError: one fault, without the name of the file.
     """
     image = _upright(_opened(content)) if upright else _opened(content)
     if image.mode == "F":
-        raise UserError("has 32-bit floating point pixels; save it with 8 or 16 bits a channel")
+        raise UserError("has 32-bit floating-point pixels; save it with 8 or 16 bits per channel")
     if image.mode in SIXTEEN_BIT_MODES:
         image = Image.fromarray(np.uint8(np.clip(np.asarray(image), 0, 65535) // 256))
     if image.mode == "P" and "transparency" in image.info:
@@ -39,7 +39,7 @@ def decode_image(content: bytes, *, upright: bool = True) -> Image.Image:
 
 
 def decode_labels(content: bytes, taxonomy: Taxonomy) -> np.ndarray:
-    """Class ids uint8 [rows, columns], `IGNORED` where a label is no class.
+    """Decode a label map to class ids uint8 [rows, columns], `IGNORED` for labels without a class.
 
     Raises:
         UserError: one fault, without the name of the file.
@@ -47,8 +47,8 @@ def decode_labels(content: bytes, taxonomy: Taxonomy) -> np.ndarray:
     image = _opened(content)
     if image.mode not in ("P", "L", "1", *SIXTEEN_BIT_MODES):
         raise UserError(
-            f"is a picture of mode {image.mode}, "
-            "expected a class id for each pixel (8-bit grey or palette PNG)"
+            f"is an image of mode {image.mode}, "
+            "expected one class id per pixel (8-bit grayscale or palette PNG)"
         )
     ids = np.asarray(image).astype(np.int64) // STRETCHED.get(image.info.get(_RAW_MODE, ""), 1)
     beyond = taxonomy.unknown(ids)
@@ -78,8 +78,8 @@ def _opened(content: bytes) -> Image.Image:
             "scale it down or remove it"
         ) from error
     except UnidentifiedImageError as error:
-        raise UserError("is not an image that Pillow knows; replace or remove it") from error
-    except Exception as error:  # decoders of damaged files fail in every way there is
+        raise UserError("is not an image format supported by Pillow; replace or remove it") from error
+    except Exception as error:  # decoders raise many exception types on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot be decoded ({reason}); replace or remove it") from error
     image.info[_RAW_MODE] = raw_mode
@@ -89,7 +89,7 @@ def _opened(content: bytes) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about a rotation, and nothing against the image
+    except Exception:  # ignore a damaged EXIF block
         return image
 
 
@@ -99,12 +99,12 @@ def _listed(ids: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class FileDecoder:
-    """Reads one image and, where it has one, its label map.
+    """Reads one image and its label map, if any.
 
     Attributes:
-        root: of the data set.
-        taxonomy: of the label maps.
-        upright: turn images as their EXIF block asks; the label maps of own data are drawn on what is seen.
+        root: folder of the data set.
+        taxonomy: taxonomy of the label maps.
+        upright: apply the EXIF orientation; label maps of user data match the image as displayed.
     """
 
     root: Path
@@ -112,7 +112,7 @@ class FileDecoder:
     upright: bool = True
 
     def __call__(self, item: Item) -> Decoded:
-        """Decode, with all faults of both files.
+        """Decode an item and report all faults of both files together.
 
         Raises:
             UserError: a file cannot be read, or the two differ in size.

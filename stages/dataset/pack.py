@@ -1,6 +1,6 @@
-"""Packing: every image is decoded once, checked, hashed and written to its place, in parallel.
+"""Packing: decodes, checks and hashes every image once and writes it to its row, in parallel.
 
-What became of each image is a row of `RECORD` beside the arrays, so that a run that was killed goes on.
+The result for each image is a row of `RECORD` next to the arrays, so that an interrupted run can resume.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from stages.runtime.pool import call_in_order, count_cores
 from stages.settings.errors import UserError
 
 CHUNK_IMAGES = 16
-# Of the original, px; then of the image's file and of its label map's. Zeros: not packed yet.
+# Size of the original in px, then file info of the image and its label map. Zeros: not packed yet.
 RECORD = np.dtype(
     [("width", "i4"), ("height", "i4"), ("bytes", "i8", 2), ("sha256", "S64", 2), ("modified_ns", "i8", 2)]
 )
@@ -25,14 +25,14 @@ RECORD = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What became of one image.
+    """Result of packing one image.
 
     Attributes:
-        item: which it is.
-        width: of the original, px.
-        height: likewise.
-        files: what was read, the image first.
-        faults: why there are no rows; empty where all is well.
+        item: the packed item.
+        width: width of the original, px.
+        height: height of the original, px.
+        files: files that were read, the image first.
+        faults: reasons why packing failed; empty on success.
     """
 
     item: Item
@@ -44,15 +44,15 @@ class Packed:
 
 @dataclass(frozen=True)
 class Work:
-    """How images become rows of arrays; small, because it travels with every chunk.
+    """Settings for packing one split; small, because it is sent to the workers with every chunk.
 
     Attributes:
         decode: reads one item of the data set.
-        root: of its files; None where there are none.
+        root: folder of the files; None for generated data.
         images: .npy, uint8 [N, side_px, side_px, 3].
         labels: .npy, uint8 [N, side_px, side_px]; None for a split without label maps.
-        side_px: of the squares.
-        protocol: how pictures become squares.
+        side_px: side of the packed squares.
+        protocol: resize and crop protocol.
     """
 
     decode: Decode
@@ -64,14 +64,14 @@ class Work:
 
     @property
     def shapes(self) -> dict[Path, tuple[int, ...]]:
-        """The arrays, and the shape of a row of each."""
+        """Shape of one row of each array."""
         square = (self.side_px, self.side_px)
         return {self.images: (*square, 3), **({self.labels: square} if self.labels else {})}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One split: image i of the arrays is item i, and row i of `finished` what an earlier run made of it."""
+    """One split: row i of the arrays and of `finished` (results of an earlier run) belongs to item i."""
 
     work: Work
     items: Sequence[Item]
@@ -86,16 +86,16 @@ class _Chunk:
 
 
 def pack(jobs: Sequence[Job], num_workers: int) -> Iterator[Packed]:
-    """Fill the arrays and yield what became of each item, in order, whatever the number of workers.
+    """Fill the arrays and yield the result for each item, in order.
 
-    Rows that are finished are kept if their files still have the size and the time of then.
+    Finished rows are kept if size and modification time of their files are unchanged.
 
     Args:
-        jobs: their arrays exist already.
-        num_workers: processes; 0: one for each CPU core.
+        jobs: splits to pack, with preallocated arrays.
+        num_workers: number of processes; 0: one per CPU core.
 
     Raises:
-        UserError: a process died.
+        UserError: a worker process was killed.
     """
     chunks = [
         (job.work, _Chunk(start, job.items[start:stop], np.array(job.finished[start:stop])))
@@ -108,7 +108,7 @@ def pack(jobs: Sequence[Job], num_workers: int) -> Iterator[Packed]:
 
 
 def record(packed: Packed) -> np.ndarray:
-    """What became of an image as a row of `RECORD`; zeros where there are faults."""
+    """Convert a packing result to a row of `RECORD`; zeros if there are faults."""
     row = np.zeros((), RECORD)
     if not packed.faults:
         row["width"], row["height"] = packed.width, packed.height

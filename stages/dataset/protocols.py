@@ -1,9 +1,9 @@
-"""Pictures and label maps at working size, to the pixel as the published protocols make them.
+"""Resizing of images and label maps to working size, pixel-exact with the published protocols.
 
-own          of one's own: turned as EXIF asks (by the reader), then as picie
-picie        shorter side resized bilinearly, labels by the nearest pixel, then the centre square
-picie_long   the same without the crop: squares side by side cover the whole width
-stego        as picie, but the image by the nearest pixel too
+own          user data: the reader applies the EXIF orientation, then as picie
+picie        shorter side resized (images bilinear, label maps nearest neighbor), then center crop
+picie_long   resized as picie, then split into adjacent square tiles that cover the whole width
+stego        as picie, but images are also resized by nearest neighbor
 """
 
 from typing import Literal
@@ -23,25 +23,25 @@ FILTERS = {
 
 
 def square_image(image: Image.Image, side_px: int, protocol: Protocol = "own", tile: int = 0) -> np.ndarray:
-    """RGB uint8 [side_px, side_px, 3]; bilinear resizing antialiases where it shrinks.
+    """Resize and crop an image to RGB uint8 [side_px, side_px, 3]; bilinear downscaling antialiases.
 
     Raises:
-        UserError: the image is so narrow that the resized one would be gigantic, or has no such tile.
+        UserError: the image is too narrow to resize, or has no such tile.
     """
     return _square(image, side_px, FILTERS[protocol], protocol, tile)
 
 
 def square_labels(labels: np.ndarray, side_px: int, protocol: Protocol = "own", tile: int = 0) -> np.ndarray:
-    """Class ids uint8 [side_px, side_px], each from its nearest pixel.
+    """Resize and crop class ids to uint8 [side_px, side_px] by nearest neighbor.
 
     Raises:
-        UserError: as `square_image`.
+        UserError: see `square_image`.
     """
     return _square(Image.fromarray(labels), side_px, Image.Resampling.NEAREST, protocol, tile)
 
 
 def resized_size(width: int, height: int, side_px: int) -> tuple[int, int]:
-    """(width, height) with the shorter side at `side_px`, and the longer rounded down as in torchvision."""
+    """Return (width, height) with shorter side `side_px`; the longer side is floored as in torchvision."""
     if width <= height:
         return side_px, side_px * height // width
     return side_px * width // height, side_px
@@ -56,14 +56,14 @@ def _square(
             f"is {image.width} x {image.height} px, too narrow to bring its shorter side to {side_px} px; "
             "crop or remove it"
         )
-    # The rounding, to even at .5, is that of PiCIE and of torchvision's centre crop.
+    # Round half to even, as in PiCIE and the center crop of torchvision.
     left, top = round((width - side_px) / 2.0), round((height - side_px) / 2.0)
     if protocol == "picie_long":
         left = tile * side_px
         if height != side_px or left + side_px > width:
             raise UserError(
-                f"is {image.width} x {image.height} px, but prepare.protocol: picie_long cuts two squares "
-                "side by side; it needs images twice as wide as high"
+                f"is {image.width} x {image.height} px, but prepare.protocol: picie_long cuts two adjacent "
+                "squares; it requires images twice as wide as high"
             )
     resized = image.resize((width, height), filter_)
     return np.asarray(resized.crop((left, top, left + side_px, top + side_px)))

@@ -1,4 +1,4 @@
-"""What every reader of raw data offers: a list of images and a function that decodes one of them."""
+"""Interface of all data set readers: a list of images and a function that decodes one image."""
 
 import hashlib
 import importlib
@@ -21,10 +21,10 @@ class Item:
     """One image of the data set.
 
     Attributes:
-        id: unique within its split; the order of the packed images.
-        source: of the image, relative to the data set's folder.
-        labels: of its label map, likewise; None where it has none.
-        tile: which of the squares side by side it is, where a protocol cuts several from one picture.
+        id: unique within its split; determines the order of the packed images.
+        source: path of the image, relative to the folder of the data set.
+        labels: path of the label map, likewise; None without a label map.
+        tile: index of the square tile, for protocols that cut several tiles from one image.
     """
 
     id: str
@@ -35,13 +35,13 @@ class Item:
 
 @dataclass(frozen=True)
 class RawFile:
-    """One line of the manifest: a file's name relative to the data set, and what is in it.
+    """One line of the manifest: name and content hash of a file.
 
     Attributes:
-        name: with slashes.
-        size_bytes: of the content.
-        sha256: of the content.
-        modified_ns: when it was last written; 0 for what is no file.
+        name: path relative to the data set, with slashes.
+        size_bytes: size of the content.
+        sha256: hash of the content.
+        modified_ns: modification time; 0 for generated data.
     """
 
     name: str
@@ -52,12 +52,12 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image at its own size.
+    """One decoded image at its original size.
 
     Attributes:
         image: RGB.
-        labels: class ids uint8 [rows, columns] of the same size, 255 = ignored; None where there are none.
-        files: what was read, the image first.
+        labels: class ids uint8 [rows, columns] of the same size, 255 = ignored; None without a label map.
+        files: files that were read, the image first.
     """
 
     image: Image.Image
@@ -74,13 +74,13 @@ class DataSet:
 
     Attributes:
         train: sorted by id, as is `val`.
-        class_names: of the label maps; empty where there are none.
-        decode: reads one item, raises UserError with all of its faults; can be sent to another process.
-        class_kinds: thing or stuff, one for each name; empty where the data set does not say.
-        other_files: that belong to the data set beside images and label maps.
-        root: its folder; None where nothing is read from files.
-        notes: for the log: which lists and rules chose the images.
-        skipped: how many files are no part of it, by the reason.
+        class_names: class names of the label maps; empty without label maps.
+        decode: picklable function that reads one item, or raises UserError with all of its faults.
+        class_kinds: thing or stuff for each class name; empty if unknown.
+        other_files: files of the data set other than images and label maps.
+        root: folder of the data set; None for generated data.
+        notes: log lines on the lists and rules that selected the images.
+        skipped: number of skipped files for each reason.
     """
 
     train: tuple[Item, ...]
@@ -94,22 +94,22 @@ class DataSet:
     skipped: Mapping[str, int] = field(default_factory=dict)
 
 
-MOST_BYTES = 1 << 30  # of one file: more is no picture that Pillow's limit of pixels would let pass
-MOST_NAMES = 10  # that one message lists
+MOST_BYTES = 1 << 30  # per file; larger images would exceed the pixel limit of Pillow
+MOST_NAMES = 10  # names listed in a message
 
 
 def read_raw(root: Path, name: str) -> tuple[RawFile, bytes]:
-    """One file of the data set: its line of the manifest, and its content.
+    """Read one file of the data set; return its manifest line and its content.
 
     Raises:
-        OSError: it cannot be read.
-        UserError: it is too large to be a picture.
+        OSError: the file cannot be read.
+        UserError: the file is too large.
     """
     with (root / name).open("rb") as opened:
         status = os.fstat(opened.fileno())
         if status.st_size > MOST_BYTES:
             raise UserError(
-                f"has {status.st_size:,} bytes, more than {MOST_BYTES:,}, the most that a picture may have; "
+                f"has {status.st_size:,} bytes, more than the maximum of {MOST_BYTES:,}; "
                 "scale it down or remove it"
             )
         content = opened.read()
@@ -118,7 +118,7 @@ def read_raw(root: Path, name: str) -> tuple[RawFile, bytes]:
 
 
 def is_unchanged(root: Path | None, file: RawFile) -> bool:
-    """Whether a file has the size and the time of when it was read; made data has no files."""
+    """Whether size and modification time of a file are unchanged; always true for generated data."""
     if root is None:
         return True
     try:
@@ -129,11 +129,11 @@ def is_unchanged(root: Path | None, file: RawFile) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Files below `folder`, sorted within each folder, through links, hidden ones included."""
+    """Yield all files below `folder`, including hidden ones, sorted per folder; follows links."""
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:  # a link back to a folder above itself
+        if real in seen:  # a link to a visited folder, such as a parent
             folders.clear()
             continue
         seen.add(real)
@@ -143,13 +143,13 @@ def walk(folder: Path) -> Iterator[Path]:
 
 @dataclass
 class Findings:
-    """Collected while a data set is listed.
+    """Findings collected while listing a data set.
 
     Attributes:
-        faults: of the user's, each a line.
-        skipped: how many files are no part of the data set, by the reason.
-        files: lists and names that were read.
-        notes: for the log.
+        faults: user errors, one line each.
+        skipped: number of skipped files for each reason.
+        files: list files and class files that were read.
+        notes: log lines.
     """
 
     faults: list[str] = field(default_factory=list)
@@ -158,19 +158,19 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     def read_text(self, root: Path, name: str) -> str:
-        """Text of a file that belongs to the data set; empty text, and a fault, where there is none."""
+        """Read a text file of the data set; if that fails, record a fault and return empty text."""
         try:
             file, content = read_raw(root, name)
             self.files.append(file)
             return content.decode("utf-8-sig")
         except FileNotFoundError:
-            self.faults.append(f"{root / name}: not found; add it, with one name a line")
+            self.faults.append(f"{root / name}: not found; add it with one name per line")
         except UnicodeDecodeError:
-            self.faults.append(f"{root / name}: is not UTF-8 text; save it as such")
+            self.faults.append(f"{root / name}: is not UTF-8 text; save it as UTF-8")
         return ""
 
     def raise_faults(self) -> None:
-        """Tell everything at once.
+        """Raise all collected faults as one error.
 
         Raises:
             UserError: there is a fault.
@@ -179,21 +179,21 @@ class Findings:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names of many, for a message."""
+    """Join the first names of a list for a message."""
     return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
 def list_data(settings: Prepare) -> DataSet:
-    """Every image of the data set that params.yaml names, by name; none is opened.
+    """List all images of the data set in params.yaml without opening them.
 
-    A reader is a folder `stages/readers/<name>` whose module of the same name has a function `list_data`;
-    only the one in use is imported.
+    A reader is a folder `stages/readers/<name>` with a module of the same name that defines `list_data`;
+    only the selected reader is imported.
 
     Args:
         settings: `prepare` of params.yaml.
 
     Raises:
-        UserError: everything that is missing or contradictory.
+        UserError: files are missing or inconsistent; the error lists every fault.
     """
     root = Path(os.environ.get("DVC_ROOT", ".")) / settings.path
     reader = importlib.import_module(f"stages.readers.{settings.reader}.{settings.reader}")

@@ -1,4 +1,4 @@
-"""What was read, in figures: counts, sizes, shares of the classes, what is ignored, what was left out."""
+"""Statistics of the data set: counts, image sizes, class fractions, ignored pixels, skipped files."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -16,14 +16,14 @@ from stages.runtime.progress import track
 def summarise(
     data: DataSet, train: Sequence[Packed], val: Sequence[Packed], maps: Path, manifest: str
 ) -> dict[str, Any]:
-    """Figures of a packed data set; shares are fractions in [0, 1].
+    """Summarize a packed data set; shares are fractions in [0, 1].
 
     Args:
-        data: as it was listed.
-        train: what became of its training images.
-        val: likewise.
-        maps: .npy of the label maps, class ids uint8 [M, S, S].
-        manifest: its hash.
+        data: listed data set.
+        train: packed training images.
+        val: packed validation images.
+        maps: .npy file of the label maps, class ids uint8 [M, S, S].
+        manifest: hash of the manifest.
     """
     counts = np.zeros(IGNORED + 1, np.int64)
     for labels in np.load(maps, mmap_mode="r"):
@@ -45,7 +45,7 @@ def summarise(
 
 
 def _sizes(packed: Sequence[Packed]) -> dict[str, dict[str, int]]:
-    """Smallest, median and largest side of the originals."""
+    """Return minimum, median and maximum side lengths of the original images."""
     sides = {"width": [one.width for one in packed], "height": [one.height for one in packed]}
     return {
         name: {
@@ -58,12 +58,12 @@ def _sizes(packed: Sequence[Packed]) -> dict[str, dict[str, int]]:
 
 
 def manifest_sha256(data: DataSet) -> str:
-    """The hash of every file that `prepare` would read.
+    """Hash every file that `prepare` would read.
 
     Raises:
         OSError: a file cannot be read.
     """
-    assert data.root is not None, "made data has no files"
+    assert data.root is not None, "generated data has no files"
     names = {
         name for item in (*data.train, *data.val) for name in (item.source, item.labels) if name is not None
     }
@@ -73,6 +73,6 @@ def manifest_sha256(data: DataSet) -> str:
 
 
 def hash_files(files: Iterable[RawFile]) -> str:
-    """sha256 over the sorted lines `name, size in bytes, sha256`, one for each file."""
+    """Return the SHA-256 of the sorted lines `name, size in bytes, sha256`, one per file."""
     lines = sorted({f"{file.name}, {file.size_bytes}, {file.sha256}\n" for file in files})
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Label maps and class names of the validation images: for evaluation and the report alone."""
+"""Label maps and class names of the validation images, used only by evaluation and report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +11,20 @@ from stages.core.artefacts import read_array, unreadable, write_csv
 from stages.settings.errors import UserError
 
 Kind = Literal["thing", "stuff", ""]  # empty: the data set does not say
-IGNORED = 255  # of a label map: pixels that no score counts
-UNMATCHED = -1  # in place of a class id: of a cluster that no class was matched with
+IGNORED = 255  # label of pixels that are excluded from all scores
+UNMATCHED = -1  # class id of clusters without a matched class
 COLUMNS = ("id", "name", "kind")
-REMEDY = "delete the folder and run `dvc repro` to make it again"
+REMEDY = "delete the folder and run `dvc repro` to recreate it"
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the validation images show, by annotation.
+    """Ground truth of the validation images.
 
     Attributes:
-        class_names: the name of class id i at place i; empty where the data set has no labels.
-        class_kinds: whether class id i is a thing or stuff, likewise; empty text where nobody says.
-        maps: class ids uint8 [M, S, S], `IGNORED` where there is none; a read-only memory map.
+        class_names: name of each class id; empty for a data set without labels.
+        class_kinds: thing or stuff for each class id; empty strings if unknown.
+        maps: class ids uint8 [M, S, S], `IGNORED` for unlabeled pixels; a read-only memory map.
     """
 
     class_names: tuple[str, ...]
@@ -33,17 +33,17 @@ class Truth:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the data set came with labels."""
+        """Whether the data set has labels."""
         return bool(self.class_names)
 
 
 def write_classes(folder: Path, names: tuple[str, ...], kinds: tuple[Kind, ...] = ()) -> None:
-    """Write classes.csv beside the maps (val.npy), which are packed straight into the folder.
+    """Write classes.csv next to the label maps (val.npy), which are packed directly into the folder.
 
     Args:
-        folder: of the truth.
-        names: of class ids 0, 1, ...
-        kinds: one for each name, or none at all.
+        folder: folder of the label maps.
+        names: names of class ids 0, 1, ...
+        kinds: kind of each class, or empty.
     """
     rows = zip(range(len(names)), names, kinds or [""] * len(names), strict=True)
     write_csv(folder / "classes.csv", pd.DataFrame(rows, columns=COLUMNS))
@@ -53,7 +53,7 @@ def read_truth(folder: Path) -> Truth:
     """Read label maps, class names and kinds.
 
     Raises:
-        UserError: a file is missing or damaged, or is not what `prepare` writes.
+        UserError: a file is missing, damaged or not written by `prepare`.
     """
     names, kinds = read_classes(folder / "classes.csv")
     maps = read_array(folder / "val.npy", memory_map=True)
@@ -63,29 +63,29 @@ def read_truth(folder: Path) -> Truth:
             f"uint8 [M, S, S]; {REMEDY}"
         )
     if not names and any((labels != IGNORED).any() for labels in maps):
-        raise UserError(f"{folder / 'classes.csv'}: names no class, but val.npy has class ids; {REMEDY}")
+        raise UserError(f"{folder / 'classes.csv'}: has no classes, but val.npy has class ids; {REMEDY}")
     return Truth(names, kinds, maps)
 
 
 def read_classes(path: Path, remedy: str = REMEDY) -> tuple[tuple[str, ...], tuple[Kind, ...]]:
-    """Read a table of class names and kinds; `remedy` ends what is said of a damaged one.
+    """Read a table of class names and kinds; `remedy` is the last part of error messages.
 
     Raises:
-        UserError: the file is missing or damaged, or is not what `write_classes` writes.
+        UserError: the file is missing, damaged or not written by `write_classes`.
     """
     try:
-        # A class may be called 007, or NA.
+        # Class names may look like numbers or missing values (007, NA).
         table = pd.read_csv(path, keep_default_na=False, dtype={"name": str, "kind": str})
     except (OSError, ValueError) as error:
         raise UserError(unreadable(path, "a CSV table", error)) from error
     if tuple(table.columns) != COLUMNS or list(table["id"]) != list(range(len(table))):
-        raise UserError(f"{path}: is no table of {', '.join(COLUMNS)} with ids 0, 1, ...; {remedy}")
+        raise UserError(f"{path}: is not a table of {', '.join(COLUMNS)} with ids 0, 1, ...; {remedy}")
     unknown = sorted(set(table["kind"]) - set(get_args(Kind)))
     if unknown:
-        raise UserError(f"{path}: has the kind {unknown[0]!r}, expected thing, stuff or nothing; {remedy}")
+        raise UserError(f"{path}: has kind {unknown[0]!r}, expected thing, stuff or empty; {remedy}")
     return tuple(table["name"]), tuple(table["kind"])
 
 
 def cluster_name(class_names: tuple[str, ...], class_id: int, cluster: int) -> str:
-    """The name of the class that a cluster was matched with, or "cluster 7"."""
+    """Return the name of the class matched with a cluster, or a name such as "cluster 7"."""
     return f"cluster {cluster}" if class_id == UNMATCHED else class_names[class_id]

@@ -30,7 +30,7 @@ def open_scores(path: Path, num_images: int) -> np.ndarray:
     if scores.dtype != np.float16 or scores.ndim != 4 or 0 in scores.shape or scores.shape[1] > MAX_CLUSTERS:
         raise UserError(
             f"{path}: holds {scores.dtype} {list(scores.shape)}, expected scores float16 [M, K, h, w] "
-            f"of at most {MAX_CLUSTERS} clusters; {REMEDY}"
+            f"with at most {MAX_CLUSTERS} clusters; {REMEDY}"
         )
     if len(scores) != num_images:
         raise UserError(f"{path}: has scores of {len(scores)} images, expected {num_images}; {REMEDY}")
@@ -46,7 +46,7 @@ def upsample(scores: np.ndarray, size_px: int) -> Float[Tensor, "B K S S"]:
     values = torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32))
     if not torch.isfinite(values).all():
         raise UserError(
-            "predictions: a score is not finite, so the network diverged; lower train.lr or pretrain.lr, "
+            "predictions: some scores are not finite: the network diverged; lower train.lr or pretrain.lr, "
             "or set precision: float32"
         )
     return functional.interpolate(values, size=(size_px, size_px), mode="bilinear", align_corners=False)

@@ -99,31 +99,31 @@ COLLAPSED_UNIFORMITY = -0.05  # embeddings within 0.16 of each other (root mean 
 COLLAPSED_RANK = 1.5  # directions in which features still differ
 
 SEEN = {
-    "stuck_at_chance": "the loss stays at ln({candidates}) = {chance:.4g}, that of a guess",
+    "stuck_at_chance": "the loss stays at ln({candidates}) = {chance:.4g}, the level of random guessing",
     "collapsed": "all images have nearly the same embedding (uniformity {uniformity:.2g}; -4 is uniform)",
-    "one_direction": "features differ along a single direction (effective rank {effective_rank:.3g})",
+    "one_direction": "features vary along a single direction (effective rank {effective_rank:.3g})",
 }
 # Issues of MoCo, SwAV and lightly name these cures, the most frequent first.
 CURES = {
     "mocov2": {
-        "stuck_at_chance": "raise pretrain.lr, lower pretrain.temperature, or let keys follow faster "
-        "(pretrain.key_momentum: 0 and pretrain.queue_size: 0 choose by rule)",
-        "collapsed": "lower pretrain.lr, raise pretrain.key_momentum, or vary the views more "
+        "stuck_at_chance": "raise pretrain.lr, lower pretrain.temperature, or update the key encoder faster "
+        "(pretrain.key_momentum: 0 and pretrain.queue_size: 0 select values automatically)",
+        "collapsed": "lower pretrain.lr, raise pretrain.key_momentum, or augment more strongly "
         "(pretrain.crop_area)",
-        "one_direction": "lower pretrain.lr or pretrain.weight_decay, or vary the colours more "
+        "one_direction": "lower pretrain.lr or pretrain.weight_decay, or augment colors more strongly "
         "(pretrain.photometric)",
     },
     "swav": {
-        "stuck_at_chance": "lower pretrain.swav.epsilon to 0.03, raise pretrain.swav.freeze_epochs, take "
-        "fewer pretrain.swav.local_crops, or set pretrain.head_batch_norm: false",
-        "collapsed": "lower pretrain.swav.epsilon to 0.03, lower pretrain.lr, or let the queue begin later "
+        "stuck_at_chance": "lower pretrain.swav.epsilon to 0.03, raise pretrain.swav.freeze_epochs, "
+        "lower pretrain.swav.local_crops, or set pretrain.head_batch_norm: false",
+        "collapsed": "lower pretrain.swav.epsilon to 0.03, lower pretrain.lr, or start the queue later "
         "(pretrain.swav.queue_from_epoch)",
-        "one_direction": "lower pretrain.lr, or take fewer pretrain.swav.num_prototypes",
+        "one_direction": "lower pretrain.lr, or lower pretrain.swav.num_prototypes",
     },
 }
 NAN_CURES = {
-    "mocov2": "lower pretrain.lr, or lengthen pretrain.warmup_epochs",
-    "swav": "lower pretrain.lr, raise pretrain.swav.epsilon, or let the queue begin later "
+    "mocov2": "lower pretrain.lr, or raise pretrain.warmup_epochs",
+    "swav": "lower pretrain.lr, raise pretrain.swav.epsilon, or start the queue later "
     "(pretrain.swav.queue_from_epoch)",
 }
 

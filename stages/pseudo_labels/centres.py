@@ -69,8 +69,8 @@ def choose_centres(asked: str, heads: Heads) -> str:
     if asked not in allowed:
         raise UserError(
             f"params.yaml: label.centres: {asked} needs a pretrained model with "
-            f"{', '.join(KINDS[asked].needs)}, and this one allows {', '.join(allowed)}; set one of these, "
-            "auto, or another pretrain.init"
+            f"{', '.join(KINDS[asked].needs)}, but this one supports only {', '.join(allowed)}; set one of "
+            "these or auto, or choose another pretrain.init"
         )
     return asked
 
@@ -123,7 +123,7 @@ class Space:
             for run, centroids in enumerate(runs):
                 label[run, rows], score[run, rows] = assign(points, centroids)
         if not np.isfinite(score).all():
-            raise UserError("label: features of views are not finite; the network of `pretrain` has diverged")
+            raise UserError("label: some view features are not finite; the network of `pretrain` has diverged")
         return list(zip(label, score, strict=True))
 
     def _bring(self, features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
@@ -168,7 +168,7 @@ def _frequent_classes(
 def _check_enough(available: int, num_clusters: int, what: str) -> None:
     if available < num_clusters:
         raise UserError(
-            f"params.yaml: global_k: {num_clusters} is more than the {available} {what}; lower it, or set "
+            f"params.yaml: global_k: {num_clusters} is more than the {available} {what}; lower it or set "
             "label.centres: kmeans"
         )
 

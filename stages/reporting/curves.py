@@ -1,4 +1,4 @@
-"""Curves of a training history, whatever its columns: one small panel each."""
+"""Training curves: one small panel for each column of a training history."""
 
 import math
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ X_COLUMN = "epoch"
 COLUMNS = 4
 PANEL_INCHES = (2.7, 1.9)
 DPI = 110
-LINE, TEXT, GRID = "#2f7ebc", "#767a80", "#767a8040"  # readable on white and on black
+LINE, TEXT, GRID = "#2f7ebc", "#767a80", "#767a8040"  # readable on light and dark backgrounds
 
 
 def draw_histories(histories: Mapping[str, pd.DataFrame], folder: Path) -> dict[str, str | None]:
-    """Draw <name>.png for each history; the name of the picture, or None where no epoch was trained."""
+    """Draw <name>.png for each history; map each name to its file, or to None without trained epochs."""
     return {
         name: f"{name}.png" if draw_curves(history, folder / f"{name}.png") else None
         for name, history in histories.items()
@@ -27,16 +27,16 @@ def draw_histories(histories: Mapping[str, pd.DataFrame], folder: Path) -> dict[
 
 
 def draw_curves(history: pd.DataFrame, path: Path) -> bool:
-    """Draw every numeric column against the epoch.
+    """Plot every numeric column against the epoch.
 
     Returns:
-        Whether there was anything to draw; a training of no epochs has a history without rows.
+        False if there is nothing to plot: without trained epochs the history has no rows.
 
     Raises:
         UserError: the history has no column `epoch`.
     """
     if X_COLUMN not in history.columns:
-        raise UserError(f"history: has columns {', '.join(history.columns)}, but none is called {X_COLUMN!r}")
+        raise UserError(f"history: has columns {', '.join(history.columns)}, but no column {X_COLUMN!r}")
     values = history.apply(pd.to_numeric, errors="coerce").dropna(axis=1, how="all")
     names = [name for name in values.columns if name != X_COLUMN]
     if values.empty or not names:
@@ -52,7 +52,7 @@ def draw_curves(history: pd.DataFrame, path: Path) -> bool:
 
 
 def _draw(axes: Axes, epochs: pd.Series, values: pd.Series, name: str) -> None:
-    """One panel: what it shows in its title, its last value beside that."""
+    """Draw one panel, titled with the name and the last value."""
     axes.plot(epochs, values, color=LINE, linewidth=1.8, marker="o", markersize=2.5)
     axes.set_title(name.replace("_", " "), loc="left", fontsize=9, color=TEXT, parse_math=False)
     axes.set_title(f"{values.iloc[-1]:.4g}", loc="right", fontsize=9, color=LINE)

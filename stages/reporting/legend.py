@@ -1,4 +1,4 @@
-"""Names and colours: a cluster wears those of the class that it was matched with."""
+"""Names and colors of classes and clusters; a cluster has those of its matched class."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from stages.settings.errors import UserError
 
 @dataclass(frozen=True)
 class Legend:
-    """Who is drawn in which colour.
+    """Names and colors of class and cluster ids.
 
     Attributes:
-        class_names: empty where there is no truth.
-        cluster_to_class: class id of each cluster, `UNMATCHED` where there is none.
+        class_names: empty without ground truth.
+        cluster_to_class: class id of each cluster, or `UNMATCHED`.
     """
 
     class_names: tuple[str, ...]
@@ -30,17 +30,17 @@ class Legend:
 
     @property
     def cluster_colours(self) -> UInt8[np.ndarray, "K 3"]:
-        """RGB of each cluster id: of its class, or the next free colours."""
+        """RGB of each cluster id: the color of its class, or the next free color."""
         unmatched = self.cluster_to_class == UNMATCHED
         places = np.where(unmatched, len(self.class_names) + unmatched.cumsum() - 1, self.cluster_to_class)
         return palette(int(places.max()) + 1)[places]
 
     def cluster_name(self, cluster: int) -> str:
-        """The name of the matched class, or "cluster 7"."""
+        """Return the name of the matched class, or a name such as "cluster 7"."""
         return cluster_name(self.class_names, int(self.cluster_to_class[cluster]), cluster)
 
     def entries(self) -> list[dict[str, str]]:
-        """Name and CSS colour of everything that pictures show: classes, then clusters without one."""
+        """List name and CSS color of all classes, then of all unmatched clusters."""
         loose = np.flatnonzero(self.cluster_to_class == UNMATCHED)
         named = list(zip(self.class_names, self.class_colours, strict=True))
         named += [(f"cluster {cluster}", self.cluster_colours[cluster]) for cluster in loose]
@@ -48,18 +48,19 @@ class Legend:
 
 
 def read_legend(class_names: tuple[str, ...], per_class: pd.DataFrame, num_clusters: int) -> Legend:
-    """The legend from evaluate's table of classes, whose `cluster` column holds the matching.
+    """Build the legend from the per-class table of `evaluate`, whose `cluster` column is the matching.
 
     Raises:
-        UserError: the table is not of these classes and clusters.
+        UserError: the table has other classes or clusters.
     """
     if tuple(per_class["class"].astype(str)) != class_names:
-        raise UserError("per-class table: names other classes than the truth does; run `dvc repro evaluate`")
+        raise UserError("per-class table: has other classes than the ground truth; run `dvc repro evaluate`")
     cluster_to_class = np.full(num_clusters, UNMATCHED, np.int64)
     for class_id, cluster in enumerate(pd.to_numeric(per_class["cluster"], errors="coerce")):
         if cluster >= num_clusters:
             raise UserError(
-                f"per-class table: has cluster {cluster:g} of {num_clusters}; run `dvc repro evaluate`"
+                f"per-class table: has cluster {cluster:g}, but there are {num_clusters} clusters; "
+                "run `dvc repro evaluate`"
             )
         if cluster >= 0:
             cluster_to_class[int(cluster)] = class_id
@@ -67,5 +68,5 @@ def read_legend(class_names: tuple[str, ...], per_class: pd.DataFrame, num_clust
 
 
 def css(colour: UInt8[np.ndarray, " 3"]) -> str:
-    """RGB as CSS writes it."""
+    """Format RGB as a CSS color."""
     return "#" + "".join(f"{level:02x}" for level in colour.tolist())

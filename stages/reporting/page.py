@@ -1,4 +1,4 @@
-"""The page: a template filled with figures; every name in it is escaped."""
+"""The HTML page: a template filled with results; all names are HTML-escaped."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from stages.settings.errors import UserError
 
 
 def score_shares(scores: Float16[np.ndarray, "M K h w"]) -> Float[np.ndarray, " K"]:
-    """The share of each cluster in the predictions, counted at feature resolution."""
+    """Compute the pixel fraction of each cluster in the predictions, at feature resolution."""
     height, num_clusters = scores.shape[2], scores.shape[1]
     counts = np.zeros(num_clusters, np.int64)
     for images in chunks(scores, height):
@@ -25,21 +25,21 @@ def score_shares(scores: Float16[np.ndarray, "M K h w"]) -> Float[np.ndarray, " 
 
 
 def label_shares(labels: UInt8[np.ndarray, "M S S"], num_clusters: int) -> Float[np.ndarray, " K"]:
-    """The share of each cluster in label maps, one image in memory at a time.
+    """Compute the pixel fraction of each cluster in label maps, with one image in memory at a time.
 
     Raises:
-        ValueError: a label is no cluster id.
+        ValueError: a label is not a cluster id.
     """
     counts = np.zeros(256, np.int64)
     for image in labels:
         counts += np.bincount(image.ravel(), minlength=256)
     if counts[num_clusters:].any():
-        raise ValueError(f"label {int(np.flatnonzero(counts).max())} is no id of {num_clusters} clusters")
+        raise ValueError(f"label {int(np.flatnonzero(counts).max())} is not an id of {num_clusters} clusters")
     return counts[:num_clusters] / max(int(counts.sum()), 1)
 
 
 def data_tables(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of the tables about the data set; shares as text in per cent.
+    """Build the rows of the data set tables; fractions are formatted in percent.
 
     Args:
         summary: `prepare` of metrics/prepare.json.
@@ -62,13 +62,13 @@ def data_tables(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sides(side: Mapping[str, int]) -> str:
-    """The median; where sides differ, the smallest and the largest too."""
+    """Format the median side, with the range if sides differ."""
     if side["min"] == side["max"]:
         return f"{side['median']}"
     return f"{side['median']} ({side['min']} to {side['max']})"
 
 
-# Key of the metrics, heading, how it is shown: a fraction in per cent, a count, a number.
+# Key of the metrics, heading, and format: fraction (in percent), count or number.
 COLUMNS = (
     ("accuracy", "pixel accuracy", "fraction"),
     ("miou", "mean IoU", "fraction"),
@@ -87,7 +87,7 @@ ROWS = {
 
 
 def render(**content: Any) -> str:
-    """The page as HTML, with no link to anything but the pictures beside it."""
+    """Render the page as HTML; it links only to the images in its own folder."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -99,7 +99,7 @@ def render(**content: Any) -> str:
 
 
 def score_table(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
-    """Headings and rows of the headline table; columns that no row has are left out."""
+    """Build headings and rows of the headline table, without empty columns."""
     columns = [column for column in COLUMNS if any(column[0] in row for row in metrics.values())]
     rows = [
         {
@@ -114,17 +114,17 @@ def score_table(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, 
 
 
 def reading_table(readings: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """Rows of the table of readings: figures of the prediction, then those after the CRF.
+    """Build the rows of the table of readings: scores of the prediction, then scores after the CRF.
 
     Args:
-        readings: evaluate's table, under `raw` and under `refined`, with the same rows.
+        readings: tables of `evaluate`, `raw` and `refined`, with the same rows.
 
     Raises:
-        UserError: they have other rows.
+        UserError: the rows of the two tables differ.
     """
     raw, refined = readings["raw"], readings["refined"]
     if list(raw["score"]) != list(refined["score"]):
-        raise UserError("tables of readings: raw and refined have other rows; run `dvc repro evaluate`")
+        raise UserError("tables of readings: rows of raw and refined differ; run `dvc repro evaluate`")
     return [
         {
             "classes": str(first["classes"]),
@@ -138,7 +138,7 @@ def reading_table(readings: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 
 def class_bars(legend: Legend, per_class: pd.DataFrame) -> list[dict[str, Any]]:
-    """Classes by falling IoU; those that have none, at the end."""
+    """List the classes by decreasing IoU; classes without IoU come last."""
     table = per_class.assign(colour=[css(colour) for colour in legend.class_colours])
     for column in ("iou", "accuracy"):
         table[column] = pd.to_numeric(table[column], errors="coerce")
@@ -157,7 +157,7 @@ def class_bars(legend: Legend, per_class: pd.DataFrame) -> list[dict[str, Any]]:
 def share_bars(
     legend: Legend, raw: Float[np.ndarray, " K"], refined: Float[np.ndarray, " K"]
 ) -> list[dict[str, Any]]:
-    """Clusters by falling share of the predicted pixels; `scale` lets the longest bar fill its place."""
+    """List the clusters by decreasing pixel fraction; bar widths are scaled so that the longest is 100 %."""
     scale = 1 / max(float(np.maximum(raw, refined).max()), 1e-9)
     return [
         {
@@ -181,10 +181,10 @@ def _shown(row: Mapping[str, float | None], key: str, _: str, kind: str) -> str:
 
 
 def _percent_cell(value: object) -> str:
-    """A cell of a table of fractions, empty where there is none."""
+    """Format a cell of fractions in percent; a dash if the value is empty."""
     return _percent(float(str(value)) if value != "" else math.nan) or "–"
 
 
 def _percent(value: float) -> str | None:
-    """A fraction as a number that both a reader and CSS can use."""
+    """Format a fraction in percent for text and CSS; None if it is not finite."""
     return f"{100 * value:.1f}" if math.isfinite(value) else None

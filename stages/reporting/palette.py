@@ -1,4 +1,4 @@
-"""Colours for class and cluster ids: distinct, always the same, and told apart by colour-blind eyes too."""
+"""Fixed, distinct colors for class and cluster ids, also distinguishable with color blindness."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from stages.dataset.truth import IGNORED
 
 IGNORED_COLOUR = (128, 128, 128)
 
-# Okabe & Ito 2008, without black: chosen by them for every kind of colour vision.
+# Okabe & Ito 2008, without black: designed for every type of color vision.
 FIRST = (
     (0, 114, 178),
     (230, 159, 0),
@@ -20,9 +20,9 @@ FIRST = (
     (240, 228, 66),
 )
 
-DARKEST, LIGHTEST = 0.35, 0.93  # in Oklab, 0 to 1
+DARKEST, LIGHTEST = 0.35, 0.93  # Oklab lightness, 0 to 1
 
-# Linear RGB as seen without the red or the green cones (Machado, Oliveira & Fernandes 2009, severity 1).
+# Simulation in linear RGB: normal vision, protanopia, deuteranopia (Machado et al. 2009, severity 1).
 VISION = np.array(
     [
         [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -31,7 +31,7 @@ VISION = np.array(
     ]
 )
 
-# Linear RGB -> cone responses -> Oklab, in which distance is difference to the eye (Ottosson 2020).
+# Linear RGB -> cone responses -> Oklab, a perceptually uniform color space (Ottosson 2020).
 CONES = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -50,10 +50,10 @@ OKLAB = np.array(
 
 @cache
 def palette(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """`count` RGB colours; a longer palette begins with the shorter one.
+    """Return `count` RGB colors; longer palettes start with the shorter ones.
 
-    After the first seven, each next colour is the one that is farthest from all before it and from grey
-    (ignored pixels); neither nearly black nor nearly white.
+    After the first seven, each color maximizes the distance to all previous colors and to gray (ignored
+    pixels). Very dark and very light colors are excluded.
     """
     levels = np.linspace(0, 255, 18).round().astype(np.uint8)
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
@@ -75,13 +75,13 @@ def palette(count: int) -> UInt8[np.ndarray, "count 3"]:
 def colourise(
     labels: UInt8[np.ndarray, "... H W"], colours: UInt8[np.ndarray, "n 3"]
 ) -> UInt8[np.ndarray, "... H W 3"]:
-    """A label map as a picture; 255 is grey.
+    """Color a label map; 255 becomes gray.
 
     Raises:
-        ValueError: a label has no colour.
+        ValueError: a label has no color.
     """
     if len(used := labels[labels != IGNORED]) and used.max() >= len(colours):
-        raise ValueError(f"label {used.max()} has no colour in a palette of {len(colours)}")
+        raise ValueError(f"label {used.max()} has no color in a palette of {len(colours)}")
     table = np.full((256, 3), IGNORED_COLOUR, np.uint8)
     table[: min(len(colours), IGNORED)] = colours[:IGNORED]
     picture: np.ndarray = table[labels]
@@ -89,7 +89,7 @@ def colourise(
 
 
 def _as_seen(colours: UInt8[np.ndarray, "n 3"]) -> Float[np.ndarray, "3 n 3"]:
-    """Oklab coordinates of sRGB colours for each kind of colour vision."""
+    """Convert sRGB colors to Oklab coordinates for each type of color vision."""
     encoded = colours / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     simulated = (linear @ VISION.transpose(0, 2, 1)).clip(0, 1)
@@ -97,6 +97,6 @@ def _as_seen(colours: UInt8[np.ndarray, "n 3"]) -> Float[np.ndarray, "3 n 3"]:
 
 
 def _distance(seen: Float[np.ndarray, "3 n 3"], other: Float[np.ndarray, "3 1 3"]) -> Float[np.ndarray, " n"]:
-    """The mean of the difference to full colour vision and to the kind that tells them apart worst."""
+    """Average the color difference for normal vision and for the type of vision with the smallest one."""
     difference = np.linalg.norm(seen - other, axis=2)
     return np.asarray((difference[0] + difference.min(0)) / 2)

@@ -1,4 +1,4 @@
-"""Pictures put together from tiles, on a clear background: they lie well on a light and on a dark page."""
+"""Images composed of tiles, with a transparent background for light and dark pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-GREY = (118, 122, 128, 255)  # readable on white and on black
+GREY = (118, 122, 128, 255)  # readable on light and dark backgrounds
 GAP_PX = 6
 NAME_PX = 92
 FONT_PX = 15
@@ -17,7 +17,7 @@ Tile = UInt8[np.ndarray, "h w 3"]
 
 
 class Row(NamedTuple):
-    """A named line of tiles; label maps keep their flat colours when resized, photographs are smoothed."""
+    """A named row of tiles; label maps are resized by nearest neighbor, photographs bicubically."""
 
     name: str
     tiles: UInt8[np.ndarray, "n h w 3"]
@@ -25,12 +25,12 @@ class Row(NamedTuple):
 
 
 def panel(rows: Sequence[Row], *, tile_px: int, columns: int) -> Image.Image:
-    """Rows of tiles, column i of every row for image i; what goes beyond `columns` follows below.
+    """Arrange rows of tiles, one column per image; images beyond `columns` continue below.
 
     Args:
-        rows: equally many tiles in each.
-        tile_px: side of a tile in the picture.
-        columns: tiles in a line.
+        rows: rows with the same number of tiles.
+        tile_px: side of a tile in the output image.
+        columns: tiles per line.
     """
     count, pitch = len(rows[0].tiles), tile_px + GAP_PX
     num_blocks = -(-count // columns)
@@ -50,7 +50,7 @@ def panel(rows: Sequence[Row], *, tile_px: int, columns: int) -> Image.Image:
 
 
 def strip(tiles: Sequence[Tile], *, tile_px: int, columns: int) -> Image.Image:
-    """Photographs side by side, room for `columns`."""
+    """Arrange photographs side by side, with space for `columns` tiles."""
     pitch = tile_px + GAP_PX
     picture = Image.new("RGBA", (columns * pitch - GAP_PX, tile_px))
     for column, tile in enumerate(tiles):
@@ -59,7 +59,7 @@ def strip(tiles: Sequence[Tile], *, tile_px: int, columns: int) -> Image.Image:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a PNG, which has no date or author in it."""
+    """Write a PNG without metadata."""
     picture.save(path, optimize=True)
 
 
@@ -74,7 +74,7 @@ VIEW_PX = 96
 
 @dataclass(frozen=True)
 class Exemplars:
-    """One pseudo-label, its number of kept views, and (image, view) of the best of them, best first."""
+    """One pseudo-label, its number of kept views, and (image, view) of the best views in score order."""
 
     pseudo_label: int
     num_kept: int
@@ -82,7 +82,7 @@ class Exemplars:
 
     @property
     def file(self) -> str:
-        """The name of the picture."""
+        """File name of the image."""
         return f"views_{self.pseudo_label:04d}.png"
 
 
@@ -93,13 +93,13 @@ def exemplars(
     num_clusters: int,
     views_per_cluster: int,
 ) -> list[Exemplars]:
-    """The `num_clusters` pseudo-labels with most kept views, largest first; ties go to the lower id.
+    """Select the `num_clusters` pseudo-labels with the most kept views; ties go to the lower id.
 
     Args:
-        kept_views: the pseudo-label where a view is kept, `NOT_KEPT` elsewhere.
-        score: cosine of a view to its own centre.
-        num_clusters: at most so many pseudo-labels.
-        views_per_cluster: at most so many views of each, highest score first.
+        kept_views: pseudo-label of each kept view, `NOT_KEPT` for the others.
+        score: cosine similarity of each view to its cluster center.
+        num_clusters: maximum number of pseudo-labels.
+        views_per_cluster: maximum number of views per pseudo-label, highest scores first.
     """
     labels, sizes = np.unique(kept_views[kept_views != NOT_KEPT], return_counts=True)
     largest = np.argsort(-sizes, kind="stable")[:num_clusters]
@@ -112,7 +112,7 @@ def exemplars(
 
 
 def crop(image: UInt8[np.ndarray, "T T 3"], box: Float[np.ndarray, " 4"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The part of an image inside a box (top, left, height, width) in fractions of its side."""
+    """Crop an image to a box (top, left, height, width) in fractions of its side."""
     side = len(image)
     top, left = (round(float(start) * side) for start in box[:2])
     height, width = (max(1, round(float(length) * side)) for length in box[2:])
@@ -127,7 +127,7 @@ def draw_exemplars(
     *,
     columns: int,
 ) -> None:
-    """Draw one strip of views for each pseudo-label, room for `columns` views."""
+    """Draw one strip of views per pseudo-label, with space for `columns` views."""
     for row in found:
         tiles = [crop(images[image], boxes[view]) for image, view in row.views]
         save(strip(tiles, tile_px=VIEW_PX, columns=columns), folder / row.file)

@@ -1,4 +1,4 @@
-"""Where a result was made, so that two of them can be compared: packages, device, threads."""
+"""Description of the environment of a result: package versions, device and threads."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = {  # and the distributions that bring them
+PACKAGES = {  # package -> distributions that may provide it
     "torch": ("torch",),
     "torchvision": ("torchvision",),
     "faiss": ("faiss-gpu", "faiss-cpu"),
@@ -17,10 +17,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def describe_environment(device: torch.device | None = None) -> dict[str, str | int]:
-    """What may make a difference beside code, settings and data; the same on two clones on one machine.
+    """Describe what can affect a result besides code, settings and data; equal for clones on one machine.
 
     Args:
-        device: where the tensors were; the CPU by default.
+        device: device of the tensors (default: CPU).
     """
     return {
         "python": platform.python_version(),
@@ -40,7 +40,7 @@ def _version(*distributions: str) -> str:
 
 
 def _name(device: torch.device) -> str:
-    """The model of a GPU or of the CPU: another one rounds otherwise."""
+    """Return the GPU or CPU model, because rounding differs between models."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     lines = CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.exists() else []

@@ -1,4 +1,4 @@
-"""Several processes of one script on this machine, as `runtime.nproc` asks for."""
+"""Multi-process launch of a script on this machine (`runtime.nproc`)."""
 
 import os
 import sys
@@ -12,16 +12,16 @@ from stages.runtime.pool import count_cores
 
 
 def launch(module: str, argv: Sequence[str], num_processes: int, device: str) -> bool:
-    """Start a script once more, in several processes of this machine, and wait for them.
+    """Run a script in several processes on this machine and wait for them to finish.
 
     Args:
-        module: the script, as `python -m` takes it.
-        argv: its arguments.
-        num_processes: `runtime.nproc`; 0 is one for each GPU, and one on a CPU.
+        module: module name of the script, as for `python -m`.
+        argv: command-line arguments of the script.
+        num_processes: `runtime.nproc`; 0 means one per GPU, or one on the CPU.
         device: `device` of params.yaml.
 
     Returns:
-        Whether it did: False where one process is enough, or where this is one of several already.
+        True if it launched processes; False if one process suffices or this process was already launched.
     """
     if num_processes == 0:
         num_processes = max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
@@ -40,5 +40,5 @@ def launch(module: str, argv: Sequence[str], num_processes: int, device: str) ->
     try:
         elastic_launch(local, sys.executable)("-m", module, *argv)
     except ChildFailedError as error:
-        sys.exit(error.get_first_failure()[1].exitcode)  # its own message is on the screen already
+        sys.exit(error.get_first_failure()[1].exitcode)  # the process has already printed its error
     return True

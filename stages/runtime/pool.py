@@ -1,4 +1,4 @@
-"""Work in several processes, its results in order, with little of it on the way."""
+"""Process pool that returns results in order and limits the number of pending calls."""
 
 import multiprocessing
 import os
@@ -14,14 +14,14 @@ from stages.settings.errors import UserError
 
 
 def count_cores() -> int:
-    """Cores that this process may use, where the system says so, else those of the machine."""
+    """Return the number of CPU cores available to this process, or those of the machine if unknown."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:
-    """For a worker process: end as soon as its parent is gone, however that ended.
+    """Make a worker process exit as soon as its parent ends for any reason.
 
-    The pool of a process that was killed would otherwise wait for work for ever.
+    Otherwise the workers of a killed process would wait for work forever.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -34,7 +34,7 @@ def _wait_and_exit(parent: "multiprocessing.process.BaseProcess") -> None:
 
 
 Result = TypeVar("Result")
-CALLS_AHEAD = 4  # for each worker: enough to keep it busy, few enough to keep memory flat
+CALLS_AHEAD = 4  # per worker: enough to keep it busy, with bounded memory
 
 
 def call_in_order(
@@ -44,21 +44,21 @@ def call_in_order(
     *,
     prepare_worker: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
-    """The result of each call, in the order of the calls; one worker is this process itself.
+    """Yield the result of each call, in order; a single worker runs in this process.
 
     Args:
-        function: to call; importable by name, as are its arguments.
-        calls: the arguments of each.
-        workers: number of processes.
-        prepare_worker: called first in each of them; not in this process.
+        function: function to call; it and its arguments must be picklable.
+        calls: arguments of each call.
+        workers: number of worker processes.
+        prepare_worker: called once at the start of each worker process.
 
     Raises:
-        UserError: a process was killed.
+        UserError: a worker process was killed.
     """
     if workers <= 1:
         yield from (function(*arguments) for arguments in calls)
         return
-    # Spawned, not forked: a fork of a process whose libraries have started threads can hang.
+    # Spawn instead of fork: forking a process whose libraries run threads can deadlock.
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (prepare_worker,)) as pool:
         try:
             pending: deque[Future[Result]] = deque()
@@ -70,8 +70,8 @@ def call_in_order(
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
-                f"runtime.num_workers: one of {workers} processes was killed, most likely for want of "
-                "memory; set a smaller number"
+                f"runtime.num_workers: one of {workers} worker processes was killed, probably because "
+                "memory ran out; set a smaller number"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

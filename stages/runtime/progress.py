@@ -1,6 +1,6 @@
-"""Progress of long work: a bar on a terminal, a line every half minute in a log file.
+"""Progress of long-running work: a bar on a terminal, a line every 30 seconds in a log file.
 
-Of several processes on the same work the first alone speaks.
+With several processes only the first one prints.
 """
 
 import os
@@ -16,13 +16,13 @@ LOG_INTERVAL_SECONDS = 30.0
 
 
 def track(items: Iterable[Item], what: str, *, total: int | None = None, unit: str = "it") -> Iterator[Item]:
-    """Yield `items` and show how far the work is, how fast it goes and how long it will take.
+    """Yield `items` and show progress, speed and remaining time.
 
     Args:
-        items: one for each piece of work.
-        what: its name.
-        total: number of items, where they do not know it themselves.
-        unit: what an item is.
+        items: items to process.
+        what: name of the work.
+        total: number of items, if `items` has no length.
+        unit: name of one item.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -35,7 +35,7 @@ def track(items: Iterable[Item], what: str, *, total: int | None = None, unit: s
 
 
 def _track_in_log(items: Iterable[Item], what: str, total: int | None, unit: str) -> Iterator[Item]:
-    """Whole lines, and none for work that is over before the first one is due."""
+    """Print whole lines; work shorter than the interval prints none."""
     start = shown = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
@@ -47,14 +47,14 @@ def _track_in_log(items: Iterable[Item], what: str, total: int | None, unit: str
 
 
 def say(stage: str, **values: object) -> None:
-    """One status line of `name value` pairs, for an epoch or a result."""
+    """Print one status line of `name value` pairs, for an epoch or a result."""
     pairs = "  ".join(f"{name} {_shown(value)}" for name, value in values.items())
     if _speaks():
         print(f"{stage}: {pairs}", flush=True)
 
 
 def warn(stage: str, text: str) -> None:
-    """One line for what may be wrong."""
+    """Print one warning line."""
     if _speaks():
         print(f"{stage}: warning: {text}", file=sys.stderr, flush=True)
 

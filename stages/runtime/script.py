@@ -1,4 +1,4 @@
-"""How a script ends: a user's mistake without a traceback, and the time that a stage took."""
+"""Entry point of all scripts: reports user errors without a traceback and records the run time."""
 
 import os
 import sys
@@ -10,14 +10,14 @@ from stages.core.artefacts import read_json, write_json
 from stages.settings.errors import UserError
 
 EXIT_CODE = 2
-INTERRUPTED = 130  # the code of Ctrl-C in shells
-TIMES = Path(".state/seconds.json")  # of the last run of each stage; no result, and not tracked
+INTERRUPTED = 130  # exit code for Ctrl-C in shells
+TIMES = Path(".state/seconds.json")  # last run time of each stage; not a tracked output
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script. A `UserError` is printed and ends it with exit code 2; every other error is a bug.
+    """Run a script. A `UserError` is printed and exits with code 2; any other exception is a bug.
 
-    Ctrl-C needs no traceback.
+    Ctrl-C exits without a traceback.
     """
     start = time.monotonic()
     try:
@@ -32,12 +32,12 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _keep_time(seconds: float) -> None:
-    """Note the time of a stage of `dvc repro`; experiments run elsewhere, at times several at once."""
+    """Record the run time of a stage of `dvc repro`; skipped for experiments, which may run in parallel."""
     stage = os.environ.get("DVC_STAGE")
     if stage and not {"DVC_EXP_NAME", "RANK"} & set(os.environ):
         write_json(TIMES, {**read_times(), stage.rpartition(":")[2]: round(seconds, 1)})
 
 
 def read_times() -> dict[str, float]:
-    """Seconds of the last run of each stage."""
+    """Read the seconds of the last run of each stage."""
     return dict(read_json(TIMES)) if TIMES.exists() else {}

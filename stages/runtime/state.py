@@ -1,8 +1,8 @@
-"""The state of a long stage between two runs of it: a kill costs a minute, not a night.
+"""Saved state of a long stage, which lets an interrupted run resume.
 
-DVC deletes a stage's outputs before it runs the stage, so the state lives outside them, under a
-fingerprint of all that decides the result: command, code, params and inputs. State of anything else
-is never used.
+DVC deletes the outputs of a stage before it runs, so the state is stored elsewhere, under a hash of
+everything that determines the result: command, code, params and inputs. A run never uses a state with a
+different hash.
 """
 
 import copy
@@ -30,34 +30,34 @@ from stages.core.tensors import read_tensors, write_tensors
 from stages.runtime.watch import Watch, hash_file
 from stages.settings.errors import UserError
 
-NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # other disk, or a file system without
+NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # other disk, or no hard links
 
 
 class Saved(Protocol):
-    """What can be saved and loaded."""
+    """Object whose state can be saved and loaded."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later process needs to go on: nested dicts and lists of tensors and JSON values."""
+        """Return all state needed to resume: nested dicts and lists of tensors and JSON values."""
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from it."""
+        """Restore the saved state."""
 
 
 class StageState:
     """The saved state of one stage, locked against a second process.
 
     Args:
-        watch: what decides its result.
-        interval_seconds: between two saved states.
-        is_leader: of several processes on the same work one keeps the state; the others only read it.
-        data: what decides the result and is neither code nor param nor input, as text.
-        pins: params that decide no result, as `section.key`: they are held against it.
+        watch: code, params and inputs that determine the result.
+        interval_seconds: time between saves.
+        is_leader: whether this process saves the state; with several processes the others only load it.
+        data: text that identifies anything else that determines the result.
+        pins: params as `section.key` that only verify the result and are left out of the hash.
 
     Attributes:
-        folder: the state lies here; a stage may keep more beside it.
+        folder: folder of the state; a stage may store more files in it.
 
     Raises:
-        UserError: another process is at work on the same, or nothing can be written there.
+        UserError: another process runs the same stage, or the folder is not writable.
     """
 
     def __init__(
@@ -83,35 +83,35 @@ class StageState:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{watch.stage}: another process is at work on it (its lock is {self.folder}/lock); "
-                "wait for it to end, or end it, and run `dvc repro` again"
+                f"{watch.stage}: another process is running this stage (lock: {self.folder}/lock); "
+                "wait for it to end or stop it, then run `dvc repro` again"
             ) from error
 
     def load(self) -> Any | None:
-        """What `save` was given last, or None."""
+        """Return the last saved state, or None."""
         path = self.folder / "state.safetensors"
         if not path.exists():
             return None
         tensors, about = read_tensors(path)
         if self._is_leader:
-            print(f"{self._watch.stage}: going on from the state saved in {self.folder}", flush=True)
+            print(f"{self._watch.stage}: resuming from the state in {self.folder}", flush=True)
         return _unflatten(about["tree"], tensors)
 
     def resume(self, trainer: Saved, history: Saved) -> tuple[int, int]:
-        """Load both behind the last step that a killed run saved.
+        """Restore trainer and history from the last saved step.
 
         Returns:
-            The epoch and the step to go on with; (0, 0) where nothing was saved.
+            Next epoch and next step; (0, 0) if no state was saved.
         """
         saved = self.load()
         if saved is not None:
             trainer.load_state_dict(saved["trainer"])
             history.load_state_dict(saved["history"])
-        distributed.barrier()  # nobody saves before all have read
+        distributed.barrier()  # no process may save before all have loaded
         return (0, 0) if saved is None else (saved["epoch"], saved["step"])
 
     def save_step(self, trainer: Saved, history: Saved, epoch: int, step: int) -> None:
-        """Keep what `resume` loads; `step` is the one to go on with."""
+        """Save the state for `resume`; `epoch` and `step` are the next ones to run."""
         self.save(
             {
                 "trainer": trainer.state_dict(),
@@ -122,7 +122,7 @@ class StageState:
         )
 
     def array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...], *, is_new: bool) -> np.memmap:
-        """A .npy array beside the state, of zeros or as an earlier run left it, to be filled on disk."""
+        """Open a .npy array in the state folder for writing: new (zeros) or from an earlier run."""
         path = self.folder / name
         if is_new:
             with named_faults(path):
@@ -130,32 +130,32 @@ class StageState:
         return np.lib.format.open_memmap(path, mode="r+")
 
     def is_due(self) -> bool:
-        """Whether it is for this process to save, and the last time is long enough ago."""
+        """Whether this process saves and the save interval has passed."""
         return self._is_leader and time.monotonic() - self._saved_at >= self._interval
 
     def save(self, state: Any) -> None:
-        """Keep nested dicts and lists of tensors and JSON values; atomic, no pickle."""
+        """Save nested dicts and lists of tensors and JSON values, atomically and without pickle."""
         tensors: dict[str, Tensor] = {}
         tree = _flatten(state, "state", tensors)
         write_tensors(self.folder / "state.safetensors", tensors, {"tree": tree})
         self._saved_at = time.monotonic()
 
     def check(self) -> None:
-        """To be called before outputs are written: DVC records code and params as they are after a stage.
+        """Check for changes before writing outputs, because DVC records code and params after the stage.
 
         Raises:
-            UserError: something that decides the result changed while the stage ran.
+            UserError: code, params or inputs changed while the stage ran.
         """
         self._watch.check(f" (the state of this run stays in {self.folder})")
 
     def finish(self) -> None:
-        """To be called when the outputs are written: the state has done its work."""
+        """Delete the state after the outputs are written."""
         shutil.rmtree(self.folder)
         self._lock.close()
 
 
 def _fingerprint(watch: Watch, data: str, pins: Sequence[str]) -> str:
-    """Of all that decides the result."""
+    """Hash everything that determines the result."""
     params = copy.deepcopy(watch.params)
     for section, _, key in (pin.partition(".") for pin in pins):
         del params[section][key]
@@ -170,7 +170,7 @@ def _fingerprint(watch: Watch, data: str, pins: Sequence[str]) -> str:
 
 
 def _hash_input(path: Path) -> str:
-    """DVC's own hash where it has one (under DVC, dvc.lock is up to date for all inputs), else ours."""
+    """Return the hash in dvc.lock (up to date for all inputs in a DVC run), or compute one."""
     lock = Path("dvc.lock")
     if "DVC_STAGE" in os.environ and lock.exists():
         stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8")).get("stages", {})
@@ -185,7 +185,7 @@ def _hash_input(path: Path) -> str:
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[name] = value.clone()  # two names of one storage cannot be saved
+        tensors[name] = value.clone()  # safetensors rejects tensors that share storage
         return {"tensor": name}
     if isinstance(value, Mapping):
         return {"dict": [[key, _flatten(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
@@ -206,12 +206,12 @@ def _unflatten(tree: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any
 
 
 class RowWriter:
-    """A .npy array with the state of its stage, filled from the first row to the last.
+    """A .npy array in the state folder of a stage, filled row by row.
 
     Attributes:
-        path: where it lies until it is delivered, of its full size from the start.
-        array: a memory map of it.
-        done: rows that need not be computed again; those of an earlier run, to begin with.
+        path: file of the preallocated array until `deliver`.
+        array: memory map of the file.
+        done: number of finished rows, including those of an earlier run.
     """
 
     def __init__(self, state: StageState, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
@@ -226,14 +226,14 @@ class RowWriter:
         self.advance(len(values))
 
     def advance(self, rows: int) -> None:
-        """The next `rows` rows are written already; from time to time that is kept."""
+        """Mark the next `rows` rows as written; save the state if it is due."""
         self.done += rows
         if self._state.is_due():
-            self.array.flush()  # before the number: a power loss must not leave rows that are only said to be
+            self.array.flush()  # before the count, so that after a power loss no counted row is missing
             self._state.save({"done": self.done})
 
     def deliver(self, path: Path) -> None:
-        """Give the array its place; the state keeps its name for it until the stage has finished."""
+        """Write the array to its output path; the state folder keeps a hard link until `finish`."""
         self.array.flush()
         with atomic_path(path) as temporary:
             temporary.unlink()
@@ -241,7 +241,7 @@ class RowWriter:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has none."""
+    """Create a hard link to a file, or a copy if the file system does not support it."""
     try:
         os.link(source, target)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What decides a stage's result, watched from its start to its end.
+"""Detects changes of code, params and inputs while a stage runs.
 
-DVC records code, params and inputs as they are when a stage has ended, so a result of what they were
-before would be taken for one of what they are now.
+DVC records code, params and inputs at the end of a stage, so it would attribute a result to changed files
+that the stage never used.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ from stages.settings.errors import UserError
 from stages.settings.params import load
 
 HASH_CHUNK = 1 << 24
-MOST_NAMED = 5  # of what changed
-NEUTRAL = ("stages.settings.", "stages.runtime.")  # rooms that decide no result
+MOST_NAMED = 5  # changes listed in a message
+NEUTRAL = ("stages.settings.", "stages.runtime.")  # packages that do not affect results
 
 
 class Watch:
-    """Code, params and inputs of one stage, as they were when it began.
+    """Code, params and inputs of one stage at its start.
 
     Args:
-        stage: its name.
-        params_path: of params.yaml.
-        keys: of params.yaml that it reads.
-        inputs: the files and folders that it reads.
+        stage: name of the stage.
+        params_path: path of params.yaml.
+        keys: top-level keys of params.yaml that the stage reads.
+        inputs: files and folders that the stage reads.
     """
 
     def __init__(self, stage: str, params_path: Path, keys: Sequence[str], inputs: Iterable[Path]) -> None:
@@ -41,13 +41,13 @@ class Watch:
         self._marks = _marks(self.inputs)
 
     def check(self, kept: str = "") -> None:
-        """To be called before outputs are written.
+        """Check for changes; call this before writing outputs.
 
         Args:
-            kept: what stays of the work, if anything does.
+            kept: note on saved work, appended to the error message.
 
         Raises:
-            UserError: something that decides the result changed while the stage ran.
+            UserError: code, params or inputs changed while the stage ran.
         """
         changed = [
             *(f"code {name}" for name in _differing(self.code, self._read_code())),
@@ -75,7 +75,7 @@ class Watch:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of the contents."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(HASH_CHUNK):
@@ -84,14 +84,14 @@ def hash_file(path: Path) -> str:
 
 
 def _decides(name: str, module: ModuleType) -> bool:
-    """Whether a loaded module is code of ours that decides the result; the script itself is `__main__`."""
+    """Whether a loaded module is project code that affects results; the script itself is `__main__`."""
     spec = getattr(module, "__spec__", None)
     name = spec.name if name == "__main__" and spec else name
     return name.startswith("stages.") and not name.startswith(NEUTRAL) and bool(module.__file__)
 
 
 def _marks(inputs: Iterable[Path]) -> dict[str, tuple[int, int, int]]:
-    """Size, time and inode of every file: dvc.lock does not tell that a file was changed meanwhile."""
+    """Return size, modification time and inode of every file; dvc.lock does not show recent changes."""
     files = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     stats = {str(file): file.stat() for file in files if file.is_file()}
     return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()}

@@ -38,7 +38,7 @@ def tally_colour_position(
     train, val = open_images(folder / "train"), open_images(folder / "val")
     if val.shape[:3] != truth.maps.shape:
         raise UserError(
-            f"{folder / 'val'}: holds images {list(val.shape)}, but the label maps are "
+            f"{folder / 'val'}: holds images {list(val.shape)}, but the label maps have shape "
             f"{list(truth.maps.shape)}; run `dvc repro prepare`"
         )
     centroids = fit_colour_position(train, num_clusters, restarts=restarts, seed=seed)

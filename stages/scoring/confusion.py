@@ -72,7 +72,7 @@ def confusion_matrix(
     rows, columns = truth[labelled].astype(np.int64), clusters[labelled].astype(np.int64)
     if rows.size and rows.max() >= num_classes:
         raise UserError(
-            f"truth: val.npy has class id {rows.max()}, but classes.csv names {num_classes} classes; "
+            f"truth: val.npy has class id {rows.max()}, but classes.csv lists {num_classes} classes; "
             "run `dvc repro prepare`"
         )
     _check_clusters(clusters, num_clusters)

@@ -41,12 +41,12 @@ def match_by_majority(
     return np.where(confusion.any(0), confusion.argmax(0), UNMATCHED).astype(np.int64)
 
 
-# What a class that is not in the truth does to the mean IoU; the first is PiCIE's and the STEGO family's.
+# How a class absent from the truth enters the mean IoU; PiCIE and the STEGO family use the first rule.
 ABSENT_RULES = {
-    "skip_unpredicted": "left out if nobody claims to see it, else 0",
-    "skip_absent": "left out in any case",
-    "zero": "0 in any case",
-    "one": "1 if nobody claims to see it, else 0",
+    "skip_unpredicted": "excluded if no pixel is predicted as it, else 0",
+    "skip_absent": "always excluded",
+    "zero": "always 0",
+    "one": "1 if no pixel is predicted as it, else 0",
 }
 
 

@@ -198,10 +198,10 @@ def in_words(name: str, entries: list[Entry], confusion: Int64[np.ndarray, "C K"
     table[fractions] = table[fractions].apply(pd.to_numeric) * 100
     num_classes, num_clusters = confusion.shape
     lines = [
-        f"{name}: {num_classes} classes, {num_clusters} clusters, {int(confusion.sum())} labelled pixels; "
-        "in per cent",
+        f"{name}: {num_classes} classes, {num_clusters} clusters, {int(confusion.sum())} labeled pixels; "
+        "in percent",
         table.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.2f}"),
-        "miou of all classes, by what a class that is not in the truth counts as:",
+        "miou of all classes, under each rule for classes absent from the truth:",
     ]
     scores = entries[0].scores
     lines += [
@@ -210,15 +210,15 @@ def in_words(name: str, entries: list[Entry], confusion: Int64[np.ndarray, "C K"
     ]
     if num_clusters > num_classes:
         lines.append(
-            f"clusters without a class in one_to_one: {num_clusters - num_classes}, and their pixels are "
-            "wrong; many_to_one gives each cluster the class of most of its pixels"
+            f"clusters without a class in one_to_one: {num_clusters - num_classes}; their pixels count as "
+            "errors; many_to_one assigns each cluster to the class of most of its pixels"
         )
     if num_clusters < num_classes:
         lines.append(
-            f"classes without a cluster: {num_classes - num_clusters}, and their IoU and accuracy are 0"
+            f"classes without a cluster: {num_classes - num_clusters}; their IoU and accuracy are 0"
         )
     if num_clusters != num_classes:
-        lines.append("legacy_picie is defined for as many clusters as classes only")
+        lines.append("legacy_picie is defined only for equal numbers of clusters and classes")
     return "\n".join(lines)
 
 

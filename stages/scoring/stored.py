@@ -46,7 +46,7 @@ def read_confusion(path: Path, *, transposed: bool = False) -> Stored:
     """
     if not path.is_file():
         raise UserError(
-            f"{path}: not found; name a .csv or .npy file with the pixels of each class and cluster"
+            f"{path}: not found; give a .csv or .npy file with the pixel count of each class and cluster"
         )
     if path.suffix == ".npy":
         return _turned(Stored(_counts(path, read_array(path)), ()), transposed=transposed)
@@ -66,7 +66,7 @@ def _lines(path: Path) -> list[list[str]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file) if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV table ({error}); separate counts by commas, UTF-8") from error
+        raise UserError(f"{path}: not a CSV table ({error}); use comma-separated counts in UTF-8") from error
     if not lines:
         raise UserError(f"{path}: is empty; expected a line of counts for each class")
     for number, line in enumerate(lines, start=1):
@@ -83,7 +83,7 @@ def _matrix(path: Path, lines: list[list[str]]) -> Stored:
     counted = others if not _is_number(corner) else lines[0]
     if corner and counted == [str(number) for number in range(len(counted))] and len(counted) > 2:
         raise UserError(
-            f"{path}: its first line is 0, 1, ..., {counted[-1]}, which numbers the columns; remove it"
+            f"{path}: the first line 0, 1, ..., {counted[-1]} looks like column numbers; remove it"
         )
     # A line of names holds no number at all; one with some is a line of counts with a fault.
     has_header = not corner or not any(map(_is_number, lines[0]))
@@ -98,28 +98,28 @@ def _matrix(path: Path, lines: list[list[str]]) -> Stored:
 
 def _pivot(path: Path, lines: list[list[str]]) -> Stored:
     if len(set(lines[0])) < len(lines[0]):
-        raise UserError(f"{path}: has two columns of one name: {', '.join(lines[0])}; keep one")
+        raise UserError(f"{path}: has duplicate column names: {', '.join(lines[0])}; keep one of each")
     table = pd.DataFrame(lines[1:], columns=lines[0])
     if "cluster" not in table:
         raise UserError(
-            f"{path}: has no column 'cluster', without which the ids of clusters are lost; write it again "
-            "with `dvc repro evaluate`"
+            f"{path}: has no column 'cluster', which holds the cluster ids; recreate it with "
+            "`dvc repro evaluate`"
         )
     if not len(table):
         raise UserError(
-            f"{path}: has no rows; it was written where there was no truth, so nothing can be scored"
+            f"{path}: has no rows; it was written without truth, so there is nothing to score"
         )
     twice = table.duplicated(["actual", "cluster"])
     if twice.any():
         row = table[twice].iloc[0]
         raise UserError(
-            f"{path}: counts {row['actual']!r} in cluster {row['cluster']!r} twice; each pair needs one row, "
-            "and each class a name of its own"
+            f"{path}: has two rows for class {row['actual']!r} and cluster {row['cluster']!r}; each pair needs "
+            "exactly one row, and each class a unique name"
         )
     names, clusters = table["actual"].unique(), [str(number) for number in range(table["cluster"].nunique())]
     if set(clusters) != set(table["cluster"]):
         raise UserError(
-            f"{path}: column 'cluster' must hold the ids 0 to {len(clusters) - 1}, each once a class"
+            f"{path}: column 'cluster' must hold the ids 0 to {len(clusters) - 1}, each once per class"
         )
     if len(table) != len(names) * len(clusters):
         raise UserError(
@@ -143,12 +143,12 @@ def _counts(path: Path, cells: np.ndarray) -> Int64[np.ndarray, "C K"]:
         row, column = (int(place) for place in wrong[0])
         raise UserError(
             f"{path}: class {row}, cluster {column}: {str(cells[row, column])!r}; {COUNT}"
-            + (f"; so are {len(wrong) - 1} more" if len(wrong) > 1 else "")
+            + (f"; {len(wrong) - 1} more cells are invalid" if len(wrong) > 1 else "")
         )
     if not 0 < values.sum() < MAX_EXACT:
         raise UserError(
-            f"{path}: holds {values.sum():g} pixels; expected at least one, and fewer than "
-            f"{MAX_EXACT:g}, which can still be counted exactly"
+            f"{path}: holds {values.sum():g} pixels; expected at least one and fewer than "
+            f"{MAX_EXACT:g}, the limit of exact counting"
         )
     return values.astype(np.int64)
 
@@ -162,7 +162,7 @@ def _is_number(cell: str) -> bool:
 
 
 TAXONOMY_COLUMNS = ["class_id", "class", "kind"]  # of a row for each label
-REMEDY = "name a .csv with the columns id, name, kind and ids 0, 1, ..., or a taxonomy of the project"
+REMEDY = "give a .csv with the columns id, name, kind and ids 0, 1, ..., or a taxonomy of the project"
 
 
 def read_counted(path: Path, matched_on: Path | None, classes: Path | None, *, transposed: bool) -> Counted:
@@ -199,7 +199,7 @@ def _names_and_kinds(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     classes = table.drop_duplicates(TAXONOMY_COLUMNS).sort_values("class_id").dropna(subset="class_id")
     if list(classes["class_id"]) != list(range(len(classes))):
         raise UserError(
-            f"{path}: gives a class id two names or kinds, or leaves one out; it must be 0, 1, ..."
+            f"{path}: each class id needs exactly one name and kind, and ids must be 0, 1, ... without gaps"
         )
     unknown = sorted(set(classes["kind"]) - set(get_args(Kind)))
     if unknown:
@@ -219,12 +219,12 @@ def _misfits(
     if stored.confusion.shape != decides.confusion.shape:
         yield (
             f"{matched_on}: has {decides.size}, but {path} has {stored.size}; "
-            "name the matrix of another prediction of the same"
+            "give a matrix with the same classes and clusters"
         )
     if classes and len(names) != len(stored.confusion):
         yield (
-            f"{classes}: names {len(names)} classes, but {path} has {stored.size}; name every class, "
-            "or turn the matrix with --transposed"
+            f"{classes}: names {len(names)} classes, but {path} has {stored.size}; list every class, "
+            "or transpose the matrix with --transposed"
         )
     elif classes and stored.class_names and names != stored.class_names:
         index = next(
@@ -232,5 +232,5 @@ def _misfits(
         )
         yield (
             f"{classes}: calls class {index} {names[index]!r}, but {path} calls it "
-            f"{stored.class_names[index]!r}; name the classes of this matrix, in its order"
+            f"{stored.class_names[index]!r}; list the classes in the order of this matrix"
         )

@@ -212,7 +212,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, dict[str, Any]]:
         )
         segmenter.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: is not a segmenter that this version can build ({error})") from error
+        raise UserError(f"{path}: cannot be loaded as a segmenter by this version ({error})") from error
     return segmenter.eval(), about
 
 

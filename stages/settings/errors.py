@@ -1,10 +1,10 @@
-"""What a user did wrong, said without a traceback."""
+"""User errors, which are reported without a traceback."""
 
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """One or several faults of the input, each a line that names key or path, value, rule and remedy."""
+    """One or more faults of the input; each is a line with key or path, value, rule and remedy."""
 
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 def raise_faults(faults: Iterable[str]) -> None:
-    """Raise all faults together, so that one run shows everything there is to mend.
+    """Raise all faults as one error, so that one run reports everything to fix.
 
     Raises:
         UserError: there is at least one fault.

@@ -1,4 +1,4 @@
-"""params.yaml, read as DVC reads it, checked whole, handed out in parts."""
+"""Reads params.yaml like DVC, validates the whole file, and returns the requested keys."""
 
 import difflib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ TYPES = {
     "int_from_float": "int",
     "float_type": "float",
     "bool_type": "bool",
-    "string_type": "text",
+    "string_type": "string",
     "list_type": "list",
     "model_type": "section",
     "model_attributes_type": "section",
@@ -27,21 +27,21 @@ TYPES = {
 
 
 def read(path: Path) -> Params:
-    """Read and check all of params.yaml.
+    """Read and validate all of params.yaml.
 
-    YAML 1.2, as DVC reads it: `1e-4` is a number here, where PyYAML makes it text.
+    The format is YAML 1.2, as in DVC: `1e-4` is a number here but a string in PyYAML.
 
     Raises:
-        UserError: every fault at once, each with its dotted key.
+        UserError: the file is invalid; the error lists every fault with its dotted key.
     """
     try:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; write one with `make preset NAME=demo`") from error
+        raise UserError(f"{path}: not found; create it with `make preset NAME=demo`") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a file of settings") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); pass a settings file") from error
     except (YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, got {type(raw).__name__}")
     try:
@@ -52,9 +52,9 @@ def read(path: Path) -> Params:
 
 
 def load(path: Path, *keys: str) -> Any:
-    """The checked top-level `keys` of params.yaml and nothing else.
+    """Read the given top-level `keys` of params.yaml.
 
-    A stage can read only what it names here, and a test holds these names against dvc.yaml.
+    A stage can access only the keys that it lists here; a test compares these lists with dvc.yaml.
     """
     params = read(path)
     return SimpleNamespace(**{key: getattr(params, key) for key in keys})
@@ -97,14 +97,14 @@ def _known_keys(section: list[str]) -> Iterator[str]:
     yield from model.model_fields
 
 
-NUM_VIEWS = 6  # of the pyramid
+NUM_VIEWS = 6  # views per image in the pyramid
 
 
 def check_data_size(path: Path, num_images: int) -> None:
-    """Hold params.yaml against the number of training images; changes nothing that a stage computes.
+    """Check that params.yaml fits the number of training images; does not affect results.
 
     Raises:
-        UserError: every setting that does not fit.
+        UserError: settings do not fit; the error lists all of them.
     """
     raise_faults(f"{path}: {fault}" for fault in _faults(read(path), num_images))
 
@@ -116,8 +116,8 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
         yield f"pretrain.batch_size: {params.pretrain.batch_size} {too_many}; lower it, or add images"
     if params.pretrain.method == "mocov2" and params.pretrain.queue_size > num_images:
         yield (
-            f"pretrain.queue_size: {params.pretrain.queue_size} {too_many}, so an image would be its own "
-            "negative; half of the images is a good size"
+            f"pretrain.queue_size: {params.pretrain.queue_size} {too_many}, so images would be their own "
+            "negatives; about half of the images is a good size"
         )
     clusters_views = params.label.centres == "kmeans" or (
         params.label.centres == "auto" and params.pretrain.method == "mocov2"
@@ -134,13 +134,13 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
     pixels = _sampled_pixels(params, num_images)
     if params.pixel_k > pixels:
         yield (
-            f"pixel_k: {params.pixel_k} clusters need as many pixels, but an epoch's sample has {pixels} "
-            "(train.clustering.sample_images, sample_pixels); lower pixel_k, or raise them"
+            f"pixel_k: {params.pixel_k} clusters need at least as many pixels, but an epoch samples {pixels} "
+            "(train.clustering.sample_images, sample_pixels); lower pixel_k, or raise the sample size"
         )
 
 
 def _sampled_pixels(params: Params, num_images: int) -> int:
-    """Pixels of each view that an epoch clusters."""
+    """Return the number of pixels per view that each epoch clusters."""
     clustering, batch_size = params.train.clustering, params.train.batch_size
     in_image = (params.size_px // params.train.feature_stride) ** 2
     if clustering.kmeans == "minibatch":

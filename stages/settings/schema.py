@@ -1,7 +1,7 @@
-"""What params.yaml may say: every key, its type and its range.
+"""Schema of params.yaml: every key with its type and range.
 
-The whole file is described here and in the modules beside, so that the first stage finds a fault in the
-last section. There is no default and no number that reaches a result, so an edit here invalidates no stage.
+This module and its neighbors describe the whole file, so the first stage already reports faults in the last
+section. The schema has no defaults and does not affect results, so editing it invalidates no stage.
 """
 
 from typing import Annotated, Literal
@@ -29,7 +29,7 @@ class Demo(Section):
 
 
 class SplitRule(Section):
-    """How images of one's own are told apart."""
+    """Rule that splits user images into training and validation."""
 
     by: Literal["folder", "lists", "fraction"]
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
@@ -37,7 +37,7 @@ class SplitRule(Section):
 
 
 class CocoStuff(Section):
-    """Which images of COCO."""
+    """Image list of COCO-Stuff."""
 
     list: Annotated[str, Field(pattern=r"^[\w-]+$")]
 
@@ -46,7 +46,7 @@ CityscapesFolder = Literal["train", "val", "test", "train_extra"]
 
 
 class Cityscapes(Section):
-    """Which folders of Cityscapes."""
+    """Image folders of Cityscapes."""
 
     train: Annotated[list[CityscapesFolder], Field(min_length=1)]
     val: Annotated[list[Literal["train", "val"]], Field(min_length=1)]
@@ -55,12 +55,14 @@ class Cityscapes(Section):
     def _disjoint(self) -> "Cityscapes":
         twice = sorted({name for name in self.train + self.val if (self.train + self.val).count(name) > 1})
         if twice:
-            raise ValueError(f"val: names {', '.join(twice)} more than once, here or in train; name it once")
+            raise ValueError(
+                f"val: {', '.join(twice)} occurs more than once in train and val; list it only once"
+            )
         return self
 
 
 class Prepare(Section):
-    """Where the images come from and how they are packed."""
+    """Data set and packing of the images."""
 
     reader: Literal["demo", "folder", "cocostuff", "cityscapes"]
     path: str
@@ -84,10 +86,12 @@ class Prepare(Section):
             )
         published = self.reader in ("cocostuff", "cityscapes")
         if self.taxonomy.rstrip("0123456789") != (self.reader if published else "own"):
-            known = f"{self.reader}27 or another of {self.reader}" if published else "own"
-            raise ValueError(f"taxonomy: {self.taxonomy} is not for reader: {self.reader}; set it to {known}")
+            known = f"{self.reader}27 or another {self.reader} taxonomy" if published else "own"
+            raise ValueError(
+                f"taxonomy: {self.taxonomy} does not fit reader: {self.reader}; set it to {known}"
+            )
         if self.protocol == "picie_long" and self.reader != "cityscapes":
-            raise ValueError("protocol: picie_long is for reader: cityscapes alone; set it to picie")
+            raise ValueError("protocol: picie_long requires reader: cityscapes; set it to picie")
         return self
 
 
@@ -99,7 +103,7 @@ class Embed(Section):
 
 
 class WeakLabels(Section):
-    """From where on pseudo-labels are called weak."""
+    """Thresholds of the warnings about weak pseudo-labels."""
 
     stability_below: Fraction
     position_above: Fraction
@@ -108,7 +112,7 @@ class WeakLabels(Section):
 
 
 class Label(Section):
-    """Pseudo-labels of whole views."""
+    """Pseudo-labels of the pyramid views."""
 
     centres: Literal["auto", "kmeans", "prototypes", "classifier", "projector"]
     fit_views: Literal["whole", "all"]
@@ -119,14 +123,14 @@ class Label(Section):
 
 
 class SelectViews(Section):
-    """Active selection."""
+    """Active selection of views."""
 
     pool: Literal["pyramid", "whole", "parts"]
     scope: Literal["global", "per_cluster", "per_view"]
 
 
 class Predict(Section):
-    """Class scores of the validation images."""
+    """Cluster scores of the validation images."""
 
     batch_size: Count
 
@@ -145,13 +149,13 @@ class Refine(Section):
 
 
 class Evaluate(Section):
-    """Scores and the baseline they stand beside."""
+    """Evaluation and its color-and-position baseline."""
 
     baseline_restarts: Count
 
 
 class Report(Section):
-    """The page to look at."""
+    """The HTML report."""
 
     num_images: Count
     num_clusters: Count
@@ -159,7 +163,7 @@ class Report(Section):
 
 
 class Runtime(Section):
-    """Settings that change no result; no stage depends on them."""
+    """Settings that do not affect results; no stage depends on them."""
 
     num_workers: Annotated[int, Field(ge=0)]
     nproc: Annotated[int, Field(ge=0)]
@@ -167,7 +171,7 @@ class Runtime(Section):
 
 
 class Params(Section):
-    """The whole of params.yaml, in the order of the flow."""
+    """The whole of params.yaml, in pipeline order."""
 
     preset: str
     compat: Literal["paper", "picie"]
@@ -216,7 +220,7 @@ class Params(Section):
         stem, feature = self.backbone.stem_stride, self.train.feature_stride
         if self.size_px % (8 * stem):
             raise ValueError(
-                f"size_px: {self.size_px} is not a multiple of {8 * stem}, the deepest stride of a trunk "
+                f"size_px: {self.size_px} is not a multiple of {8 * stem}, the total stride of a trunk "
                 f"with backbone.stem_stride {stem}"
             )
         if feature not in (stem, 2 * stem):

@@ -1,4 +1,4 @@
-"""What params.yaml may say in `pretrain`."""
+"""Schema of `pretrain` in params.yaml."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from stages.settings.section import Count, FractionRange, NonNegative, Photometr
 
 
 class SwAV(Section):
-    """What SwAV has of its own."""
+    """Settings specific to SwAV."""
 
     num_prototypes: Annotated[int, Field(ge=2)]
     temperature: Positive
@@ -24,7 +24,7 @@ class SwAV(Section):
 
 
 class Pretrain(Section):
-    """Where the backbone comes from: trained here, continued from a checkpoint, or taken as it is."""
+    """Backbone: trained from scratch, trained from a checkpoint, or used without training."""
 
     method: Literal["mocov2", "swav", "none", "supervised"]
     init: str
@@ -52,8 +52,8 @@ class Pretrain(Section):
     def _classes_need_a_checkpoint(self) -> "Pretrain":
         if self.method == "supervised" and not self.init:
             raise ValueError(
-                "init: is empty, but method: supervised takes weights and classes from a checkpoint; "
-                "set it to one with a classifier"
+                "init: is empty, but method: supervised loads weights and classes from a checkpoint; "
+                "set it to a checkpoint with a classifier"
             )
         return self
 
@@ -62,16 +62,16 @@ class Pretrain(Section):
         if self.method == "mocov2" and self.queue_size % self.batch_size:
             raise ValueError(
                 f"queue_size: {self.queue_size} is not a multiple of batch_size {self.batch_size}; "
-                "the queue takes whole batches, so choose one that is"
+                "the queue stores whole batches, so set it to a multiple"
             )
         if self.method == "swav" and self.swav.queue_size % self.batch_size:
             raise ValueError(
                 f"swav.queue_size: {self.swav.queue_size} is not a multiple of batch_size {self.batch_size}; "
-                "the queue takes whole batches, so choose one that is, or 0 for none"
+                "the queue stores whole batches, so set it to a multiple, or to 0 for no queue"
             )
         if self.batch_size % self.bn_splits or self.batch_size // self.bn_splits < 2:
             raise ValueError(
                 f"bn_splits: {self.bn_splits} does not divide batch_size {self.batch_size} into groups of "
-                "two or more"
+                "at least two images"
             )
         return self

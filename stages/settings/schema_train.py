@@ -1,4 +1,4 @@
-"""What params.yaml may say in `train` and `cluster`."""
+"""Schema of `train` and `cluster` in params.yaml."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from stages.settings.section import (
 
 
 class PixelClustering(Section):
-    """The k-means at the start of each epoch, and the assignments that the epoch follows."""
+    """k-means at the start of each epoch and the cluster assignments used as targets."""
 
     kmeans: Literal["sample", "minibatch"]
     init_batches: Count
@@ -31,7 +31,7 @@ class PixelClustering(Section):
 
 
 class PixelLoss(Section):
-    """Within-view and cross-view terms."""
+    """Within-view and cross-view loss."""
 
     metric: Literal["dot", "euclidean"]
     temperature: Positive
@@ -40,7 +40,7 @@ class PixelLoss(Section):
 
 
 class ImageLoss(Section):
-    """Guidance by the pseudo-labels of kept views."""
+    """Guidance loss on the pseudo-labels of the kept views."""
 
     weight: NonNegative
     warmup_epochs: NonNegative
@@ -53,7 +53,7 @@ class ImageLoss(Section):
 
 
 class Context(Section):
-    """Context-aware embedding."""
+    """Context module (context-aware embedding)."""
 
     similarity: Literal["none", "cnn", "raw", "both"]
     combine: Literal["product", "sum", "log_sum"]
@@ -98,24 +98,24 @@ class Train(Section):
             self.clustering.unit_centroids or self.clustering.assign != "euclidean"
         ):
             raise ValueError(
-                "pixel_loss.metric: euclidean compares features of any length, so it needs "
+                "pixel_loss.metric: euclidean uses unnormalized features, so it requires "
                 "clustering.unit_centroids: false and clustering.assign: euclidean"
             )
         if self.context.combine == "log_sum" and self.context.norm != "softmax":
             raise ValueError(
-                f"context.combine: log_sum is the exponent of a softmax, and needs context.norm: softmax, "
+                f"context.combine: log_sum computes logits, so it requires context.norm: softmax, "
                 f"got {self.context.norm!r}"
             )
         if self.context.residual == "none" and self.context.start == "identity":
             raise ValueError(
-                "context.start: identity adds nothing to the feature map, and with context.residual: none "
-                "nothing else is there; set context.start: random"
+                "context.start: identity starts with a zero output, which leaves no features with "
+                "context.residual: none; set context.start: random"
             )
         return self
 
 
 class Cluster(Section):
-    """The final k-means of pixel features."""
+    """Final k-means of the pixel features."""
 
     centroids: Literal["fresh", "first_view", "second_view"]
     kmeans: Literal["sample", "minibatch"]

@@ -1,4 +1,4 @@
-"""What sections of params.yaml are made of: types with a range, and sections that two stages share."""
+"""Building blocks of the schema: types with a range, and sections used by several stages."""
 
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ Range = Annotated[list[NonNegative], Field(min_length=2, max_length=2), AfterVal
 
 
 class Section(BaseModel):
-    """A part of params.yaml: frozen, complete, and nothing beside what is named."""
+    """A section of params.yaml: frozen, without defaults, and without unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False
@@ -33,7 +33,7 @@ class Section(BaseModel):
 
 
 class Backbone(Section):
-    """The trunk that pretraining, embedding and segmentation share."""
+    """Trunk architecture shared by pretraining, embedding and segmentation."""
 
     arch: Literal["resnet18", "resnet50", "vit_small", "vit_base"]
     width: Count
@@ -44,19 +44,19 @@ class Backbone(Section):
 
     @property
     def is_vit(self) -> bool:
-        """Whether it has patches in place of a stem."""
+        """Whether the trunk is a vision transformer (patches instead of a convolutional stem)."""
         return self.arch.startswith("vit")
 
     @field_validator("stem_stride", "patch_px", mode="before")
     @classmethod
     def _no_bool(cls, value: Any) -> Any:
-        if isinstance(value, bool):  # True == 1, so the choice alone would take it
+        if isinstance(value, bool):  # True == 1, so Literal would accept it
             raise PydanticCustomError("int_type", "an int")
         return value
 
 
 class Photometric(Section):
-    """Random changes of colour and sharpness, drawn for each view on its own."""
+    """Photometric transforms (color jitter, grayscale, blur), sampled independently for each view."""
 
     jitter_probability: Fraction
     jitter_together: bool

@@ -1,9 +1,9 @@
-"""Look at a repository after a crash, say what to do, and do what is safe when told to.
+"""Find what a crash left behind in a repository, print remedies, and apply the safe ones with --fix.
 
-Results and queued experiments are DVC's to tell: `dvc status`, `dvc queue status`.
+For results and queued experiments use DVC itself: `dvc status`, `dvc queue status`.
 
-Ends with 0 if nothing was found, with 1 if something was (and, with --fix, is left), with 2 if it was called
-wrongly.
+Exit codes: 0 if nothing is left to do, 1 if there are findings (with --fix: unresolved ones), 2 for invalid
+arguments.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from stages.settings.errors import UserError
 
 FOUND = 1
 ARTEFACTS = ("data", "models", "metrics", ".state")
-TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as stages.core.artefacts names them
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # name pattern of stages.core.artefacts
 EXPERIMENTS = (".dvc/tmp/exps/standalone", ".dvc/tmp/exps")
 RWLOCKS = (".dvc/tmp/rwlock", ".dvc/tmp/exps/rwlock")
 HARDLINK_LOCKS = (".dvc/tmp/lock", ".dvc/tmp/rwlock.lock")
@@ -34,26 +34,26 @@ PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and the way out."""
+    """A problem and its remedy."""
 
-    what: str  # path or process, and what is wrong with it
-    remedy: str  # as a command, where there is one
-    fix: Callable[[], object] | None = None  # does what `remedy` says; None where that may lose something
+    what: str  # path or process, and its problem
+    remedy: str  # a command, if possible
+    fix: Callable[[], object] | None = None  # applies the remedy; None if that could lose data
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print every finding with its remedy."""
     parser = argparse.ArgumentParser(prog="python -m stages.tools.doctor", description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path(), help="of the repository (default: this folder)")
-    parser.add_argument("--fix", action="store_true", help="do what cannot lose anything, and say so")
+    parser.add_argument("--root", type=Path, default=Path(), help="root of the repository (default: .)")
+    parser.add_argument("--fix", action="store_true", help="apply the remedies that cannot lose data")
     args = parser.parse_args(argv)
     if not (args.root / ".dvc").is_dir():
-        raise UserError(f"{args.root}: has no .dvc, so it is no DVC repository; name its root with --root")
+        raise UserError(f"{args.root}: not a DVC repository (no .dvc); pass the repository root with --root")
 
     if busy := working(args.root):
         for process in busy:
-            print(f"process {process.pid} ({describe(process)}) is at work here")
-        print("wait until it has ended, or end it (kill PID), and ask again")
+            print(f"process {process.pid} ({describe(process)}) is running in this repository")
+        print("wait until it exits or stop it (kill PID), then run this command again")
         sys.exit(FOUND)
     left = 0
     for finding in _findings(args.root):
@@ -66,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             left += 1
     if left:
         sys.exit(FOUND)
-    print("nothing is left to be done" if args.fix else "nothing is wrong here")
+    print("all findings are fixed" if args.fix else "no problems found")
 
 
 def _findings(root: Path) -> Iterator[Finding]:
-    """In the order in which they have to be put right; the later ones need the earlier ones done."""
+    """Yield the findings in the order in which they must be fixed; later fixes rely on earlier ones."""
     yield from orphans(root)
     yield from locks(root)
     yield from temporaries(root)
@@ -80,19 +80,19 @@ def _findings(root: Path) -> Iterator[Finding]:
 
 
 def temporaries(root: Path) -> Iterator[Finding]:
-    """Half-written files and folders beside the outputs."""
+    """Find partially written temporary files and folders next to the outputs."""
     for top in ARTEFACTS:
         for path in sorted((root / top).rglob(".*")):
             if TEMPORARY.fullmatch(path.name) and path.exists():
                 yield Finding(
-                    f"{path.relative_to(root)}: half-written ({_size(path)}); nothing will ever read it",
+                    f"{path.relative_to(root)}: incomplete temporary data ({_size(path)}); nothing reads it",
                     f"rm -r {path.relative_to(root)}",
                     partial(_remove, path),
                 )
 
 
 def states(root: Path) -> Iterator[Finding]:
-    """Stages that were interrupted: what they saved, and for which they are waiting."""
+    """Find the saved states of interrupted stages."""
     for stage in sorted(path for path in (root / ".state").glob("*") if path.is_dir()):
         folders = sorted(stage.iterdir(), key=lambda folder: -folder.stat().st_mtime)
         saved = [folder for folder in folders if (folder / "state.safetensors").exists()]
@@ -100,48 +100,48 @@ def states(root: Path) -> Iterator[Finding]:
             name = folder.relative_to(root)
             if folder not in saved:
                 yield Finding(
-                    f"{name}: of a run of {stage.name} that ended before it saved anything",
+                    f"{name}: empty state of a run of {stage.name} that ended before its first save",
                     f"rm -r {name}",
                     partial(_remove, folder),
                 )
             elif folder == saved[0]:
                 yield Finding(
-                    f"{name}: {stage.name} was interrupted, and saved its state ({_size(folder)})",
-                    "`dvc repro` goes on from it, as long as code, settings and inputs are those of then; "
-                    f"if you want none of it: rm -r {name}",
+                    f"{name}: {stage.name} was interrupted and saved its state ({_size(folder)})",
+                    "`dvc repro` resumes from it if code, settings and inputs are unchanged; "
+                    f"to discard it: rm -r {name}",
                 )
             else:
                 yield Finding(
-                    f"{name}: an older state of {stage.name}, of other code, settings or inputs "
+                    f"{name}: older state of {stage.name}, saved with different code, settings or inputs "
                     f"({_size(folder)})",
-                    f"rm -r {name}, unless you mean to go back to those",
+                    f"rm -r {name}, unless you plan to return to that version",
                 )
 
 
 def experiments(root: Path) -> Iterator[Finding]:
-    """Copies of the repository in which `--temp` and queued experiments ran, and were killed."""
+    """Find the repository copies of killed `--temp` and queued experiments."""
     for parent in EXPERIMENTS:
         for folder in sorted((root / parent).glob("tmp*")):
             name = folder.relative_to(root)
             yield Finding(
-                f"{name}: the copy in which a killed experiment ran ({_size(folder)}); DVC will not use it "
-                "again (what its stages saved lies in .state)",
+                f"{name}: repository copy of a killed experiment ({_size(folder)}); DVC does not reuse it "
+                "(the saved states of its stages are in .state)",
                 f"rm -r {name}",
                 partial(_remove, folder),
             )
 
 
 def stashes(root: Path) -> Iterator[Finding]:
-    """Edits that a `dvc exp run` put away for a second, and was killed: they lie on the commit of now."""
+    """Find edits on the current commit that a killed `dvc exp run` left in the git stash."""
     head = _git(root, "rev-parse", "HEAD").strip()
     for line in _git(root, "stash", "list", "--format=%gd %P %gs").splitlines():
         name, parent, *_ = line.split(" ")
         if parent == head:
             files = _git(root, "diff", "--name-only", parent, name).split()
             yield Finding(
-                f"{name}: edits of {', '.join(files)} lie in git's stash; `dvc exp run` puts them there "
-                "while it starts, and leaves them if it is killed",
-                f"git stash show -p '{name}'; if you miss them: git stash pop '{name}'",
+                f"{name}: the git stash holds edits of {', '.join(files)}; `dvc exp run` stashes edits "
+                "at its start and does not restore them if it is killed",
+                f"git stash show -p '{name}'; to restore the edits: git stash pop '{name}'",
             )
 
 
@@ -159,19 +159,19 @@ def _size(path: Path) -> str:
 
 
 def locks(root: Path) -> Iterator[Finding]:
-    """Lock files that stop every later command, or that speak of processes which are gone."""
+    """Find lock files that block later commands or belong to dead processes."""
     for name in RWLOCKS:
         path = root / name
         if path.exists() and (wrong := _wrong(path)):
             yield Finding(f"{name}: {wrong}", f"rm {name}", path.unlink)
     for name in HARDLINK_LOCKS:
         path = root / name
-        # With core.hardlink_lock the file itself is the lock, under a second name; else it is no more than
-        # a place to lock, and harmless.
+        # With core.hardlink_lock a second hard link marks the file as locked; otherwise DVC locks the
+        # file itself, and a leftover file is harmless.
         if path.exists() and path.stat().st_nlink > 1:
             yield Finding(
-                f"{name}: the lock (core.hardlink_lock) of a dvc that is not on this machine, or was killed",
-                f"if no other machine works on this folder: rm {name} .dvc/tmp/*.lock",
+                f"{name}: lock (core.hardlink_lock) of a killed DVC process or of another machine",
+                f"if no other machine uses this folder: rm {name} .dvc/tmp/*.lock",
             )
 
 
@@ -180,38 +180,38 @@ def _wrong(rwlock: Path) -> str:
         content = json.loads(rwlock.read_text(encoding="utf-8"))
         held = sorted({*content.get("write", {}), *content.get("read", {})})
     except (ValueError, AttributeError):
-        return "DVC was killed while it wrote it ('Unable to read RWLock-file'), and no command works now"
-    return f"held by a dvc that is gone, for {', '.join(held)}" if held else ""
+        return "damaged by a killed DVC process; every DVC command fails with 'Unable to read RWLock-file'"
+    return f"held by a dead DVC process for {', '.join(held)}" if held else ""
 
 
 def working(root: Path) -> list[psutil.Process]:
-    """DVC and stages at work in the repository or in a copy under it; not those that are orphans."""
+    """List running DVC and stage processes in the repository and its copies, without orphans."""
     return [process for process in _inside(root) if _is_dvc(process) or _is_stage(process)]
 
 
 def orphans(root: Path) -> Iterator[Finding]:
-    """Stages whose DVC is gone: nothing will record what they write, and they lock their state."""
+    """Find stages whose DVC process is dead: their outputs go unrecorded and they lock their state."""
     for process in _inside(root, orphaned=True):
         yield Finding(
-            f"process {process.pid} ({describe(process)}): outlived the dvc that started it, and nothing "
-            "will record its result",
-            f"kill {process.pid}; `dvc repro` then goes on from the state that it saved",
+            f"process {process.pid} ({describe(process)}): the DVC process that started it is dead, so its "
+            "result will not be recorded",
+            f"kill {process.pid}; `dvc repro` then resumes from its saved state",
             partial(_end, process),
         )
 
 
 def describe(process: psutil.Process) -> str:
-    """Its command, without the path of the interpreter."""
+    """Return the command line without the path of the interpreter."""
     with contextlib.suppress(psutil.Error):
         words = process.cmdline()
         return " ".join([Path(words[0]).name, *words[1:4]]) if words else process.name()
-    return "ended meanwhile"
+    return "already exited"
 
 
 def _inside(root: Path, *, orphaned: bool = False) -> Iterator[psutil.Process]:
     root = root.resolve()
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
+        with contextlib.suppress(psutil.Error):  # already exited, or owned by another user
             if Path(process.cwd()).is_relative_to(root) and _is_orphan(process) == orphaned:
                 yield process
 

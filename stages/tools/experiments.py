@@ -1,4 +1,4 @@
-"""Rows of a table as DVC experiments: their commands, and what came out of them."""
+"""Rows of a table as DVC experiments: their commands and their results."""
 
 import hashlib
 import json
@@ -20,9 +20,9 @@ from stages.settings.section import Section
 
 
 class Measure(Section):
-    """One number of an experiment, in [0, 1]: a metrics file of dvc.yaml and a dotted key in it.
+    """One score of an experiment, in [0, 1]: a metrics file of dvc.yaml and a dotted key in it.
 
-    `baseline` is the key of the same number for the clusters of colour and position alone.
+    `baseline` is the key of the same score for the color-and-position baseline.
     """
 
     file: str
@@ -31,9 +31,9 @@ class Measure(Section):
 
 
 class Row(Section):
-    """One row: what it changes, and what the paper says of it, in per cent by measure.
+    """One row: its changes of params.yaml, and the paper's result of each measure in percent.
 
-    `needs` says in words what has to be at hand beside the demo, where something has.
+    `needs` describes any prerequisites beyond the demo, such as a data set or a checkpoint.
     """
 
     name: str = Field(min_length=1)
@@ -45,7 +45,7 @@ class Row(Section):
 class Table(Section):
     """A whole table.
 
-    `stage` is the one that its measures come from: what the table does not show is not run.
+    `stage` is the last stage to run: the one that computes the measures.
     """
 
     title: str
@@ -59,20 +59,26 @@ def read_table(path: Path) -> Table:
     """Read one table.
 
     Raises:
-        UserError: it is not there, or says what no table says.
+        UserError: the file is missing or is not a valid table.
     """
     if not path.exists():
         known = ", ".join(sorted(table.stem for table in path.parent.glob("*.yaml")))
-        raise UserError(f"{path}: no such table; there are: {known}")
+        raise UserError(f"{path}: no such table; available: {known}")
     try:
         table = Table.model_validate(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
     except (YAMLError, ValidationError) as error:
-        raise UserError(f"{path}: is no table of experiments: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{path}: not a valid table of experiments: {' '.join(str(error).split())}"
+        ) from error
     names = [row.name for row in table.rows]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"{path}: rows have a name each, but {', '.join(sorted(twice))} is there twice")
+        raise UserError(
+            f"{path}: row names must be unique, but {', '.join(sorted(twice))} occurs more than once"
+        )
     if strange := sorted({measure for row in table.rows for measure in row.paper} - set(table.measures)):
-        raise UserError(f"{path}: rows give {', '.join(strange)}, which is none of its measures")
+        raise UserError(
+            f"{path}: rows use {', '.join(strange)}, which the table does not list under measures"
+        )
     return table
 
 
@@ -90,7 +96,7 @@ class Experiment:
     changes: tuple[tuple[str, str], ...]
 
     def command(self, *how: str) -> list[str]:
-        """What runs it, as words, up to its stage; `how` is `--temp` or `--queue`."""
+        """Return the `dvc exp run` command up to `stage`, as a list; `how` is `--temp` or `--queue`."""
         settings = [word for key, value in self.changes for word in ("--set-param", f"{key}={value}")]
         return [sys.executable, "-m", "dvc", "exp", "run", *how, "--name", self.name, *settings, self.stage]
 
@@ -98,16 +104,16 @@ class Experiment:
 def experiments(
     name: str, table: Table, seeds: Sequence[int], more: Mapping[str, str]
 ) -> Iterator[Experiment]:
-    """Every row with every seed.
+    """Yield an experiment for every row and seed.
 
-    The name of an experiment holds a fingerprint of its changes, so that a result is never taken for that
-    of other changes.
+    The name of each experiment includes a hash of its changes, so that results of different changes are
+    never confused.
 
     Args:
-        name: of the table.
-        table: its rows, and the stage that they are run up to.
-        seeds: of params.yaml.
-        more: changes of params.yaml for all rows, below those of a row.
+        name: name of the table.
+        table: rows and last stage.
+        seeds: values of `seed` in params.yaml.
+        more: changes of params.yaml for all rows; changes of a row take precedence.
     """
     for row in table.rows:
         for seed in seeds:
@@ -119,24 +125,24 @@ def experiments(
 
 
 def run(command: Sequence[str]) -> None:
-    """Run one command of DVC, its output on the screen.
+    """Run a DVC command and show its output.
 
     Raises:
-        UserError: it failed; what was done before stays, and the same `make table` goes on from there.
+        UserError: the command failed; finished experiments are kept and `make table` can be run again.
     """
     ended = subprocess.run(command, check=False)
     if ended.returncode:
         raise UserError(
-            f"`{' '.join(command[2:])}` ended with {ended.returncode} (see above); experiments that are done "
-            "stay, and the same `make table` goes on after them"
+            f"`{' '.join(command[2:])}` failed with exit code {ended.returncode} (see above); finished "
+            "experiments are kept; run the same `make table` again to continue"
         )
 
 
 def finished(files: Collection[str]) -> dict[str, Metrics]:
-    """Metrics of all finished experiments of the current commit, by name; each is {file: content}.
+    """Read the metrics of all finished experiments of the current commit, as {name: {file: content}}.
 
     Args:
-        files: of metrics that are wanted; an experiment without any of them has not finished.
+        files: metrics files to read; an experiment with none of them counts as unfinished.
 
     Raises:
         UserError: DVC cannot show the experiments.
@@ -144,7 +150,9 @@ def finished(files: Collection[str]) -> dict[str, Metrics]:
     command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     if shown.returncode:
-        raise UserError(f"`dvc exp show` ended with {shown.returncode}: {shown.stderr.strip()[-500:]}")
+        raise UserError(
+            f"`dvc exp show` failed with exit code {shown.returncode}: {shown.stderr.strip()[-500:]}"
+        )
     found: dict[str, Metrics] = {}
     for name, revision in parse(json.loads(shown.stdout)).items():
         contents = {file: content for file in files if (content := _committed(revision, file))}
@@ -154,7 +162,7 @@ def finished(files: Collection[str]) -> dict[str, Metrics]:
 
 
 def _committed(revision: str, file: str) -> Metrics | None:
-    """All figures of a metrics file in a commit of git, of which DVC shows the headline alone."""
+    """Read a metrics file in full from a git commit; DVC itself shows only the headline metrics."""
     shown = subprocess.run(
         ["git", "show", f"{revision}:./{file}"], capture_output=True, text=True, check=False
     )
@@ -164,7 +172,7 @@ def _committed(revision: str, file: str) -> Metrics | None:
 
 
 def parse(shown: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Revision by name of experiment, of what `dvc exp show --json` prints; without unfinished ones."""
+    """Map each finished experiment in the output of `dvc exp show --json` to its revision."""
     found: dict[str, str] = {}
     for commit in shown:
         for experiment in commit["experiments"] or []:
@@ -177,7 +185,7 @@ def parse(shown: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def measured(metrics: Metrics, file: str, key: str) -> float | None:
-    """The number under a dotted key of a metrics file, None where it is not there."""
+    """Return the number at a dotted key of a metrics file, or None if it is missing."""
     value: Any = metrics.get(file, {})
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -185,5 +193,5 @@ def measured(metrics: Metrics, file: str, key: str) -> float | None:
 
 
 def _text(value: Any) -> str:
-    """A value as `--set-param` takes it."""
+    """Format a value for `--set-param`."""
     return json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)

@@ -1,7 +1,7 @@
-"""Download the public parts of COCO-Stuff from their owners, with curl.
+"""Download COCO-Stuff from its publishers with curl.
 
-After an interruption the same command goes on where it stopped. Files are checked against published hashes,
-archives are unpacked, and nothing is written outside of the folder. Cityscapes needs its owner's login.
+Run the same command again after an interruption to resume. Downloads are verified against published hashes
+and unpacked; all files stay inside the target folder. Cityscapes requires a login: download it manually.
 """
 
 import argparse
@@ -18,18 +18,18 @@ from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.settings.errors import UserError
 
-WAITING = ".fetch"  # folder below the data set for what is on its way
+WAITING = ".fetch"  # folder for incomplete downloads, inside the data set
 CURL = ("curl", "--fail", "--location", "--retry", "5", "--continue-at", "-", "--progress-bar")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Download and unpack every part that is not there yet."""
+    """Download and unpack every missing part."""
     parser = argparse.ArgumentParser(prog="python -m stages.tools.fetch", description=__doc__)
-    parser.add_argument("name", choices=("cocostuff",), help="the data set")
-    parser.add_argument("--to", type=Path, required=True, help="folder of the data set; made if need be")
+    parser.add_argument("name", choices=("cocostuff",), help="data set to download")
+    parser.add_argument("--to", type=Path, required=True, help="folder of the data set; created if missing")
     args = parser.parse_args(argv)
     if shutil.which(CURL[0]) is None:
-        raise UserError("fetch: needs curl, and there is none; install it with your system's packages")
+        raise UserError("fetch: curl is not installed; install it with the package manager of your system")
     missing = [part for part in COCO_PARTS.values() if not _is_there(part, args.to)]
     args.to.mkdir(parents=True, exist_ok=True)
     sizes = [part.size_bytes or 0 for part in missing]
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for part in missing:
         _bring(part, args.to)
     shutil.rmtree(args.to / WAITING, ignore_errors=True)
-    print(f"fetch: all is in {args.to}; next: make preset NAME=cocostuff27 DATA={args.to}")
+    print(f"fetch: {args.to} is complete; next: make preset NAME=cocostuff27 DATA={args.to}")
 
 
 def _is_there(part: Part, root: Path) -> bool:
@@ -45,26 +45,26 @@ def _is_there(part: Part, root: Path) -> bool:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    """Archives, and what they are unpacked to, which is about as much again."""
+    """Check the disk space for the archives and for their content, which is about as large."""
     free = shutil.disk_usage(folder).free
     say("fetch", needs_gb=needed / 1e9, free_gb=free / 1e9)
     if free < needed:
         raise UserError(
-            f"{folder}: needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room, or name "
-            "another folder with --to"
+            f"{folder}: needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; free disk space, "
+            "or choose another folder with --to"
         )
 
 
 def _bring(part: Part, root: Path) -> None:
-    file = root / WAITING / part.to / part.name  # two lists have one name
+    file = root / WAITING / part.to / part.name  # the two lists share one name
     file.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetch: {part.name}: {part.what}, from {part.url}", flush=True)
     if not (file.exists() and file.stat().st_size == part.size_bytes):
         ended = subprocess.run([*CURL, "--output", str(file), part.url], check=False)
         if ended.returncode:
             raise UserError(
-                f"{part.url}: curl ended with {ended.returncode} (see above); what has come stays in {file}, "
-                "and the same command goes on from there"
+                f"{part.url}: curl failed with exit code {ended.returncode} (see above); {file} keeps the "
+                "partial download; run the same command again to resume"
             )
     _check_hash(part, file)
     if part.brings:
@@ -77,20 +77,20 @@ def _bring(part: Part, root: Path) -> None:
 
 def _check_hash(part: Part, file: Path) -> None:
     if not part.sha256:
-        print(f"fetch: {part.name}: no hash is published; the archive's own checksums are used", flush=True)
+        print(f"fetch: {part.name}: no published hash; using the checksums inside the archive", flush=True)
         return
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != part.sha256:
         file.unlink()
         raise UserError(
-            f"{part.url}: has sha256 {found}, but {part.sha256} was published; the file is deleted. Run the "
-            "same command again; if it says so again, the owner offers another file"
+            f"{part.url}: has sha256 {found}, but the published hash is {part.sha256}; the download was "
+            "deleted. Run the same command again; if this repeats, the publisher has changed the file"
         )
 
 
 def _unpack(archive: Path, folders: Sequence[str], to: Path) -> None:
-    """Some folders of an archive, each put in its place at once when all of it is there."""
+    """Unpack some folders of an archive; move them into place only when all are complete."""
     staged = archive.with_suffix(".unpacking")
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -99,15 +99,19 @@ def _unpack(archive: Path, folders: Sequence[str], to: Path) -> None:
             for member in members:
                 if ".." in PurePosixPath(member.filename).parts:
                     raise UserError(
-                        f"{archive}: {member.filename!r} leads out of its folder; nothing is unpacked"
+                        f"{archive}: {member.filename!r} is outside its own folder; nothing was unpacked"
                     )
             _check_space(to.parent, sum(member.file_size for member in members))
             for member in track(members, f"unpack {archive.name}", unit="file"):
                 opened.extract(member, staged)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{archive}: is a damaged archive ({error}); delete it and run again") from error
+        raise UserError(
+            f"{archive}: damaged archive ({error}); delete it and run the command again"
+        ) from error
     if missing := [name for name in folders if not (staged / name).is_dir()]:
-        raise UserError(f"{archive}: has no folder {', '.join(missing)}; it is another archive")
+        raise UserError(
+            f"{archive}: has no folder {', '.join(missing)}; delete it and download the correct archive"
+        )
     to.mkdir(parents=True, exist_ok=True)
     for name in folders:
         os.replace(staged / name, to / name)

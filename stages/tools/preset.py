@@ -1,7 +1,7 @@
 """Make a preset the active params.yaml.
 
-presets/demo.yaml is complete. Every other preset holds what differs from it, or from the preset that its
-key `extends` names, with a comment that says why.
+presets/demo.yaml is complete. Every other preset lists only its differences from the demo, or from the preset
+named in its key `extends`; a comment explains each difference.
 """
 
 import argparse
@@ -28,14 +28,16 @@ PRESETS, BASE = Path("presets"), "demo"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write params.yaml from a preset, comments kept, fitted to the data set that is there."""
+    """Write params.yaml from a preset, keep its comments, and adapt it to the data set."""
     parser = argparse.ArgumentParser(prog="python -m stages.tools.preset", description=__doc__)
-    parser.add_argument("name", help="a file of presets/, without .yaml")
+    parser.add_argument("name", help="name of a file in presets/, without .yaml")
     parser.add_argument(
-        "--data", type=Path, help="folder of the data set: absolute, or relative to the repository"
+        "--data", type=Path, help="folder of the data set (absolute, or relative to the repository)"
     )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="file to write")
-    parser.add_argument("--force", action="store_true", help="overwrite edits that are not committed")
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="output file (default: params.yaml)"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite uncommitted edits")
     args = parser.parse_args(argv)
 
     params = compose(args.name)
@@ -43,29 +45,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_committed(args.params)
     if params["prepare"]["reader"] != "demo":
         if args.data is None:
-            raise UserError(f"preset {args.name} reads images from a folder; name it with DATA=... (--data)")
+            raise UserError(f"preset {args.name} reads images from a folder; set it with DATA=... (--data)")
         params["prepare"]["path"] = str(args.data)
         if params["prepare"]["reader"] == "folder":
             _set(params["prepare"]["split"], "by", *rule_for(args.data))
         _fit(params, list_data(Prepare.model_validate(plain(params)["prepare"])))
     elif args.data is not None:
-        raise UserError(f"preset {args.name} makes its own data; do not pass DATA (--data)")
+        raise UserError(f"preset {args.name} generates its own data; remove DATA (--data)")
     with atomic_path(args.params) as written:
         written.write_text(as_text(params), encoding="utf-8")
         read(written)
-    print(f"{args.params}: now preset {args.name}; next: dvc repro")
+    print(f"{args.params}: preset {args.name} is active; next: dvc repro")
 
 
 def compose(name: str, folder: Path = PRESETS) -> CommentedMap:
-    """All of params.yaml as a preset says, with the comments of demo.yaml and its own.
+    """Merge a preset into demo.yaml, including comments, to a complete params.yaml.
 
     Raises:
-        UserError: there is no such preset, or it has a key that demo.yaml has not.
+        UserError: the preset does not exist, or has a key that is not in demo.yaml.
     """
     path = folder / f"{name}.yaml"
     if not path.exists():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise UserError(f"{path}: no such preset; there are: {known}")
+        raise UserError(f"{path}: no such preset; available: {known}")
     preset = _yaml().load(path.read_text(encoding="utf-8"))
     if name == BASE:
         return preset
@@ -75,7 +77,7 @@ def compose(name: str, folder: Path = PRESETS) -> CommentedMap:
 
 
 def _lay_over(params: CommentedMap, changes: CommentedMap, where: str) -> None:
-    """Values and comments of `changes` replace those of the same keys."""
+    """Overwrite values and comments in `params` with those of `changes`."""
     for key, value in changes.items():
         if key not in params:
             near = difflib.get_close_matches(key, list(params), n=1)
@@ -89,7 +91,7 @@ def _lay_over(params: CommentedMap, changes: CommentedMap, where: str) -> None:
 
 
 def _take_comment(params: CommentedMap, changes: CommentedMap, key: str) -> None:
-    """The comment behind a key; the blank line that ends a section in `params` stays."""
+    """Copy the comment after a key; keep the blank line at the end of a section in `params`."""
     if key not in changes.ca.items or changes.ca.items[key][2] is None:
         return
     before = params.ca.items.get(key)
@@ -101,38 +103,38 @@ def _take_comment(params: CommentedMap, changes: CommentedMap, key: str) -> None
 
 def _yaml() -> YAML:
     yaml = YAML()
-    yaml.width = 1000  # no line is wrapped
+    yaml.width = 1000  # disables line wrapping
     return yaml
 
 
 def as_text(params: CommentedMap) -> str:
-    """YAML with its comments."""
+    """Format params.yaml with its comments."""
     text = StringIO()
     _yaml().dump(params, text)
     return text.getvalue()
 
 
 def plain(params: CommentedMap) -> Any:
-    """Without comments, in Python's own types."""
+    """Convert to built-in Python types, without comments."""
     return YAML(typ="safe", pure=True).load(as_text(params))
 
 
 def _fit(params: Any, data: DataSet) -> None:
-    """Pin the data set, and lower what it is too small for; every change is printed."""
+    """Pin the data set and lower settings that exceed its size; print every change."""
     for note in data.notes:
         print(f"  {note}")
     params["prepare"]["manifest_sha256"] = manifest_sha256(data)
     num_images, pretrain, train = len(data.train), params["pretrain"], params["train"]
     print(
-        f"{data.root}: {num_images} training images, {len(data.val)} for validation, "
+        f"{data.root}: {num_images} training images, {len(data.val)} validation images, "
         f"{len(data.class_names)} named classes"
     )
     if data.class_names:
-        _set(params, "pixel_k", max(2, len(data.class_names)), "the number of true classes (5.1)")
+        _set(params, "pixel_k", max(2, len(data.class_names)), "number of annotated classes (5.1)")
     largest = max(2, 2 ** (num_images.bit_length() - 2))
     if pretrain["batch_size"] > largest:
         _set(pretrain, "batch_size", largest, "at most half of the images")
-        _set(pretrain, "bn_splits", 1, "so that each group has two images or more")
+        _set(pretrain, "bn_splits", 1, "so that each group has at least two images")
     queue = max(1, num_images // 2 // pretrain["batch_size"]) * pretrain["batch_size"]
     if pretrain["queue_size"] > queue:
         _set(pretrain, "queue_size", queue, "at most half of the images, in whole batches")
@@ -141,7 +143,7 @@ def _fit(params: Any, data: DataSet) -> None:
     if train["batch_size"] > largest:
         _set(train, "batch_size", largest, "at most half of the images")
     if params["global_k"] > num_images // 8:
-        _set(params, "global_k", max(2, num_images // 8), "eight images for a cluster of views, or more")
+        _set(params, "global_k", max(2, num_images // 8), "at least eight images per view cluster")
 
 
 def _set(section: Any, key: str, value: int | str, why: str) -> None:
@@ -158,8 +160,8 @@ def _check_committed(params: Path) -> None:
     )
     if status.returncode or status.stdout.strip():
         raise UserError(
-            f"{params}: has edits that are not committed, and a preset would overwrite them; "
-            "commit them (git commit params.yaml), or say FORCE=1 (--force)"
+            f"{params}: has uncommitted edits, which a preset would overwrite; "
+            "commit them (git commit params.yaml), or pass FORCE=1 (--force)"
         )
 
 

@@ -1,4 +1,4 @@
-"""What came out of the last `dvc repro`, on one screen: scores, time, and what to open next."""
+"""Print the results of the last `dvc repro`: scores, run times and the path of the report."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from stages.core.artefacts import read_metrics
 from stages.runtime.script import read_times, run
 from stages.settings.params import read
 
-WIDTH = 80  # columns of a terminal
+WIDTH = 80  # terminal columns
 NAMES = {
     "colour_position": "k-means on color and position",
     "raw": "prediction",
@@ -23,8 +23,12 @@ FRACTIONS = {"accuracy", "miou", "image_share"}
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the summary."""
     parser = argparse.ArgumentParser(prog="python -m stages.tools.results", description=__doc__)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings of the run")
-    parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder of the results")
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings of the run (default: params.yaml)"
+    )
+    parser.add_argument(
+        "--metrics", type=Path, default=Path("metrics"), help="folder of the metrics (default: metrics)"
+    )
     args = parser.parse_args(argv)
     params = read(args.params)
     raw = read_metrics(args.metrics / "evaluate/raw.json")
@@ -32,15 +36,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = read_metrics(args.metrics / "prepare.json")["prepare"]
     print(
         f"\nPreset {params.preset}: {data['train_images']:,} training images, {data['val_images']:,} "
-        f"validation images,\n{params.pixel_k} clusters of pixels, seed {params.seed}.\n"
+        f"validation images,\n{params.pixel_k} pixel clusters, seed {params.seed}.\n"
     )
     print("\n".join(_table(figures)))
     print("\n".join(_times(read_times())))
-    print(f"Open next: {args.metrics / 'report/index.html'}")
+    print(f"Report: {args.metrics / 'report/index.html'}")
 
 
 def _table(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Scores; without label maps, what can be said without them."""
+    """Yield the lines of the score table; without label maps, it shows label-free metrics."""
     columns = SCORES if "accuracy" in figures["raw"] else LABEL_FREE
     yield " " * 32 + "".join(f"{heading:>24}" for heading in columns.values())
     for key, name in NAMES.items():
@@ -57,11 +61,11 @@ def _shown(column: str, figures: Mapping[str, Any]) -> str:
 
 
 def _times(seconds: Mapping[str, float]) -> Iterator[str]:
-    """The stages that took the most time in their last run, within the width of a terminal."""
+    """Yield the last run times of the stages, longest first, wrapped to the terminal width."""
     if not seconds:
         return
-    total, line = sum(seconds.values()), "Time of the last run of each stage:"
-    yield f"{line} {_duration(total)} in all"
+    total, line = sum(seconds.values()), "Last run time of each stage:"
+    yield f"{line} {_duration(total)} in total"
     line = " "
     for stage, one in sorted(seconds.items(), key=lambda item: -item[1]):
         word = f" {stage} {_duration(one)},"

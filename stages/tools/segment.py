@@ -1,7 +1,7 @@
-"""Segment any folder of images with the trained model; no stage, and no params.yaml is needed.
+"""Segment any folder of images with the trained model; this tool is not a stage and reads no params.yaml.
 
-For each image: `<name>.png`, its cluster ids as a palette picture of the image's own size, and
-`<name>_overlay.jpg` to look at. `legend.json` says which colour is which cluster.
+Outputs for each image: `<name>.png`, a palette image of its cluster ids at full size, and the visualization
+`<name>_overlay.jpg`. `legend.json` maps clusters to colors.
 """
 
 import argparse
@@ -27,20 +27,28 @@ from stages.segmenter.network import Segmenter, load_segmenter, unit_pixels
 from stages.segmenter.pixels import pixel_logits
 from stages.settings.errors import UserError
 
-OVERLAY_SHARE = 0.5  # of the colours over the image
-LONGEST_SIDE = 4  # times the side that the network was trained at
+OVERLAY_SHARE = 0.5  # opacity of the colors over the image
+LONGEST_SIDE = 4  # maximum longer side, as a multiple of the training size
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the model, segment image by image, write what was found beside a legend."""
+    """Segment the images one by one and write label maps, overlays and a legend."""
     parser = argparse.ArgumentParser(prog="python -m stages.tools.segment", description=__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="folder of images, of any size and shape")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument(
-        "--segmenter", type=Path, default=Path("models/segmenter.safetensors"), help="trained network"
+        "--images", type=Path, required=True, help="folder of images of any size and aspect ratio"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument(
+        "--segmenter",
+        type=Path,
+        default=Path("models/segmenter.safetensors"),
+        help="trained segmenter from `train`",
     )
     parser.add_argument(
-        "--centroids", type=Path, default=Path("models/pixel_centroids.safetensors"), help="its classes"
+        "--centroids",
+        type=Path,
+        default=Path("models/pixel_centroids.safetensors"),
+        help="pixel centroids from `cluster`",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     args = parser.parse_args(argv)
@@ -57,17 +65,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         _write(args.out / file.relative_to(args.images), picture, clusters, colours)
     legend = {f"cluster {number}": colour.tolist() for number, colour in enumerate(colours)}
     write_json(args.out / "legend.json", {"rgb": legend})
-    print(f"segment: {len(files)} images are in {args.out}; the colours are in {args.out / 'legend.json'}")
+    print(f"segment: wrote {len(files)} images to {args.out}; color legend: {args.out / 'legend.json'}")
 
 
 def segment(
     segmenter: Segmenter, centroids: Tensor, picture: np.ndarray, size_px: int, device: torch.device
 ) -> np.ndarray:
-    """Cluster ids uint8 [H, W] of an image uint8 [H, W, 3] of any size.
+    """Segment an image uint8 [H, W, 3] of any size into cluster ids uint8 [H, W].
 
-    The network sees it with the shorter side at `size_px`, the side that it was trained at, its shape kept
-    to the next multiple of the context grid's stride. A panorama is shrunk further, for every pixel of the
-    grid attends to every other.
+    The image is resized so that its shorter side is `size_px`, the training size; both sides are rounded to
+    multiples of the stride of the context grid. Panoramas are shrunk further, because the cost of the context
+    module is quadratic in the grid size.
     """
     height, width = picture.shape[:2]
     step = segmenter.context_stride
@@ -82,11 +90,11 @@ def segment(
 def _images(folder: Path) -> Iterator[Path]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"{folder}: holds no images ({', '.join(SUFFIXES)}); name a folder that does")
+        raise UserError(f"{folder}: has no images ({', '.join(SUFFIXES)}); pass a folder of images")
     stems: dict[Path, Path] = {}
     for file in files:
         if other := stems.get(file.with_suffix("")):
-            raise UserError(f"{file}: has the same name as {other} but for its ending; rename one of them")
+            raise UserError(f"{file}: has the same name as {other} except for the suffix; rename one of them")
         stems[file.with_suffix("")] = file
     yield from files
 
@@ -95,7 +103,7 @@ def _open(path: Path) -> np.ndarray:
     try:
         return np.array(decode_image(path.read_bytes()))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend it, or take it away") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); repair or remove it") from error
     except UserError as fault:
         raise UserError(f"{path}: {fault}") from fault
 

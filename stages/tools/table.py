@@ -1,8 +1,8 @@
-"""Run the experiments of one of the paper's tables, and print them beside the paper's numbers; no stage.
+"""Run the experiments of one of the paper's tables and compare the results with the paper; not a stage.
 
-What is finished is not run again: after a kill, or for one more seed, say the same once more. Each
-experiment runs apart from the working tree (`dvc exp run --temp`) and shares the cache, so that rows with
-the same pretraining pretrain once.
+Finished experiments are not run again: repeat the command after an interruption or with more seeds. Each
+experiment runs outside the working tree (`dvc exp run --temp`) and shares the DVC cache, so rows with the
+same pretraining settings pretrain only once.
 """
 
 import argparse
@@ -30,24 +30,32 @@ from stages.tools.experiments import run as run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Queue or run what is missing, collect what is there, write Markdown and CSV."""
+    """Run or queue the missing experiments, collect the finished ones, write Markdown and CSV."""
     parser = argparse.ArgumentParser(prog="python -m stages.tools.table", description=__doc__)
-    parser.add_argument("name", help="a table: 2 to 6 of the paper, or guidance (how much of it)")
-    parser.add_argument("--seeds", default="0,1,2", help="of params.yaml (default: 0,1,2)")
-    parser.add_argument("--rows", help="to run, counted from 1, as in 2,6; all are printed (default: all)")
+    parser.add_argument(
+        "name", help="table: 2 to 6 (numbers in the paper) or guidance (weight of the guidance loss)"
+    )
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds (default: 0,1,2)")
+    parser.add_argument(
+        "--rows", help="rows to run, counted from 1, such as 2,6; all rows are printed (default: all)"
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a change of params.yaml for all rows that do not set the key themselves",
+        help="change of params.yaml for all rows that do not set this key themselves",
     )
-    parser.add_argument("--tables", type=Path, default=Path("presets/tables"), help="folder of the tables")
-    parser.add_argument("--out", type=Path, default=Path("metrics/tables"), help="folder to write to")
+    parser.add_argument(
+        "--tables", type=Path, default=Path("presets/tables"), help="folder of the table definitions"
+    )
+    parser.add_argument("--out", type=Path, default=Path("metrics/tables"), help="output folder")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--dry-run", action="store_true", help="print the commands, and run nothing")
-    how.add_argument("--queue", action="store_true", help="queue what is missing, for `dvc queue start`")
-    how.add_argument("--collect", action="store_true", help="run nothing, print what is there")
+    how.add_argument("--dry-run", action="store_true", help="print the commands without running them")
+    how.add_argument(
+        "--queue", action="store_true", help="queue the missing experiments for `dvc queue start`"
+    )
+    how.add_argument("--collect", action="store_true", help="only print the finished experiments")
     args = parser.parse_args(argv)
 
     table = read_table(args.tables / f"{args.name}.yaml")
@@ -72,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.queue:
             print(f"{title}  took {time.monotonic() - start:.0f} s", flush=True)
     if args.queue:
-        print("queued; next: dvc queue start, and when it is through, the same with --collect")
+        print("queued; next: dvc queue start; when it is done, run this command with --collect")
         return
     compared = compare(table, all_rows, finished(files) if missing else done)
     text = as_markdown(table, compared)
@@ -90,7 +98,7 @@ def _rows(table: Table, text: str | None) -> list[Row]:
 
 
 def _say_what_rows_keep(more: Mapping[str, str], rows: Sequence[Row]) -> None:
-    """A row's own changes stand above those of `--set`, which must not go unsaid.
+    """Print the rows whose own changes override those of `--set`.
 
     Raises:
         UserError: all rows set the key themselves.
@@ -98,16 +106,18 @@ def _say_what_rows_keep(more: Mapping[str, str], rows: Sequence[Row]) -> None:
     for key in more:
         own = [row.name for row in rows if key in row.changes]
         if len(own) == len(rows):
-            raise UserError(f"--set {key}: changes nothing, since every row sets it itself; see --rows")
+            raise UserError(
+                f"--set {key}: has no effect because every row sets this key; select other rows with --rows"
+            )
         if own:
-            print(f"--set {key}: not for {', '.join(map(repr, own))}, which set it themselves")
+            print(f"--set {key}: not applied to {', '.join(map(repr, own))}, which set this key themselves")
 
 
 def _numbers(flag: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"{flag}: must be whole numbers with commas between them, got {text!r}") from error
+        raise UserError(f"{flag}: must be comma-separated integers, got {text!r}") from error
 
 
 def _change(text: str) -> tuple[str, str]:
@@ -122,9 +132,9 @@ BASELINE = "k-means on colour and position"
 
 
 def compare(table: Table, experiments: Sequence[Experiment], finished: Mapping[str, Metrics]) -> pd.DataFrame:
-    """One row for each of the table and each measure, in per cent; last the clusters of colour and position.
+    """List the results of each row and measure, in percent; the color-and-position baseline comes last.
 
-    Columns: row, measure, paper, mean, std (of the sample; NaN for one seed), num_seeds that are finished.
+    Columns: row, measure, paper, mean, std (sample std; NaN for one seed), num_seeds (finished ones).
     """
     done = [one for one in experiments if one.name in finished]
     lines = []
@@ -133,7 +143,7 @@ def compare(table: Table, experiments: Sequence[Experiment], finished: Mapping[s
         for name, measure in table.measures.items():
             found = _summary(results, measure.file, measure.key)
             lines.append((row.name, name, row.paper.get(name), *found))
-    one_by_seed = {one.seed: finished[one.name] for one in done}  # the same numbers in every row
+    one_by_seed = {one.seed: finished[one.name] for one in done}  # the baseline is the same in every row
     for name, measure in table.measures.items():
         if measure.baseline:
             found = _summary(one_by_seed.values(), measure.file, measure.baseline)
@@ -148,7 +158,7 @@ def _summary(results: Iterable[Metrics], file: str, key: str) -> tuple[float, fl
 
 
 def as_markdown(table: Table, compared: pd.DataFrame) -> str:
-    """The comparison as a Markdown table: each measure as found here, beside the paper's where it has any."""
+    """Format the comparison as a Markdown table: each measure here and, if given, in the paper."""
     columns = [(name, whose) for name in table.measures for whose in _whose(table, name)]
     lines = [f"# {table.title}", ""]
     lines += ["| | " + " | ".join(" ".join(column) for column in columns) + " | seeds |"]

@@ -71,7 +71,7 @@ class Health:
     def warn(self) -> None:
         """Say so when the clusters have collapsed, and what helps."""
         if self.is_collapsed():
-            used = f"{self._effective_clusters():.1f} of {self._num_clusters} clusters are in use"
+            used = f"effectively {self._effective_clusters():.1f} of {self._num_clusters} clusters are in use"
             say("train", collapsed=f"{used}; {CURES}")
 
     def cluster_shares(self) -> list[float]:

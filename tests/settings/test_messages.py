@@ -64,7 +64,7 @@ VALUES = [
     ("pretrain.lr", None, "expected float, got None"),
     ("pretrain.symmetric", 1, "expected bool, got 1"),
     ("pretrain.symmetric", "yes", "expected bool, got 'yes'"),
-    ("preset", 3, "expected text, got 3"),
+    ("preset", 3, "expected string, got 3"),
     ("train.crop_side", 0.5, "expected list, got 0.5"),
     ("label", [1], "expected section, got [1]"),
     ("embed", None, "expected section, got None"),
@@ -162,8 +162,8 @@ CROSS = [
     ),
     (
         {"pretrain.method": "supervised"},
-        "pretrain.init: is empty, but method: supervised takes weights and classes from a checkpoint; "
-        "set it to one with a classifier",
+        "pretrain.init: is empty, but method: supervised loads weights and classes from a checkpoint; "
+        "set it to a checkpoint with a classifier",
     ),
     (
         {"backbone.arch": "vit_small", "backbone.patch_px": 14, "train.feature_stride": 4},
@@ -175,41 +175,42 @@ CROSS = [
     ),
     (
         {"prepare.reader": "cocostuff", "prepare.path": "coco"},
-        "prepare.taxonomy: own is not for reader: cocostuff; set it to cocostuff27 or another of cocostuff",
+        "prepare.taxonomy: own does not fit reader: cocostuff; set it to cocostuff27 or another "
+        "cocostuff taxonomy",
     ),
     (
         {"prepare.taxonomy": "cocostuff27"},
-        "prepare.taxonomy: cocostuff27 is not for reader: demo; set it to own",
+        "prepare.taxonomy: cocostuff27 does not fit reader: demo; set it to own",
     ),
     (
         {"prepare.protocol": "picie_long"},
-        "prepare.protocol: picie_long is for reader: cityscapes alone; set it to picie",
+        "prepare.protocol: picie_long requires reader: cityscapes; set it to picie",
     ),
     (
         {"prepare.cityscapes.val": ["val", "train"], "prepare.cityscapes.train": ["train"]},
-        "prepare.cityscapes.val: names train more than once, here or in train; name it once",
+        "prepare.cityscapes.val: train occurs more than once in train and val; list it only once",
     ),
     (
         {"pretrain.queue_size": 100, "pretrain.batch_size": 64},
-        "pretrain.queue_size: 100 is not a multiple of batch_size 64; the queue takes whole batches, "
-        "so choose one that is",
+        "pretrain.queue_size: 100 is not a multiple of batch_size 64; the queue stores whole batches, "
+        "so set it to a multiple",
     ),
     (
         {"pretrain.method": "swav", "pretrain.swav.queue_size": 100},
-        "pretrain.swav.queue_size: 100 is not a multiple of batch_size 32; the queue takes whole batches, "
-        "so choose one that is, or 0 for none",
+        "pretrain.swav.queue_size: 100 is not a multiple of batch_size 32; the queue stores whole batches, "
+        "so set it to a multiple, or to 0 for no queue",
     ),
     (
         {"pretrain.bn_splits": 3, "pretrain.batch_size": 64},
-        "pretrain.bn_splits: 3 does not divide batch_size 64 into groups of two or more",
+        "pretrain.bn_splits: 3 does not divide batch_size 64 into groups of at least two images",
     ),
     (
         {"pretrain.bn_splits": 64, "pretrain.batch_size": 64},
-        "pretrain.bn_splits: 64 does not divide batch_size 64 into groups of two or more",
+        "pretrain.bn_splits: 64 does not divide batch_size 64 into groups of at least two images",
     ),
     (
         {"size_px": 72, "backbone.stem_stride": 2},
-        "size_px: 72 is not a multiple of 16, the deepest stride of a trunk with backbone.stem_stride 2",
+        "size_px: 72 is not a multiple of 16, the total stride of a trunk with backbone.stem_stride 2",
     ),
     (
         {"train.feature_stride": 8, "backbone.stem_stride": 2},
@@ -257,7 +258,7 @@ def test_all_faults_are_shown_at_once_and_sorted(tmp_path: Path) -> None:
 
 def test_a_file_that_is_absent(tmp_path: Path) -> None:
     path = tmp_path / "none.yaml"
-    assert _fault(path) == f"{path}: not found; write one with `make preset NAME=demo`"
+    assert _fault(path) == f"{path}: not found; create it with `make preset NAME=demo`"
 
 
 @pytest.mark.parametrize(
@@ -265,12 +266,12 @@ def test_a_file_that_is_absent(tmp_path: Path) -> None:
     [
         (
             "a: b: c",
-            'is not YAML: mapping values are not allowed here in "<unicode string>", line 1, column 5: '
+            'invalid YAML: mapping values are not allowed here in "<unicode string>", line 1, column 5: '
             "a: b: c ^ (line: 1)",
         ),
         (
             "seed: [",
-            "is not YAML: while parsing a flow node expected the node content, but found '<stream end>' in "
+            "invalid YAML: while parsing a flow node expected the node content, but found '<stream end>' in "
             '"<unicode string>", line 1, column 8: seed: [ ^ (line: 1)',
         ),
         ("- 1\n", "must be a mapping of keys to values, got list"),
@@ -285,14 +286,14 @@ def test_a_file_that_is_no_mapping(path: Path, text: str, expected: str) -> None
 
 def test_a_key_that_is_there_twice(path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8") + "seed: 1\n", encoding="utf-8")
-    assert _fault(path).startswith(f"{path}: is not YAML: while constructing a mapping")
+    assert _fault(path).startswith(f"{path}: invalid YAML: while constructing a mapping")
     assert 'found duplicate key "seed" with value "1"' in _fault(path)
 
 
 def test_a_file_that_is_no_text(path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     assert _fault(path) == (
-        f"{path}: is not YAML: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
+        f"{path}: invalid YAML: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
     )
 
 

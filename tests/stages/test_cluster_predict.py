@@ -95,7 +95,7 @@ def test_clusters_that_training_followed(ready: Any, view: str, other: str) -> N
 def test_clusters_of_another_number_are_refused(ready: Any) -> None:
     ready.params(cluster__centroids="first_view", pixel_k=4)
     assert ready.fault(cluster.main, CLUSTER) == (
-        "segmenter.safetensors: was trained with 3 clusters, but params.yaml says pixel_k: 4; "
+        "segmenter.safetensors: was trained with 3 clusters, but params.yaml has pixel_k: 4; "
         "run `dvc repro train`, or set cluster.centroids: fresh"
     )
 

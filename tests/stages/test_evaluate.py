@@ -173,7 +173,7 @@ def test_without_truth_the_label_free_figures_are_all(
     assert figures["raw"]["clusters_used"] == 3
     assert list(figures) == ["raw", "colour_position"]
     assert set(figures["colour_position"]) == set(figures["raw"])
-    assert "no truth, so these are the label-free figures alone" in capsys.readouterr().out
+    assert "no label maps; only label-free metrics are reported" in capsys.readouterr().out
     assert (folder / "out/classes.csv").read_text() == "class,cluster,iou,accuracy,pixels\n"
     assert (folder / "out/confusion.csv").read_text() == "actual,predicted,cluster,pixels\n"
     readings = read_metrics(folder / "out/readings.json")["raw_readings"]
@@ -205,8 +205,8 @@ def test_other_sizes_are_refused(folder: Path) -> None:
     with pytest.raises(UserError) as raised:
         _run(folder, "refined", "--refined", str(folder / "refined.npy"))
     assert str(raised.value) == (
-        f"{folder / 'refined.npy'}: holds uint8 [2, 4, 4], expected cluster ids uint8 [2, 8, 8] as the label "
-        "maps; run `dvc repro refine`"
+        f"{folder / 'refined.npy'}: holds uint8 [2, 4, 4], expected cluster ids uint8 [2, 8, 8] like the "
+        "label maps; run `dvc repro refine`"
     )
 
 

@@ -94,8 +94,8 @@ def test_settings_that_the_data_is_too_small_for_are_refused_at_once(root: Path,
     params = tmp_path / "out" / "params.yaml"
     assert found == (
         f"{params}: pretrain.batch_size: 8 is more than the 6 training images; lower it, or add images",
-        f"{params}: pretrain.queue_size: 16 is more than the 6 training images, so an image would be its own "
-        "negative; half of the images is a good size",
+        f"{params}: pretrain.queue_size: 16 is more than the 6 training images, so images would be their own "
+        "negatives; about half of the images is a good size",
         f"{params}: global_k: 7 clusters need at least as many views, but there are 6 "
         "(label.fit_views: whole, label.sample_views: 50000); lower global_k, or add images",
     )
@@ -290,7 +290,7 @@ def test_no_more_than_twenty_faults_are_listed(tmp_path: Path) -> None:
         (root / f"images/train/{index}.jpg").write_text("x")
     found = faults(root, tmp_path / "out")
     assert len(found) == 21
-    assert found[-1] == "... and 10 more faults, 30 in all"
+    assert found[-1] == "... and 10 more faults (30 in total)"
 
 
 def test_a_bomb_is_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,8 +306,8 @@ def test_changed_data_is_a_changed_param(root: Path, tmp_path: Path) -> None:
     assert run(root, tmp_path / "out", prepare__manifest_sha256=pinned).exists()
     (root / "classes.txt").write_text("sky\ngrass\nhorse\n")
     assert faults(root, tmp_path / "out", prepare__manifest_sha256=pinned) == (
-        f"prepare.manifest_sha256: is {pinned}, but the data hash to {folder_manifest(root)}: "
-        "files were changed, added or removed; restore them, or accept the data as they are "
+        f"prepare.manifest_sha256: is {pinned}, but the data set has hash {folder_manifest(root)}: "
+        "files were changed, added or removed; restore them, or accept the current data "
         "with `make preset NAME=... DATA=...`",
     )
 
@@ -317,8 +317,8 @@ def test_a_full_disk_is_noticed_first(root: Path, tmp_path: Path, monkeypatch: p
     out = tmp_path / "out"
     (message,) = faults(root, out)
     pattern = (
-        rf"{out}/images/train: packing 6 \+ 4 images needs 1000000000\.00 GB, and [\d.]+ GB are free; "
-        rf"make room, or lower prepare.train_px \(now {TRAIN_PX}\)"
+        rf"{out}/images/train: packing 6 \+ 4 images needs 1000000000\.00 GB, but only [\d.]+ GB are free; "
+        rf"free disk space, or lower prepare.train_px \(now {TRAIN_PX}\)"
     )
     assert re.fullmatch(pattern, message), message
 
@@ -461,7 +461,7 @@ def test_what_was_read_is_summarised(root: Path, tmp_path: Path, capsys: pytest.
         "height": {"min": 36, "median": 40, "max": 50},
     }
     assert summary["ignored_share"] == pytest.approx(1 - summary["labelled_share"], abs=2e-6)
-    assert "prepare: left out 2 files: no image by its suffix" in capsys.readouterr().out
+    assert "prepare: skipped 2 files: no image by its suffix" in capsys.readouterr().out
 
 
 # Going on after a kill
@@ -509,7 +509,7 @@ def test_a_killed_run_is_gone_on_with(
     capsys.readouterr()
     second = spied(-1)
     assert hashes(run(root, tmp_path / "out")) == whole
-    assert "prepare: 32 of 60 images are there from an earlier run" in capsys.readouterr().out
+    assert "prepare: 32 of 60 images are already packed by an earlier run" in capsys.readouterr().out
     assert len(second.seen) == 28
     assert not list((tmp_path / "out").rglob(".*"))
     assert not [path for path in (tmp_path / ".state").rglob("*") if path.is_file()]
@@ -536,7 +536,7 @@ def test_a_kill_that_nothing_can_catch(tmp_path: Path) -> None:
         assert time.monotonic() < give_up, "workers outlive their parent"
         time.sleep(0.05)
     again = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, check=True)
-    assert "of 222 images are there from an earlier run" in again.stdout
+    assert "of 222 images are already packed by an earlier run" in again.stdout
     assert hashes(out) == hashes(run(root, tmp_path / "whole"))
 
 
@@ -640,6 +640,6 @@ def test_two_at_a_time_are_refused(root: Path, tmp_path: Path, monkeypatch: pyte
         run(root, tmp_path / "out")
     (lock,) = (tmp_path / ".state").rglob("lock")
     assert messages == [
-        f"prepare: another process is at work on it (its lock is {lock}); wait for it to end, or end it, and "
-        "run `dvc repro` again"
+        f"prepare: another process is running this stage (lock: {lock}); wait for it to end or stop it, "
+        "then run `dvc repro` again"
     ]

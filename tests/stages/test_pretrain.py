@@ -132,7 +132,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
     assert bench.saved_states()
     capsys.readouterr()
     pretrain.main(ARGV)
-    assert "pretrain: going on from the state saved in" in capsys.readouterr().out
+    assert "pretrain: resuming from the state in" in capsys.readouterr().out
     assert bench.hashes(*OUTPUTS) == uninterrupted
     assert bench.saved_states() == []
 
@@ -161,7 +161,7 @@ def test_the_state_of_other_params_or_inputs_is_not_used(
     apply()
     capsys.readouterr()
     pretrain.main(ARGV)
-    assert "going on from" not in capsys.readouterr().out
+    assert "resuming from" not in capsys.readouterr().out
     mixed = bench.hashes(*OUTPUTS)
     pretrain.main(ARGV)
     assert bench.hashes(*OUTPUTS) == mixed
@@ -174,7 +174,7 @@ def test_settings_that_change_no_result_keep_the_state(
     bench.params(runtime__checkpoint_seconds=1.5, train__lr=0.5)
     capsys.readouterr()
     pretrain.main(ARGV)
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
 
 
 def test_a_second_process_on_the_same_state_is_refused(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,8 +189,8 @@ def test_a_second_process_on_the_same_state_is_refused(bench: Any, monkeypatch: 
         pretrain.main(ARGV)
     (lock,) = bench.saved_states()
     assert messages == [
-        f"pretrain: another process is at work on it (its lock is {lock.relative_to(bench.folder)}); "
-        "wait for it to end, or end it, and run `dvc repro` again"
+        f"pretrain: another process is running this stage (lock: {lock.relative_to(bench.folder)}); "
+        "wait for it to end or stop it, then run `dvc repro` again"
     ]
 
 
@@ -205,7 +205,7 @@ def test_code_that_decides_numbers_is_part_of_the_fingerprint_wherever_it_lies(
     monkeypatch.setattr(seeds, "__file__", str(edited))
     capsys.readouterr()
     pretrain.main(ARGV)
-    assert "going on from" not in capsys.readouterr().out
+    assert "resuming from" not in capsys.readouterr().out
 
 
 def test_the_script_itself_is_part_of_the_fingerprint(
@@ -221,7 +221,7 @@ def test_the_script_itself_is_part_of_the_fingerprint(
     script.write_bytes(script.read_bytes() + b"# edited\n")
     capsys.readouterr()
     pretrain.main(ARGV)
-    assert "going on from" not in capsys.readouterr().out
+    assert "resuming from" not in capsys.readouterr().out
 
 
 def test_a_saved_state_that_is_truncated_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,8 +238,8 @@ def test_a_data_set_that_is_too_small_is_refused_before_anything_starts(bench: A
     assert bench.command_fault("pretrain", ARGV) == (
         "error: params.yaml: pretrain.batch_size: 32 is more than the 16 training images; lower it, "
         "or add images\n"
-        "params.yaml: pretrain.queue_size: 64 is more than the 16 training images, so an image would be its "
-        "own negative; half of the images is a good size\n"
+        "params.yaml: pretrain.queue_size: 64 is more than the 16 training images, so images would be "
+        "their own negatives; about half of the images is a good size\n"
     )
     assert bench.saved_states() == []
 

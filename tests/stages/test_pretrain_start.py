@@ -65,7 +65,9 @@ def test_without_a_checkpoint_none_leaves_random_weights(
 ) -> None:
     bench.params(pretrain__method="none", pretrain__batch_size=64)  # of no concern
     pretrain.main(ARGV)
-    assert "pretrain: method none  epochs none, the model is taken as it is" in capsys.readouterr().out
+    assert (
+        "pretrain: method none  epochs none, the initial model is used unchanged" in capsys.readouterr().out
+    )
     first = bench.hashes(*OUTPUTS)
     assert list(read_metrics(Path(OUTPUTS[2]))["pretrain"]) == ["environment"]
     bench.params(pretrain__method="none", seed=1)

@@ -297,9 +297,9 @@ def test_everything_that_does_not_fit_is_told_at_once(folder: Path) -> None:
     with pytest.raises(UserError) as raised:
         _run(folder)
     assert raised.value.faults == (
-        f"{folder / 'refined.npy'}: has shape [3, 4, 4], but the images ask for [3, 16, 16]; run `dvc repro`",
-        f"{folder / 'kept_views.npy'}: has shape [5, 6], but the images ask for [6, 6]; run `dvc repro`",
-        f"{folder / 'refined.npy'}: has cluster id 4, but 4 clusters exist; run `dvc repro refine`",
+        f"{folder / 'refined.npy'}: has shape [3, 4, 4], but the images require [3, 16, 16]; run `dvc repro`",
+        f"{folder / 'kept_views.npy'}: has shape [5, 6], but the images require [6, 6]; run `dvc repro`",
+        f"{folder / 'refined.npy'}: has cluster id 4, but there are 4 clusters; run `dvc repro refine`",
     )
     assert not (folder / "report").exists()
 

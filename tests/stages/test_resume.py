@@ -50,7 +50,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
         assert not Path("out.npy").exists(), f"after {after} of {saves}"
     capsys.readouterr()
     stage.main(argv)
-    assert f"{name}: going on from the state saved in" in capsys.readouterr().out
+    assert f"{name}: resuming from the state in" in capsys.readouterr().out
     assert ready.hashes("out.npy") == uninterrupted
     assert ready.saved_states() == []
 
@@ -81,7 +81,7 @@ def test_rows_of_other_settings_are_not_used(
     ready.params(predict__batch_size=1, embed__batch_size=4, refine__iterations=2)
     capsys.readouterr()
     stage.main(argv)
-    assert "going on from" not in capsys.readouterr().out
+    assert "resuming from" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", STAGES)

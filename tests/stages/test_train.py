@@ -233,7 +233,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
     assert not any(Path(path).exists() for path in OUTPUTS)
     capsys.readouterr()
     train.main(ARGV)
-    assert "train: going on from the state saved in" in capsys.readouterr().out
+    assert "train: resuming from the state in" in capsys.readouterr().out
     assert ready.hashes(*OUTPUTS) == uninterrupted
     assert ready.saved_states() == []
 
@@ -254,7 +254,7 @@ def test_the_state_of_other_params_or_inputs_is_not_used(
         path.write_bytes(bytes(content))
     capsys.readouterr()
     train.main(ARGV)
-    assert "going on from" not in capsys.readouterr().out
+    assert "resuming from" not in capsys.readouterr().out
 
 
 def test_views_of_other_images_are_refused(ready: Any) -> None:
@@ -281,8 +281,8 @@ def test_a_sample_that_is_smaller_than_a_batch_is_taken_whole_or_refused(ready: 
 def test_fewer_pixels_than_clusters_are_refused_at_once(ready: Any) -> None:
     ready.params(pixel_k=200, train__clustering__sample_pixels=40)
     assert ready.fault(train.main, ARGV) == (
-        "params.yaml: pixel_k: 200 clusters need as many pixels, but an epoch's sample has 36 "
-        "(train.clustering.sample_images, sample_pixels); lower pixel_k, or raise them"
+        "params.yaml: pixel_k: 200 clusters need at least as many pixels, but an epoch samples 36 "
+        "(train.clustering.sample_images, sample_pixels); lower pixel_k, or raise the sample size"
     )
 
 

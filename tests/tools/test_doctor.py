@@ -93,15 +93,15 @@ Ask = Callable[..., tuple[int, str]]
 
 
 def test_a_healthy_repository(ask: Ask) -> None:
-    assert ask() == (0, "nothing is wrong here\n")
-    assert ask("--fix") == (0, "nothing is left to be done\n")
+    assert ask() == (0, "no problems found\n")
+    assert ask("--fix") == (0, "all findings are fixed\n")
 
 
 def test_what_is_no_repository(tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         doctor.main(["--root", str(tmp_path)])
     assert str(raised.value) == (
-        f"{tmp_path}: has no .dvc, so it is no DVC repository; name its root with --root"
+        f"{tmp_path}: not a DVC repository (no .dvc); pass the repository root with --root"
     )
     command = ["python", "-m", "stages.tools.doctor", "--root", str(tmp_path)]
     assert run(REPOSITORY, *command, code=2).startswith("error: ")
@@ -122,46 +122,46 @@ def _entry(path: str) -> str:
 MENDED: dict[str, tuple[Callable[[], object], str, str]] = {
     "an empty rwlock": (
         lambda: _write(".dvc/tmp/rwlock"),
-        ".dvc/tmp/rwlock: DVC was killed while it wrote it ('Unable to read RWLock-file'), and no command "
-        "works now",
+        ".dvc/tmp/rwlock: damaged by a killed DVC process; every DVC command fails with "
+        "'Unable to read RWLock-file'",
         "rm .dvc/tmp/rwlock",
     ),
     "half an rwlock": (
         lambda: _write(".dvc/tmp/rwlock", _entry("/a")[:40]),
-        ".dvc/tmp/rwlock: DVC was killed while it wrote it ('Unable to read RWLock-file'), and no command "
-        "works now",
+        ".dvc/tmp/rwlock: damaged by a killed DVC process; every DVC command fails with "
+        "'Unable to read RWLock-file'",
         "rm .dvc/tmp/rwlock",
     ),
     "an rwlock of a process that is gone": (
         lambda: _write(".dvc/tmp/rwlock", _entry("/a")),
-        ".dvc/tmp/rwlock: held by a dvc that is gone, for /a",
+        ".dvc/tmp/rwlock: held by a dead DVC process for /a",
         "rm .dvc/tmp/rwlock",
     ),
     "an rwlock of experiments": (
         lambda: _write(".dvc/tmp/exps/rwlock"),
-        ".dvc/tmp/exps/rwlock: DVC was killed while it wrote it ('Unable to read RWLock-file'), and no "
-        "command works now",
+        ".dvc/tmp/exps/rwlock: damaged by a killed DVC process; every DVC command fails with "
+        "'Unable to read RWLock-file'",
         "rm .dvc/tmp/exps/rwlock",
     ),
     "a half-written file": (
         lambda: _write("models/.second.txt.abc12_xy", 50_000 * "x"),
-        "models/.second.txt.abc12_xy: half-written (0.1 MB); nothing will ever read it",
+        "models/.second.txt.abc12_xy: incomplete temporary data (0.1 MB); nothing reads it",
         "rm -r models/.second.txt.abc12_xy",
     ),
     "a half-written folder": (
         lambda: _write("data/.first.abcdefgh/a.npy", 200_000 * "x"),
-        "data/.first.abcdefgh: half-written (0.2 MB); nothing will ever read it",
+        "data/.first.abcdefgh: incomplete temporary data (0.2 MB); nothing reads it",
         "rm -r data/.first.abcdefgh",
     ),
     "a state in which nothing was saved": (
         lambda: _write(".state/pretrain/0123456789abcdef/lock"),
-        ".state/pretrain/0123456789abcdef: of a run of pretrain that ended before it saved anything",
+        ".state/pretrain/0123456789abcdef: empty state of a run of pretrain that ended before its first save",
         "rm -r .state/pretrain/0123456789abcdef",
     ),
     "the copy of a killed experiment": (
         lambda: _write(".dvc/tmp/exps/standalone/tmpabc/data/a", 100_000 * "x"),
-        ".dvc/tmp/exps/standalone/tmpabc: the copy in which a killed experiment ran (0.1 MB); DVC will not "
-        "use it again (what its stages saved lies in .state)",
+        ".dvc/tmp/exps/standalone/tmpabc: repository copy of a killed experiment (0.1 MB); DVC does not "
+        "reuse it (the saved states of its stages are in .state)",
         "rm -r .dvc/tmp/exps/standalone/tmpabc",
     ),
 }
@@ -175,8 +175,8 @@ def test_what_can_be_mended(ask: Ask, damage: str) -> None:
     first, _, rest = shown.partition(f"- {what}\n  to do: {remedy}\n")
     assert (code, first) == (1, "")
     assert not rest or "Unable to read RWLock-file" in rest, "without its lock DVC says no more"
-    assert ask("--fix") == (0, f"- {what}\n  done: {remedy}\nnothing is left to be done\n")
-    assert ask() == (0, "nothing is wrong here\n")
+    assert ask("--fix") == (0, f"- {what}\n  done: {remedy}\nall findings are fixed\n")
+    assert ask() == (0, "no problems found\n")
 
 
 def test_dvc_itself_stops_at_an_empty_rwlock_and_works_again_afterwards(repository: Path, ask: Ask) -> None:
@@ -196,11 +196,11 @@ def test_states_that_a_stage_may_go_on_from(ask: Ask) -> None:
         os.utime(f".state/train/{name}", (time.time() - age, time.time() - age))
     assert ask("--fix") == (
         1,
-        "- .state/train/new: train was interrupted, and saved its state (1.0 MB)\n"
-        "  to do: `dvc repro` goes on from it, as long as code, settings and inputs are those of then; "
-        "if you want none of it: rm -r .state/train/new\n"
-        "- .state/train/old: an older state of train, of other code, settings or inputs (1.0 MB)\n"
-        "  to do: rm -r .state/train/old, unless you mean to go back to those\n",
+        "- .state/train/new: train was interrupted and saved its state (1.0 MB)\n"
+        "  to do: `dvc repro` resumes from it if code, settings and inputs are unchanged; "
+        "to discard it: rm -r .state/train/new\n"
+        "- .state/train/old: older state of train, saved with different code, settings or inputs (1.0 MB)\n"
+        "  to do: rm -r .state/train/old, unless you plan to return to that version\n",
     )
     assert Path(".state/train/old/state.safetensors").exists()
 
@@ -210,9 +210,9 @@ def test_edits_in_the_stash(repository: Path, ask: Ask) -> None:
     run(repository, "git", "stash")
     assert ask("--fix") == (
         1,
-        "- stash@{0}: edits of params.yaml lie in git's stash; `dvc exp run` puts them there while it "
-        "starts, and leaves them if it is killed\n"
-        "  to do: git stash show -p 'stash@{0}'; if you miss them: git stash pop 'stash@{0}'\n",
+        "- stash@{0}: the git stash holds edits of params.yaml; `dvc exp run` stashes edits at its "
+        "start and does not restore them if it is killed\n"
+        "  to do: git stash show -p 'stash@{0}'; to restore the edits: git stash pop 'stash@{0}'\n",
     )
     run(repository, "git", "commit", "--allow-empty", "--quiet", "--message", "later")
     assert ask()[0] == 0, "a stash of an earlier commit is the user's own"
@@ -223,8 +223,8 @@ def test_a_hardlink_lock_may_be_that_of_another_machine(ask: Ask) -> None:
     os.link(".dvc/tmp/lock", ".dvc/tmp/0f0f.lock")
     assert ask("--fix") == (
         1,
-        "- .dvc/tmp/lock: the lock (core.hardlink_lock) of a dvc that is not on this machine, or was killed\n"
-        "  to do: if no other machine works on this folder: rm .dvc/tmp/lock .dvc/tmp/*.lock\n",
+        "- .dvc/tmp/lock: lock (core.hardlink_lock) of a killed DVC process or of another machine\n"
+        "  to do: if no other machine uses this folder: rm .dvc/tmp/lock .dvc/tmp/*.lock\n",
     )
 
 
@@ -273,18 +273,18 @@ def test_a_dvc_that_works_is_left_alone_and_an_orphan_is_ended(
     code, shown = ask("--fix")
     assert code == 1
     assert f"process {dvc.pid} (" in shown
-    assert f"process {stage.pid} (python -m stages.second) is at work here\n" in shown
-    assert shown.endswith("\nwait until it has ended, or end it (kill PID), and ask again\n")
+    assert f"process {stage.pid} (python -m stages.second) is running in this repository\n" in shown
+    assert shown.endswith("\nwait until it exits or stop it (kill PID), then run this command again\n")
     assert dvc.poll() is None
     assert stage.is_running()
 
     dvc.send_signal(signal.SIGKILL)
     dvc.wait()
     what = (
-        f"- process {stage.pid} (python -m stages.second): outlived the dvc that started it, and nothing "
-        "will record its result\n"
+        f"- process {stage.pid} (python -m stages.second): the DVC process that started it is dead, so its "
+        "result will not be recorded\n"
     )
-    remedy = f"kill {stage.pid}; `dvc repro` then goes on from the state that it saved\n"
+    remedy = f"kill {stage.pid}; `dvc repro` then resumes from its saved state\n"
     code, shown = ask()
     assert code == 1
     assert shown.startswith(f"{what}  to do: {remedy}")

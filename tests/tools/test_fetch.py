@@ -133,9 +133,9 @@ def test_everything_arrives_and_nothing_is_fetched_twice(
 def test_a_download_that_broke_off_goes_on(server: Server, parts: dict[str, Part], tmp_path: Path) -> None:
     server.breaks_after = [100]
     message = fault(tmp_path)
-    assert message.startswith(f"{server.url}/train2017.zip: curl ended with ")
+    assert message.startswith(f"{server.url}/train2017.zip: curl failed with exit code ")
     waiting = tmp_path / ".fetch/images/train2017.zip"
-    assert message.endswith(f"what has come stays in {waiting}, and the same command goes on from there")
+    assert message.endswith(f"{waiting} keeps the partial download; run the same command again to resume")
     bring(tmp_path)
     assert ("/train2017.zip", "bytes=100-") in server.asked
     assert content(tmp_path) == WHOLE
@@ -146,7 +146,7 @@ def test_another_file_than_the_published_one_is_deleted(
 ) -> None:
     right = server.files["/train2017.zip"]
     server.files["/train2017.zip"] = right[:-1] + b"x"
-    assert f"but {parts['images'].sha256} was published; the file is deleted" in fault(tmp_path)
+    assert f"but the published hash is {parts['images'].sha256}; the download was deleted" in fault(tmp_path)
     assert content(tmp_path) == {}
     server.files["/train2017.zip"] = right
     bring(tmp_path)
@@ -156,10 +156,13 @@ def test_another_file_than_the_published_one_is_deleted(
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda: zipped({"train2017/../../x": b"x"}), r"'train2017/../../x' leads out of its folder"),
-        (lambda: zipped({"train2017/a.png": b"x"}), "has no folder val2017; it is another archive"),
-        (lambda: LABELS[:-30], "is a damaged archive"),
-        (lambda: LABELS.replace(bytes([1]) * 50, bytes([2]) * 50), "is a damaged archive"),
+        (lambda: zipped({"train2017/../../x": b"x"}), r"'train2017/../../x' is outside its own folder"),
+        (
+            lambda: zipped({"train2017/a.png": b"x"}),
+            "has no folder val2017; delete it and download the correct archive",
+        ),
+        (lambda: LABELS[:-30], "damaged archive"),
+        (lambda: LABELS.replace(bytes([1]) * 50, bytes([2]) * 50), "damaged archive"),
     ],
     ids=["leads out", "lacks a folder", "cut short", "wrong checksum"],
 )
@@ -176,12 +179,14 @@ def test_a_disk_that_is_too_small(
     parts: dict[str, Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    assert f"{tmp_path}: needs 0.0 GB, and 0.0 GB are free; make room" in fault(tmp_path)
+    assert f"{tmp_path}: needs 0.0 GB, but only 0.0 GB are free; free disk space" in fault(tmp_path)
 
 
 def test_curl_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert fault(tmp_path) == "fetch: needs curl, and there is none; install it with your system's packages"
+    assert (
+        fault(tmp_path) == "fetch: curl is not installed; install it with the package manager of your system"
+    )
 
 
 def test_what_is_fetched_is_what_the_reader_reads() -> None:

@@ -112,8 +112,8 @@ def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
     with pytest.raises(UserError) as raised:
         preset.main(["demo"])
     assert str(raised.value) == (
-        "params.yaml: has edits that are not committed, and a preset would overwrite them; "
-        "commit them (git commit params.yaml), or say FORCE=1 (--force)"
+        "params.yaml: has uncommitted edits, which a preset would overwrite; "
+        "commit them (git commit params.yaml), or pass FORCE=1 (--force)"
     )
     assert Path("params.yaml").read_text() == edited
     preset.main(["demo", "--force"])
@@ -125,11 +125,11 @@ def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
     [
         (
             ["cocoo"],
-            "presets/cocoo.yaml: no such preset; there are: cityscapes27, cityscapes27_stego, cocostuff15, "
+            "presets/cocoo.yaml: no such preset; available: cityscapes27, cityscapes27_stego, cocostuff15, "
             "cocostuff27, demo, folder",
         ),
-        (["folder"], "preset folder reads images from a folder; name it with DATA=... (--data)"),
-        (["demo", "--data", "x"], "preset demo makes its own data; do not pass DATA (--data)"),
+        (["folder"], "preset folder reads images from a folder; set it with DATA=... (--data)"),
+        (["demo", "--data", "x"], "preset demo generates its own data; remove DATA (--data)"),
     ],
 )
 def test_what_cannot_be_is_said(repository: Path, argv: list[str], message: str) -> None:

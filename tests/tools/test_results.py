@@ -48,9 +48,9 @@ def test_scores_beside_the_baseline_and_where_the_time_went(show: Callable[..., 
         "prediction + dense CRF": ["45.1", "%", "24.3", "%"],
     }
     text = "\n".join(lines)
-    assert "Time of the last run of each stage: 2 h 4 min in all" in text
+    assert "Last run time of each stage: 2 h 4 min in total" in text
     assert "  pretrain 2 h 3 min, train 1 min 0 s, prepare 8 s, evaluate@refined 3 s," in text
-    assert lines[-1] == "Open next: metrics/report/index.html"
+    assert lines[-1] == "Report: metrics/report/index.html"
 
 
 def test_without_labels_it_says_what_can_be_said(show: Callable[..., str]) -> None:

@@ -62,7 +62,7 @@ def test_a_panorama_is_shrunk_to_what_fits(ready: Any) -> None:
 def test_a_folder_without_images_is_refused(ready: Any) -> None:
     Path("empty").mkdir()
     message = ready.fault(segment.main, [*SEGMENT, "--images", "empty"])
-    assert message.startswith("empty: holds no images (.jpg, .jpeg, .png,")
+    assert message.startswith("empty: has no images (.jpg, .jpeg, .png,")
 
 
 def test_a_file_that_is_no_image_is_named(ready: Any) -> None:
@@ -82,5 +82,5 @@ def test_sixteen_bits_are_brought_to_eight_and_not_cut_off(ready: Any) -> None:
 def test_two_images_of_one_name_are_refused(ready: Any) -> None:
     write_image(Path("photos/square.jpg"), np.zeros((8, 8, 3), dtype=np.uint8))
     assert ready.fault(segment.main, SEGMENT) == (
-        "photos/square.png: has the same name as photos/square.jpg but for its ending; rename one of them"
+        "photos/square.png: has the same name as photos/square.jpg except for the suffix; rename one of them"
     )

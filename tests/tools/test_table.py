@@ -141,7 +141,7 @@ def test_what_a_row_sets_itself_stays_and_is_said(
 ) -> None:
     table.main(["1", "--tables", "tables", "--seeds", "0", "--set", "global_k=9", "--dry-run"])
     said, first, second = capsys.readouterr().out.splitlines()
-    assert said == "--set global_k: not for 'two changes', which set it themselves"
+    assert said == "--set global_k: not applied to 'two changes', which set this key themselves"
     assert "--set-param global_k=9" in first
     assert "--set-param global_k=7" in second
 
@@ -174,7 +174,7 @@ def test_a_failed_experiment_ends_it(folder: Path, dvc: FakeDvc, bench_fault: An
     dvc.fails = True
     message = bench_fault(["1", "--tables", "tables", "--out", "out", "--seeds", "0"])
     assert message.startswith("`dvc exp run --temp --name table1-the-baseline-s0-")
-    assert message.endswith("experiments that are done stay, and the same `make table` goes on after them")
+    assert message.endswith("finished experiments are kept; run the same `make table` again to continue")
 
 
 @pytest.fixture
@@ -190,12 +190,12 @@ def bench_fault() -> Any:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["9"], "tables/9.yaml: no such table; there are: 1"),
-        (["1", "--seeds", "one"], "--seeds: must be whole numbers with commas between them, got 'one'"),
+        (["9"], "tables/9.yaml: no such table; available: 1"),
+        (["1", "--seeds", "one"], "--seeds: must be comma-separated integers, got 'one'"),
         (["1", "--rows", "1,3"], "--rows: must be between 1 and 2, got 1,3"),
         (
             ["1", "--rows", "2", "--set", "global_k=9"],
-            "--set global_k: changes nothing, since every row sets it itself; see --rows",
+            "--set global_k: has no effect because every row sets this key; select other rows with --rows",
         ),
         (["1", "--set", "train.lr"], "--set: must be KEY=VALUE, got 'train.lr'"),
     ],
@@ -207,10 +207,10 @@ def test_mistakes(folder: Path, bench_fault: Any, argv: list[str], expected: str
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("two changes", "the baseline", "the baseline is there twice"),
-        ("paper: {}", "paper: {IoU: 1.0}", "rows give IoU, which is none of its measures"),
+        ("two changes", "the baseline", "the baseline occurs more than once"),
+        ("paper: {}", "paper: {IoU: 1.0}", "rows use IoU, which the table does not list under measures"),
         ("notes: [A note.]", "", "notes Field required"),
-        ("title: A table", "title: [", "is no table of experiments"),
+        ("title: A table", "title: [", "not a valid table of experiments"),
         ("stage: evaluate@raw", "", "stage Field required"),
     ],
 )
