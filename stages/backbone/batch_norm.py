@@ -1,4 +1,4 @@
-"""Batch norm over chosen parts of the batch: the same whether one process holds it or several share it."""
+"""Batch norm over groups of the batch, with the same result for one or several processes."""
 
 import torch
 import torch.nn.functional as F
@@ -9,18 +9,18 @@ from stages.settings.errors import UserError
 
 
 class SplitBatchNorm(nn.BatchNorm2d):
-    """Normalises each of `splits` groups of the whole batch by statistics of its own.
+    """Normalizes each of `splits` groups of the whole batch with its own statistics.
 
-    The groups follow each other in the batch, the processes' shares likewise; one group may span all
-    processes, or each process may hold some whole groups. The running statistics take the mean of the
-    groups' (a plain batch norm called group after group would favour the last).
-    `torch.nn.SyncBatchNorm` does one group over all processes, and on GPUs alone.
+    Groups and process shares are consecutive parts of the batch. Either one group spans all processes, or
+    each process holds one or more whole groups. The running statistics are updated with the mean over groups
+    (calling a plain batch norm for each group would give more weight to the last group).
+    `torch.nn.SyncBatchNorm` supports only one group over all processes, and only GPUs.
     """
 
     splits: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [n, C, ...], the share of this process."""
+        """Normalize [n, C, ...], this process's share of the batch."""
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None
@@ -57,16 +57,16 @@ class SplitBatchNorm(nn.BatchNorm2d):
         return out.to(x.dtype), mean.detach(), variance.detach() * count / (count - 1)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Vectors and feature maps alike."""
+        """Accept both vectors and feature maps."""
 
 
 def split_batch_norms(module: nn.Module, splits: int) -> None:
-    """Give every batch norm in a network `splits` groups; names and shapes of its parameters stay.
+    """Replace every batch norm of a network by one with `splits` groups; parameter names and shapes stay.
 
-    Where one process has the whole batch as one group, nothing changes.
+    Does nothing for one group in one process.
 
     Raises:
-        UserError: the processes cannot share the groups.
+        UserError: the groups cannot be split evenly over the processes.
     """
     world = distributed.world_size()
     if splits > 1 and splits % world:

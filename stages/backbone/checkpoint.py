@@ -1,4 +1,4 @@
-"""Networks of this project as files that say how to build them."""
+"""Backbone files of this project: weights together with the architecture."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +17,14 @@ from stages.settings.section import Backbone
 def save_backbone(
     path: Path, backbone: Trunk, settings: Backbone, heads: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write a trunk's weights with its architecture.
+    """Write the weights of a trunk together with its architecture.
 
     Args:
-        path: to write.
+        path: output file.
         backbone: the trunk.
         settings: its architecture.
-        heads: what pretraining put on top, where later stages need it: of SwAV `prototypes.weight` [P, D] and
-            `projection.*` of the head that leads from the global feature to them.
+        heads: weights of pretraining heads that later stages need; for SwAV `prototypes.weight` [P, D] and
+            `projection.*`, the head from the global feature to the prototypes.
     """
     heads = heads or {}
     about = {"backbone": describe(settings), "heads": sorted(heads)}
@@ -32,10 +32,10 @@ def save_backbone(
 
 
 def load_backbone(path: Path, settings: Backbone) -> Trunk:
-    """Read a trunk's weights into the architecture that params.yaml names; heads are left out by name.
+    """Load trunk weights into the architecture that params.yaml names, without the heads.
 
     Raises:
-        UserError: the file holds another architecture, or something that this version does not know.
+        UserError: the file has another architecture or cannot be loaded by this version.
     """
     tensors, about = read_tensors(path)
     if about.get("backbone") != describe(settings):
@@ -54,14 +54,14 @@ def load_backbone(path: Path, settings: Backbone) -> Trunk:
 
 
 def describe(settings: Backbone) -> dict[str, Any]:
-    """The settings that this architecture uses; the others may change and it stays the same."""
+    """The settings that determine this architecture."""
     if settings.arch in BLOCKS:
         return settings.model_dump(include={"arch", "width", "stem_stride"})
     return settings.model_dump(include={"arch", "width", "patch_px", "registers", "layer_scale"})
 
 
 def build_backbone(about: Mapping[str, Any]) -> Trunk:
-    """An untrained trunk of the architecture that `describe` wrote."""
+    """Build an untrained trunk from the settings of `describe`."""
     if about["arch"] in BLOCKS:
         return ResNet(about["arch"], about["width"], about["stem_stride"])
     return ViT(

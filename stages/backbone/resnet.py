@@ -1,7 +1,7 @@
-"""The ResNet trunk (He et al., 2016), with the strides and widths that small images need.
+"""The ResNet trunk (He et al., 2016), with configurable stem stride and width for small images.
 
 At width 64 and stem stride 4 its parameters have torchvision's names and shapes, so that published
-checkpoints drop in; torchvision's own class fixes both and cannot return the inner feature maps.
+checkpoints can be loaded; torchvision's class fixes both and does not return intermediate feature maps.
 """
 
 import torch
@@ -23,8 +23,8 @@ class ResNet(Trunk):
     Args:
         arch: resnet18 or resnet50.
         width: channels of the stem; the published networks have 64.
-        stem_stride: 4 is the published stem (strided convolution, then max pooling); 2 leaves the
-            pooling out, 1 the stride too (ours).
+        stem_stride: 4 is the published stem (strided convolution, then max pooling); 2 omits the
+            pooling, 1 also the stride (ours).
     """
 
     def __init__(self, arch: str, width: int, stem_stride: int) -> None:
@@ -43,7 +43,7 @@ class ResNet(Trunk):
         self.apply(_initialise)
 
     def forward(self, image: Float[Tensor, "N 3 H W"]) -> FeatureMaps:
-        """All four feature maps of normalised images."""
+        """All four feature maps of normalized images."""
         stem = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         c1 = self.layer1(stem)
         c2 = self.layer2(c1)

@@ -1,4 +1,4 @@
-"""What every backbone offers, so that no stage has to ask which one it has."""
+"""The common interface of all backbones."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class FeatureMaps(NamedTuple):
     """Feature maps at four depths of a trunk, the shallowest first.
 
-    A ResNet's are at 1, 2, 4 and 8 times its stem's stride; a ViT's are all at the stride of its patches.
+    For a ResNet, the strides are 1, 2, 4 and 8 times the stem stride; for a ViT, all equal the patch size.
     """
 
     layer1: Float[Tensor, "N C1 H1 W1"]
@@ -20,10 +20,10 @@ class FeatureMaps(NamedTuple):
 
 
 class Trunk(nn.Module, ABC):
-    """A network from normalised images to feature maps, without projection head or classifier.
+    """A network from normalized images to feature maps, without projection head or classifier.
 
     Attributes:
-        channels: of the four feature maps; the last is that of the global feature too.
+        channels: of the four feature maps; the last is also the size of the global feature.
     """
 
     channels: tuple[int, ...]
@@ -34,4 +34,4 @@ class Trunk(nn.Module, ABC):
 
     @abstractmethod
     def global_feature(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
-        """One feature for a whole image, of any length, in float32."""
+        """The global feature of an image, in float32, not normalized."""

@@ -1,7 +1,7 @@
-"""The vision transformer (Dosovitskiy et al., 2021) in the form of DINO and DINOv2.
+"""The vision transformer (Dosovitskiy et al., 2021) as used by DINO and DINOv2.
 
-Its parameters have their names and, at width 64, their shapes, so that published checkpoints drop in.
-torchvision's own class knows neither registers nor LayerScale, and takes images of one size only.
+Parameters have the names and, at width 64, the shapes of DINO and DINOv2, so that published checkpoints can
+be loaded. torchvision's class supports neither registers nor LayerScale, and only one image size.
 """
 
 from collections import OrderedDict
@@ -29,7 +29,7 @@ class ViT(Trunk):
         arch: vit_small (six attention heads) or vit_base (twelve).
         width: channels of each attention head; the published networks have 64.
         patch_px: side of a patch.
-        num_registers: tokens that carry no patch (DINOv2 with registers: 4).
+        num_registers: number of register tokens (DINOv2 with registers: 4).
         has_layer_scale: whether each residual branch has a learned scale for every channel (DINOv2).
     """
 
@@ -55,7 +55,7 @@ class ViT(Trunk):
             nn.init.trunc_normal_(token, std=1e-6 if name == "register_tokens" else 0.02)
 
     def forward(self, image: Float[Tensor, "N 3 H W"]) -> FeatureMaps:
-        """The patches after every third block, each through the last norm, as DINOv2 reads them."""
+        """Patch tokens after every third block, each through the final norm, as in DINOv2."""
         tokens, (rows, columns) = self._embed(image)
         maps = []
         for number, block in enumerate(self.blocks, start=1):
@@ -66,16 +66,16 @@ class ViT(Trunk):
         return FeatureMaps(*maps)
 
     def global_feature(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
-        """The class token, which DINO and DINOv2 train for what the paper takes an average for."""
+        """The class token, which DINO and DINOv2 train as the global feature (the paper uses average pooling)."""
         tokens, _ = self._embed(image)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)[:, 0].float()
 
     def _embed(self, image: Float[Tensor, "N 3 H W"]) -> tuple[Float[Tensor, "N T C"], tuple[int, int]]:
-        """Class token, registers and patches; and the grid of the patches.
+        """Class token, registers and patch tokens; and the size of the patch grid.
 
-        A side that is no multiple of the patch is resampled to the nearest one (ours).
+        A side that is not a multiple of the patch size is resampled to the nearest multiple (ours).
         """
         rows, columns = (max(1, round(side / self.patch_px)) for side in image.shape[2:])
         size = (rows * self.patch_px, columns * self.patch_px)
@@ -89,14 +89,14 @@ class ViT(Trunk):
         return torch.cat([first, registers, patches], 1), (rows, columns)
 
     def _positions(self, rows: int, columns: int) -> Float[Tensor, "1 P C"]:
-        """Positional embeddings of the patches, bicubic between those that were learned."""
+        """Positional embeddings of the patches, interpolated bicubically from the learned grid."""
         return resample_positions(self.pos_embed[:, 1:], rows, columns)
 
 
 def resample_positions(positions: Float[Tensor, "1 P C"], rows: int, columns: int) -> Float[Tensor, "1 T C"]:
-    """A square grid of positional embeddings, bicubic to another grid.
+    """Resample a square grid of positional embeddings to another grid, bicubically.
 
-    As two matrix products: the gradient of torch's own bicubic sampling differs from run to run on a GPU.
+    Uses two matrix products, because the gradient of torch's bicubic sampling is not deterministic on a GPU.
     """
     side = round(positions.shape[1] ** 0.5)
     if (rows, columns) == (side, side):
@@ -107,13 +107,13 @@ def resample_positions(positions: Float[Tensor, "1 P C"], rows: int, columns: in
 
 
 def _bicubic(source: int, target: int) -> Float[Tensor, "T S"]:
-    """The weights of each of `source` cells in each of `target` cells: what becomes of unit vectors."""
+    """Bicubic weight of each `source` cell in each `target` cell, from the interpolation of unit vectors."""
     units = torch.eye(source)[None, :, :, None]
     return F.interpolate(units, size=(target, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a shortcut."""
+    """Pre-norm transformer block: attention and MLP with residual connections."""
 
     def __init__(self, dim: int, num_heads: int, *, has_layer_scale: bool) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim) if has_layer_scale else nn.Identity()
 
     def forward(self, tokens: Float[Tensor, "N T C"]) -> Float[Tensor, "N T C"]:
-        """The tokens, each having seen all others."""
+        """Updated tokens."""
         tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
         return tokens + self.ls2(self.mlp(self.norm2(tokens)))
 
@@ -141,7 +141,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Float[Tensor, "N T C"]) -> Float[Tensor, "N T C"]:
-        """Each token as a mixture of all."""
+        """Self-attention over all tokens."""
         parts = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
@@ -161,7 +161,7 @@ class LayerScale(nn.Module):
 
 @torch.no_grad()
 def _initialise(module: nn.Module) -> None:
-    """As DINO draws its weights; the patch embedding keeps torch's."""
+    """Initialize as DINO does; the patch embedding keeps torch's default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects as tensors by name; nothing in such a file is ever executed."""
+"""Reads checkpoints of other projects as named tensors, without executing code from the file."""
 
 import argparse
 import hashlib
@@ -15,16 +15,16 @@ from stages.backbone.resnet import BLOCKS
 from stages.backbone.vit import DEPTH, NUM_HEADS
 from stages.settings.errors import UserError
 
-# Where training programs keep the network's tensors; a teacher is what DINO is evaluated with.
+# Keys under which training programs store the network; DINO is evaluated with the teacher.
 CONTAINERS = ("state_dict", "model", "teacher", "student", "backbone", "network")
-MOST_CHARACTERS = 200  # of an error of the reader that are shown
+MOST_CHARACTERS = 200  # maximum length of a quoted reader error
 
 
 def check_sha256(path: Path, pinned: str) -> str:
-    """The hash of a file, which has to be the `pinned` one where there is one.
+    """The SHA-256 of a file; must equal `pinned` unless that is empty.
 
     Raises:
-        UserError: the file is not there, cannot be read, or is another one.
+        UserError: the file is missing, unreadable, or has another hash.
     """
     try:
         with path.open("rb") as file:
@@ -43,10 +43,10 @@ def check_sha256(path: Path, pinned: str) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """All tensors of the network in a .safetensors file, or in any that PyTorch has written.
+    """All tensors of the network in a .safetensors file or a PyTorch file.
 
     Raises:
-        UserError: the file is no checkpoint, is truncated, holds code beside tensors, or no tensors at all.
+        UserError: the file is not a checkpoint, is truncated, contains code, or has no tensors.
     """
     tensors = _network(_load(path))
     if not tensors:
@@ -60,10 +60,10 @@ def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # Training files keep their command line as a Namespace, which holds values and does nothing.
+        # Training files may store their command line as a Namespace, which is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a reader raises on bytes that it was not made for is up to the bytes
+    except Exception as error:  # invalid bytes can raise any type of error
         reason = " ".join(str(error).split())[:MOST_CHARACTERS]
         raise UserError(
             f"{path}: cannot be loaded as a checkpoint without executing code from it "
@@ -72,7 +72,7 @@ def _load(path: Path) -> Any:
 
 
 def _network(content: Any) -> dict[str, Tensor]:
-    """The tensors inside the containers that programs wrap them in."""
+    """Unwrap the containers of training programs and return the tensors."""
     while isinstance(content, Mapping):
         inner = [content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)]
         if not inner:
@@ -82,25 +82,26 @@ def _network(content: Any) -> dict[str, Tensor]:
 
 
 PUBLISHED_WIDTH = 64
-CONVOLUTIONS = {1: 2, 4: 3}  # of a residual block, by its expansion
-# Second networks of one file, taken where there is nothing else: copies that no gradient trained.
+CONVOLUTIONS = {1: 2, 4: 3}  # number per residual block, by block expansion
+# Prefixes of momentum (EMA) networks, used only if the file has no other network.
 MOMENTUM = ("encoder_k", "momentum")
 
 
 class Recognised(NamedTuple):
     """A trunk among the tensors of a file."""
 
-    prefix: str  # before the names of its tensors
-    about: dict[str, Any]  # settings of `backbone` that its names and shapes give away
+    prefix: str  # prefix of its tensor names
+    about: dict[str, Any]  # settings of `backbone` inferred from names and shapes
 
 
 def recognise(tensors: Mapping[str, Tensor], arch: str, width: int) -> Recognised | None:
-    """The trunk in a file, or None; where there are several, the one that gradients trained.
+    """Find the trunk in a file, or None; prefers the network trained by gradients over momentum copies.
 
     Args:
-        tensors: of the file, by name.
-        arch: that is expected, and
-        width: too; the shapes of a ViT do not tell its number of heads, so what fits is believed.
+        tensors: tensors of the file, by name.
+        arch: expected architecture.
+        width: expected width; the tensor shapes of a ViT do not determine its number of heads, so the
+            expected architecture and width are accepted if they fit.
     """
     anchors = {"layer4.0.conv1.weight": "resnet", "patch_embed.proj.weight": "vit"}
     found = [
@@ -118,7 +119,7 @@ def recognise(tensors: Mapping[str, Tensor], arch: str, width: int) -> Recognise
 
 def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     depths: tuple[int, ...] = tuple(_count(tensors, rf"layer{level}\.(\d+)\.") for level in range(1, 5))
-    convolutions = _count(tensors, r"layer4\.0\.conv(\d+)\.") - 1  # they count from 1
+    convolutions = _count(tensors, r"layer4\.0\.conv(\d+)\.") - 1  # numbered from 1
     known: dict[tuple[tuple[int, ...], int], str] = {
         (depths, CONVOLUTIONS[block.expansion]): arch for arch, (block, depths) in BLOCKS.items()
     }
@@ -153,5 +154,5 @@ def _vit(tensors: Mapping[str, Tensor], arch: str, width: int) -> dict[str, Any]
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many places a numbered part of the names has."""
+    """Number of values of a numbered part of the names."""
     return 1 + max((int(found[1]) for name in tensors if (found := re.match(pattern, name))), default=-1)

@@ -1,8 +1,8 @@
-"""Published checkpoints as the trunk and the heads of this project.
+"""Converts published checkpoints to the trunk and heads of this project.
 
-Read are: MoCo v2, SwAV (releases and training files), torchvision, DenseCL and others of OpenSelfSup,
-PiCIE, DINO, DINOv2, and the backbones that this project writes. Prefixes are probed; what is no part of
-a trunk is recognised by its name and kept as a head, or left out.
+Supported: MoCo v2, SwAV (releases and training files), torchvision, DenseCL and others of OpenSelfSup,
+PiCIE, DINO, DINOv2, and backbones of this project. Prefixes are detected automatically. Tensors outside the
+trunk are kept as heads if their names are known and ignored otherwise.
 """
 
 import math
@@ -29,10 +29,10 @@ from stages.settings.section import Backbone
 HEADS = ("projection.", "prototypes.", "classifier.")
 
 
-LEAST_MATCHED = 0.99  # share of the trunk's tensors that a file has to hold
-COUNTER = "num_batches_tracked"  # of a batch norm; nothing reads it
-MOST_NAMES = 5  # that a message shows
-# Parts of names that are no trunk, and are left out without a word where they are no head either.
+LEAST_MATCHED = 0.99  # minimum share of the trunk's tensors in the file
+COUNTER = "num_batches_tracked"  # batch-norm step counter, unused
+MOST_NAMES = 5  # maximum number of names in a message
+# Name parts of known tensors outside the trunk; they are not reported as unexpected.
 BESIDE = {
     *("fc", "head", "heads", "neck", "decoder", "classifier", "projection", "projection_head", "prototypes"),
     *("predictor", "dino_head", "ibot_head", "encoder_k", "queue", "queue_ptr"),
@@ -42,15 +42,15 @@ BESIDE = {
 
 @dataclass(frozen=True)
 class Published:
-    """What a checkpoint gave.
+    """The tensors read from a checkpoint.
 
     Attributes:
-        trunk: tensors by the names of this project.
+        trunk: trunk tensors, by the names of this project.
         heads: projection head, prototypes, classifier, by the names of `heads`.
         sha256: of the file.
-        prefix: before the trunk's names in the file.
-        missing: tensors of the trunk that the file lacks; they stay as drawn.
-        unexpected: tensors of the file whose names say nothing.
+        prefix: prefix of the trunk's tensor names in the file.
+        missing: trunk tensors that the file lacks; they keep their initialization.
+        unexpected: tensors of the file with unknown names.
     """
 
     trunk: dict[str, Tensor]
@@ -61,11 +61,11 @@ class Published:
     unexpected: tuple[str, ...]
 
     def fill(self, trunk: Trunk) -> None:
-        """Put the tensors in their places; what is missing stays as it is."""
+        """Load the tensors into a trunk; missing ones keep their values."""
         trunk.load_state_dict({**trunk.state_dict(), **self.trunk})
 
     def fill_head(self, kind: str, head: nn.Module) -> bool:
-        """Put the projection or the prototypes in their place, if they have the same layers; whether so."""
+        """Load the projection head or the prototypes if their layers match; return whether they did."""
         start = f"{kind}."
         found = {
             name.removeprefix(start): value for name, value in self.heads.items() if name.startswith(start)
@@ -79,7 +79,7 @@ class Published:
         return fits
 
     def report(self) -> dict[str, Any]:
-        """The figures of the match, and the heads that were found."""
+        """Counts of matched tensors, and the heads found."""
         return {
             "matched": len(self.trunk),
             "missing": len(self.missing),
@@ -90,15 +90,15 @@ class Published:
 
 
 def read_published(path: Path, settings: Backbone, pinned_sha256: str) -> Published:
-    """Read a checkpoint into the architecture that params.yaml names.
+    """Read a checkpoint for the architecture that params.yaml names.
 
     Args:
         path: of the file.
         settings: the architecture.
-        pinned_sha256: that the file must have; '' accepts anything.
+        pinned_sha256: required SHA-256 of the file; '' accepts any file.
 
     Raises:
-        UserError: the file is not the pinned one, cannot be read, is of another architecture, or holds under
+        UserError: the file has another hash, cannot be read, has another architecture, or contains less than
             99 % of the trunk.
     """
     sha256 = check_sha256(path, pinned_sha256)
@@ -126,7 +126,7 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str) -> Publis
 
 
 def _unchunked(name: str) -> str:
-    """DINOv2 trains blocks in chunks: the first number is the chunk's, the second goes through all chunks."""
+    """Remove the chunk number from DINOv2 block names; the second number counts blocks across all chunks."""
     return re.sub(r"\bblocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
 
 
@@ -160,16 +160,16 @@ def _check_match(
 
 
 def _fit_positions(found: Tensor, length: int) -> Tensor:
-    """Positional embeddings on the grid that this project keeps for the patch size."""
+    """Resample positional embeddings to the grid of this project for the patch size."""
     if math.isqrt(found.shape[1] - 1) ** 2 != found.shape[1] - 1:
-        return found  # of no square grid; the check of the shapes will say so
+        return found  # not a square grid; the shape check reports it
     side = math.isqrt(length - 1)
     return torch.cat([found[:, :1], resample_positions(found[:, 1:], side, side)], 1)
 
 
 def _heads(others: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The heads among the tensors beside a trunk, by the names of this project."""
-    # `fc` is the classifier of torchvision and the projection head of MoCo, whose encoders say so.
+    """Select the heads among the non-trunk tensors and rename them to the names of this project."""
+    # `fc` is the classifier in torchvision but the projection head in MoCo, whose prefix contains `encoder`.
     fc = (
         {"fc.0.": "projection.0.", "fc.2.": "projection.3."}
         if "encoder" in prefix
@@ -183,12 +183,12 @@ def _heads(others: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         if name.startswith(old) and not name.endswith(COUNTER)
     }
     if "projection.1.running_mean" in heads and "projection.0.bias" in heads:
-        # SwAV's head adds a bias that the batch norm behind it takes away; ours has none.
+        # Our head has no bias before batch norm, so SwAV's is folded into the running mean.
         heads["projection.1.running_mean"] = heads["projection.1.running_mean"] - heads.pop(
             "projection.0.bias"
         )
     several = sorted(name for name in heads if name.startswith("prototypes.prototypes"))
-    if several:  # DeepCluster-v2 has several sets in one space
+    if several:  # DeepCluster-v2 has several prototype sets in one space
         heads["prototypes.weight"] = torch.cat([heads.pop(name) for name in several])
     return heads
 
@@ -198,15 +198,15 @@ def _some(names: list[str]) -> str:
 
 
 def init_path(settings: Pretrain) -> list[Path]:
-    """The checkpoint's path, if there is one; experiments run in copies, and DVC_ROOT is the repository."""
+    """Path of the checkpoint, if set; relative to DVC_ROOT, because DVC experiments run in a copy."""
     return [Path(os.environ.get("DVC_ROOT", ".")) / settings.init] if settings.init else []
 
 
 def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
-    """Read `pretrain.init` and say what it gave; None where it is empty.
+    """Read the checkpoint `pretrain.init` and log a summary; None if it is not set.
 
     Raises:
-        UserError: the file does not fit, or has no classifier where the method needs one.
+        UserError: the file does not match, or lacks a classifier that the method needs.
     """
     for path in init_path(settings):
         start = read_published(path, backbone, settings.init_sha256)
@@ -224,7 +224,7 @@ def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
 
 
 def start_trunk(backbone: Backbone, start: Published | None, seed: int) -> Trunk:
-    """The trunk before any training."""
+    """The trunk before training: initialized from the seed, then from the checkpoint if there is one."""
     torch.manual_seed(derive(seed, "pretrain", "weights"))
     trunk = build_backbone(describe(backbone))
     if start is not None:

@@ -1,4 +1,4 @@
-"""k-means: by faiss on CPUs, in torch where the points are on a GPU."""
+"""k-means: with faiss on the CPU, with torch on a GPU."""
 
 from dataclasses import KW_ONLY, dataclass
 
@@ -13,21 +13,21 @@ from stages.settings.errors import UserError
 from stages.settings.schema import Label
 from stages.settings.schema_train import Cluster, PixelClustering
 
-CHUNK_POINTS = 1 << 16  # that are assigned at once, so that memory stays bounded
+CHUNK_POINTS = 1 << 16  # points per assignment chunk, to bound memory
 
 
 @dataclass(frozen=True)
 class KMeans:
-    """How k-means is run.
+    """k-means with fixed settings.
 
     Args:
         num_clusters: K.
-        iterations: of Lloyd's algorithm.
-        restarts: from other starting points; the best objective wins.
-        device: where to work.
-        spherical: centroids of unit length, that maximise the cosine of unit points to their nearest one
-            (4.2.1). Else plain means, that minimise squared distances: of unit points this is what PiCIE
-            clusters with, and the tighter a cluster, the longer its centroid.
+        iterations: number of Lloyd iterations.
+        restarts: number of initializations; the run with the best objective is kept.
+        device: compute device.
+        spherical: unit-length centroids that maximize the cosine of unit points to their nearest centroid
+            (4.2.1). Otherwise plain means that minimize squared distances, as PiCIE does on unit points;
+            the tighter a cluster, the longer its centroid.
     """
 
     num_clusters: int
@@ -46,7 +46,7 @@ class KMeans:
         *,
         spherical: bool = True,
     ) -> "KMeans":
-        """As a section of params.yaml says."""
+        """Build from a section of params.yaml."""
         return cls(
             num_clusters,
             iterations=settings.iterations,
@@ -56,13 +56,13 @@ class KMeans:
         )
 
     def fit(self, points: Float[np.ndarray, "N D"], *, seed: int) -> Float[np.ndarray, "K D"]:
-        """Centroids of float32 points, from starting points that follow from the seed.
+        """Cluster float32 points; the seed determines the initialization.
 
-        An empty cluster takes half of a large one. All points take part: faiss's own limit of 256 points a
-        centroid is lifted, so the caller decides the sample.
+        An empty cluster is replaced by splitting a large one. All points are used: faiss's limit of 256 points
+        per centroid is disabled, so the caller chooses the sample.
 
         Raises:
-            UserError: fewer points than clusters, or a value that is not finite.
+            UserError: there are fewer points than clusters, or a value is not finite.
         """
         self._check(len(points), is_finite=bool(np.isfinite(points).all()))
         if self.device.type == "cuda":
@@ -81,7 +81,7 @@ class KMeans:
         return np.asarray(kmeans.centroids)
 
     def fit_on(self, points: Float[Tensor, "N D"], *, seed: int) -> Float[Tensor, "K D"]:
-        """As `fit`, for points in torch; those on a GPU never leave it.
+        """Like `fit`, for torch tensors; points on a GPU stay there.
 
         Raises:
             UserError: as `fit`.
@@ -106,13 +106,13 @@ class KMeans:
                 f"k-means: {self.num_clusters} clusters need at least as many points, got {count}"
             )
         if not is_finite:
-            raise UserError("k-means: the features contain values that are not finite; the network has diverged")
+            raise UserError("k-means: some features are not finite; the network has diverged")
 
 
 def assign(
     points: Float[np.ndarray, "N D"], centroids: Float[np.ndarray, "K D"]
 ) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """The nearest centroid by cosine, and the cosine; equal distances go to the lower cluster id."""
+    """The nearest centroid by cosine, and the cosine; ties go to the lower cluster id."""
     nearest = np.empty(len(points), dtype=np.int64)
     cosine = np.empty(len(points), dtype=np.float32)
     for start in range(0, len(points), CHUNK_POINTS):
@@ -123,16 +123,16 @@ def assign(
 
 
 class MiniBatchKMeans:
-    """k-means on the first batches, then one step of every centroid for each batch that follows.
+    """Mini-batch k-means: k-means on the first batches, then one centroid update per further batch.
 
-    A centroid moves towards the mean of its new points by their share of all points that it ever had, so
-    that no batch counts more than another. A cluster that gets no point stays where it is. Centroids are
-    means of what was added, of no particular length. No more than `init_batches` batches are held.
+    A centroid moves toward the mean of its new points by their share of all points it has been assigned so
+    far, so that all batches have equal weight. A cluster without new points keeps its centroid. Centroids are
+    plain means and are not normalized. At most `init_batches` batches are kept in memory.
 
     Args:
-        kmeans: that the first centroids come from; K is its own.
-        init_batches: batches that it takes.
-        seed: of its starting points.
+        kmeans: clusters the first batches; also defines K.
+        init_batches: number of batches for the initial k-means.
+        seed: seed of the initial k-means.
     """
 
     def __init__(self, kmeans: KMeans, *, init_batches: int, seed: int) -> None:
@@ -142,7 +142,7 @@ class MiniBatchKMeans:
         self.counts: Int[np.ndarray, " K"] = np.zeros(kmeans.num_clusters, np.int64)
 
     def add(self, points: Float[np.ndarray, "N D"]) -> None:
-        """Take one batch of points, float32."""
+        """Add one batch of float32 points."""
         if self._centroids is not None:
             self._centroids = move_centroids(self._centroids, self.counts, points)
             return
@@ -151,14 +151,14 @@ class MiniBatchKMeans:
             self._centroids = self._start()
 
     def centroids(self) -> Float[np.ndarray, "K D"]:
-        """The centroids after all that was added.
+        """The centroids after all added batches.
 
         Raises:
-            UserError: fewer points than clusters, or a value that is not finite.
+            UserError: there are fewer points than clusters, or a value is not finite.
         """
         centroids = self._start() if self._centroids is None else self._centroids
         if not np.isfinite(centroids).all():
-            raise UserError("k-means: the features contain values that are not finite; the network has diverged")
+            raise UserError("k-means: some features are not finite; the network has diverged")
         return centroids
 
     def _start(self) -> Float[np.ndarray, "K D"]:
@@ -172,7 +172,7 @@ class MiniBatchKMeans:
 def move_centroids(
     centroids: Float[np.ndarray, "K D"], counts: Int[np.ndarray, " K"], points: Float[np.ndarray, "N D"]
 ) -> Float[np.ndarray, "K D"]:
-    """mu_k + n_k / N_k (mean of its n_k new points - mu_k), N_k with the new ones; `counts` takes them in."""
+    """mu_k + n_k / N_k (mean of its n_k new points - mu_k), N_k includes the new ones; updates `counts`."""
     assignment = nearest(points, centroids)
     new = np.bincount(assignment, minlength=len(centroids))
     counts += new
@@ -186,7 +186,7 @@ def move_centroids(
 
 
 def nearest(points: Float[np.ndarray, "N D"], centroids: Float[np.ndarray, "K D"]) -> Int[np.ndarray, " N"]:
-    """The nearest centroid by Euclidean distance; equal distances go to the lower cluster id."""
+    """The nearest centroid by Euclidean distance; ties go to the lower cluster id."""
     half_square = (centroids**2).sum(1) / 2
     chunks = (points[start : start + CHUNK_POINTS] for start in range(0, len(points), CHUNK_POINTS))
     return np.concatenate([(chunk @ centroids.T - half_square).argmax(1) for chunk in chunks])

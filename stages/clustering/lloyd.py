@@ -1,7 +1,7 @@
-"""Lloyd's k-means in torch, for points that live on a GPU: they never leave it, and no step waits for it.
+"""Lloyd's k-means in torch, for points on a GPU: no copies to the CPU and no synchronization.
 
-The same algorithm as faiss's, which does the work on CPUs: distinct points as a start, the nearest centroid
-of each point, means, and a split of large clusters in place of empty ones.
+The algorithm is that of faiss, which is used on the CPU: initialization from distinct points, assignment to
+the nearest centroid, means, and splitting of large clusters to replace empty ones.
 """
 
 import faiss
@@ -10,27 +10,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK_POINTS = 1 << 18  # that are assigned at once, so that memory stays bounded
-SPLIT = 1 / 1024  # by which the two halves of a split cluster are moved apart (faiss)
-RESTART_STEP = 15486557  # between the seeds of two starts (faiss)
+BLOCK_POINTS = 1 << 18  # points per assignment block, to bound memory
+SPLIT = 1 / 1024  # relative offset between the halves of a split cluster (faiss)
+RESTART_STEP = 15486557  # difference between the seeds of restarts (faiss)
 
 
 @torch.no_grad()
 def lloyd(
     points: Float[Tensor, "N D"], start: Float[Tensor, "K D"], *, iterations: int, spherical: bool
 ) -> tuple[Float[Tensor, "K D"], Float[Tensor, ""]]:
-    """Centroids after some iterations, and the objective of the last assignment.
+    """Run Lloyd iterations; return the centroids and the objective of the last assignment.
 
     Args:
         points: float32, finite.
-        start: the first centroids.
-        iterations: of assignment and update.
-        spherical: centroids of unit length, and the nearest by inner product; else plain means, and the
-            nearest by Euclidean distance.
+        start: initial centroids.
+        iterations: number of assignment and update steps.
+        spherical: unit-length centroids, nearest by inner product; otherwise plain means, nearest by
+            Euclidean distance.
 
     Returns:
-        The centroids; the sum over points of the product with their centroid (spherical, higher is better)
-        or of the squared distance (lower is better), in float64.
+        The centroids; the objective in float64: the sum over points of the inner product with their centroid
+        (spherical, higher is better) or of the squared distance (lower is better).
     """
     centroids = _unit(start) if spherical else start
     objective = points.new_zeros((), dtype=torch.float64)
@@ -45,7 +45,7 @@ def lloyd(
 def _sums(
     points: Float[Tensor, "N D"], centroids: Float[Tensor, "K D"], *, spherical: bool
 ) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"], Float[Tensor, ""]]:
-    """Sum and number of the points of each cluster, by products with a one-hot matrix: deterministic."""
+    """Sum and count of the points of each cluster, by deterministic products with a one-hot matrix."""
     sums, counts = torch.zeros_like(centroids), centroids.new_zeros(len(centroids))
     objective = points.new_zeros((), dtype=torch.float64)
     half_squares = centroids.square().sum(1) / 2
@@ -63,9 +63,9 @@ def _sums(
 
 
 def _split_large(means: Float[Tensor, "K D"], counts: Float[Tensor, " K"]) -> Float[Tensor, "K D"]:
-    """Empty cluster number i takes a half of the i-th largest cluster; without a wait for the device."""
+    """The i-th empty cluster takes half of the i-th largest cluster, without device synchronization."""
     is_empty = counts == 0
-    place = is_empty.cumsum(0) - 1  # of each empty cluster among them
+    place = is_empty.cumsum(0) - 1  # index of each empty cluster among the empty ones
     donor = counts.argsort(descending=True, stable=True)[place.clamp_min(0)]
     sign = torch.where(torch.arange(means.shape[1], device=means.device) % 2 == 0, 1.0, -1.0) * SPLIT
     is_donor = torch.zeros_like(counts).scatter_add_(0, donor, is_empty.to(counts.dtype)) > 0
@@ -80,7 +80,7 @@ def _unit(centroids: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
 def draw_start(
     points: Float[Tensor, "N D"], num_clusters: int, *, seed: int, restart: int = 0
 ) -> Float[Tensor, "K D"]:
-    """The distinct points that faiss starts from: a GPU then finds the clusters that a CPU finds."""
+    """The distinct initial points that faiss would choose, so that GPU and CPU find the same clusters."""
     order = np.empty(len(points), np.int32)
     faiss.rand_perm(faiss.swig_ptr(order), len(points), seed + 1 + restart * RESTART_STEP)  # type: ignore[attr-defined]
     return points[torch.from_numpy(order[:num_clusters]).long().to(points.device)]

@@ -16,17 +16,17 @@ from numpy.typing import DTypeLike
 
 from stages.settings.errors import UserError
 
-DETAILS = "details"  # in a metrics file: what is no headline
+DETAILS = "details"  # key in a metrics file for all figures outside the headline
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` that takes its name when the block succeeds, and vanishes when not.
+    """Yield a temporary file that replaces `path` if the block succeeds and is deleted otherwise.
 
     Raises:
-        UserError: the disk is full, or does not let us write.
+        UserError: the disk is full or write permission is missing.
     """
     with named_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: the new one replaces the old one whole, or not at all."""
+    """Folder version of `atomic_path`: the new folder replaces the old one completely or not at all."""
     with named_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -62,10 +62,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def named_faults(path: Path) -> Iterator[None]:
-    """Put it into words when the disk is full or `path` may not be written.
+    """Turn a full disk or missing write permission for `path` into a `UserError`.
 
     Raises:
-        UserError: one of the two; every other error passes.
+        UserError: one of the two; all other errors propagate.
     """
     try:
         yield
@@ -77,14 +77,14 @@ def named_faults(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in FORBIDDEN:
             raise UserError(
-                f"{path}: cannot be written ({error.strerror}); give this user write permission for its folder and run "
-                "`dvc repro` again"
+                f"{path}: cannot be written ({error.strerror}); allow this user to write to its folder and "
+                "run `dvc repro` again"
             ) from error
         raise
 
 
 def _synchronise(path: Path) -> None:
-    """Bytes to the disk: a power loss after the renaming cannot leave an empty file of the right name."""
+    """Flush to disk, so that a power loss after the rename cannot leave an empty file."""
     with path.open("rb+") as written:
         os.fsync(written.fileno())
 
@@ -96,7 +96,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON; floats are rounded to 6 digits and NaN is refused, so that git and DVC can compare."""
+    """Write JSON; rounds floats to 6 digits and rejects NaN, so that git and DVC can compare files."""
     write_text(path, json.dumps(_rounded(content), indent=2, allow_nan=False) + "\n")
 
 
@@ -105,15 +105,15 @@ def write_metrics(
     metrics: Mapping[str, Mapping[str, Any]],
     headline: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Write figures under the name of what they measure; `read_metrics` gives them back.
+    """Write figures grouped by name; `read_metrics` reads them back.
 
-    DVC shows each number of a metrics file in a column of its own, and no lists. So that its tables stay
-    readable, the headline figures alone are numbers there; all others are in the list `details`.
+    DVC shows each number of a metrics file in its own column and ignores lists. To keep its tables readable,
+    only the headline figures are plain numbers; all others are in the list `details`.
 
     Args:
-        path: to write.
+        path: output file.
         metrics: figures by name.
-        headline: keys of the headline figures of a name; none by default.
+        headline: keys of the headline figures for each name; none by default.
     """
     content = {}
     for name, figures in metrics.items():
@@ -136,7 +136,7 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write one array as .npy; its place is reserved first, for `np.save` says nothing of a full disk."""
+    """Write one array as .npy; reserves disk space first, because `np.save` does not report a full disk."""
     with atomic_path(path) as temporary:
         create_array(temporary, array.dtype, array.shape)
         stored = np.lib.format.open_memmap(temporary, mode="r+")
@@ -145,12 +145,12 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
-    """A new .npy array of zeros to fill through memory maps.
+    """Create a .npy array of zeros to be filled through memory maps.
 
-    Its place on the disk is reserved: a memory map that finds the disk full ends the process by a signal.
+    Reserves the disk space: writing to a memory map on a full disk would kill the process with a signal.
 
     Raises:
-        OSError: there is no room for it, or no permission.
+        OSError: the disk is full or permission is missing.
     """
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
     with path.open("rb+") as file:
@@ -158,15 +158,15 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
 
 
 def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:
-    """Read one .npy array; with `memory_map` it stays on disk.
+    """Read one .npy array; with `memory_map` the data stays on disk.
 
     Raises:
-        UserError: the file is missing, truncated or no array.
+        UserError: the file is missing, truncated or not an array.
     """
     try:
-        # Mapped first in any case: a header that speaks of more than the file holds is found without memory.
+        # Always map first: this detects a header that claims more data than the file has, without allocating.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # headers that are damaged fail in every way there is
+    except Exception as error:  # damaged headers raise many types of errors
         raise UserError(unreadable(path, "a .npy array", error)) from error
     return array if memory_map else np.array(array)
 
@@ -175,7 +175,7 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        UserError: the file is missing or no JSON.
+        UserError: the file is missing or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -184,10 +184,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_metrics(path: Path) -> dict[str, dict[str, Any]]:
-    """Read what `write_metrics` wrote: all figures by name, headline or not.
+    """Read a file of `write_metrics`: all figures by name, including the headline.
 
     Raises:
-        UserError: the file is missing or no such JSON.
+        UserError: the file is missing or not a metrics file.
     """
     try:
         return {name: with_details(figures) for name, figures in read_json(path).items()}
@@ -196,16 +196,16 @@ def read_metrics(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def with_details(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of a metrics file as one mapping."""
+    """Merge headline and details of one entry of a metrics file."""
     headline = {key: value for key, value in figures.items() if key != DETAILS}
     return {**headline, **figures[DETAILS][0]}
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read a table; empty cells stay empty text.
+    """Read a table; empty cells become empty strings.
 
     Raises:
-        UserError: the file is missing or no CSV.
+        UserError: the file is missing or not CSV.
     """
     try:
         return pd.read_csv(path, keep_default_na=False)
@@ -214,7 +214,7 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def unreadable(path: Path, expected: str, error: Exception) -> str:
-    """Why a file cannot be used, and what to do."""
+    """Error message for an unusable file, with the remedy."""
     if isinstance(error, FileNotFoundError):
         return f"{path}: not found; run `dvc repro` to make it"
     return f"{path}: not {expected} ({error}); delete it and run `dvc repro` to make it again"

@@ -1,4 +1,4 @@
-"""Which device does the work, and in which precision."""
+"""Device selection and numerical precision."""
 
 import ctypes
 import functools
@@ -16,17 +16,17 @@ from stages.settings.errors import UserError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-# Names and numbers of malloc.h.
+# Constants of malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 def choose_device(name: str) -> torch.device:
     """The device named by `device` in params.yaml: auto, cpu, cuda or cuda:<index>.
 
-    Also makes the arithmetic reproducible: deterministic kernels where torch has them.
+    Also enables deterministic kernels where torch provides them.
 
     Raises:
-        UserError: CUDA is asked for and absent; the remedy is named, and nothing falls back silently.
+        UserError: CUDA is requested but not available; there is no silent fallback to the CPU.
     """
     available = torch.cuda.is_available()
     if name.startswith("cuda") and not available:
@@ -43,31 +43,31 @@ def choose_device(name: str) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
         keep_freed_memory()
-        torch.set_flush_denormal(True)  # the tails of Gaussians would be multiplied a hundred times slower
+        torch.set_flush_denormal(True)  # denormals in Gaussian tails are about 100 times slower
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs 6 % of a small step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs 6 % of a small step
     torch.backends.cudnn.benchmark = False
     print(f"device: {describe(device)}", flush=True)
     return device
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, for the log."""
+    """Description of the device for the log."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
 def place(module: Module, device: torch.device) -> Module:
-    """A network on its device, in the memory order that convolutions prefer."""
+    """Move a network to its device, in channels-last memory format."""
     return module.to(device).to(memory_format=torch.channels_last)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load an optimizer state, each running mean in the memory order of its parameter.
+    """Load an optimizer state, with each running mean in the memory format of its parameter.
 
-    Files keep values and not their order in memory, and a fused step reads parameter and means side by side
-    as they lie there.
+    Files do not store memory formats, and the fused optimizers require parameters and running means to have
+    the same format.
     """
     optimizer.load_state_dict(saved)  # type: ignore[arg-type]
     for parameter, means in optimizer.state.items():
@@ -77,10 +77,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
 
 
 def compile_networks(networks: Iterable[torch.nn.Module]) -> None:
-    """Have torch.compile fuse what the networks do, for each size of their input, when they first see one.
+    """Enable torch.compile for the networks; it compiles at the first input of each size.
 
     Raises:
-        UserError: there is no C++ compiler.
+        UserError: no C++ compiler was found.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
@@ -93,7 +93,7 @@ def compile_networks(networks: Iterable[torch.nn.Module]) -> None:
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on another device, without waiting for the copy."""
+    """Copy a CPU tensor to another device asynchronously."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
@@ -103,21 +103,21 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 def constant(
     values: tuple[float | tuple[float, ...], ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """A small constant on a device, copied there once."""
+    """A small constant on a device; cached, so it is copied only once."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The forward pass in `precision` (float32 or bfloat16); losses and clustering stay in float32."""
+    """Autocast context for forward passes in `precision` (float32 or bfloat16); losses stay in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of handing it back to the kernel.
+    """Make glibc keep freed memory instead of returning it to the kernel.
 
-    By default every large activation is a fresh mapping whose pages fault in one by one. In training steps
-    of ResNet-18 at 128 px (batches of 8 and of 32, one thread) that took 6 to 13 % of the processor time in
-    the kernel, and 1 % with this. Where the C library has no `mallopt`, nothing changes.
+    By default, glibc maps new pages for every large activation, and each page causes a page fault. In
+    training steps of ResNet-18 at 128 px (batch sizes 8 and 32, one thread), this took 6 to 13 % of the CPU
+    time; with this setting it takes 1 %. Does nothing if the C library has no `mallopt`.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

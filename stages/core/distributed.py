@@ -1,7 +1,7 @@
-"""One process or several on the same work: everything that differs between the two is in here.
+"""Helpers for training with one or several processes (torchrun).
 
-Under torchrun each process takes its share of every batch, and what a batch decides together is
-gathered or summed; alone, each function answers as rank 0 of 1.
+Under torchrun, each process works on its share of every batch, and batch-wide quantities are gathered or
+summed. Without torchrun, every function behaves as rank 0 of 1.
 """
 
 import os
@@ -17,13 +17,13 @@ from stages.settings.errors import UserError
 
 
 def join(device: torch.device) -> torch.device:
-    """Meet the other processes of torchrun, where there are any.
+    """Join the process group if the program runs under torchrun.
 
     Returns:
-        The device of this one: each takes the GPU of its own number.
+        The device of this process: the GPU with its local rank, if GPUs are used.
 
     Raises:
-        UserError: there are more processes than GPUs, or one GPU is asked for by all.
+        UserError: there are more processes than GPUs, or `device` names one GPU for all of them.
     """
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         return device
@@ -41,38 +41,38 @@ def join(device: torch.device) -> torch.device:
 
 
 def leave() -> None:
-    """Wait for the others, then part from them."""
+    """Wait for the other processes, then leave the process group."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_leader() -> bool:
-    """Whether this process writes the files."""
+    """Whether this process is rank 0, which writes the files."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait for all processes."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def check_batch(key: str, batch_size: int) -> None:
-    """Hold a batch size against the number of processes.
+    """Check that a batch size is divisible by the number of processes.
 
     Raises:
-        UserError: it cannot be shared evenly.
+        UserError: it is not divisible.
     """
     if batch_size % world_size():
         raise UserError(
@@ -82,13 +82,13 @@ def check_batch(key: str, batch_size: int) -> None:
 
 
 def share(batch: Tensor) -> Tensor:
-    """The rows of a whole batch that are this process's; the shares follow each other by rank."""
+    """This process's rows of a whole batch; shares are consecutive, in order of rank."""
     return batch.tensor_split(world_size())[rank()]
 
 
 @torch.no_grad()
 def gather(part: Float[Tensor, "n ..."]) -> Float[Tensor, "N ..."]:
-    """The whole batch from equal shares, without gradient."""
+    """Gather the whole batch from equally sized shares, without gradient."""
     if world_size() == 1:
         return part
     parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -98,7 +98,7 @@ def gather(part: Float[Tensor, "n ..."]) -> Float[Tensor, "N ..."]:
 
 @torch.no_grad()
 def assemble(part: Tensor, count: int) -> Tensor:
-    """The whole batch of `count` rows from shares that may differ in size, without gradient."""
+    """Gather the whole batch of `count` rows from shares of possibly different sizes, without gradient."""
     if world_size() == 1:
         return part
     whole = part.new_zeros(count, *part.shape[1:])
@@ -108,7 +108,7 @@ def assemble(part: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def total(part: Tensor) -> Tensor:
-    """The sum over processes, without gradient."""
+    """Sum over processes, without gradient."""
     if world_size() > 1:
         part = part.clone()
         dist.all_reduce(part)
@@ -116,26 +116,26 @@ def total(part: Tensor) -> Tensor:
 
 
 def mean(part: Tensor) -> Tensor:
-    """The mean over processes, without gradient."""
+    """Mean over processes, without gradient."""
     return total(part) / world_size()
 
 
 def from_leader(part: Tensor) -> Tensor:
-    """The leader's tensor, whatever the others have."""
+    """Broadcast the tensor of rank 0."""
     return total(part if is_leader() else torch.zeros_like(part))
 
 
 def share_of(part: Tensor) -> Tensor:
-    """What turns this process's mean into its part of the mean over all: `part` of them all, times processes.
+    """Factor by which to multiply this process's mean, so that the mean over processes is the global mean.
 
     Args:
-        part: number or weight of what this process's mean is over.
+        part: number (or total weight) of the items in this process's mean.
     """
     return part * world_size() / total(part)
 
 
 def total_with_gradient(part: Tensor) -> Tensor:
-    """The sum over processes; the gradients of all flow back to each."""
+    """Sum over processes, with gradient: the backward pass sums the gradients of all processes."""
     return _Total.apply(part)
 
 
@@ -151,7 +151,7 @@ class _Total(torch.autograd.Function):
 
 @torch.no_grad()
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Each tensor becomes its mean over processes, in place; one message for all of them."""
+    """Replace each tensor in place by its mean over processes, with a single all-reduce."""
     if world_size() == 1:
         return
     tensors = list(tensors)

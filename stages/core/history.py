@@ -1,4 +1,4 @@
-"""Figures of a training: sums of the running epoch, and a row for each epoch before."""
+"""Training history: sums over the current epoch, and one row for each completed epoch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from stages.settings.errors import UserError
 
 
 class History:
-    """What was measured so far; of several processes, the mean over all.
+    """Accumulates the figures of a training run, averaged over processes.
 
     Args:
-        figures: names of what a step measures.
-        device: of the figures.
+        figures: names of the figures of a step.
+        device: device of the figures.
     """
 
     def __init__(self, figures: Sequence[str], device: torch.device) -> None:
@@ -26,21 +26,21 @@ class History:
         self._rows: list[dict[str, float]] = []
 
     def add(self, measured: Float[Tensor, " F"]) -> None:
-        """Take in the figures of one step."""
+        """Add the figures of one step."""
         self._sums += distributed.mean(measured.detach())
 
     def check_finite(self, stage: str, step: int, remedy: str) -> None:
-        """Stop a training that has diverged, by `step` of this epoch.
+        """Stop the training if it has diverged.
 
         Raises:
-            UserError: a figure of this epoch, such as the loss, is not a number.
+            UserError: a figure of this epoch, such as the loss, is NaN or infinite.
         """
         if not torch.isfinite(self._sums).all():
             epoch = len(self._rows) + 1
-            raise UserError(f"{stage}: the loss is not finite in epoch {epoch}, detected at step {step}; {remedy}")
+            raise UserError(f"{stage}: the loss is not finite in epoch {epoch}, at step {step}; {remedy}")
 
     def end_epoch(self, more: Mapping[str, float], num_steps: int) -> dict[str, float]:
-        """Close the epoch: its row holds the mean of each figure over `num_steps` steps, then `more`."""
+        """End the epoch: append a row with the mean of each figure over `num_steps` steps, then `more`."""
         means = (self._sums / num_steps).tolist()
         row = {"epoch": len(self._rows) + 1, **dict(zip(self._figures, means, strict=True)), **more}
         self._rows.append(row)
@@ -48,13 +48,13 @@ class History:
         return row
 
     def table(self, more: Sequence[str]) -> pd.DataFrame:
-        """One row for each epoch: its number, the figures of steps, and `more` of the epoch's own."""
+        """One row per epoch: its number, the step figures, and the epoch figures `more`."""
         return pd.DataFrame(self._rows, columns=["epoch", *self._figures, *more])
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """The sums and rows."""
         return {"sums": self._sums, "rows": self._rows}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from it."""
+        """Restore the sums and rows."""
         self._sums, self._rows = saved["sums"].to(self._sums.device), saved["rows"]

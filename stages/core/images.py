@@ -1,6 +1,6 @@
-"""The packed images as every later stage reads them: a memory map and its index.
+"""Reading of packed images: a memory map and its index.
 
-The reading half alone, without decoders, so that a change in a reader of raw data is no change of training.
+Separate from the decoders, so that changing a raw-data reader does not invalidate the training stages.
 """
 
 from pathlib import Path
@@ -18,11 +18,11 @@ REMEDY = "delete the folder and run `dvc repro` to make it again"
 
 
 def open_images(folder: Path) -> np.ndarray:
-    """The images of one split, uint8 RGB [N, S, S, 3], left on disk and read-only.
+    """The images of one split, uint8 RGB [N, S, S, 3], memory-mapped read-only.
 
     Raises:
-        UserError: a file is missing or damaged, is no stack of square images, or has not one row in the
-            index for each image.
+        UserError: a file is missing or damaged, is not a stack of square images, or the index does not have
+            one row per image.
     """
     path = folder / IMAGES
     images = read_array(path, memory_map=True)
@@ -48,11 +48,11 @@ def read_index(folder: Path) -> pd.DataFrame:
     Columns: id, source (relative to the data set), width and height (px, as displayed), sha256 (of the file).
 
     Raises:
-        UserError: the file is missing, is no table, or lacks a column.
+        UserError: the file is missing, is not a CSV table, or has the wrong columns.
     """
     path = folder / INDEX
     try:
-        # An id such as 0042 is text, and so is one that reads NA.
+        # Ids such as 0042 or NA must stay text.
         index = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT_COLUMNS, str))
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; run `dvc repro` to make it") from error

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, purpose, epoch, step), never of history, worker or resume."""
+"""Random seeds that depend only on (seed, purpose, epoch, step), so that runs can be resumed."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def derive(seed: int, *path: str | int) -> int:
-    """A 63-bit seed for one purpose: equal paths give equal seeds, different paths unrelated ones."""
+    """A 63-bit seed for one purpose: equal paths give equal seeds, different paths give unrelated seeds."""
     text = "/".join(map(str, (seed, *path)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
@@ -17,5 +17,5 @@ def numpy_generator(seed: int, *path: str | int) -> np.random.Generator:
 
 
 def faiss_seed(seed: int, *path: str | int) -> int:
-    """faiss takes a positive 31-bit seed."""
+    """A positive 31-bit seed, as faiss requires."""
     return derive(seed, *path) % (2**31 - 1) + 1

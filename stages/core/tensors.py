@@ -1,6 +1,6 @@
-"""Tensors as safetensors files: no pickle is written or trusted.
+"""Read and write tensors as safetensors files, without pickle.
 
-Apart from `artefacts`, so that a stage that needs no torch loads none.
+Separate from `artefacts`, so that stages without torch do not import it.
 """
 
 import json
@@ -19,7 +19,7 @@ from stages.settings.errors import UserError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors as safetensors; `about` is what a reader must know to use them (JSON values)."""
+    """Write tensors as safetensors; `about` is metadata for the reader (JSON values)."""
     with atomic_path(path) as temporary:
         try:
             save_file(
@@ -27,7 +27,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
                 temporary,
                 {"about": json.dumps(about, sort_keys=True)},
             )
-        except SafetensorError as error:  # it says the number of the system's error in its text alone
+        except SafetensorError as error:  # the errno is only in the error text
             if number := re.search(r"os error (\d+)", str(error)):
                 code = int(number[1])
                 raise OSError(code, os.strerror(code), str(path)) from error
@@ -35,10 +35,10 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
 
 
 def read_tensors(path: Path, *needed: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote: the tensors, on the CPU, and `about`.
+    """Read a file of `write_tensors`: the tensors, on the CPU, and `about`.
 
     Raises:
-        UserError: the file is missing, truncated, not of this project, or lacks a tensor that is `needed`.
+        UserError: the file is missing, truncated, not of this project, or lacks a `needed` tensor.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -14,7 +14,7 @@ Kind = Literal["thing", "stuff", ""]  # empty: the data set does not say
 IGNORED = 255  # label of pixels that are excluded from all scores
 UNMATCHED = -1  # class id of clusters without a matched class
 COLUMNS = ("id", "name", "kind")
-REMEDY = "delete the folder and run `dvc repro` to recreate it"
+REMEDY = "delete the folder and run `dvc repro` to make it again"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def read_classes(path: Path, remedy: str = REMEDY) -> tuple[tuple[str, ...], tup
         raise UserError(f"{path}: is not a table of {', '.join(COLUMNS)} with ids 0, 1, ...; {remedy}")
     unknown = sorted(set(table["kind"]) - set(get_args(Kind)))
     if unknown:
-        raise UserError(f"{path}: has kind {unknown[0]!r}, expected thing, stuff or empty; {remedy}")
+        raise UserError(f"{path}: has the kind {unknown[0]!r}, expected thing, stuff or nothing; {remedy}")
     return tuple(table["name"]), tuple(table["kind"])
 
 

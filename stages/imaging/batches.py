@@ -1,4 +1,4 @@
-"""Batches of stored images on the device that works with them."""
+"""Batches of stored images on the compute device."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,30 +16,30 @@ STD = (0.229, 0.224, 0.225)
 
 
 def to_unit(image: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N 3 H W"]:
-    """Bytes, channels last, to RGB in [0, 1], channels first."""
+    """Convert channels-last bytes to channels-first RGB in [0, 1]."""
     return image.permute(0, 3, 1, 2).float() / 255
 
 
 def normalise(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
-    """RGB in [0, 1] to zero mean and unit variance over ImageNet, channels innermost in memory."""
+    """Normalize RGB in [0, 1] by the ImageNet mean and standard deviation; channels-last in memory."""
     mean, std = (constant(one, image.device, image.dtype).view(1, 3, 1, 1) for one in (MEAN, STD))
     return ((image - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-DEVICE_SHARE = 0.25  # of the free device memory that stored images may take
+DEVICE_SHARE = 0.25  # maximum share of free device memory for stored images
 COPIED_IMAGES = 1024  # at once, to the device
-LOOK_AHEAD = 2  # batches that are read while the device works
+LOOK_AHEAD = 2  # number of batches to prefetch
 
 
 class ImageSource:
-    """The images of one split, decoded long ago.
+    """The decoded images of one split.
 
-    Where they fit, they live on the GPU; else each batch is read from the memory map by a thread, through
-    pinned memory. Nothing is held in RAM that grows with the data set.
+    The images are kept on the GPU if they fit. Otherwise a thread reads each batch from the memory map into
+    pinned memory. RAM use does not grow with the data set.
 
     Args:
         array: uint8 [N, S, S, 3], usually a memory map.
-        device: where batches are wanted.
+        device: target device of the batches.
     """
 
     def __init__(self, array: np.ndarray, device: torch.device) -> None:
@@ -55,7 +55,7 @@ class ImageSource:
         return len(self.array)
 
     def batches(self, indices: Iterable[Tensor]) -> Iterator[Float[Tensor, "N 3 S S"]]:
-        """One batch of RGB in [0, 1] for each tensor of indices, in their order."""
+        """Yield one batch of RGB in [0, 1] for each tensor of indices, in order."""
         if self.resident is not None:
             for rows in indices:
                 yield to_unit(self.resident[send(rows, self.device)])
@@ -83,6 +83,6 @@ def in_order(count: int, batch_size: int) -> list[Tensor]:
 
 
 def shuffled(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """All indices in random order, in whole batches; what is left over waits for the next epoch."""
+    """All indices in random order, in full batches; the remainder is dropped for this epoch."""
     order = torch.randperm(count, generator=generator)
     return list(order[: count // batch_size * batch_size].split(batch_size))

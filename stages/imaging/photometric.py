@@ -1,9 +1,8 @@
-"""Colour jitter, grey and blur for a batch, with parameters of their own for each image.
+"""Color jitter, grayscale and blur for a batch, with separate parameters for each image.
 
-Brightness, saturation, hue and grey are linear maps of RGB, and contrast is one with an offset; they
-compose to a single 3x4 matrix for each image. Departs from the usual image libraries, which clip to
-[0, 1] after every step and shift hue in HSV: here hue turns about the grey axis, and the result is
-clipped once.
+Brightness, saturation, hue and grayscale are linear maps of RGB, and contrast is linear with an offset;
+together they form a single 3x4 matrix per image. The usual image libraries clip to [0, 1] after every step
+and shift hue in HSV; here, hue is a rotation about the gray axis, and the result is clipped once.
 """
 
 import math
@@ -16,22 +15,22 @@ from torch import Tensor
 from stages.core.device import constant, send
 from stages.settings.section import Photometric
 
-# Luma weights of ITU-R BT.601, as in every image library.
+# Luma weights of ITU-R BT.601, as in the usual image libraries.
 LUMA = (0.299, 0.587, 0.114)
 CROSS = ((0, -1, 1), (1, 0, -1), (-1, 1, 0))  # of Rodrigues' formula, times sqrt(3)
 
 
 class Jitter(NamedTuple):
-    """Drawn parameters: one row for each image. A factor of 1 and a turn of 0 change nothing."""
+    """Drawn parameters, one row per image. A factor of 1 and a turn of 0 are the identity."""
 
     brightness: Float[Tensor, " N"]
     contrast: Float[Tensor, " N"]
-    saturation: Float[Tensor, " N"]  # 0 is grey
+    saturation: Float[Tensor, " N"]  # 0 is grayscale
     hue_turns: Float[Tensor, " N"]  # fraction of a full turn
     blur_sigma_px: Float[Tensor, " N"]
 
     def to(self, device: torch.device) -> "Jitter":
-        """The same parameters on another device, in one copy."""
+        """Move the parameters to another device in one copy."""
         return Jitter(*send(torch.stack(self), device).unbind())
 
 
@@ -41,7 +40,7 @@ def draw_jitter(count: int, strengths: Photometric, image_px: int, generator: to
     Args:
         count: N.
         strengths: factors and probabilities.
-        image_px: side of the result; blur sigmas are given for `blur_reference_px` and scale with it.
+        image_px: side of the result; blur sigmas are given for `blur_reference_px` and are scaled to this.
         generator: the only source of randomness.
     """
 
@@ -71,7 +70,7 @@ def draw_jitter(count: int, strengths: Photometric, image_px: int, generator: to
 
 
 def apply_colour(image: Float[Tensor, "N 3 H W"], jitter: Jitter) -> Float[Tensor, "N 3 H W"]:
-    """Contrast about the mean grey, saturation, hue, brightness; clipped to [0, 1]."""
+    """Apply contrast about the mean gray, saturation, hue and brightness; clip to [0, 1]."""
     luma = constant(LUMA, image.device, image.dtype)
     colours = colour_matrix(jitter).to(image.dtype)
     mean_gray = torch.einsum("c,nchw->n", luma, image) / (image.shape[2] * image.shape[3])
@@ -81,7 +80,7 @@ def apply_colour(image: Float[Tensor, "N 3 H W"], jitter: Jitter) -> Float[Tenso
 
 
 def colour_matrix(jitter: Jitter) -> Float[Tensor, "N 3 3"]:
-    """Brightness, saturation and hue of each image as one matrix; grey stays grey."""
+    """Combine brightness, saturation and hue of each image in one matrix, which maps gray to gray."""
     identity = torch.eye(3, device=jitter.hue_turns.device)
     gray = constant(LUMA, identity.device, identity.dtype).expand(3, 3)
     saturation = jitter.saturation[:, None, None]
@@ -90,7 +89,7 @@ def colour_matrix(jitter: Jitter) -> Float[Tensor, "N 3 3"]:
 
 
 def _hue_rotation(turns: Float[Tensor, " N"]) -> Float[Tensor, "N 3 3"]:
-    """Rotation about the grey axis (1, 1, 1) by Rodrigues' formula."""
+    """Rotation about the gray axis (1, 1, 1) by Rodrigues' formula."""
     angle = (2 * math.pi * turns)[:, None, None]
     identity = torch.eye(3, device=turns.device)
     axis = torch.ones(3, 3, device=turns.device) / 3

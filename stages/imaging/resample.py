@@ -1,4 +1,4 @@
-"""Crop, flip, resize and blur as two matrix products, with parameters of their own for each image.
+"""Crop, flip, resize and blur as two matrix products, with separate parameters for each image.
 
 Each of these maps is linear and separable: rows first, columns second. So a chain of them for a batch
 is one pair of batched matrices, `rows @ image @ columns^T`, at the speed of a matrix product on every
@@ -14,26 +14,26 @@ from torch import Tensor
 
 from stages.core.device import send
 
-MANY_CHANNELS = 16  # feature maps have more; products over the three of an image would be slow
+MANY_CHANNELS = 16  # threshold for the channels-last path, which is slow for the 3 channels of an image
 
 
 class Boxes(NamedTuple):
-    """One box for each image, in fractions of its sides; `flip` mirrors it left to right."""
+    """One box per image, in fractions of the image sides; `flip` mirrors left to right."""
 
     top: Float[Tensor, " N"]
     left: Float[Tensor, " N"]
     height: Float[Tensor, " N"]
     width: Float[Tensor, " N"]
-    flip: Float[Tensor, " N"]  # 1 mirrors, 0 leaves
+    flip: Float[Tensor, " N"]  # 1: mirrored, 0: not
 
     @classmethod
     def of(cls, sides: Float[Tensor, "N 4"]) -> "Boxes":
-        """From rows of (top, left, height, width); nothing is mirrored."""
+        """From rows of (top, left, height, width); not mirrored."""
         top, left, height, width = sides.unbind(1)
         return cls(top, left, height, width, torch.zeros(len(sides)))
 
     def to(self, device: torch.device) -> "Boxes":
-        """The same boxes on another device, in one copy."""
+        """Move the boxes to another device in one copy."""
         return Boxes(*send(torch.stack(self), device).unbind())
 
     def select(self, rows: Tensor) -> "Boxes":
@@ -42,7 +42,7 @@ class Boxes(NamedTuple):
 
 
 def whole(count: int, device: torch.device | None = None) -> Boxes:
-    """The box that is the whole image, for `count` images."""
+    """Boxes that cover the whole image, for `count` images."""
     zeros, ones = torch.zeros(count, device=device), torch.ones(count, device=device)
     return Boxes(zeros, zeros, ones, ones, zeros)
 
@@ -53,15 +53,15 @@ def resample(
     size: tuple[int, int],
     blur_sigma_px: Float[Tensor, " N"] | None = None,
 ) -> Float[Tensor, "N C h w"]:
-    """Cut `boxes` out of the images and bring them to `size`, then blur.
+    """Crop `boxes` from the images, resize them to `size`, and blur.
 
-    Bilinear with half-pixel centres; where it shrinks, the kernel is widened so that nothing aliases.
+    Bilinear with half-pixel centers; antialiased when downsampling.
 
     Args:
         image: any feature map.
         boxes: one box for each image.
         size: (rows, columns) of the result.
-        blur_sigma_px: standard deviation of a Gaussian in pixels of the result; 0 leaves sharp.
+        blur_sigma_px: standard deviation of a Gaussian in pixels of the result; 0 means no blur.
     """
     rows = interpolation_matrix(boxes.top, boxes.height, image.shape[2], size[0])
     columns = interpolation_matrix(boxes.left, boxes.width, image.shape[3], size[1])
@@ -73,7 +73,7 @@ def resample(
 
 
 def enlarge(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[Tensor, "N D h w"]:
-    """A feature map at a larger size: bilinear with half-pixel centres, the same by either of two ways.
+    """Upsample a feature map bilinearly with half-pixel centers; two implementations, same result.
 
     Gradients of torch's own interpolation are scattered where they have to be deterministic on a GPU, and
     wherever it is compiled, which took a sixth of a compiled training step. Products are faster there.
@@ -117,25 +117,25 @@ def separable(
 def interpolation_matrix(
     start: Float[Tensor, " N"], length: Float[Tensor, " N"], source: int, target: int
 ) -> Float[Tensor, "N T S"]:
-    """Rows of bilinear weights from `source` cells to `target` cells inside [start, start + length].
+    """Matrix of bilinear weights from `source` cells to `target` cells inside [start, start + length].
 
-    Each row sums to 1; cells beyond the border do not take part.
+    Each row sums to 1; cells beyond the border have no weight.
     """
     cells = torch.arange(target, device=start.device, dtype=start.dtype) + 0.5
     scale = length * source / target
     centre = (start * source)[:, None] + cells[None] * scale[:, None] - 0.5
     positions = torch.arange(source, device=start.device, dtype=start.dtype)
     reach = scale.clamp_min(1.0)[:, None, None]
-    # At the border the nearest cell stands for what lies beyond it.
+    # Beyond the border, use the nearest cell.
     centre = centre.clamp(0, source - 1)
     weights = (1 - (positions[None, None] - centre[:, :, None]).abs() / reach).clamp_min(0)
     return weights / weights.sum(2, keepdim=True)
 
 
 def gaussian_matrix(sigma: Float[Tensor, " N"], size: int) -> Float[Tensor, "N S S"]:
-    """Gaussian blur along one side; rows sum to 1, so that the border does not darken."""
+    """Gaussian blur along one side; rows sum to 1, so the border is not darkened."""
     positions = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
     squared = (positions[:, None] - positions[None]) ** 2
-    # A sigma of 0 would divide by 0; a hundredth of a pixel leaves every other cell a weight of 0.
+    # Avoid division by 0; at a sigma of 0.01 px, all other cells have weight 0.
     weights = torch.exp(-squared[None] / (2 * sigma.clamp_min(1e-2)[:, None, None] ** 2))
     return weights / weights.sum(2, keepdim=True)

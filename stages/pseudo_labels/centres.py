@@ -1,12 +1,12 @@
-"""Where pseudo-labels of whole views come from (4.2.1): k-means, SwAV's prototypes, or a classifier.
+"""Sources of pseudo-labels of whole views (4.2.1): k-means, SwAV prototypes, or a classifier.
 
-Each is a space that view features are brought to, and unit centres in it; a view belongs to the centre of
-the highest cosine.
+Each kind maps view features to a space with unit-length centers; a view is assigned to the center with the
+highest cosine.
 
-kmeans      unit features; the centres are clusters of them.
-projector   embeddings of the projection head, clustered likewise (A.1, where 4.2.1 says features).
-prototypes  embeddings of the projection head; the centres are the prototypes, grouped to K.
-classifier  probabilities of the classes; the centres are the K classes that are most often the first.
+kmeans      unit features; the centers are k-means centroids.
+projector   embeddings of the projection head; the centers are k-means centroids (A.1; 4.2.1 says features).
+prototypes  embeddings of the projection head; the centers are the prototypes, clustered into K groups.
+classifier  class probabilities; the centers are the K most frequently predicted classes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,17 +25,17 @@ from stages.settings.errors import UserError
 
 
 def read_heads(path: Path) -> dict[str, Tensor]:
-    """The heads that lie beside a trunk of this project.
+    """Read the heads stored with a trunk of this project.
 
     Raises:
-        UserError: the file is no safetensors file of this project.
+        UserError: the file is not a safetensors file of this project.
     """
     tensors, about = read_tensors(path)
     return {name: tensors[name] for name in about.get("heads", ())}
 
 
 def project(feature: Float[Tensor, "N C"], heads: Mapping[str, Tensor]) -> Float[Tensor, "N D"]:
-    """Unit embeddings: the projection head in evaluation mode."""
+    """Unit embeddings from the projection head in evaluation mode."""
     hidden = F.linear(feature, heads["projection.0.weight"], heads.get("projection.0.bias"))
     if "projection.1.running_mean" in heads:
         hidden = F.batch_norm(
@@ -50,7 +50,7 @@ def project(feature: Float[Tensor, "N C"], heads: Mapping[str, Tensor]) -> Float
 
 
 def class_probabilities(feature: Float[Tensor, "N C"], heads: Mapping[str, Tensor]) -> Float[Tensor, "N K"]:
-    """What a supervised model says of a feature."""
+    """Class probabilities of a supervised classifier."""
     return F.linear(feature, heads["classifier.weight"], heads.get("classifier.bias")).softmax(1)
 
 
@@ -58,10 +58,10 @@ Heads = Mapping[str, Tensor]  # of the pretrained model
 
 
 def choose_centres(asked: str, heads: Heads) -> str:
-    """`asked`, or with `auto` the first that the heads allow: prototypes, classifier, kmeans.
+    """Return `asked`, or for `auto` the first supported kind of prototypes, classifier, kmeans.
 
     Raises:
-        UserError: the heads of the pretrained model do not allow what is asked for.
+        UserError: the pretrained model lacks the heads for the requested kind.
     """
     allowed = [name for name, kind in KINDS.items() if set(kind.needs) <= set(heads)]
     if asked == "auto":
@@ -76,12 +76,12 @@ def choose_centres(asked: str, heads: Heads) -> str:
 
 
 class Space:
-    """Where views and centres of one kind are compared.
+    """The space in which views are compared with centers of one kind.
 
     Args:
-        name: of one of the kinds.
+        name: name of the kind.
         heads: of the pretrained model.
-        device: where features are brought to the space.
+        device: device of the mapping.
     """
 
     def __init__(self, name: str, heads: Heads, device: torch.device) -> None:
@@ -90,18 +90,18 @@ class Space:
 
     @torch.no_grad()
     def points(self, features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
-        """Features of views, which may be a memory map, in this space."""
+        """Map view features, possibly memory-mapped, to this space."""
         return np.concatenate([self._bring(features[rows]) for rows in _parts(len(features))])
 
     def centres(
         self, points: Float[np.ndarray, "N D"], kmeans: KMeans, *, seed: int
     ) -> Float[np.ndarray, "K D"]:
-        """K unit centres.
+        """Compute K unit-length centers.
 
         Args:
-            points: the views that decide, in this space.
-            kmeans: K is its own, whatever the kind.
-            seed: of its starting points.
+            points: views in this space that determine the centers.
+            kmeans: k-means settings; defines K for every kind.
+            seed: seed of k-means.
 
         Raises:
             UserError: there are fewer points, prototypes or classes than clusters.
@@ -111,7 +111,7 @@ class Space:
     def assign(
         self, features: Float[np.ndarray, "N C"], runs: Sequence[Float[np.ndarray, "K D"]]
     ) -> list[tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]]:
-        """The centre of each view and its cosine, for each of several sets of centres; in bounded memory.
+        """Nearest center of each view and its cosine, for several sets of centers, in bounded memory.
 
         Raises:
             UserError: a feature is not finite.
@@ -123,7 +123,7 @@ class Space:
             for run, centroids in enumerate(runs):
                 label[run, rows], score[run, rows] = assign(points, centroids)
         if not np.isfinite(score).all():
-            raise UserError("label: some view features are not finite; the network of `pretrain` has diverged")
+            raise UserError("label: some features are not finite; the network of `pretrain` has diverged")
         return list(zip(label, score, strict=True))
 
     def _bring(self, features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
@@ -157,7 +157,7 @@ def _grouped_prototypes(
 def _frequent_classes(
     probability: Float[np.ndarray, "N C"], _: Heads, kmeans: KMeans, __: int
 ) -> Float[np.ndarray, "K C"]:
-    """A unit vector for each of the classes that most views belong to, by class; ties to the lower one."""
+    """One unit vector per most frequent class, sorted by class id; ties go to the lower id."""
     num_classes = probability.shape[1]
     _check_enough(num_classes, kmeans.num_clusters, "classes of the classifier")
     counts = np.bincount(probability.argmax(1), minlength=num_classes)
@@ -174,7 +174,7 @@ def _check_enough(available: int, num_clusters: int, what: str) -> None:
 
 
 class Kind(NamedTuple):
-    """Heads that a kind needs, what brings features to its space, and what finds its centres there."""
+    """The required heads, the mapping of features to the space, and the computation of centers."""
 
     needs: tuple[str, ...]
     bring: Callable[[Tensor, Heads], Tensor]

@@ -1,4 +1,4 @@
-"""The six pyramid views of an image (4.2.1): the whole, its four corners, its centre."""
+"""The six pyramid views of an image (4.2.1): the whole image, four corners and the center."""
 
 import torch
 from jaxtyping import Float

@@ -43,10 +43,10 @@ def match_by_majority(
 
 # How a class absent from the truth enters the mean IoU; PiCIE and the STEGO family use the first rule.
 ABSENT_RULES = {
-    "skip_unpredicted": "excluded if no pixel is predicted as it, else 0",
+    "skip_unpredicted": "excluded if no pixel is assigned to it, else 0",
     "skip_absent": "always excluded",
     "zero": "always 0",
-    "one": "1 if no pixel is predicted as it, else 0",
+    "one": "1 if no pixel is assigned to it, else 0",
 }
 
 

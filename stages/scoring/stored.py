@@ -106,15 +106,13 @@ def _pivot(path: Path, lines: list[list[str]]) -> Stored:
             "`dvc repro evaluate`"
         )
     if not len(table):
-        raise UserError(
-            f"{path}: has no rows; it was written without truth, so there is nothing to score"
-        )
+        raise UserError(f"{path}: has no rows; it was written without truth, so there is nothing to score")
     twice = table.duplicated(["actual", "cluster"])
     if twice.any():
         row = table[twice].iloc[0]
         raise UserError(
-            f"{path}: has two rows for class {row['actual']!r} and cluster {row['cluster']!r}; each pair needs "
-            "exactly one row, and each class a unique name"
+            f"{path}: has two rows for class {row['actual']!r} and cluster {row['cluster']!r}; each pair "
+            "needs exactly one row, and each class a unique name"
         )
     names, clusters = table["actual"].unique(), [str(number) for number in range(table["cluster"].nunique())]
     if set(clusters) != set(table["cluster"]):

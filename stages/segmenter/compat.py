@@ -1,7 +1,7 @@
-"""`compat: picie`: the baseline as its official code behaves, where that is not as the paper says.
+"""`compat: picie`: settings that reproduce the official PiCIE code where it differs from its paper.
 
-Each behaviour is a switch of its own in params.yaml; here they are thrown together. What a user chooses
-there by hand (epochs, batch size, learning rate, network, sizes) stays as params.yaml says.
+Each behavior is a separate setting in params.yaml; this module sets all of them. Settings such as epochs,
+batch size, learning rate, network and sizes are taken from params.yaml.
 """
 
 from typing import Any, TypeVar
@@ -13,13 +13,13 @@ from stages.settings.schema_train import Cluster, Train
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-# Of `train`; PROTOCOL of the official code, behaviour by behaviour.
+# Keys of `train` and their values in the official code.
 TRAIN: dict[str, Any] = {
     "freeze": "none",
     "crop_first": False,
     "photometric.jitter_together": False,
-    "photometric.gray_probability": 0.0,  # asked for under a name that the code does not know
-    "photometric.blur_sigma_px": [0.0, 1.8],  # what is left of 0.1 to 2 after a slip of sign
+    "photometric.gray_probability": 0.0,  # the official setting has a misspelled name and no effect
+    "photometric.blur_sigma_px": [0.0, 1.8],  # 0.1 to 2 was intended; a sign error changes the range
     "clustering.kmeans": "minibatch",
     "clustering.unit_centroids": False,
     "clustering.assign": "euclidean",
@@ -31,24 +31,24 @@ TRAIN: dict[str, Any] = {
     "image_loss.weight": 0.0,
     "context.similarity": "none",
 }
-# Of `cluster`: the last clustering is one more pass of the same, without augmentation.
+# Keys of `cluster`: the final clustering is the same procedure without augmentation.
 CLUSTER: dict[str, Any] = {"kmeans": "minibatch", "unit_centroids": False, "batch_norm": "batch"}
 
 
 def train_settings(settings: Train, compat: str, stored_px: int) -> Train:
-    """`train` of params.yaml, or of PiCIE; blur there is in pixels of the stored image, whatever its side."""
+    """`train` of params.yaml, or its PiCIE version, where blur is in pixels of the stored image."""
     if compat == "paper":
         return settings
     return _changed("train", settings, {**TRAIN, "photometric.blur_reference_px": stored_px})
 
 
 def cluster_settings(settings: Cluster, compat: str) -> Cluster:
-    """`cluster` of params.yaml, or of PiCIE."""
+    """`cluster` of params.yaml, or its PiCIE version."""
     return settings if compat == "paper" else _changed("cluster", settings, CLUSTER)
 
 
 def _changed(name: str, settings: Settings, values: dict[str, Any]) -> Settings:
-    """The settings with other values under dotted keys, checked again; what changes is said."""
+    """Replace values under dotted keys, validate the settings again, and log the changes."""
     content = settings.model_dump()
     changed = {}
     for key, value in values.items():

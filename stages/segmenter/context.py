@@ -1,4 +1,4 @@
-"""Context-aware embedding (4.3): every pixel attends to those close to it in feature, colour and place."""
+"""Context-aware embedding (4.3): every pixel attends to pixels with similar features, color and position."""
 
 import math
 
@@ -14,7 +14,7 @@ from stages.settings.schema_train import Context
 # Linear sRGB to XYZ under D65 (IEC 61966-2-1), each row divided by the white point.
 RGB_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 WHITE = (0.95047, 1.0, 1.08883)
-LINEAR_BELOW = (6 / 29) ** 3  # of the cube root (CIE 15)
+LINEAR_BELOW = (6 / 29) ** 3  # linear part of the cube root (CIE 15)
 
 
 def to_lab(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
@@ -42,7 +42,7 @@ KERNELS = (
     "color_bandwidth",
     "proximity_bandwidth",
 )
-KERNEL_BOUNDS = (0.02, 2.0)  # narrower than a pixel or wider than the image, a kernel says nothing
+KERNEL_BOUNDS = (0.02, 2.0)  # kernels narrower than a pixel or wider than the image are useless
 
 
 def cosine_similarity(feature: Float[Tensor, "N P D"]) -> Float[Tensor, "N P P"]:
@@ -75,16 +75,16 @@ def proximity_kernel(position: Float[Tensor, "P 2"], bandwidth: Float[Tensor, ""
 
 
 def row_normalise(affinity: Float[Tensor, "N P P"]) -> Float[Tensor, "N P P"]:
-    """Rows of non-negative affinities to a sum of 1."""
+    """Normalize rows of non-negative affinities to sum to 1."""
     return affinity / (affinity.sum(2, keepdim=True) + EPSILON)
 
 
 class ContextModule(nn.Module):
     """x'_i = upsampled sum_j w_ij g(x_j), added to a projection of the feature map (4.3, 5.1).
 
-    The five kernel parameters are learnt; they are stored as logarithms, so they stay positive. The
-    formulas that combine the similarities are lost from the paper's text: the product lets each factor
-    veto the other, the sum does not.
+    The five kernel parameters are learned; they are stored as logarithms, so they stay positive. The
+    formulas that combine the similarities are missing from the paper's text. With the product, both
+    similarities must be high; with the sum, one is enough.
 
     Args:
         dim: D of the feature map.
@@ -98,12 +98,12 @@ class ContextModule(nn.Module):
         self.project = nn.Conv2d(dim, dim, 1) if settings.residual == "add" else None
         self.merge = nn.Conv2d(2 * dim, dim, 1) if settings.residual == "concat" else None
         if settings.start == "identity":
-            # As non-local networks start: the module adds nothing until training finds what to add.
+            # Zero initialization, as in non-local networks: the module starts as the identity.
             nn.init.zeros_(self.value.weight)
             nn.init.zeros_(self.value.bias)  # type: ignore[arg-type]
             keep = self.project if self.project is not None else self.merge
             assert keep is not None
-            nn.init.dirac_(keep.weight)  # of `merge`, the feature map is the first half
+            nn.init.dirac_(keep.weight)  # in `merge`, the feature map is the first half of the input
             nn.init.zeros_(keep.bias)  # type: ignore[arg-type]
         self.log_kernel = nn.ParameterDict(
             {
@@ -120,8 +120,8 @@ class ContextModule(nn.Module):
         """The refined feature map.
 
         Args:
-            feature_map: of the decoder.
-            image: whose colours attend, RGB in [0, 1], of any size.
+            feature_map: output of the decoder.
+            image: RGB in [0, 1], of any size; source of the colors.
             grid: (rows, columns) of the pixels that attend to each other.
         """
         coarse = shrink(feature_map, grid)
@@ -137,7 +137,7 @@ class ContextModule(nn.Module):
     def affinity(
         self, feature_map: Float[Tensor, "N D H W"], image: Float[Tensor, "N 3 H W"]
     ) -> Float[Tensor, "N P P"]:
-        """w_ij, the non-local factor; by `norm`, rows sum to 1 (l1, softmax) or are divided by P (count)."""
+        """w_ij, the attention weights; by `norm`, rows sum to 1 (l1, softmax) or are divided by P (count)."""
         similarity, settings = self._settings.similarity, self._settings
         semantic = cosine_similarity(feature_map.flatten(2).transpose(1, 2)).clamp_min(0)
         if similarity == "cnn":
@@ -147,7 +147,7 @@ class ContextModule(nn.Module):
             if similarity == "raw":
                 combined = raw
             elif settings.combine == "log_sum":
-                # As an attention bias: softmax makes the product of exp(f^s / temperature) and f^r of it.
+                # As an attention bias: the softmax yields the product of exp(f^s / temperature) and f^r.
                 return torch.softmax(semantic / settings.temperature + (raw + EPSILON).log(), dim=2)
             else:
                 combined = semantic * raw if settings.combine == "product" else semantic + raw
@@ -174,7 +174,7 @@ class ContextModule(nn.Module):
         return kernel["appearance_weight"] * appearance + kernel["proximity_weight"] * proximity
 
     def kernels(self) -> dict[str, float]:
-        """The five kernel parameters as they act: weights, and bandwidths in image sides and colour units."""
+        """The five effective kernel parameters: weights, and bandwidths in image sides and color units."""
         return {name: value.item() for name, value in self._kernels().items()}
 
     def _kernels(self) -> dict[str, Float[Tensor, ""]]:
@@ -182,7 +182,7 @@ class ContextModule(nn.Module):
 
 
 def _squared_distance(points: Float[Tensor, "*N P C"]) -> Float[Tensor, "*N P P"]:
-    """|a|^2 + |b|^2 - 2ab for all pairs, one matrix product; rounding may not make it negative."""
+    """|a|^2 + |b|^2 - 2ab for all pairs, with one matrix product; clamped to be non-negative."""
     squared = points.square().sum(-1)
     product = points @ points.transpose(-1, -2)
     return (squared.unsqueeze(-1) + squared.unsqueeze(-2) - 2 * product).clamp_min(0)

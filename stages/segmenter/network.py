@@ -1,4 +1,4 @@
-"""The network that segments: trunk, decoder, context module, image head (4.1, Figure 3)."""
+"""The segmentation network: trunk, decoder, context module, image head (4.1, Figure 3)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +23,14 @@ from stages.settings.section import Backbone
 
 
 class FPN(nn.Module):
-    """A 1x1 convolution for each feature map; from the deepest up, upsampled and added.
+    """Feature pyramid: a 1x1 convolution per feature map, then upsampling and adding from the deepest map.
 
-    The maps of a ViT are of one size, so they are only added: a pyramid resampled from them (ViTDet, Li et
-    al., 2022) would give the same sum, as 1x1 convolution and bilinear resampling commute.
+    The maps of a ViT have one size and are only added: a pyramid resampled from them (ViTDet, Li et al.,
+    2022) would give the same sum, because 1x1 convolution and bilinear resampling commute.
 
     Args:
         channels: of the four feature maps.
-        dim: of the result; paper: 256, PiCIE with ResNet-18: 128.
+        dim: channels of the result; paper: 256, PiCIE with ResNet-18: 128.
     """
 
     def __init__(self, channels: tuple[int, ...], dim: int) -> None:
@@ -54,9 +54,9 @@ class ImageHead(nn.Module):
     """Class scores of a whole view from its feature map (4.2.2).
 
     classical: S = GAP(conv(F')); modified: S = FC(ReLU(GAP(conv(F')))). The formula of the second is
-    lost from the paper's text; this is its reading of "a ReLU layer and a linear layer after the
-    original output". Two other readings: relu_gap_fc: S = FC(GAP(ReLU(conv(F')))), which judges every
-    pixel before it pools; mlp: S = FC(ReLU(FC(GAP(F')))), a hidden layer as wide as F'.
+    missing from the paper's text; ours follows "a ReLU layer and a linear layer after the original
+    output". Two other interpretations: relu_gap_fc: S = FC(GAP(ReLU(conv(F')))), with ReLU per pixel
+    before pooling; mlp: S = FC(ReLU(FC(GAP(F')))), with a hidden layer as wide as F'.
     """
 
     def __init__(self, dim: int, num_clusters: int, kind: str) -> None:
@@ -74,22 +74,22 @@ class ImageHead(nn.Module):
         """Logits."""
         if self._pools_late:
             judged = F.relu(self.classify(feature_map)).mean((2, 3))
-            return self.decide(judged).float()  # its ReLU finds nothing below 0 any more
+            return self.decide(judged).float()  # the ReLU of `decide` has no effect here
         # Pooling and a 1x1 convolution commute; pooled first, there is one pixel to convolve.
         return self.decide(self.classify(feature_map.mean((2, 3), keepdim=True)).flatten(1)).float()
 
 
 class Segmenter(nn.Module):
-    """From images to pixel features, and to the class scores of whole views.
+    """Maps images to pixel features, and to class scores of whole views.
 
     Args:
         backbone: the trunk, usually pretrained.
         fpn_dim: D of the pixel features.
-        feature_stride: image pixels for each feature pixel.
-        context: `train.context` of params.yaml; similarity `none` leaves the module out.
-        num_view_clusters: classes of the image head; 0 leaves it out.
-        head: a kind of `ImageHead`.
-        freeze: what stays as pretrained: `none`, the trunk's `batch_norm` (statistics and scales), or the
+        feature_stride: image pixels per feature pixel.
+        context: `train.context` of params.yaml; similarity `none` disables the module.
+        num_view_clusters: number of classes of the image head; 0 disables it.
+        head: kind of `ImageHead`.
+        freeze: frozen part: `none`, the trunk's `batch_norm` (statistics and affine parameters), or the
             whole `backbone`.
     """
 
@@ -118,23 +118,23 @@ class Segmenter(nn.Module):
                 module.requires_grad_(False)
 
     def parts(self) -> list[nn.Module]:
-        """What takes the time."""
+        """The submodules to compile."""
         return [self.backbone, self.decoder, *([] if self.context is None else [self.context])]
 
     def forward(
         self, image: Float[Tensor, "N 3 S S"], colors: Float[Tensor, "N 3 h w"] | None = None
     ) -> Float[Tensor, "N D H W"]:
-        """F', before it is brought to unit length; RGB in [0, 1] in, at 1 / feature_stride out.
+        """F', before normalization to unit length; input RGB in [0, 1], output at 1 / feature_stride.
 
         Args:
-            image: what the trunk sees.
-            colors: of the same place, what the context module sees; None for the image itself.
+            image: input of the trunk.
+            colors: input of the context module for the same region; None for the image itself.
         """
         decoded = self.decoder(self.backbone(normalise(image)))
         height, width = image.shape[2] // self.feature_stride, image.shape[3] // self.feature_stride
         if decoded.shape[2] > height:
             decoded = shrink(decoded, (height, width))
-        elif decoded.shape[2:] != (height, width):  # patches are larger than the features that are clustered
+        elif decoded.shape[2:] != (height, width):  # patches are larger than feature pixels
             decoded = enlarge(decoded, (height, width))
         if self.context is None:
             return decoded
@@ -142,7 +142,7 @@ class Segmenter(nn.Module):
         return self.context(decoded, image if colors is None else colors, grid)
 
     def train(self, mode: bool = True) -> "Segmenter":
-        """As of any module, but that frozen batch norms go on with the statistics of pretraining."""
+        """Set the mode of the module; frozen batch norms stay in evaluation mode."""
         super().train(mode)
         if self._freeze != "none":
             for module in _batch_norms(self.backbone):
@@ -153,7 +153,7 @@ class Segmenter(nn.Module):
         """Logits of the image head.
 
         Raises:
-            AssertionError: guidance is switched off, so there is no head.
+            AssertionError: guidance is disabled, so there is no head.
         """
         assert self.image_head is not None
         return self.image_head(self(image))
@@ -165,7 +165,7 @@ def _batch_norms(backbone: Trunk) -> list[nn.BatchNorm2d]:
 
 @torch.no_grad()
 def unit_pixels(segmenter: Segmenter, image: Float[Tensor, "N 3 S S"], precision: str) -> Pixels:
-    """Features of every pixel, which stand for their directions; float32, whatever the forward pass is."""
+    """Features of all pixels, to be normalized to unit length; float32 for any forward precision."""
     with autocast(image.device, precision):
         feature = segmenter(image)
     return Pixels.of_map(feature.float(), is_unit=True)
@@ -174,9 +174,9 @@ def unit_pixels(segmenter: Segmenter, image: Float[Tensor, "N 3 S S"], precision
 def save_segmenter(
     path: Path, segmenter: Segmenter, centroids: Sequence[Float[Tensor, "K D"]], about: dict[str, Any]
 ) -> None:
-    """Write the weights, and the clusters of both views that the last epoch followed.
+    """Write the weights, and the centroids of both views in the last epoch.
 
-    The image head has done its work and is left out.
+    The image head is only used in training and is not saved.
     """
     weights = {
         name: value for name, value in segmenter.state_dict().items() if not name.startswith("image_head.")
@@ -185,7 +185,7 @@ def save_segmenter(
 
 
 def describe_segmenter(backbone: Backbone, settings: Train, size_px: int) -> dict[str, Any]:
-    """What a reader of the file must know to build the network again."""
+    """Metadata needed to rebuild the network from the file."""
     return {
         "backbone": describe(backbone),
         "fpn_dim": settings.fpn_dim,
@@ -196,10 +196,10 @@ def describe_segmenter(backbone: Backbone, settings: Train, size_px: int) -> dic
 
 
 def load_segmenter(path: Path) -> tuple[Segmenter, dict[str, Any]]:
-    """Read a network in evaluation mode, and the description that it was built from.
+    """Read a network in evaluation mode, and its metadata.
 
     Raises:
-        UserError: the file is no segmenter of this project.
+        UserError: the file is not a segmenter of this project.
     """
     tensors, about = read_tensors(path)
     weights = {name: value for name, value in tensors.items() if name not in CLUSTERS.values()}
@@ -217,10 +217,10 @@ def load_segmenter(path: Path) -> tuple[Segmenter, dict[str, Any]]:
 
 
 def load_trained_clusters(path: Path) -> dict[str, Float[Tensor, "K D"]]:
-    """The clusters that the last epoch of training followed, `first_view` and `second_view`.
+    """The centroids of the last training epoch, `first_view` and `second_view`.
 
     Raises:
-        UserError: the file is no segmenter of this version.
+        UserError: the file is not a segmenter of this version.
     """
     tensors, _ = read_tensors(path, *CLUSTERS.values())
     return {view: tensors[name] for view, name in CLUSTERS.items()}

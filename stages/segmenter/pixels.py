@@ -1,4 +1,4 @@
-"""Features of pixels, and how near they are to centroids (3, 4.1)."""
+"""Pixel features and their similarity to centroids (3, 4.1)."""
 
 from typing import NamedTuple
 
@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-EPSILON = 1e-12  # that a feature of zeros has as its length, as in F.normalize
+EPSILON = 1e-12  # minimum feature norm, as in F.normalize
 
 
 class Pixels(NamedTuple):
-    """What a network makes of pixels, channels last: what follows is a matrix product over them.
+    """Pixel features of a network, channels last for matrix products.
 
-    Units are not made before they are needed: to divide K scores costs less than to divide D channels.
+    Normalization is deferred: dividing K scores is cheaper than dividing D channels.
     """
 
-    feature: Float[Tensor, "N H W D"]  # as the network gives it
-    is_unit: bool  # whether each pixel stands for its direction alone
+    feature: Float[Tensor, "N H W D"]  # output of the network
+    is_unit: bool  # whether features are to be normalized to unit length
 
     @classmethod
     def of_map(cls, feature: Float[Tensor, "N D H W"], *, is_unit: bool) -> "Pixels":
@@ -26,26 +26,26 @@ class Pixels(NamedTuple):
 
     @property
     def per_image(self) -> int:
-        """Pixels of each image."""
+        """Number of pixels per image."""
         return self.feature.shape[1] * self.feature.shape[2]
 
     def at(self, places: Int[Tensor, "N P"]) -> Float[Tensor, "N P D"]:
-        """Features at some places of each image, counted row by row; units where they are to be."""
+        """Features at given pixel indices (row-major) of each image; normalized if `is_unit`."""
         images = torch.arange(len(places), device=places.device)[:, None]
         chosen = self.feature.flatten(1, 2)[images, places]
         return F.normalize(chosen, dim=2, eps=EPSILON) if self.is_unit else chosen
 
     def all(self) -> Float[Tensor, "P D"]:
-        """Features of all pixels; units where they are to be."""
+        """Features of all pixels; normalized if `is_unit`."""
         flat = self.feature.flatten(0, 2)
         return F.normalize(flat, dim=1, eps=EPSILON) if self.is_unit else flat
 
 
 def pixel_logits(pixels: Pixels, centroids: Float[Tensor, "K D"], metric: str) -> Float[Tensor, "N H W K"]:
-    """How near each pixel is to each centroid.
+    """Similarity of each pixel to each centroid.
 
-    dot: z . mu, the cosine where both are units. euclidean: 2 z . mu - |mu|^2, the negative squared
-    distance but for |z|^2, which is the same for all centroids and so decides neither softmax nor maximum.
+    dot: z . mu, the cosine if both have unit length. euclidean: 2 z . mu - |mu|^2, the negative squared
+    distance plus |z|^2, which is constant over centroids and affects neither softmax nor argmax.
     """
     product = pixels.feature @ centroids.T
     if pixels.is_unit:
@@ -56,7 +56,7 @@ def pixel_logits(pixels: Pixels, centroids: Float[Tensor, "K D"], metric: str) -
 def assign_pixels(
     pixels: Pixels, centroids: Float[Tensor, "K D"], metric: str = "dot"
 ) -> Int[Tensor, "N H W"]:
-    """The nearest centroid of every pixel, of equals the first."""
+    """The nearest centroid of every pixel; ties go to the lower id."""
     if metric == "dot":
-        pixels = pixels._replace(is_unit=False)  # a pixel's length is the same for all centroids
+        pixels = pixels._replace(is_unit=False)  # the norm of a pixel does not affect the argmax
     return pixel_logits(pixels, centroids, metric).argmax(-1)

@@ -173,8 +173,8 @@ def test_under_99_percent_of_the_trunk_is_refused(tmp_path: Path) -> None:
     del tensors["bn1.weight"]
     torch.save(tensors, path)
     assert _fault(path) == (
-        f"{path}: lacks 2 of the backbone's 100 tensors (bn1.weight, layer3.0.bn1.bias), and 99% are needed; "
-        "the file is truncated, or of another architecture"
+        f"{path}: lacks 2 of the backbone's 100 tensors (bn1.weight, layer3.0.bn1.bias), but 99% are "
+        "required; the file is truncated or of another architecture"
     )
 
 
@@ -207,7 +207,8 @@ def test_another_architecture_is_named(
     torch.save({name: torch.zeros(()).expand(shape) for name, shape in tensors.items()}, path)
     changed = {**DEFAULTS, **asked} if held.get("patch_px") and "arch" in asked else {**held, **asked}
     assert _fault(path, changed) == (
-        f"{path}: holds {theirs}, but params.yaml says {ours}; set what the file holds, or name another file"
+        f"{path}: holds {theirs}, but params.yaml says {ours}; change params.yaml to match, or choose "
+        "another file"
     )
 
 
@@ -219,16 +220,16 @@ def test_a_resnet_that_cannot_be_named(tmp_path: Path) -> None:
     assert "holds backbone.arch: a ResNet of 2+2+3+2 blocks of 2 convolutions, but" in _fault(path)
     torch.save(tensors | {"layer3.0.conv1.weight": torch.zeros(9, 16, 3, 3)}, path)
     assert _fault(path) == (
-        f"{path}: holds tensors of other shapes than params.yaml's backbone has "
-        "(layer3.0.conv1.weight [9, 16, 3, 3] in place of [32, 16, 3, 3]); "
-        "the file is of an architecture that `backbone` cannot name"
+        f"{path}: tensor shapes differ from the backbone in params.yaml "
+        "(layer3.0.conv1.weight [9, 16, 3, 3] instead of [32, 16, 3, 3]); "
+        "the `backbone` settings do not support this architecture"
     )
 
 
 def test_a_vit_that_cannot_be_named(tmp_path: Path) -> None:
     tensors, path = random_trunk(VIT).state_dict(), tmp_path / "vit.pth"
     torch.save(tensors | {"pos_embed": torch.zeros(1, 198, 12)}, path)
-    assert "tensors of other shapes than params.yaml's backbone has (pos_embed [1, 198, 12]" in _fault(
+    assert "tensor shapes differ from the backbone in params.yaml (pos_embed [1, 198, 12]" in _fault(
         path, VIT
     )
     torch.save(tensors | {"patch_embed.proj.weight": torch.zeros(12, 3, 2, 8, 8)}, path)
@@ -241,17 +242,17 @@ def test_tensors_of_no_known_network(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"features.0.weight": torch.ones(1)}, path)
     assert _fault(path) == (
-        f"{path}: holds neither a ResNet nor a ViT by the names of its tensors (features.0.weight); "
-        "pretrain.init reads checkpoints of these two"
+        f"{path}: its tensor names match neither a ResNet nor a ViT (features.0.weight); "
+        "pretrain.init supports only these two"
     )
     for content in ({}, {"epoch": 3}, [torch.ones(1)], torch.ones(1)):
         torch.save(content, path)
         assert _fault(path) == (
-            f"{path}: holds no tensors by name, so it is no checkpoint of a network; its state_dict is needed"
+            f"{path}: contains no named tensors, so it is not a network checkpoint; save the state_dict"
         )
 
 
-UNREADABLE = "is no checkpoint that can be read without running code of its own ("
+UNREADABLE = "cannot be loaded as a checkpoint without executing code from it ("
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
@@ -296,13 +297,13 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_or_not_the_pinned_one(tmp_path: Path) -> None:
     path = tmp_path / "none.pth"
-    remedy = "pretrain.init names a checkpoint, absolute or relative to the root of this repository"
+    remedy = "set pretrain.init to a checkpoint, absolute or relative to the root of the repository"
     assert _fault(path) == f"{path}: cannot be read (No such file or directory); {remedy}"
     assert _fault(tmp_path) == f"{tmp_path}: cannot be read (Is a directory); {remedy}"
     write_checkpoint(path, "swav")
     sha256 = _read(path).sha256
     assert _read(path, pinned=sha256).sha256 == sha256
     assert _fault(path, pinned="0" * 64) == (
-        f"pretrain.init_sha256: is {'0' * 64}, but {path} hashes to {sha256}: it is another file, or was cut "
-        "short; get the right one, or pin this one"
+        f"pretrain.init_sha256: is {'0' * 64}, but {path} has the SHA-256 {sha256}; the file differs or is "
+        "truncated; get the pinned file, or set init_sha256 to this hash"
     )

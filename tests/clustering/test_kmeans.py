@@ -116,7 +116,7 @@ def test_too_few_points_are_refused(device: torch.device) -> None:
 def test_values_that_are_not_finite_are_refused(value: float, device: torch.device) -> None:
     points = _unit(np.eye(4))
     points[2, 1] = value
-    message = "k-means: the features hold values that are not finite; the network has diverged"
+    message = "k-means: some features are not finite; the network has diverged"
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         _kmeans(points, 2, device)
 

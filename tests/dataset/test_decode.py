@@ -166,7 +166,7 @@ def test_label_maps_of_four_bits_are_not_stretched() -> None:
 def test_ignored_pixels_are_no_class() -> None:
     ids = np.array([[0, 255]], np.uint8)
     np.testing.assert_array_equal(decode_labels(encoded(Image.fromarray(ids)), taxonomy(1)), ids)
-    with pytest.raises(UserError, match=r"has class id 254, but classes.txt names 1 classes"):
+    with pytest.raises(UserError, match=r"has class id 254, but classes.txt has 1 classes"):
         decode_labels(encoded(Image.fromarray(np.array([[254]], np.uint8))), taxonomy(1))
 
 

@@ -192,7 +192,7 @@ def test_a_list_that_is_none(tmp_path: Path, run: Callable[..., Path], text: str
 def test_a_label_that_no_taxonomy_knows(tmp_path: Path, run: Callable[..., Path]) -> None:
     root = make_coco(tmp_path / "coco")
     write_image(root / "stuffthingmaps/val2017/000000000000.png", np.full((40, 50), 182, np.uint8))
-    with pytest.raises(UserError, match="has class id 182, but cocostuff27 knows the label ids 0 to 181"):
+    with pytest.raises(UserError, match="has class id 182, but cocostuff27 has label ids 0 to 181"):
         run(COCO, root)
 
 

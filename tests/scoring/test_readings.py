@@ -202,8 +202,8 @@ def test_many_to_one_is_told_where_there_are_more_clusters_than_classes() -> Non
     assert table.loc["all · overall · many_to_one", "accuracy"] == pytest.approx(15 / 21, abs=1e-6)
     assert not [name for name in table.index if "legacy_picie" in name]
     told = in_words("raw", entries, confusion)
-    assert "clusters without a class in one_to_one: 1, and their pixels are wrong" in told
-    assert "legacy_picie is defined for as many clusters as classes only" in told
+    assert "clusters without a class in one_to_one: 1; their pixels count as errors" in told
+    assert "legacy_picie is defined only for equal numbers of clusters and classes" in told
 
 
 def test_fewer_clusters_than_classes_are_told() -> None:
@@ -211,7 +211,7 @@ def test_fewer_clusters_than_classes_are_told() -> None:
     entries = whole_score(confusion, confusion, ("", "", ""))
     assert [entry[:3] for entry in entries] == [("one_to_one", "all", "overall")]
     told = in_words("raw", entries, confusion)
-    assert "classes without a cluster: 1, and their IoU and accuracy are 0" in told
+    assert "classes without a cluster: 1; their IoU and accuracy are 0" in told
 
 
 def test_a_kind_that_nobody_is_has_no_lines() -> None:
@@ -222,7 +222,9 @@ def test_a_kind_that_nobody_is_has_no_lines() -> None:
 
 def test_what_is_printed_is_in_per_cent() -> None:
     told = in_words("raw", whole_score(CONFUSION, CONFUSION, KINDS), CONFUSION).splitlines()
-    assert told[0] == "raw: 4 classes, 4 clusters, 500 labelled pixels; in per cent"
+    assert told[0] == "raw: 4 classes, 4 clusters, 500 labeled pixels; in percent"
     assert told[2].split() == ["one_to_one", "all", "overall", "66.00", "61.25", "44.31", "4"]
     assert told[3].split()[:4] == ["one_to_one", "things", "truth_and_prediction", "77.78"]
-    assert told[-4] == "  skip_unpredicted (left out if nobody claims to see it, else 0): 44.31 of 4 classes"
+    assert (
+        told[-4] == "  skip_unpredicted (excluded if no pixel is assigned to it, else 0): 44.31 of 4 classes"
+    )

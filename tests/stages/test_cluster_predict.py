@@ -144,7 +144,7 @@ def test_a_network_of_another_version_is_refused(ready: Any, main: Any, argv: li
     ready.write_backbone()
     Path("segmenter.safetensors").write_bytes(Path("backbone.safetensors").read_bytes())
     message = ready.fault(main, argv)
-    assert message.startswith("segmenter.safetensors: is not a segmenter that this version can build (")
+    assert message.startswith("segmenter.safetensors: cannot be loaded as a segmenter by this version (")
 
 
 @pytest.mark.parametrize(("main", "argv"), [(cluster.main, CLUSTER), (predict.main, PREDICT)])
@@ -159,8 +159,8 @@ def test_a_truncated_segmenter_is_named(ready: Any, main: Any, argv: list[str]) 
 def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any, main: Any, argv: list[str]) -> None:
     ready.params(device="cuda")
     assert ready.fault(main, argv) == (
-        f"params.yaml: device: 'cuda' needs a CUDA GPU, and torch {torch.__version__} sees none; "
-        "set device: auto or cpu, or install the driver"
+        f"params.yaml: device: 'cuda' needs a CUDA GPU, but torch {torch.__version__} finds none; "
+        "set device: auto or cpu, or install the GPU driver"
     )
 
 

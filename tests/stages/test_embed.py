@@ -67,7 +67,7 @@ def test_a_backbone_of_another_architecture_is_refused(ready: Any) -> None:
     assert ready.fault(embed.main, ARGV) == (
         "backbone.safetensors: holds {'arch': 'resnet18', 'stem_stride': 2, 'width': 8}, but params.yaml "
         "says backbone: {'arch': 'resnet50', 'width': 8, 'stem_stride': 2}; "
-        "run `dvc repro` to pretrain this one"
+        "run `dvc repro` to pretrain the backbone of params.yaml"
     )
 
 
@@ -87,8 +87,8 @@ def test_a_file_that_is_no_safetensors_is_named(ready: Any) -> None:
 def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any) -> None:
     ready.params(device="cuda")
     assert ready.fault(embed.main, ARGV) == (
-        f"params.yaml: device: 'cuda' needs a CUDA GPU, and torch {torch.__version__} sees none; "
-        "set device: auto or cpu, or install the driver"
+        f"params.yaml: device: 'cuda' needs a CUDA GPU, but torch {torch.__version__} finds none; "
+        "set device: auto or cpu, or install the GPU driver"
     )
 
 
@@ -102,7 +102,7 @@ def test_heads_beside_the_trunk_are_left_out_by_name_and_nothing_else_is(ready: 
     tensors, about = ready.tensors("backbone.safetensors")
     write_tensors(Path("backbone.safetensors"), {**tensors, "made_up.weight": torch.ones(1)}, about)
     message = ready.fault(embed.main, ARGV)
-    assert message.startswith("backbone.safetensors: is not a backbone that this version can build (")
+    assert message.startswith("backbone.safetensors: cannot be loaded as a backbone by this version (")
     assert '"made_up.weight"' in message
 
 

@@ -133,7 +133,7 @@ def test_readings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert table["score"].tolist()[:2] == ["all · overall", "things · truth_and_prediction"]
     assert len(table) == 2 * (1 + 2 * 4)  # no legacy_picie: three clusters are no two classes
     told = capsys.readouterr().out
-    assert "raw: 2 classes, 3 clusters, 120 labelled pixels; in per cent" in told
+    assert "raw: 2 classes, 3 clusters, 120 labeled pixels; in percent" in told
     assert "clusters without a class in one_to_one: 1" in told
 
 
@@ -219,6 +219,6 @@ def test_cluster_ids_beyond_the_predictions_are_refused(folder: Path) -> None:
 def test_images_of_another_size_are_refused(folder: Path) -> None:
     np.save(folder / "images/val/images.npy", np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(
-        UserError, match=r"val: holds images \[2, 4, 4, 3\], but the label maps are \[2, 8, 8\]"
+        UserError, match=r"val: holds images \[2, 4, 4, 3\], but the label maps have shape \[2, 8, 8\]"
     ):
         _run(folder, "raw", "--images", str(folder / "images"))

@@ -154,7 +154,7 @@ def test_more_clusters_than_views_are_refused(ready: Any) -> None:
 def test_features_that_are_not_finite_are_refused(ready: Any) -> None:
     np.save("embeddings.npy", np.full((16, 6, 8), np.nan, np.float32))
     assert ready.fault(label.main, ARGV) == (
-        "k-means: the features hold values that are not finite; the network has diverged"
+        "k-means: some features are not finite; the network has diverged"
     )
 
 

@@ -162,8 +162,8 @@ def test_what_the_model_does_not_have_is_refused(ready: Any) -> None:
     ready.params(label__centres="prototypes")
     assert ready.fault(label.main, ARGV) == (
         "params.yaml: label.centres: prototypes needs a pretrained model with prototypes.weight, "
-        "projection.0.weight, projection.3.weight, and this one allows classifier, kmeans; set one of these, "
-        "auto, or another pretrain.init"
+        "projection.0.weight, projection.3.weight, but this one supports only classifier, kmeans; set one of "
+        "these or auto, or choose another pretrain.init"
     )
 
 
@@ -175,7 +175,7 @@ def test_more_clusters_than_centres_are_refused(
 ) -> None:
     ready.write_backbone(heads)
     assert ready.fault(label.main, ARGV) == (
-        f"params.yaml: global_k: 4 is more than the {what}; lower it, or set label.centres: kmeans"
+        f"params.yaml: global_k: 4 is more than the {what}; lower it or set label.centres: kmeans"
     )
 
 
@@ -185,5 +185,5 @@ def test_a_crop_whose_feature_is_not_finite_is_refused(ready: Any) -> None:
     embeddings[3, 2] = np.nan
     np.save("embeddings.npy", embeddings)
     assert ready.fault(label.main, ARGV) == (
-        "label: features of views are not finite; the network of `pretrain` has diverged"
+        "label: some features are not finite; the network of `pretrain` has diverged"
     )

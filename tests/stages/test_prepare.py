@@ -237,7 +237,7 @@ def test_missing_folders(tmp_path: Path) -> None:
         ("sky\n\ncow\n", "line 2 is empty; every line names a class, class id 0 first"),
         ("sky\ncow\nsky\n", "names 'sky' more than once; names must differ"),
         ("\n".join(map(str, range(256))), "names 256 classes, but class ids end at 254"),
-        (b"\xff\xfes", "is not UTF-8 text; save it as such"),
+        (b"\xff\xfes", "is not UTF-8 text; save it as UTF-8"),
     ],
 )
 def test_classes_txt(root: Path, tmp_path: Path, text: str | bytes, rule: str) -> None:
@@ -264,19 +264,19 @@ def test_every_fault_of_the_contents_at_once_and_old_outputs_stay(root: Path, tm
     found = faults(root, out, prepare__train_px=200)
     patterns = [
         "images/train/part/000.png: is empty; replace or remove it",
-        "images/train/part/001.png: is not an image that Pillow knows; replace or remove it",
+        "images/train/part/001.png: is not an image format supported by Pillow; replace or remove it",
         r"images/train/part/002.png: cannot be decoded \(.+\); replace or remove it",
-        "images/train/part/003.tif: has 32-bit floating point pixels; save it with 8 or 16 bits a channel",
+        "images/train/part/003.tif: has 32-bit floating-point pixels; save it with 8 or 16 bits per channel",
         "images/train/part/004.png: is 3000 x 1 px, too narrow to bring its shorter side to 200 px; "
         "crop or remove it",
         "labels/val/part/000.png: is 8 x 9 px, but images/val/part/000.png is 48 x 36 px as displayed; "
         "label maps must match their images",
-        "labels/val/part/001.png: has class ids 3, 7, but classes.txt names 3 classes "
-        r"\(ids 0 to 2, and 255 = ignore\)",
-        "labels/val/part/002.png: is a picture of mode RGB, expected a class id for each pixel "
-        r"\(8-bit grey or palette PNG\)",
-        "images/val/part/003.png: is not an image that Pillow knows; replace or remove it",
-        "labels/val/part/003.png: is not an image that Pillow knows; replace or remove it",
+        "labels/val/part/001.png: has class ids 3, 7, but classes.txt has 3 classes "
+        r"\(ids 0 to 2, and 255 = ignored\)",
+        "labels/val/part/002.png: is an image of mode RGB, expected one class id per pixel "
+        r"\(8-bit grayscale or palette PNG\)",
+        "images/val/part/003.png: is not an image format supported by Pillow; replace or remove it",
+        "labels/val/part/003.png: is not an image format supported by Pillow; replace or remove it",
     ]
     assert len(found) == len(patterns)
     for fault, pattern in zip(found, patterns, strict=True):
@@ -336,8 +336,8 @@ def test_class_names_and_kinds_come_back_as_they_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("id,name\n0,sky\n", "is no table of id, name, kind with ids 0, 1, ...; delete the folder"),
-        ("id,name,kind\n1,sky,\n", "is no table of id, name, kind with ids 0, 1, ...; delete the folder"),
+        ("id,name\n0,sky\n", "is not a table of id, name, kind with ids 0, 1, ...; delete the folder"),
+        ("id,name,kind\n1,sky,\n", "is not a table of id, name, kind with ids 0, 1, ...; delete the folder"),
         ("id,name,kind\n0,sky,blue\n", "has the kind 'blue', expected thing, stuff or nothing; delete"),
     ],
 )
@@ -425,7 +425,7 @@ def test_faults_of_lists(tmp_path: Path) -> None:
     assert faults(root, tmp_path / "out", prepare__split__by="lists") == (
         f"{root}/train.txt: 1 of 3 lines name no image below images/ (night/0); correct the list or add the "
         "images",
-        f"{root}/val.txt: not found; add it, with one name a line",
+        f"{root}/val.txt: not found; add it with one name per line",
     )
     (root / "train.txt").write_text("day/0\nday/1\n")
     (root / "val.txt").write_text("day/1.png\n")
@@ -445,7 +445,7 @@ def test_a_file_that_is_too_large_for_a_picture(
     monkeypatch.setattr(source, "MOST_BYTES", 1000)
     (root / "images/train/part/000.png").write_bytes(bytes(2000))
     assert (
-        "images/train/part/000.png: has 2,000 bytes, more than 1,000, the most that a picture may have; "
+        "images/train/part/000.png: has 2,000 bytes, more than the maximum of 1,000; "
         "scale it down or remove it"
     ) in faults(root, tmp_path / "out")
 

@@ -247,8 +247,8 @@ def test_a_data_set_that_is_too_small_is_refused_before_anything_starts(bench: A
 def test_a_gpu_that_is_asked_for_and_absent_is_an_error(bench: Any) -> None:
     bench.params(device="cuda")
     assert bench.fault(pretrain.main, ARGV) == (
-        f"params.yaml: device: 'cuda' needs a CUDA GPU, and torch {torch.__version__} sees none; "
-        "set device: auto or cpu, or install the driver"
+        f"params.yaml: device: 'cuda' needs a CUDA GPU, but torch {torch.__version__} finds none; "
+        "set device: auto or cpu, or install the GPU driver"
     )
 
 
@@ -272,8 +272,8 @@ def test_an_index_of_other_images_is_refused(bench: Any) -> None:
 def test_a_loss_that_is_no_number_ends_it(bench: Any) -> None:
     bench.params(pretrain__lr=1e30, pretrain__warmup_epochs=0.0)
     assert bench.fault(pretrain.main, ARGV) == (
-        "pretrain: the loss is not a number in epoch 1, by step 2; lower pretrain.lr, "
-        "or lengthen pretrain.warmup_epochs"
+        "pretrain: the loss is not finite in epoch 1, at step 2; lower pretrain.lr, "
+        "or raise pretrain.warmup_epochs"
     )
 
 
@@ -325,6 +325,6 @@ def test_compiling_needs_a_compiler(bench: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("CXX", "no-such-compiler")
     bench.params(compile=True)
     assert bench.fault(pretrain.main, ARGV) == (
-        "params.yaml: compile: true needs a C++ compiler, and there is no no-such-compiler; install one, "
-        "name yours in the environment variable CXX, or set compile: false"
+        "params.yaml: compile: true needs a C++ compiler, but no-such-compiler was not found; install one, "
+        "set the environment variable CXX to yours, or set compile: false"
     )

@@ -40,11 +40,11 @@ def test_a_sound_training_is_left_in_peace(bench: Any, capsys: pytest.CaptureFix
     [
         (
             {"pretrain__temperature": 1e5},
-            "stuck_at_chance: the loss stays at ln(16) = 2.773, that of a guess; raise pretrain.lr, ",
+            "stuck_at_chance: the loss stays at ln(16) = 2.773, the level of random guessing; raise",
         ),
         (
             {"pretrain__method": "swav", "pretrain__swav__temperature": 1e5},
-            "stuck_at_chance: the loss stays at ln(5) = 1.609, that of a guess; lower pretrain.swav.epsilon",
+            "stuck_at_chance: the loss stays at ln(5) = 1.609, the level of random guessing; lower",
         ),
     ],
 )
@@ -63,4 +63,4 @@ def test_embeddings_that_are_all_the_same(bench: Any, capsys: pytest.CaptureFixt
     assert faults["collapsed"] == 1
     assert "pretrain: warning: collapsed: all images have nearly the same embedding (uniformity " in log
     assert faults["one_direction"] == 1
-    assert "pretrain: warning: one_direction: features differ along a single direction (" in log
+    assert "pretrain: warning: one_direction: features vary along a single direction (" in log

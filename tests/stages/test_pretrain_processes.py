@@ -54,7 +54,7 @@ def test_processes_that_are_started_end_with_the_fault_of_the_settings(bench: An
     bench.params(runtime__nproc=2, pretrain__batch_size=9, pretrain__bn_splits=1, **QUEUES_OF_9)
     argv = ["--images", "images/train", "--out", "b", "--history", "h", "--metrics", "m"]
     assert (
-        "error: params.yaml: pretrain.batch_size: 9 images cannot be shared evenly by 2 processes; "
-        "choose a multiple\n"
+        "error: params.yaml: pretrain.batch_size: 9 images cannot be split evenly over 2 processes; "
+        "use a multiple of the number of processes\n"
     ) in bench.command_fault("pretrain", argv)
     assert not Path("b").exists()

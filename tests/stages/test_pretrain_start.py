@@ -156,8 +156,8 @@ def test_supervised_needs_classes(bench: Any) -> None:
     write_checkpoint(Path("model.pth"), "swav")
     bench.params(pretrain__method="supervised", pretrain__init="model.pth")
     assert bench.fault(pretrain.main, ARGV) == (
-        "model.pth: has no classifier (fc.weight), which pretrain.method: supervised takes its classes from; "
-        "set method: none for its weights alone"
+        "model.pth: has no classifier (fc.weight), but pretrain.method: supervised needs one for its "
+        "classes; set method: none to use only the backbone weights"
     )
 
 
@@ -166,6 +166,6 @@ def test_a_checkpoint_of_another_architecture_is_refused_before_anything_starts(
     bench.params(pretrain__init="model.pth")
     assert bench.fault(pretrain.main, ARGV) == (
         "model.pth: holds backbone.arch: a ViT of 12 blocks of 12 channels, but params.yaml says "
-        "backbone.arch: resnet18; set what the file holds, or name another file"
+        "backbone.arch: resnet18; change params.yaml to match, or choose another file"
     )
     assert bench.saved_states() == []

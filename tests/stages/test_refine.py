@@ -95,7 +95,7 @@ def test_arrays_that_are_no_scores_are_refused(folder: Path, array: np.ndarray) 
 
 def test_scores_that_are_not_finite_are_refused_and_leave_nothing_behind(folder: Path) -> None:
     np.save(folder / "predictions.npy", np.full((COUNT, 2, 8, 8), np.nan, np.float16))
-    with pytest.raises(UserError, match="a score is not finite"):
+    with pytest.raises(UserError, match="some scores are not finite"):
         refine.main(_argv(folder))
     assert sorted(path.name for path in folder.iterdir()) == ["images", "params.yaml", "predictions.npy"]
 

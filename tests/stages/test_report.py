@@ -203,7 +203,7 @@ def test_readings_are_shown(folder: Path) -> None:
 
 def test_readings_of_another_run_are_refused(folder: Path) -> None:
     pd.DataFrame(READINGS)[:2].to_csv(folder / "refined_readings.csv", index=False)
-    with pytest.raises(UserError, match="raw and refined have other rows; run `dvc repro evaluate`"):
+    with pytest.raises(UserError, match="rows of raw and refined differ; run `dvc repro evaluate`"):
         _run(folder)
 
 
@@ -306,5 +306,5 @@ def test_everything_that_does_not_fit_is_told_at_once(folder: Path) -> None:
 
 def test_a_table_of_other_classes_is_refused(folder: Path) -> None:
     write_classes(folder / "truth", ("sky", "grass"))
-    with pytest.raises(UserError, match="names other classes than the truth does"):
+    with pytest.raises(UserError, match="has other classes than the ground truth"):
         _run(folder)

@@ -124,7 +124,7 @@ def test_without_names_and_kinds_all_classes_are_scored(
     evaluate.main(["--confusion", "counts.csv", "--per-class", "classes_out.csv"])
     assert Path("classes_out.csv").read_text().startswith("class,cluster,iou,accuracy,pixels\nclass 0,0,")
     told = capsys.readouterr().out
-    assert "confusion: 2 classes, 3 clusters, 20 labelled pixels" in told
+    assert "confusion: 2 classes, 3 clusters, 20 labeled pixels" in told
     assert "many_to_one     all overall     95.00" in told
     assert sorted(path.name for path in folder.iterdir()) == ["classes.csv", "classes_out.csv", "counts.csv"]
 
@@ -145,30 +145,30 @@ FAULTS = [
     (
         "1,-2\n0.5,nan\n",
         "counts.csv: class 0, cluster 1: '-2'; expected a count of pixels: a whole number, 0 or "
-        "more; so are 2 more",
+        "more; 2 more cells are invalid",
     ),
     (
         pd.DataFrame(CONFUSION).to_csv(index=False),
-        "counts.csv: its first line is 0, 1, ..., 3, which numbers the columns; remove it",
+        "counts.csv: the first line 0, 1, ..., 3 looks like column numbers; remove it",
     ),
     (
         "0,0\n0,0\n",
-        "counts.csv: holds 0 pixels; expected at least one, and fewer than 9.0072e+15, which can still "
-        "be counted exactly",
+        "counts.csv: holds 0 pixels; expected at least one and fewer than 9.0072e+15, the limit of "
+        "exact counting",
     ),
     (
         "1,1e300\n",
-        "counts.csv: holds 1e+300 pixels; expected at least one, and fewer than 9.0072e+15, which can still "
-        "be counted exactly",
+        "counts.csv: holds 1e+300 pixels; expected at least one and fewer than 9.0072e+15, the limit of "
+        "exact counting",
     ),
     (
         OWN,
-        "counts.csv: has no rows; it was written where there was no truth, so nothing can be scored",
+        "counts.csv: has no rows; it was written without truth, so there is nothing to score",
     ),
     (
         OWN + "sky,sky,0,5\nsky,grass,0,5\n",
-        "counts.csv: counts 'sky' in cluster '0' twice; each pair needs one row, and each class a name of "
-        "its own",
+        "counts.csv: has two rows for class 'sky' and cluster '0'; each pair needs exactly one row, and "
+        "each class a unique name",
     ),
     (
         OWN + "sky,sky,0,5\nsky,grass,1,5\ngrass,sky,0,1\n",
@@ -176,12 +176,12 @@ FAULTS = [
     ),
     (
         OWN + "sky,sky,1,5\nsky,grass,2,5\n",
-        "counts.csv: column 'cluster' must hold the ids 0 to 1, each once a class",
+        "counts.csv: column 'cluster' must hold the ids 0 to 1, each once per class",
     ),
     (
         "actual,predicted,pixels\nsky,sky,5\n",
-        "counts.csv: has no column 'cluster', without which the ids of clusters are lost; write it again "
-        "with `dvc repro evaluate`",
+        "counts.csv: has no column 'cluster', which holds the cluster ids; recreate it with "
+        "`dvc repro evaluate`",
     ),
     (
         "1,x\n3,4\n",
@@ -189,11 +189,11 @@ FAULTS = [
     ),
     (
         "id,0,1,2\ncow,5,6,7\n",
-        "counts.csv: its first line is 0, 1, ..., 2, which numbers the columns; remove it",
+        "counts.csv: the first line 0, 1, ..., 2 looks like column numbers; remove it",
     ),
     (
         "actual,predicted,pixels,pixels\nsky,sky,1,1\n",
-        "counts.csv: has two columns of one name: actual, predicted, pixels, pixels; keep one",
+        "counts.csv: has duplicate column names: actual, predicted, pixels, pixels; keep one of each",
     ),
     (
         ",".join(["1"] * 1025) + "\n",
@@ -209,7 +209,7 @@ def test_bad_tables_are_told(folder: Path, text: str, message: str) -> None:
 
 def test_bad_files_are_told(folder: Path) -> None:
     assert _fault(None, path="gone.csv") == (
-        "gone.csv: not found; name a .csv or .npy file with the pixels of each class and cluster"
+        "gone.csv: not found; give a .csv or .npy file with the pixel count of each class and cluster"
     )
     Path("counts.csv").write_bytes(b"\xff\xfe\x00")
     assert _fault(None).startswith("counts.csv: not a CSV table ('utf-8' codec can't decode byte 0xff")
@@ -233,10 +233,10 @@ def test_files_that_do_not_belong_together_are_told_at_once(folder: Path) -> Non
     write_classes(folder, NAMES[:3])
     told = _fault(_plain(CONFUSION), "--matched-on", "other.csv", "--classes", "classes.csv")
     assert told.splitlines() == [
-        "other.csv: has 1 classes and 2 clusters, but counts.csv has 4 classes and 4 clusters; name the "
-        "matrix of another prediction of the same",
-        "classes.csv: names 3 classes, but counts.csv has 4 classes and 4 clusters; name every class, "
-        "or turn the matrix with --transposed",
+        "other.csv: has 1 classes and 2 clusters, but counts.csv has 4 classes and 4 clusters; give a "
+        "matrix with the same classes and clusters",
+        "classes.csv: names 3 classes, but counts.csv has 4 classes and 4 clusters; list every class, "
+        "or transpose the matrix with --transposed",
     ]
 
 
@@ -259,14 +259,14 @@ def test_a_taxonomy_names_classes_too(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "not found; name a .csv with the columns id, name, kind"),
+        (None, "not found; give a .csv with the columns id, name, kind"),
         (
             "id,name\n0,sky\n",
-            "is no table of id, name, kind with ids 0, 1, ...; name a .csv with the columns",
+            "is not a table of id, name, kind with ids 0, 1, ...; give a .csv with the columns",
         ),
-        ("id,name,kind\n0,sky,stff\n", "has the kind 'stff', expected thing, stuff or nothing; name a .csv"),
-        (TAXONOMY.format("water") + "4,ice,0,ice,stuff\n", "gives a class id two names or kinds, or leaves"),
-        (TAXONOMY.format("water") + "4,ice,3,ice,stuff\n", "gives a class id two names or kinds, or leaves"),
+        ("id,name,kind\n0,sky,stff\n", "has the kind 'stff', expected thing, stuff or nothing; give a .csv"),
+        (TAXONOMY.format("water") + "4,ice,0,ice,stuff\n", "each class id needs exactly one name and kind"),
+        (TAXONOMY.format("water") + "4,ice,3,ice,stuff\n", "each class id needs exactly one name and kind"),
         (TAXONOMY.format("water") + "4,ice,2,ice,stff\n", "has the kind 'stff', expected thing, stuff or"),
     ],
 )
@@ -279,8 +279,8 @@ def test_bad_classes_are_told(folder: Path, text: str | None, message: str) -> N
 def test_other_names_are_told(folder: Path) -> None:
     told = _fault(_plain(CONFUSION, names=("cow", "bus", "sky", "grass")), "--classes", "classes.csv")
     assert told == (
-        "classes.csv: calls class 1 'car', but counts.csv calls it 'bus'; name the classes of this "
-        "matrix, in its order"
+        "classes.csv: calls class 1 'car', but counts.csv calls it 'bus'; list the classes in the order of "
+        "this matrix"
     )
 
 

@@ -314,7 +314,7 @@ def test_a_backbone_of_another_architecture_is_refused(ready: Any) -> None:
     assert ready.command_fault("train", ARGV) == (
         "error: backbone.safetensors: holds {'arch': 'resnet18', 'stem_stride': 2, 'width': 8}, but "
         "params.yaml says backbone: {'arch': 'resnet18', 'width': 16, 'stem_stride': 2}; "
-        "run `dvc repro` to pretrain this one\n"
+        "run `dvc repro` to pretrain the backbone of params.yaml\n"
     )
 
 
@@ -329,8 +329,8 @@ def test_a_truncated_backbone_is_named(ready: Any) -> None:
 def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any) -> None:
     ready.params(device="cuda:0")
     assert ready.fault(train.main, ARGV) == (
-        f"params.yaml: device: 'cuda:0' needs a CUDA GPU, and torch {torch.__version__} sees none; "
-        "set device: auto or cpu, or install the driver"
+        f"params.yaml: device: 'cuda:0' needs a CUDA GPU, but torch {torch.__version__} finds none; "
+        "set device: auto or cpu, or install the GPU driver"
     )
 
 
@@ -338,8 +338,8 @@ def test_a_loss_that_is_no_number_ends_it(ready: Any) -> None:
     ready.params(train__lr=1e30)
     message = ready.fault(train.main, ARGV)
     assert message in {
-        "train: the loss is not a number in epoch 1, by step 4; lower train.lr",
-        "k-means: the features hold values that are not finite; the network has diverged",
+        "train: the loss is not finite in epoch 1, at step 4; lower train.lr",
+        "k-means: some features are not finite; the network has diverged",
     }
 
 

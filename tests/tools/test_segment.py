@@ -68,7 +68,7 @@ def test_a_folder_without_images_is_refused(ready: Any) -> None:
 def test_a_file_that_is_no_image_is_named(ready: Any) -> None:
     Path("photos/notes.png").write_text("shopping list")
     message = ready.fault(segment.main, SEGMENT)
-    assert message == "photos/notes.png: is not an image that Pillow knows; replace or remove it"
+    assert message == "photos/notes.png: is not an image format supported by Pillow; replace or remove it"
 
 
 def test_sixteen_bits_are_brought_to_eight_and_not_cut_off(ready: Any) -> None:

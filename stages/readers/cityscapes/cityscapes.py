@@ -1,10 +1,10 @@
-"""Cityscapes as it is downloaded.
+"""Reader for Cityscapes in its download layout.
 
     root/leftImg8bit/{train,val,test,train_extra}/<city>/<id>_leftImg8bit.png
     root/gtFine/{train,val}/<city>/<id>_gtFine_labelIds.png        or root/annotations/gtFine/...
 
-Fine label maps of the validation images alone are read, whatever the label set: coarse groups are groups of
-fine labels. Which folders are for training and which for scoring differs between protocols.
+The reader uses only the fine label maps of the validation images for every taxonomy, because coarse classes
+are groups of fine labels. The folders for training and validation depend on the protocol.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from stages.settings.schema import Prepare
 
 CITYSCAPES = "https://www.cityscapes-dataset.com/downloads"
 
-# What holds a folder of Cityscapes, and how many images or label maps of each split there are.
+# Archive that contains each folder, and number of images in each split.
 CITYSCAPES_ARCHIVES = {
     "train": "leftImg8bit_trainvaltest.zip",
     "val": "leftImg8bit_trainvaltest.zip",
@@ -29,25 +29,25 @@ CITYSCAPES_ARCHIVES = {
 CITYSCAPES_IMAGES = {"train": 2_975, "val": 500, "test": 1_525, "train_extra": 19_998}
 
 
-LONG_TILES = 2  # squares in a picture, which is twice as wide as high
+LONG_TILES = 2  # square tiles per image; images are twice as wide as high
 IMAGE, LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
 LABEL_FOLDERS = ("gtFine", "annotations/gtFine")
 
 
 def list_data(root: Path, settings: Prepare) -> DataSet:
-    """The images of some folders for training and of others for validation; no image is opened.
+    """List the training and validation images without opening them.
 
     Args:
-        root: of the data set.
-        settings: `prepare` of params.yaml: folders of leftImg8bit, and which classes the labels become.
+        root: folder of the data set.
+        settings: `prepare` of params.yaml, with the folders of leftImg8bit and the taxonomy.
 
     Raises:
-        UserError: everything that is missing, what it is and where its owner publishes it.
+        UserError: files are missing; the error lists all of them and their download pages.
     """
     if not root.is_dir():
         raise UserError(
-            f"{root}: no such folder; set prepare.path to the folder of leftImg8bit/ and gtFine/, which "
-            f"{CITYSCAPES} offers to those who are registered there"
+            f"{root}: no such folder; set prepare.path to the folder with leftImg8bit/ and gtFine/ from "
+            f"{CITYSCAPES} (registration required)"
         )
     found, folders = Findings(), settings.cityscapes
     taxonomy = read_taxonomy(Path(__file__).with_name(f"{settings.taxonomy}.csv"))
@@ -76,7 +76,7 @@ def _list(root: Path, split: str, found: Findings) -> list[Item]:
         )
     if len(names) > len(ids):
         found.skipped[f"{split}: not *{IMAGE}"] += len(names) - len(ids)
-    whole = "all" if len(ids) == expected else f"of {expected:,} published, so no published result compares"
+    whole = "all" if len(ids) == expected else f"of {expected:,}; not comparable with published results"
     found.notes.append(f"leftImg8bit/{split}: {len(ids):,} images, {whole}")
     return [Item(f"{split}/{id_}", f"leftImg8bit/{split}/{id_}{IMAGE}") for id_ in ids]
 
@@ -94,7 +94,7 @@ def _with_labels(root: Path, items: Sequence[Item], found: Findings) -> list[Ite
 
 
 def _tiled(items: Sequence[Item], tiles: int) -> tuple[Item, ...]:
-    """Sorted by id; several tiles of a picture have its id and their own number."""
+    """Sort items by id; if an image has several tiles, append the tile number to the id."""
     return tuple(
         Item(item.id if tiles == 1 else f"{item.id}/{tile}", item.source, item.labels, tile)
         for item in sorted(items, key=lambda item: item.id)

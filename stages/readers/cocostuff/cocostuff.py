@@ -1,10 +1,10 @@
-"""COCO-Stuff as it is downloaded: COCO 2017 images, stuffthingmaps, and the curated lists of images.
+"""Reader for COCO-Stuff in its download layout: COCO 2017 images, stuffthingmaps, curated image lists.
 
     root/images/{train2017,val2017}/*.jpg   or root/{train2017,val2017}/*.jpg
-    root/stuffthingmaps/val2017/*.png       or the same below annotations, stuffthingmaps_trainval2017 or root
-    root/curated/{train2017,val2017}/<list>.txt      one id a line
+    root/stuffthingmaps/val2017/*.png       or in annotations, stuffthingmaps_trainval2017 or root
+    root/curated/{train2017,val2017}/<list>.txt      one image id per line
 
-Without a list all images are taken. Label maps of training images are never looked for.
+Without a list, all images are used. Label maps of training images are never read.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ FETCH = "python -m stages.tools.fetch cocostuff --to"
 
 
 def list_data(root: Path, settings: Prepare) -> DataSet:
-    """The images that the lists name, or all of them; no image is opened.
+    """List the images of the curated lists, or all images, without opening them.
 
     Args:
-        root: of the data set.
-        settings: `prepare` of params.yaml: the name of the lists, and which classes the labels become.
+        root: folder of the data set.
+        settings: `prepare` of params.yaml, with the name of the lists and the taxonomy.
 
     Raises:
-        UserError: everything that is missing, what it is and where its owner publishes it.
+        UserError: files are missing; the error lists all of them and their download addresses.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; `{FETCH} {root}` makes and fills it")
+        raise UserError(f"{root}: no such folder; download the data set with `{FETCH} {root}`")
     found, list_name = Findings(), settings.cocostuff.list
     taxonomy = read_taxonomy(Path(__file__).with_name(f"{settings.taxonomy}.csv"))
     train = _list_split(root, "train2017", list_name, found)
@@ -56,8 +56,8 @@ def _list_split(root: Path, split: str, list_name: str, found: Findings) -> tupl
     if chosen is None:
         chosen = present
         found.notes.append(
-            f"{split}: no list curated/{split}/{list_name}.txt, so all {len(present):,} images are taken "
-            "(a rule of ours); published results use the images of that list alone"
+            f"{split}: no list curated/{split}/{list_name}.txt, so all {len(present):,} images are used "
+            "(ours); published results use only the images of that list"
         )
     elif present:
         absent = sorted(chosen - present)
@@ -80,12 +80,14 @@ def _read_list(root: Path, split: str, list_name: str, found: Findings) -> set[s
     odd = [id_ for id_ in ids if not re.fullmatch(r"\w+", id_)]
     if odd or not ids:
         found.faults.append(
-            f"{root / name}: {f'has the line {odd[0]!r}' if odd else 'is empty'}, expected one id of an "
-            f"image a line; {_origin(root, f'{split} list')}"
+            f"{root / name}: {f'has the line {odd[0]!r}' if odd else 'is empty'}, expected one image "
+            f"id per line; {_origin(root, f'{split} list')}"
         )
     published = COCO_PARTS[f"{split} list"].sha256
     known = list_name == LIST and hashlib.sha256(text.encode()).hexdigest() == published
-    verdict = "the published list" if known else "not the published list, so no published result compares"
+    verdict = (
+        "the published list" if known else "not the published list; not comparable with published results"
+    )
     found.notes.append(f"{split}: the {len(set(ids)):,} images of {name}, {verdict}")
     return set(ids)
 
@@ -105,7 +107,7 @@ def _add_labels(root: Path, items: tuple[Item, ...], found: Findings) -> tuple[I
 
 
 def _folder_of(root: Path, places: tuple[str, ...], split: str, suffix: str) -> tuple[str, set[str]]:
-    """The first place that holds files of that kind, and their names without the suffix."""
+    """Return the first folder that contains such files, and their names without suffix."""
     for place in places:
         folder = place.format(split)
         if (root / folder).is_dir():
@@ -121,6 +123,6 @@ def _missing(root: Path, places: tuple[str, ...], split: str, suffix: str, part:
 
 
 def _origin(root: Path, part: str) -> str:
-    """What a part is, and how to get it."""
+    """Describe a published file and how to download it."""
     published = COCO_PARTS[part]
-    return f"they are in {published.name} ({published.what}), {published.url}; or `{FETCH} {root}`"
+    return f"download {published.name} ({published.what}) from {published.url}, or run `{FETCH} {root}`"

@@ -1,4 +1,4 @@
-"""What the owners of published data sets offer, and where: for messages of the readers, and to fetch it."""
+"""Published files of COCO-Stuff and their URLs, for error messages and downloads."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ LIST = "Coco164kFull_Stuff_Coarse_7"
 
 @dataclass(frozen=True)
 class Part:
-    """One file that an owner offers.
+    """One published file.
 
     Attributes:
-        url: where it is.
-        what: it is, for people.
-        to: its folder below the data set's, where an archive is unpacked and a list is put.
-        size_bytes: of the file; None where nobody states it.
-        sha256: of the file; empty where nobody states it, and the checksums within an archive have to do.
-        brings: the folders of an archive; empty for a file that is used as it is.
+        url: download address.
+        what: description for messages.
+        to: target folder inside the data set, for the unpacked archive or the file.
+        size_bytes: file size; None if not published.
+        sha256: file hash; empty if not published (the checksums inside the archive are used instead).
+        brings: folders in the archive; empty for a plain file.
     """
 
     url: str
@@ -32,11 +32,11 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the file."""
         return self.url.rsplit("/", 1)[1]
 
 
-# Sizes and hashes of the image archives: tensorflow/datasets, url_checksums/coco.txt; of the lists: PiCIE.
+# Sizes and hashes: tensorflow/datasets, url_checksums/coco.txt (image archives); PiCIE (lists).
 COCO_PARTS = {
     "train2017 images": Part(
         f"{COCO}/train2017.zip", "118,287 training images of COCO 2017", "images",
@@ -53,11 +53,11 @@ COCO_PARTS = {
         "stuffthingmaps", brings=("train2017", "val2017"),
     ),
     "train2017 list": Part(
-        f"{CURATED}/train2017/{LIST}.txt", "the 49,629 training images that are used",
+        f"{CURATED}/train2017/{LIST}.txt", "list of the 49,629 training images",
         "curated/train2017", 645_177, "3b837594a81880a70f177afab906fc45147d8b9c2c4f51132f784e41941812f9",
     ),
     "val2017 list": Part(
-        f"{CURATED}/val2017/{LIST}.txt", "the 2,175 validation images that are used",
+        f"{CURATED}/val2017/{LIST}.txt", "list of the 2,175 validation images",
         "curated/val2017", 28_275, "7c629734c88f1a74bba6311e01d4d9fe976df84f07cb4fc86452ce5116e51655",
     ),
 }  # fmt: skip

@@ -1,7 +1,7 @@
-"""The demo data set: drawn, not photographed, and the same whatever the seed of the training is.
+"""The demo data set: synthetic scenes that do not depend on the training seed.
 
-Layouts, colours and light vary so much that neither colour nor position gives a class away; what stays
-true is texture, outline, and what goes with what.
+Layout, color and lighting vary so much that neither color nor position identifies a class. The reliable cues
+are texture, shape and co-occurrence of classes.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from stages.readers.demo.painting import draw_edges, paint_stuff, place_things
 from stages.readers.demo.scenes import CLASSES, KINDS, PX, SCENES, Scene
 from stages.settings.schema import Prepare
 
-DEMO_SEED = 20  # of the data; `seed` of params.yaml varies the training on it
+DEMO_SEED = 20  # seed of the data; `seed` of params.yaml affects only the training
 
 
 def list_data(_: Path, settings: Prepare) -> DataSet:
-    """The scenes by turns, so that every kind of place is in both splits."""
+    """List the items; scene types alternate, so that both splits contain all of them."""
     train, val = (
         tuple(Item(f"{index:05d}", f"demo/{split}/{index:05d}") for index in range(count))
         for split, count in (("train", settings.demo.num_train), ("val", settings.demo.num_val))
@@ -29,7 +29,7 @@ def list_data(_: Path, settings: Prepare) -> DataSet:
 
 
 def draw_item(item: Item) -> Decoded:
-    """Draw one image; it depends on nothing but its split and index."""
+    """Draw one image, determined by its split and index."""
     kinds = tuple(SCENES.values())
     pixels, labels = draw(numpy_generator(DEMO_SEED, item.source), kinds[int(item.id) % len(kinds)])
     content = pixels.tobytes()
@@ -38,7 +38,7 @@ def draw_item(item: Item) -> Decoded:
 
 
 def draw(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """One picture of `scene`: uint8 RGB [PX, PX, 3], and class ids uint8 [PX, PX]."""
+    """Draw one image of `scene`: uint8 RGB [PX, PX, 3], and class ids uint8 [PX, PX]."""
     bands = scene.bands[1:] if rng.random() < scene.closeup else scene.bands
     edges = draw_edges(rng, bands)
     image, labels = paint_stuff(rng, bands, edges)
@@ -50,7 +50,7 @@ def draw(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, np.ndarray
 
 
 def _light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """One light over the whole picture: exposure, tint, a gradient, and noise of the sensor."""
+    """Apply global lighting: exposure, tint, a brightness gradient, and sensor noise."""
     y, x = np.mgrid[-0.5 : 0.5 : PX * 1j, -0.5 : 0.5 : PX * 1j]
     angle = rng.uniform(0, 2 * np.pi)
     gradient = 1 + rng.uniform(0, 0.35) * (x * np.cos(angle) + y * np.sin(angle))

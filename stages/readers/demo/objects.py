@@ -1,4 +1,4 @@
-"""Outlines of the demo's thing classes: several designs each, told apart by their parts and not by colour."""
+"""Shapes of the thing classes of the demo: several designs per class, distinguished by their parts."""
 
 import itertools
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TONES = BODY, ACCENT, DARK, LIGHT = range(4)  # which of an object's four colours a part takes
+TONES = BODY, ACCENT, DARK, LIGHT = range(4)  # index into the four colors of an object
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Part:
     """One filled polygon.
 
     Attributes:
-        outline: (x to the right, y upwards) [P, 2], in units of the object.
+        outline: vertices (x to the right, y upward) [P, 2], in object units.
         tone: BODY, ACCENT, DARK or LIGHT.
     """
 
@@ -23,23 +23,23 @@ class Part:
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, tone: int) -> Part:
-    """An ellipse about (x, y)."""
+    """Build an ellipse centered at (x, y)."""
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     return Part(np.stack([x + radius_x * np.cos(angle), y + radius_y * np.sin(angle)], 1), tone)
 
 
 def polygon(tone: int, *points: tuple[float, float]) -> Part:
-    """A polygon through the points."""
+    """Build a polygon through the points."""
     return Part(np.array(points, float), tone)
 
 
 def box(left: float, bottom: float, right: float, top: float, tone: int) -> Part:
-    """An upright rectangle."""
+    """Build an axis-aligned rectangle."""
     return polygon(tone, (left, bottom), (right, bottom), (right, top), (left, top))
 
 
 def limb(x0: float, y0: float, x1: float, y1: float, width: float, tone: int) -> Part:
-    """A bar from one point to the other."""
+    """Build a bar between two points."""
     length = float(np.hypot(x1 - x0, y1 - y0))
     across_x, across_y = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
     return polygon(
@@ -55,7 +55,7 @@ Design = Callable[[np.random.Generator], list[Part]]
 
 
 def animal(rng: np.random.Generator) -> list[Part]:
-    """Four legs, a trunk (smooth, spotted or woolly), a neck of any length and a head with ears."""
+    """Draw an animal: four legs, a body (smooth, spotted or woolly), a neck and a head with ears."""
     legs, thick = rng.uniform(0.22, 0.42), rng.uniform(0.07, 0.1)
     girth, neck, lean = rng.uniform(0.14, 0.2), rng.uniform(0.08, 0.36), rng.uniform(0.1, 0.2)
     height = legs + girth * 0.9
@@ -82,7 +82,7 @@ def animal(rng: np.random.Generator) -> list[Part]:
 
 
 def boat(rng: np.random.Generator) -> list[Part]:
-    """A hull with sails, with a cabin, or with a cabin and a funnel."""
+    """Draw a boat: a hull with sails, with a cabin, or with a cabin and a funnel."""
     depth, bow = rng.uniform(0.13, 0.2), rng.uniform(0.1, 0.18)
     hull = polygon(BODY, (-0.5 + bow * 0.5, 0), (0.5 - bow, 0), (0.5, depth), (-0.5, depth * 0.9))
     stripe = polygon(ACCENT, (-0.49, depth * 0.62), (0.47, depth * 0.7), (0.5, depth), (-0.5, depth * 0.9))
@@ -114,7 +114,7 @@ def boat(rng: np.random.Generator) -> list[Part]:
 
 
 def car(rng: np.random.Generator) -> list[Part]:
-    """Wheels under a body with windows: a saloon, a van or a pickup."""
+    """Draw a car: a body with windows and wheels, as a sedan, van or pickup."""
     wheel, low, high = rng.uniform(0.095, 0.12), 0.07, rng.uniform(0.24, 0.29)
     design = rng.choice(["saloon", "van", "pickup"])
     body = polygon(BODY, (-0.5, low), (0.5, low), (0.5, high - 0.06), (0.44, high), (-0.49, high))
@@ -149,7 +149,7 @@ def car(rng: np.random.Generator) -> list[Part]:
 
 
 def parasol(rng: np.random.Generator) -> list[Part]:
-    """A canopy of panels in two colours on a pole: domed or pointed, upright or tilted."""
+    """Draw a parasol: a two-color canopy on a pole, domed or pointed, upright or tilted."""
     panels, rise = int(rng.choice([4, 5, 6])), rng.uniform(0.28, 0.42)
     bulge = rng.choice([0.45, 1.0])
     edge = np.linspace(-0.5, 0.5, panels + 1)
@@ -168,7 +168,7 @@ def parasol(rng: np.random.Generator) -> list[Part]:
 
 
 def chair(rng: np.random.Generator) -> list[Part]:
-    """A seat with a back: a slatted chair from the side, one from the front, or an armchair."""
+    """Draw a chair: a slatted chair from the side or the front, or an armchair."""
     design, seat, back = (
         rng.choice(["side", "front", "arms"]),
         rng.uniform(0.34, 0.44),

@@ -1,4 +1,4 @@
-"""Objects of the demo: placed on the stuff that they go with, far ones first, shaded and with a shadow."""
+"""Painting of the demo scenes: bands of stuff, and shaded things with shadows placed on them."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -7,7 +7,7 @@ from stages.readers.demo.objects import DESIGNS, TONES
 from stages.readers.demo.scenes import CLASSES, PX, Scene
 from stages.readers.demo.surfaces import ANYTHING, NATURAL, OBJECT, TEXTURES, noise, pick
 
-SMALLEST = 0.17  # things, as a share of the side
+SMALLEST = 0.17  # minimum size of things, as a fraction of the image side
 
 
 def place_things(
@@ -18,7 +18,7 @@ def place_things(
     image: np.ndarray,
     labels: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stand things on their stuff, far ones first, each with a shadow at its feet."""
+    """Draw things on their stuff, distant ones first, each with a ground shadow."""
     boxes = _boxes(rng, scene, bands, edges)
     picture = Image.fromarray(np.uint8(np.clip(image, 0, 1) * 255))
     ids, owner = Image.fromarray(labels), Image.new("L", (PX, PX))
@@ -88,7 +88,7 @@ def _shadow(picture: Image.Image, x: float, foot: float, width: float) -> None:
 
 
 def _shaded(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Light from above and a little unevenness on every object, so that none is a flat patch."""
+    """Shade every object with light from above and slight noise, to avoid uniform patches."""
     rows, columns = np.mgrid[:PX, :PX].astype(float)
     uneven = 0.1 * noise(rng, columns, rows, 7, 7)
     for index in range(1, int(owner.max()) + 1):
@@ -100,11 +100,11 @@ def _shaded(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray) -> n
     return image
 
 
-NATURAL_SHARE = 0.7  # of surfaces in a colour natural for the class; the others have any
+NATURAL_SHARE = 0.7  # fraction of surfaces in a natural color of the class; the others have any color
 
 
 def draw_edges(rng: np.random.Generator, bands: tuple[str, ...]) -> np.ndarray:
-    """The upper edge of each band in each column [bands, PX], as a fraction of the height; the first is 0."""
+    """Sample the upper edge of each band per column [bands, PX], as a fraction of the height; the first is 0."""
     x = np.linspace(-0.5, 0.5, PX)
     edges = np.zeros((len(bands), PX))
     for index, name in enumerate(bands[1:], 1):
@@ -115,7 +115,7 @@ def draw_edges(rng: np.random.Generator, bands: tuple[str, ...]) -> np.ndarray:
         edge = level + tilt * x
         if name in ("grass", "sand"):
             edge += rng.uniform(0.0, 0.06) * np.sin(rng.uniform(4, 10) * x + rng.uniform(0, 6))
-        if name == "wall":  # roofs of several heights
+        if name == "wall":  # roofs of different heights
             steps = np.floor((x + rng.uniform(0, 1)) * rng.uniform(1.5, 4)).astype(int)
             edge = level + rng.uniform(-0.13, 0.13, 8)[steps % 8]
         edges[index] = np.maximum(edge, edges[index - 1] + 0.06)
@@ -125,7 +125,7 @@ def draw_edges(rng: np.random.Generator, bands: tuple[str, ...]) -> np.ndarray:
 def paint_stuff(
     rng: np.random.Generator, bands: tuple[str, ...], edges: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bands over one another: float RGB in about [0, 1], and class ids."""
+    """Paint the bands: float RGB in about [0, 1], and class ids."""
     band = ((np.arange(PX)[:, None] + 0.5) / PX >= edges[:, None]).sum(0) - 1
     image, labels = np.zeros((PX, PX, 3), np.float32), np.zeros((PX, PX), np.uint8)
     for index, name in enumerate(bands):
@@ -136,7 +136,7 @@ def paint_stuff(
 
 
 def _surface(rng: np.random.Generator, name: str, top: float, region: np.ndarray) -> np.ndarray:
-    """RGB [pixels of region, 3] of one stuff class, in colours of its own."""
+    """Sample the RGB values [pixels of region, 3] of one stuff surface."""
     ranges = NATURAL[name][rng.integers(3)] if rng.random() < NATURAL_SHARE else ANYTHING
     y, x = (axis.astype(np.float32) / PX for axis in np.nonzero(region))
     u, v = _coordinates(rng, name, top, x, y)
@@ -152,7 +152,7 @@ def _surface(rng: np.random.Generator, name: str, top: float, region: np.ndarray
 def _coordinates(
     rng: np.random.Generator, name: str, top: float, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Surface coordinates of pixels: the ground recedes towards its upper edge, the rest is upright."""
+    """Compute surface coordinates of pixels: sky and walls are upright, the ground recedes upward."""
     angle = rng.uniform(-0.12, 0.12)
     zoom = rng.uniform(1.1, 1.45)
     if name in ("sky", "wall"):

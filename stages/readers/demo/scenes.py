@@ -1,4 +1,4 @@
-"""Scenes of the demo: which stuff lies where, and which things stand on it."""
+"""Scene types of the demo: their stuff bands and the things on them."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ from stages.readers.demo.surfaces import TEXTURES
 
 CLASSES = (*TEXTURES, *DESIGNS)
 KINDS: tuple[Kind, ...] = tuple("stuff" if name in TEXTURES else "thing" for name in CLASSES)
-PX = 160  # side at which scenes are drawn; packing antialiases them down
+PX = 160  # side of the drawn scenes; packing downscales them with antialiasing
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What makes a kind of place.
+    """One type of scene.
 
     Attributes:
-        bands: stuff from top to bottom.
-        things: a thing class and the stuff that it stands on, each with the most there are of it.
-        closeup: the probability that the topmost band is out of view.
+        bands: stuff classes from top to bottom.
+        things: (thing class, stuff class that it stands on, maximum number of things).
+        closeup: probability that the topmost band is out of view.
     """
 
     bands: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""Textures of the demo's stuff classes: what tells grass from water when their colours do not.
+"""Textures of the stuff classes of the demo, which distinguish classes of similar color.
 
-Every texture is a function of surface coordinates (u to the right, v downwards, in pixels of the drawn
-image at unit scale) and answers relief in about [-1, 1]: how much lighter or darker than the class's colour.
+Every texture is a function of surface coordinates (u to the right, v downward, in pixels of the drawn image at
+unit scale). It returns relief in about [-1, 1]: the brightness relative to the color of the surface.
 """
 
 import colorsys
@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 Range = tuple[tuple[float, float], ...]
 
-# Hue (degrees), saturation, value: three ranges for each class that look natural, next to two for all.
+# Hue (degrees), saturation, value: three natural-looking ranges per class; two more ranges for all classes.
 NATURAL: dict[str, tuple[Range, ...]] = {
     "sky": (
         ((195, 225), (0.1, 0.6), (0.6, 1.0)),
@@ -55,21 +55,21 @@ OBJECT = ((0, 360), (0.15, 0.9), (0.2, 1.0))
 
 
 def pick(rng: np.random.Generator, ranges: Range) -> np.ndarray:
-    """One RGB colour in [0, 1], uniform in hue, saturation and value."""
+    """Sample an RGB color in [0, 1], uniform in hue, saturation and value."""
     hue, saturation, value = (rng.uniform(low, high) for low, high in ranges)
     return np.array(colorsys.hsv_to_rgb(hue / 360 % 1.0, saturation, value))
 
 
 Texture = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
-LATTICE = 64  # cells of a random lattice before it repeats
+LATTICE = 64  # period of the random lattice in cells
 
 
 def noise(
     rng: np.random.Generator, u: np.ndarray, v: np.ndarray, period_u: float, period_v: float
 ) -> np.ndarray:
-    """Smooth random relief in [-1, 1] whose features measure about `period_u` by `period_v` pixels."""
+    """Sample smooth noise in [-1, 1] with features of about `period_u` by `period_v` pixels."""
     lattice = 2 * rng.random(LATTICE**2, np.float32) - 1
-    lattice = np.tile(lattice, 2)  # each row goes on into the next, the last into the first
+    lattice = np.tile(lattice, 2)  # each row continues into the next row, the last into the first
     shift_u, shift_v = rng.uniform(0, LATTICE, 2).astype(np.float32)
     column, row = u / period_u + shift_u, v / period_v + shift_v
     left, top = np.floor(column), np.floor(row)
@@ -81,27 +81,27 @@ def noise(
 
 
 def sky(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Soft clouds, or next to none."""
+    """Soft clouds of varying strength."""
     clouds = noise(rng, u, v, 90, 45) + 0.4 * noise(rng, u, v, 45, 24)
     return np.asarray(rng.uniform(0.1, 0.8) * np.tanh(1.6 * clouds - 0.2))
 
 
 def grass(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Upright blades over patches."""
+    """Upright blades on a patchy ground."""
     lean = rng.uniform(-0.25, 0.25)
     blades = noise(rng, u + lean * v, v, 7, 34) + 0.8 * noise(rng, u - lean * v, v, 10, 28)
     return np.asarray(1.3 * blades + 0.3 * noise(rng, u, v, 70, 30))
 
 
 def water(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Ripples that lie flat, with narrow crests."""
+    """Flat ripples with narrow crests."""
     bend = 4 * noise(rng, u, v, 90, 60)
     ripples = noise(rng, u, v + bend, 50, 9) + 0.7 * noise(rng, u, v + bend, 32, 7)
     return np.asarray(1.5 * np.clip(ripples, -0.6, 1.0))
 
 
 def sand(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Grain without a direction, over faint dunes."""
+    """Isotropic grain on faint dunes."""
     grain = noise(rng, u, v, 6.5, 6.5) + 0.7 * noise(rng, u, v, 5, 5)
     return np.asarray(1.4 * grain + 0.2 * noise(rng, u, v, 60, 25))
 
@@ -120,7 +120,7 @@ def road(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def wall(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Courses of bricks, each brick of its own shade, with mortar lighter or darker than they are."""
+    """Courses of bricks of varying shade, with lighter or darker mortar."""
     height = rng.uniform(13, 17)
     width = height * rng.uniform(1.9, 2.4)
     course = np.floor(v / height).astype(int)
@@ -134,7 +134,7 @@ def wall(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def floor(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Planks that run into the depth, each of its own shade, with grain along them and dark gaps."""
+    """Planks in depth direction, of varying shade, with wood grain and dark gaps."""
     width = rng.uniform(20, 28)
     plank = np.floor(u / width).astype(int)
     shade = rng.uniform(-0.8, 0.8, LATTICE)[plank % LATTICE]

@@ -1,12 +1,12 @@
-"""A data set of one's own: a folder of images, with or without label maps for the validation images.
+"""Reader for user data: a folder of images, with or without label maps of the validation images.
 
-    root/images/**               jpg, png, webp, bmp or tif; the id of an image is its path without the suffix
-    root/labels/**/<id>.png      class id of each pixel, 255 = ignore; of all validation images or of none
-    root/classes.txt             one name a line; the first is class id 0
+    root/images/**               jpg, png, webp, bmp or tif; the image id is the path without the suffix
+    root/labels/**/<id>.png      class id per pixel, 255 = ignored; for all validation images or none
+    root/classes.txt             one class name per line, starting with class id 0
 
-Which images are for training and which for validation: by folder (images/train, images/val, labels/val),
-by list (train.txt and val.txt: an id or a path below images/ a line), or by lot (a fraction and a seed).
-Label maps of training images are never looked for.
+Images are split into training and validation by folder (images/train, images/val, labels/val), by lists
+(train.txt and val.txt with one id or path below images/ per line), or randomly (by a fraction and a seed).
+Label maps of training images are never read.
 """
 
 from collections import defaultdict
@@ -23,18 +23,18 @@ from stages.settings.schema import Prepare
 
 
 def list_data(root: Path, settings: Prepare) -> DataSet:
-    """What is in the folder, by name; no image is opened.
+    """List the images in the folder without opening them.
 
     Args:
-        root: of the data set.
-        settings: `prepare` of params.yaml; `split` says how images are divided.
+        root: folder of the data set.
+        settings: `prepare` of params.yaml, with the split rule `split`.
 
     Raises:
-        UserError: every fault that shows in the names of the files, in the lists and in classes.txt.
+        UserError: file names, lists or classes.txt are invalid; the error lists every fault.
     """
     if not root.is_dir():
         raise UserError(
-            f"{root}: no such folder; set prepare.path in params.yaml to the folder that holds images/"
+            f"{root}: no such folder; set prepare.path in params.yaml to the folder that contains images/"
         )
     found, below, split = Findings(), "", settings.split
     if split.by == "folder":
@@ -63,10 +63,10 @@ def _list_images(root: Path, below: str, found: Findings) -> tuple[Item, ...]:
     folder = root / below
     if not folder.is_dir():
         purpose = {
-            "images/train": "images to learn from",
-            "images/val": "images to segment and, with labels/val, to evaluate on",
+            "images/train": "training images",
+            "images/val": "validation images",
         }
-        found.faults.append(f"{folder}: no such folder; put the {purpose.get(below, 'images')} there")
+        found.faults.append(f"{folder}: no such folder; put the {purpose.get(below, 'images')} in it")
         return ()
     ids = defaultdict(list)
     for path in walk(folder):
@@ -75,14 +75,12 @@ def _list_images(root: Path, below: str, found: Findings) -> tuple[Item, ...]:
             found.skipped["hidden"] += 1
         elif path.suffix.lower() not in SUFFIXES:
             found.skipped["no image by its suffix"] += 1
-        elif not name.isprintable():  # among them names that are not UTF-8
-            found.faults.append(
-                f"{below}/{name!a}: the name has characters that cannot be printed; rename it"
-            )
+        elif not name.isprintable():  # includes names that are not UTF-8
+            found.faults.append(f"{below}/{name!a}: the name has unprintable characters; rename it")
         else:
             ids[name.removesuffix(path.suffix)].append(f"{below}/{name}")
     if not ids:
-        found.faults.append(f"{folder}: has no images ({', '.join(SUFFIXES)})")
+        found.faults.append(f"{folder}: has no images ({', '.join(SUFFIXES)}); add images")
     for id_, sources in ids.items():
         if len(sources) > 1:
             found.faults.append(f"{' and '.join(sorted(sources))}: share the id {id_!r}; rename one of them")
@@ -94,26 +92,26 @@ def _check_labels(root: Path, below: str, items: Sequence[Item], found: Findings
     if missing:
         found.faults.append(
             f"{root / below}: {len(missing)} of {len(items)} validation images have no label map "
-            f"({listed(missing)}); label all of them, or none: then remove the folder"
+            f"({listed(missing)}); label all of them, or remove the folder"
         )
 
 
 def _read_classes(root: Path, found: Findings) -> tuple[str, ...]:
     path, faults = root / "classes.txt", found.faults
     if not path.is_file():
-        faults.append(f"{path}: not found, but there are label maps; name one class a line, class id 0 first")
+        faults.append(f"{path}: not found, but there are label maps; add it with one class name per line")
         return ()
     before = len(faults)
     names = tuple(line.strip() for line in found.read_text(root, "classes.txt").rstrip().splitlines())
     if not names and len(faults) == before:
-        faults.append(f"{path}: is empty; name one class a line, class id 0 first")
+        faults.append(f"{path}: is empty; add one class name per line, starting with class id 0")
     if "" in names:
-        faults.append(
-            f"{path}: line {names.index('') + 1} is empty; every line names a class, class id 0 first"
-        )
+        faults.append(f"{path}: line {names.index('') + 1} is empty; every line must be a class name")
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
-        faults.append(f"{path}: names {', '.join(map(repr, twice))} more than once; names must differ")
+        faults.append(f"{path}: has {', '.join(map(repr, twice))} more than once; class names must be unique")
     if len(names) > IGNORED:
-        faults.append(f"{path}: names {len(names)} classes, but class ids end at {IGNORED - 1}")
+        faults.append(
+            f"{path}: has {len(names)} classes, but the largest class id is {IGNORED - 1}; merge or remove classes"
+        )
     return names

@@ -1,4 +1,4 @@
-"""Images of one's own into training and validation: by the lists of their owner, or by lot."""
+"""Split of user images into training and validation, by list files or at random."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,20 +10,20 @@ SPLITS = ("train", "val")
 
 
 def rule_for(root: Path) -> tuple[str, str]:
-    """The value of prepare.split.by that fits what is in the folder, and why."""
+    """Choose prepare.split.by for the content of the folder; return it with a reason."""
     if any((root / "images" / split).is_dir() for split in SPLITS):
-        return "folder", "there is images/train or images/val"
+        return "folder", "images/train or images/val exists"
     if any((root / f"{split}.txt").is_file() for split in SPLITS):
-        return "lists", "there is train.txt or val.txt"
+        return "lists", "train.txt or val.txt exists"
     if (root / "images").is_dir():
-        return "fraction", "there is images/, without folders or lists for training and validation"
-    return "folder", "the usual layout"
+        return "fraction", "images/ has no subfolders or lists for training and validation"
+    return "folder", "default layout"
 
 
 def by_lists(
     root: Path, images: Sequence[Item], found: Findings
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """Each list names images by id or by path below images/; order does not matter."""
+    """Split images by list files of ids or paths below images/; their order does not matter."""
     known = {name: item for item in images for name in (item.id, item.source.removeprefix("images/"))}
     chosen: list[dict[str, Item]] = []
     for split in SPLITS:
@@ -32,17 +32,17 @@ def by_lists(
         unknown = [name for name in names if name not in known]
         if unknown:
             found.faults.append(
-                f"{path}: {len(unknown)} of {len(names)} lines name no image below images/ "
+                f"{path}: {len(unknown)} of {len(names)} lines match no image below images/ "
                 f"({listed(unknown)}); correct the list or add the images"
             )
         elif not names and path.is_file():
-            found.faults.append(f"{path}: is empty; name one image a line")
+            found.faults.append(f"{path}: is empty; add one image per line")
         chosen.append({known[name].id: known[name] for name in names if name in known})
     both = sorted(set(chosen[0]) & set(chosen[1]))
     if both:
         found.faults.append(
-            f"{root}: train.txt and val.txt both name {len(both)} images ({listed(both)}); an image that was "
-            "learned from proves nothing: take it out of one of them"
+            f"{root}: train.txt and val.txt share {len(both)} images ({listed(both)}); training and validation "
+            "images must differ: remove each image from one of the lists"
         )
     unlisted = len(images) - len(set(chosen[0]) | set(chosen[1]))
     if unlisted:
@@ -54,9 +54,9 @@ def by_lists(
 def by_lot(
     images: Sequence[Item], val_fraction: float, seed: int, found: Findings
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """Images for training and validation, the latter drawn; at least one of each."""
+    """Split images at random into training and validation, with at least one image each."""
     if len(images) < 2:
-        found.faults.append("prepare.split.by: fraction needs two images or more; add images")
+        found.faults.append("prepare.split.by: fraction requires at least two images; add images")
         return tuple(images), ()
     count = min(max(1, round(val_fraction * len(images))), len(images) - 1)
     drawn = set(numpy_generator(seed, "split").permutation(len(images))[:count].tolist())
