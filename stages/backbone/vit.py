@@ -66,7 +66,7 @@ class ViT(Trunk):
         return FeatureMaps(*maps)
 
     def global_feature(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
-        """The class token, which DINO and DINOv2 train as the global feature (the paper uses average pooling)."""
+        """The class token, the global feature of DINO and DINOv2 (the paper uses average pooling)."""
         tokens, _ = self._embed(image)
         for block in self.blocks:
             tokens = block(tokens)

@@ -58,7 +58,7 @@ class KMeans:
     def fit(self, points: Float[np.ndarray, "N D"], *, seed: int) -> Float[np.ndarray, "K D"]:
         """Cluster float32 points; the seed determines the initialization.
 
-        An empty cluster is replaced by splitting a large one. All points are used: faiss's limit of 256 points
+        A large cluster is split to replace an empty one. All points are used: faiss's limit of 256 points
         per centroid is disabled, so the caller chooses the sample.
 
         Raises:

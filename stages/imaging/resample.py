@@ -75,8 +75,8 @@ def resample(
 def enlarge(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[Tensor, "N D h w"]:
     """Upsample a feature map bilinearly with half-pixel centers; two implementations, same result.
 
-    Gradients of torch's own interpolation are scattered where they have to be deterministic on a GPU, and
-    wherever it is compiled, which took a sixth of a compiled training step. Products are faster there.
+    The gradient of torch's interpolation uses slow scatter operations on a GPU (if deterministic) and in
+    compiled code, where it took a sixth of a training step. Matrix products are faster in these cases.
     """
     if feature.device.type == "cpu" and not torch.compiler.is_compiling():
         return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
@@ -89,9 +89,9 @@ def enlarge(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[T
 
 
 def shrink(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[Tensor, "N D h w"]:
-    """A feature map at a smaller size: means over cells.
+    """Downsample a feature map by averaging over cells.
 
-    On a GPU the gradient of adaptive pooling is not deterministic; that of pooling over equal cells is.
+    On a GPU, adaptive pooling has no deterministic gradient, but pooling over equal cells has.
     """
     cell, rest = zip(*map(divmod, feature.shape[2:], size), strict=True)
     if feature.device.type == "cuda" and not any(rest):
@@ -102,9 +102,9 @@ def shrink(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[Te
 def separable(
     image: Float[Tensor, "N C H W"], rows: Float[Tensor, "#N h H"], columns: Float[Tensor, "#N w W"]
 ) -> Float[Tensor, "N C h w"]:
-    """`rows @ image @ columns^T` for every image and channel, with matrices of its own or one for all.
+    """`rows @ image @ columns^T` for every image and channel; matrices per image or shared.
 
-    Many channels that lie last in memory stay there, and the products go over them.
+    Feature maps in channels-last format keep it.
     """
     if image.shape[1] >= MANY_CHANNELS and image.is_contiguous(memory_format=torch.channels_last):
         across = torch.matmul(columns[:, None], image.to(rows.dtype).permute(0, 2, 3, 1))

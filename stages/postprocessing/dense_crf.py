@@ -1,7 +1,7 @@
 """Fully connected conditional random field over the pixels of one image (4.4; Kraehenbuehl & Koltun 2011).
 
-E(x) = sum_i unary_i(x_i) + sum_{i<j} [x_i != x_j] k(i, j): the cluster scores say what a pixel is, the
-pairwise kernels that pixels which are near, and near in colour, are the same.
+E(x) = sum_i unary_i(x_i) + sum_{i<j} [x_i != x_j] k(i, j): the unary terms come from the
+cluster scores; the pairwise kernels favor equal labels for pixels with similar position and color.
 """
 
 import numpy as np
@@ -15,14 +15,14 @@ from stages.postprocessing.score_maps import upsample
 def probabilities(
     scores: Float[np.ndarray, "K h w"], size_px: int, temperature: float
 ) -> Float[np.ndarray, "K S S"]:
-    """Probabilities of a pixel to the cluster centres, the unary of 4.4.
+    """Probability of each cluster at each pixel, for the unary terms of 4.4.
 
-    The paper names no formula; ours is softmax(cosine / temperature) over upsampled cosines.
+    The paper gives no formula; ours is softmax(cosine / temperature) over upsampled cosines.
 
     Args:
-        scores: cosine to each centre, in [-1, 1], at feature resolution.
+        scores: cosine to each center, in [-1, 1], at feature resolution.
         size_px: side of the result.
-        temperature: low is sure of itself; the pairwise terms then have little to say.
+        temperature: low values give confident unaries, so the pairwise terms have less influence.
 
     Returns:
         float32, in [0, 1], sums to 1 over K.
@@ -78,17 +78,17 @@ def mean_field(
         image: RGB, 0..255.
         probabilities: of each pixel, summing to 1 over K.
         iterations: mean-field steps.
-        smoothness_weight: of the first kernel (compatibility: Potts); 0 leaves the kernel out.
+        smoothness_weight: weight of the first kernel (compatibility: Potts); 0 disables it.
         smoothness_px: s_smoothness, in pixels.
-        appearance_weight: of the second kernel; 0 leaves the kernel out.
+        appearance_weight: weight of the second kernel; 0 disables it.
         appearance_px: s_appearance, in pixels.
         appearance_color: s_color, in RGB levels of 0..255.
 
     Returns:
         Probabilities, summing to 1 over K.
 
-    Departs from the paper: pydensecrf filters on a permutohedral lattice, which comes near K, and
-    normalises it on both sides.
+    Departs from the paper: pydensecrf filters on a permutohedral lattice, which approximates K, and
+    normalizes it on both sides.
     """
     num_clusters, height, width = probabilities.shape
     field = DenseCRF2D(width, height, num_clusters)
@@ -106,6 +106,6 @@ def mean_field(
 
 
 def _unary(probabilities: np.ndarray) -> Float[np.ndarray, "K P"]:
-    """Energy -log p; clipped, for a probability that underflowed to 0 would be an infinite energy."""
+    """Energy -log p; clipped, because a probability of 0 would give infinite energy."""
     clipped = np.clip(probabilities, np.finfo(np.float32).tiny, 1.0)
     return np.ascontiguousarray(-np.log(clipped).reshape(len(probabilities), -1), dtype=np.float32)

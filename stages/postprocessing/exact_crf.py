@@ -1,9 +1,8 @@
 """Mean field of the dense CRF with exact kernels, for GPUs (4.4; Kraehenbuehl & Koltun 2011).
 
-`dense_crf` filters on a permutohedral lattice, which approximates the Gaussian kernels. Here every pair of
-pixels counts: the smoothness kernel is separable, and the appearance kernel is a matrix of all pairs. Where
-this matrix fits into memory it is computed once for an image; else each step computes it again, row block
-by row block.
+`dense_crf` filters on a permutohedral lattice, which approximates the Gaussian kernels. Here all pairs of
+pixels are computed: the smoothness kernel is separable, and the appearance kernel is a full matrix. If this
+matrix fits into memory, it is computed once per image; otherwise each step recomputes it in row blocks.
 """
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 BLOCK_BYTES = 1 << 30  # of a block of rows of the appearance kernel, in float32
 ALIGNED_COLUMNS = 8  # of a product; tensor cores are used for multiples of it
-MEMORY_SHARE = 0.5  # of the free device memory that the kernel of an image may take
+MEMORY_SHARE = 0.5  # maximum share of free device memory for the kernel of an image
 
 
 class AppearanceKernel:
@@ -23,7 +22,7 @@ class AppearanceKernel:
         image: RGB, 0..255.
         appearance_px: s_appearance, in pixels.
         appearance_color: s_color, in RGB levels of 0..255.
-        is_stored: whether the matrix is kept; by default where it fits into the device's free memory.
+        is_stored: whether to keep the matrix; by default, if it fits into the free device memory.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ def exact_mean_field(
 ) -> Float[Tensor, "K H W"]:
     """Marginals after `iterations` mean-field steps; formula and arguments as in `dense_crf.mean_field`.
 
-    Image and probabilities are on the device that does the work.
+    Image and probabilities must be on the compute device.
 
     Cost: P^2 kernel values an image, P = H * W, and P^2 * K products a step.
     """

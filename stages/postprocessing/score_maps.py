@@ -1,6 +1,6 @@
-"""Class scores of pixels: read from disk, brought to image size.
+"""Cluster scores of pixels: reading and upsampling to image size.
 
-Separate, because the CRF, the scoring and the report must all see the same upsampled scores.
+Separate, because the CRF, the scoring and the report must use the same upsampled scores.
 """
 
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ REMEDY = "delete it and run `dvc repro` to make it again"
 
 
 def open_scores(path: Path, num_images: int) -> np.ndarray:
-    """The scores of `predict`, float16 [M, K, h, w], cosines in [-1, 1], left on disk and read-only.
+    """The scores of `predict`, float16 [M, K, h, w], cosines in [-1, 1], memory-mapped read-only.
 
     Raises:
-        UserError: the file is missing or damaged, is no stack of score maps, or has not `num_images` of them.
+        UserError: the file is missing or damaged, or is not a stack of `num_images` score maps.
     """
     scores = read_array(path, memory_map=True)
     if scores.dtype != np.float16 or scores.ndim != 4 or 0 in scores.shape or scores.shape[1] > MAX_CLUSTERS:
@@ -38,7 +38,7 @@ def open_scores(path: Path, num_images: int) -> np.ndarray:
 
 
 def upsample(scores: np.ndarray, size_px: int) -> Float[Tensor, "B K S S"]:
-    """Bilinear upsampling of scores [B, K, h, w] to `size_px`, half-pixel centres, in float32.
+    """Bilinear upsampling of scores [B, K, h, w] to `size_px`, half-pixel centers, in float32.
 
     Raises:
         UserError: a score is not finite.
@@ -53,7 +53,7 @@ def upsample(scores: np.ndarray, size_px: int) -> Float[Tensor, "B K S S"]:
 
 
 def cluster_maps(scores: np.ndarray, size_px: int) -> UInt8[np.ndarray, "B S S"]:
-    """The cluster with the highest upsampled score at each pixel; the lowest id wins a tie."""
+    """The cluster with the highest upsampled score at each pixel; ties go to the lower id."""
     return upsample(scores, size_px).argmax(1).to(torch.uint8).numpy()
 
 

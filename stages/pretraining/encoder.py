@@ -1,4 +1,4 @@
-"""What instance-level pretraining trains: the backbone with a projection head on top."""
+"""The network for instance-level pretraining: the backbone with a projection head."""
 
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ from stages.backbone.trunk import Trunk
 
 
 class Encoded(NamedTuple):
-    """What an encoder makes of images."""
+    """Output of the encoder."""
 
-    feature: Float[Tensor, "N C"]  # global, of the backbone
+    feature: Float[Tensor, "N C"]  # global feature of the backbone
     embedding: Float[Tensor, "N D"]  # unit length, float32
 
 
@@ -20,9 +20,9 @@ class Encoder(nn.Module):
     """Backbone, global average pooling and the two-layer projection head.
 
     Args:
-        backbone: the trunk that pretraining is for.
+        backbone: trunk to pretrain.
         projection_dim: D of the embeddings.
-        head_batch_norm: batch norm in the head, as SimCLR and MoCo v3 have it; MoCo v2 has none.
+        head_batch_norm: whether the head has batch norm, as in SimCLR and MoCo v3; MoCo v2 has none.
     """
 
     def __init__(self, backbone: Trunk, projection_dim: int, *, head_batch_norm: bool) -> None:

@@ -1,4 +1,4 @@
-"""What shows, without any label, whether embeddings are good: each figure is watched over the epochs."""
+"""Label-free quality figures of embeddings, tracked over the epochs, and warnings derived from them."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from stages.settings.schema_pretrain import Pretrain
 
 
 class Measured(NamedTuple):
-    """What a method measures in one step; each figure is the mean over this process's share of the batch."""
+    """Figures of one step of a method; each is the mean over this process's share of the batch."""
 
     loss: Float[Tensor, ""]
     instance_accuracy: Float[Tensor, ""]
@@ -37,25 +37,25 @@ def uniformity(embedding: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 
 @torch.no_grad()
 def instance_accuracy(first: Float[Tensor, "n D"], second: Float[Tensor, "N D"], start: int) -> Tensor:
-    """Share of views nearest to the other view of their image, which is row `start` + i of `second`."""
+    """Share of views whose nearest neighbor in `second` is row `start` + i, the other view of their image."""
     own = start + torch.arange(len(first), device=first.device)
     return ((first @ second.T).argmax(1) == own).float().mean()
 
 
 @torch.no_grad()
 def perplexity(share: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
-    """exp of the entropy of each row: how many of its entries really take part, from 1 to P."""
+    """exp of the entropy of each row: its effective number of entries, from 1 to P."""
     return torch.special.entr(share).sum(1).exp()
 
 
 class Moments:
-    """Sums over an epoch that give the effective rank of all its features, whatever their number.
+    """Accumulates moments over an epoch to compute the effective rank of all its features.
 
-    In float64: beside the variance of some directions that of others is lost in float32.
+    Uses float64, because float32 loses the variance of weak directions.
 
     Args:
         channels: C of the features.
-        device: where they are.
+        device: device of the features.
     """
 
     def __init__(self, channels: int, device: torch.device) -> None:
@@ -65,14 +65,14 @@ class Moments:
 
     @torch.no_grad()
     def add(self, feature: Float[Tensor, "N C"]) -> None:
-        """Take note of some features; only their direction counts."""
+        """Add features, normalized to unit length."""
         unit = F.normalize(feature.double(), dim=1)
         self.count += len(unit)
         self.sum += unit.sum(0)
         self.gram.addmm_(unit.T, unit)
 
     def effective_rank(self) -> float:
-        """exp of the entropy of the singular values (Roy & Vetterli, 2007) of centred features: 1 to C."""
+        """exp of the entropy of the singular values (Roy & Vetterli, 2007) of centered features: 1 to C."""
         mean = self.sum / self.count
         covariance = self.gram / self.count - mean[:, None] * mean
         singular = torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt()
@@ -80,7 +80,7 @@ class Moments:
         return math.exp(float(torch.special.entr(share).sum()))
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Set all sums to zero."""
         for part in (self.count, self.sum, self.gram):
             part.zero_()
 
@@ -89,21 +89,21 @@ class Moments:
         return {"count": self.count, "sum": self.sum, "gram": self.gram}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """Go on from saved sums."""
+        """Restore saved sums."""
         for name, part in self.state_dict().items():
             part.copy_(saved[name])
 
 
-CHANCE_MARGIN = 0.01  # of the loss about ln K
+CHANCE_MARGIN = 0.01  # maximum distance of the loss from ln K
 COLLAPSED_UNIFORMITY = -0.05  # embeddings within 0.16 of each other (root mean square); -4 is uniform
-COLLAPSED_RANK = 1.5  # directions in which features still differ
+COLLAPSED_RANK = 1.5  # effective number of directions in which features vary
 
 SEEN = {
     "stuck_at_chance": "the loss stays at ln({candidates}) = {chance:.4g}, the level of random guessing",
     "collapsed": "all images have nearly the same embedding (uniformity {uniformity:.2g}; -4 is uniform)",
     "one_direction": "features vary along a single direction (effective rank {effective_rank:.3g})",
 }
-# Issues of MoCo, SwAV and lightly name these cures, the most frequent first.
+# Remedies from issues of MoCo, SwAV and lightly, most frequent first.
 CURES = {
     "mocov2": {
         "stuck_at_chance": "raise pretrain.lr, lower pretrain.temperature, or update the key encoder faster "
@@ -129,11 +129,11 @@ NAN_CURES = {
 
 
 def find_faults(figures: Mapping[str, Any], num_candidates: int) -> list[str]:
-    """Names of what is wrong after an epoch.
+    """Names of the faults found after an epoch.
 
     Args:
         figures: loss, uniformity and effective_rank of the epoch.
-        num_candidates: K; a guess among them has a loss of ln K.
+        num_candidates: number of candidates K; random guessing has a loss of ln K.
     """
     signs = {
         "stuck_at_chance": abs(figures["loss"] - math.log(num_candidates)) < CHANCE_MARGIN,
@@ -144,14 +144,14 @@ def find_faults(figures: Mapping[str, Any], num_candidates: int) -> list[str]:
 
 
 def explain(fault: str, figures: Mapping[str, Any], num_candidates: int, method: str) -> str:
-    """What was seen, and the cure."""
+    """Description of a fault, with remedies."""
     chance = math.log(num_candidates)
     seen = SEEN[fault].format(candidates=num_candidates, chance=chance, **figures)
     return f"{fault}: {seen}; {CURES[method][fault]}"
 
 
 def is_settled(epoch: int, settings: Pretrain) -> bool:
-    """Whether an epoch is past the rise of the rate and the frozen prototypes, where a guess is normal.
+    """Whether an epoch is past warm-up and frozen prototypes, during which chance-level loss is normal.
 
     Args:
         epoch: 1 is the first.
@@ -162,7 +162,7 @@ def is_settled(epoch: int, settings: Pretrain) -> bool:
 
 
 def summarise(history: pd.DataFrame, settings: Pretrain, num_candidates: int) -> dict[str, Any]:
-    """The figures of the last epoch, the loss of a guess, and in how many epochs each fault was seen."""
+    """The figures of the last epoch, the chance-level loss, and the number of epochs with each fault."""
     if not len(history):
         return {}
     rows = [row for row in history.to_dict("records") if is_settled(row["epoch"], settings)]

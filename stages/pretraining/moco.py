@@ -1,6 +1,6 @@
-"""MoCo v2 (He et al., 2020; Chen et al., 2020): a query encoder learns to recognise its image's key.
+"""MoCo v2 (He et al., 2020; Chen et al., 2020): a query encoder learns to identify the key of its image.
 
-The paper takes it as the instance-level self-supervised method (4.1, 5.1).
+The paper uses it as the instance-level self-supervised method (4.1, 5.1).
 """
 
 import copy
@@ -24,17 +24,17 @@ LARGEST_QUEUE = 65536
 class MoCo(nn.Module):
     """The two encoders and the queue of past keys.
 
-    Batch norm lets a query recognise its key by the statistics of the batch that they share. So the
-    batch is split into groups with statistics of their own, and the keys' groups are shuffled: what
-    MoCo does across GPUs happens here within one, or across processes.
+    Shared batch-norm statistics would let a query identify its key. The batch is therefore split into groups
+    with separate statistics, and the keys are shuffled between groups. MoCo does this across GPUs; here it
+    works within one device or across processes.
 
     Args:
         encoder: the query encoder; the key encoder starts as its copy.
         settings: `pretrain` of params.yaml.
-        queue_size: Q.
+        queue_size: queue length Q.
         key_momentum: share of the old key encoder that each step keeps.
-        precision: of the forward passes.
-        generator: draws the first queue.
+        precision: precision of the forward passes.
+        generator: draws the initial queue.
     """
 
     queue: Tensor
@@ -63,17 +63,17 @@ class MoCo(nn.Module):
         self._keys: Tensor | None = None
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """What takes the time."""
+        """The networks to compile."""
         return self.encoder, self.key_encoder
 
     @property
     def num_candidates(self) -> int:
-        """Keys that each query has to choose from: chance has a loss of its logarithm."""
+        """Number of candidate keys per query; the chance-level loss is its logarithm."""
         others = self._settings.batch_size - 1 if self._settings.batch_negatives else 0
         return 1 + others + len(self.queue)
 
     def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: int) -> Measured:
-        """Loss and figures of (this process's share of) a batch; every epoch is alike."""
+        """Loss and figures of this process's share of a batch; `epoch` is not used."""
         size = self._settings.image_px
         low, high = self._settings.crop_area
         first, second = (views.draw(image, (low, high), size) for _ in range(2))
@@ -89,7 +89,7 @@ class MoCo(nn.Module):
     def _recognise(
         self, queried: Float[Tensor, "n 3 S S"], keyed: Float[Tensor, "n 3 S S"], order: Tensor
     ) -> tuple[Tensor, Tensor, Encoded, Float[Tensor, "N D"]]:
-        """Loss and accuracy of one view's queries against the other's keys; the queries, and all keys."""
+        """Loss and accuracy of one view's queries against the other's keys; the queries; all keys."""
         with autocast(queried.device, self._precision):
             query, key = self.encoder(queried), self.keys(keyed, order)
         loss, accuracy, used = info_nce(
@@ -111,42 +111,42 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The key encoder follows, and the newest keys take the place of the oldest."""
+        """Update the key encoder and the queue."""
         self.update_key_encoder()
         assert self._keys is not None
         self.enqueue(self._keys)
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
-        """theta_k <- m theta_k + (1 - m) theta_q (MoCo, Eq. 2). Buffers are the key encoder's own."""
+        """theta_k <- m theta_k + (1 - m) theta_q (MoCo, Eq. 2). Buffers are not averaged."""
         pairs = zip(self.key_encoder.parameters(), self.encoder.parameters(), strict=True)
         keys, queries = zip(*pairs, strict=True)
         torch._foreach_lerp_(list(keys), list(queries), 1 - self._key_momentum)
 
     @torch.no_grad()
     def enqueue(self, keys: Float[Tensor, "N D"]) -> None:
-        """The newest keys take the place of the oldest."""
+        """Replace the oldest keys of the queue by the newest."""
         size = self.queue.shape[0]
         places = (self.position + torch.arange(len(keys), device=keys.device)) % size
         self.queue[places] = keys
         self.position.copy_((self.position + len(keys)) % size)
 
     def take_usage(self) -> float:
-        """Share of the queue that queries had to be told apart from, since it was last asked for."""
+        """Effective share of the queue that acted as negatives since the last call."""
         share, count = self.used.tolist()
         self.used.zero_()
         return share / count
 
     def heads(self) -> dict[str, Tensor]:
-        """The projection head of the queries."""
+        """The projection head of the query encoder."""
         return self.encoder.heads()
 
 
 def choose_queue_size(settings: Pretrain, num_images: int) -> int:
-    """`queue_size`, or by rule where it is 0.
+    """`queue_size`, or a value chosen by rule if it is 0.
 
-    The rule (ours): the largest power of two up to half of the images and up to MoCo's 65536, so that an
-    image is seldom its own negative, in whole batches.
+    The rule (ours): the largest power of two up to half the number of images and up to MoCo's 65536, rounded
+    down to whole batches. An image is then rarely its own negative.
     """
     if settings.queue_size:
         return settings.queue_size
@@ -155,10 +155,10 @@ def choose_queue_size(settings: Pretrain, num_images: int) -> int:
 
 
 def choose_key_momentum(settings: Pretrain, num_steps: int) -> float:
-    """`key_momentum`, or by rule where it is 0.
+    """`key_momentum`, or a value chosen by rule if it is 0.
 
-    The rule (ours): keys remember 1 / (1 - m) steps, a tenth of the run, but ten at least and a thousand
-    (MoCo's m = 0.999) at most.
+    The rule (ours): the averaging window 1 / (1 - m) is a tenth of the run, but at least 10 and at most 1000
+    steps (MoCo's m = 0.999).
     """
     return settings.key_momentum or 1 - 1 / min(1000, max(10, num_steps / 10))
 
@@ -172,17 +172,17 @@ def info_nce(
     batch_negatives: bool,
     start: int = 0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """InfoNCE (MoCo, Eq. 1), the share of queries nearest to their own key, and how much of the queue counts.
+    """InfoNCE loss (MoCo, Eq. 1), accuracy of the queries, and effective share of the queue.
 
-    The last is the mean perplexity of the softmax over the queue, by its length; at 1 all are alike.
+    The last is the mean perplexity of the softmax over the queue, divided by its length; 1 means uniform.
 
     Args:
         query: unit embeddings of one view of some images.
-        key: unit embeddings of another view of all images of the batch; row `start` + i belongs to query i.
+        key: unit embeddings of the other view of all images of the batch; row `start` + i belongs to query i.
         queue: unit embeddings of other images.
-        temperature: of the softmax over the key and the negatives.
-        batch_negatives: whether the other keys of the batch are negatives too, as in MoCo v3. The queue
-            alone gives the answer away while the encoder changes fast: old keys look old.
+        temperature: softmax temperature.
+        batch_negatives: whether the other keys of the batch are also negatives, as in MoCo v3. With only
+            the queue, old keys are easy to recognize while the encoder changes fast.
         start: row of the first query's key.
     """
     target = start + torch.arange(len(query), device=query.device)

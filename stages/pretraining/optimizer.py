@@ -1,4 +1,4 @@
-"""LARS (You et al., 2017), which torch lacks: steps in proportion to the weights, for large batches."""
+"""Optimizers and learning-rate schedule; includes LARS (You et al., 2017), which torch lacks."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from stages.settings.schema_pretrain import Pretrain
 
-TRUST = 0.001  # as SwAV and the paper have it
+TRUST = 0.001  # as in SwAV and the LARS paper
 
 
 class LARS(torch.optim.SGD):
-    """SGD whose gradient for each tensor of weights is brought to `TRUST` times their norm.
+    """SGD that scales the gradient of each weight tensor to `TRUST` times the weight norm.
 
     g <- TRUST |w| / (|g| + decay |w|) (g + decay w)
     """
@@ -36,19 +36,19 @@ class LARS(torch.optim.SGD):
 
 
 def scaled(weight: Tensor, gradient: Tensor, decay: float) -> Tensor:
-    """The gradient with weight decay, scaled; as it is where one of the two is zero."""
+    """The scaled gradient with weight decay; unscaled if weight or gradient is zero."""
     norm, slope = weight.norm(), gradient.norm()
     scale = TRUST * norm / (slope + decay * norm)
     return torch.where((norm > 0) & (slope > 0), scale * (gradient + decay * weight), gradient)
 
 
 def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int) -> float:
-    """Factor of the base learning rate at `step`: linear rise, then half a cosine down to 0.
+    """Factor of the base learning rate at `step`: linear warm-up, then cosine decay to 0.
 
     Args:
         step: 0 is the first.
-        total_steps: of the whole run.
-        warmup_steps: of the rise; 0 starts at the top, as MoCo v2 does.
+        total_steps: number of steps of the whole run.
+        warmup_steps: number of warm-up steps; 0 starts at the full rate, as in MoCo v2.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -56,10 +56,10 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int) -> float:
 
 
 def build_optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """Weight decay holds back the weights alone, not biases and batch norms (ours).
+    """Build the optimizer; weight decay applies only to weights, not to biases and batch norms (ours).
 
-    AdamW is fused, for the plain one takes a tenth of a step of a small network on a CPU. Fused SGD cannot
-    take up prototypes that were frozen before.
+    AdamW is fused, because the plain version takes a tenth of the step time of a small network on a CPU. SGD
+    is not, because fused SGD cannot start updating prototypes that were frozen before.
     """
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},

@@ -29,10 +29,10 @@ EPOCH_FIGURES = ("effective_rank", "usage", "lr")
 
 
 class Pretrainer:
-    """One method on one data set, from any step to the end.
+    """Pretraining with one method on one data set, from any step to the end.
 
-    Every random number follows from (seed, epoch, step), so a run that went on from a saved state ends
-    with the same bytes as one that was never interrupted, and several processes see what one would.
+    Every random number depends only on (seed, epoch, step). A resumed run therefore gives the same bytes as
+    an uninterrupted one, and several processes draw the same numbers as one.
     """
 
     def __init__(
@@ -71,27 +71,27 @@ class Pretrainer:
 
     @property
     def backbone(self) -> Trunk:
-        """What pretraining is for."""
+        """The pretrained trunk."""
         return self._method.encoder.backbone
 
     @property
     def heads(self) -> dict[str, Tensor]:
-        """What was trained on top of it and is of use later, by name."""
+        """The trained heads that later stages may use, by name."""
         return self._method.heads()
 
     def train_step(
         self, image: Float[Tensor, "n 3 H W"], epoch: int, step: int, num_steps: int
     ) -> Float[Tensor, " F"]:
-        """Learn from one batch.
+        """Train on one batch.
 
         Args:
-            image: this process's share of it.
-            epoch: its number, from 0.
-            step: likewise, within the epoch.
-            num_steps: of an epoch.
+            image: this process's share of the batch.
+            epoch: epoch number, from 0.
+            step: step within the epoch, from 0.
+            num_steps: number of steps per epoch.
 
         Returns:
-            `FIGURES` of the share.
+            `FIGURES` of this process's share.
         """
         self._set_lr(epoch * num_steps + step, num_steps)
         generator = torch_generator(self._seed, "pretrain", "views", epoch, step)
@@ -101,16 +101,16 @@ class Pretrainer:
         distributed.average_(value.grad for value in self._parameters if value.grad is not None)
         self._optimizer.step()
         self._method.after_step()
-        distributed.average_(self._statistics)  # each process has seen groups of its own
+        distributed.average_(self._statistics)  # each process has seen different groups
         self._moments.add(distributed.gather(measured.feature))
         return torch.stack(measured[: len(FIGURES)])
 
     def warn(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """Name a fault after the epoch in which it begins.
+        """Log a warning for each fault in the epoch in which it begins.
 
         Args:
-            epoch: how many are over.
-            figures: of the last one.
+            epoch: number of completed epochs.
+            figures: figures of the last epoch.
         """
         candidates = self._method.num_candidates
         faults = find_faults(figures, candidates) if is_settled(epoch, self._settings) else []
@@ -120,11 +120,11 @@ class Pretrainer:
         self._faults = faults
 
     def summary(self, history: pd.DataFrame) -> dict[str, Any]:
-        """What is left to say when it is over."""
+        """Summary of the whole run."""
         return summarise(history, self._settings, self._method.num_candidates)
 
     def epoch_figures(self) -> dict[str, float]:
-        """`EPOCH_FIGURES`; what they sum up starts anew."""
+        """`EPOCH_FIGURES`; resets their accumulators."""
         rank, usage = self._moments.effective_rank(), self._method.take_usage()
         self._moments.reset()
         return {"effective_rank": rank, "usage": usage, "lr": self._optimizer.param_groups[0]["lr"]}
@@ -139,7 +139,7 @@ class Pretrainer:
             group["lr"] = self._settings.lr * factor
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """All state that the next step depends on."""
         return {
             "method": self._method.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -147,7 +147,7 @@ class Pretrainer:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from it."""
+        """Resume from a saved state."""
         self._method.load_state_dict(saved["method"])
         restore_optimizer(self._optimizer, saved["optimizer"])
         self._moments.load_state_dict(saved["moments"])

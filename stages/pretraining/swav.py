@@ -1,4 +1,4 @@
-"""SwAV (Caron et al., 2020): a view of an image predicts the prototypes that another was assigned to."""
+"""SwAV (Caron et al., 2020): one view predicts the prototype assignment of another view of the same image."""
 
 import math
 
@@ -15,16 +15,16 @@ from stages.pretraining.figures import Measured, alignment, instance_accuracy, p
 from stages.pretraining.views import Views
 from stages.settings.schema_pretrain import Pretrain
 
-NUM_WHOLE = 2  # large views of an image: those that codes are computed of
+NUM_WHOLE = 2  # large views per image, for which codes are computed
 
 
 class SwAV(nn.Module):
     """The encoder, the prototypes and, for small batches, a queue of past embeddings.
 
     Args:
-        encoder: what is trained.
+        encoder: encoder to train.
         settings: `pretrain` of params.yaml.
-        precision: of the forward passes; codes and loss are float32.
+        precision: precision of the forward passes; codes and loss are float32.
     """
 
     queue: Tensor
@@ -44,16 +44,16 @@ class SwAV(nn.Module):
         self._newest: Tensor | None = None
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """What takes the time."""
+        """The networks to compile."""
         return (self.encoder,)
 
     @property
     def num_candidates(self) -> int:
-        """Prototypes that each view has to choose from: chance has a loss of its logarithm."""
+        """Number of prototypes; the chance-level loss is its logarithm."""
         return self._own.num_prototypes
 
     def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: int) -> Measured:
-        """Loss and figures of (this process's share of) a batch."""
+        """Loss and figures of this process's share of a batch."""
         own = self._own
         with torch.no_grad():
             self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
@@ -83,7 +83,7 @@ class SwAV(nn.Module):
     def _encode(
         self, image: Float[Tensor, "n 3 H W"], views: Views, count: int, area: list[float], size_px: int
     ) -> Encoded:
-        """`count` views of each image, side by side: one batch for the batch norm."""
+        """Encode `count` views of each image as one batch."""
         low, high = area
         drawn = torch.stack([views.draw(image, (low, high), size_px) for _ in range(count)], dim=1)
         with autocast(image.device, self._precision):
@@ -91,7 +91,7 @@ class SwAV(nn.Module):
 
     @torch.no_grad()
     def _codes(self, batch: Float[Tensor, "2 N D"], epoch: int) -> list[Float[Tensor, "N P"]]:
-        """Codes of both large views, with the help of the queue once it is full."""
+        """Codes of both large views, computed together with the queue once it is full."""
         own, num_images = self._own, batch.shape[1]
         if own.queue_size and epoch >= own.queue_from_epoch and self.filled >= own.queue_size:
             batch = torch.cat([self.queue, batch], dim=1)
@@ -106,36 +106,36 @@ class SwAV(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The newest embeddings take the place of the oldest."""
+        """Replace the oldest embeddings of the queue by the newest."""
         assert self._newest is not None
         self.queue.copy_(torch.cat([self.queue, self._newest], dim=1)[:, self._newest.shape[1] :])
         self.filled += self._newest.shape[1]
 
     def take_usage(self) -> float:
-        """Share of the prototypes that are the nearest of some view, since it was last asked for.
+        """Effective share of prototypes that were nearest to some view since the last call.
 
-        Counted as if equally many views chose each. Predictions themselves are so soft early on that their
-        sum is even whatever they say.
+        Computed from the perplexity of hard assignments, because soft predictions are nearly uniform early in
+        training.
         """
         used = perplexity((self.assigned / self.assigned.sum())[None])
         self.assigned.zero_()
         return float(used) / self._own.num_prototypes
 
     def heads(self) -> dict[str, Tensor]:
-        """What leads from the global feature to the prototypes, beside the trunk."""
+        """The projection head and the unit prototypes."""
         unit = F.normalize(self.prototypes.weight.detach(), dim=1)
         return {"prototypes.weight": unit, **self.encoder.heads()}
 
 
 def sinkhorn(scores: Float[Tensor, "N P"], epsilon: float, iterations: int) -> Float[Tensor, "N P"]:
-    """Codes: a soft assignment that gives all prototypes the same mass (SwAV, Eq. 3 to 5).
+    """Codes: a soft assignment with equal mass for all prototypes (SwAV, Eq. 3 to 5).
 
-    In the log domain and float32, where exp(score / epsilon) would overflow.
+    Computed in the log domain in float32, because exp(score / epsilon) could overflow.
 
     Args:
         scores: cosines of embeddings and prototypes.
-        epsilon: weight of the entropy; the smaller, the harder the codes.
-        iterations: of the normalisation of prototypes, then embeddings.
+        epsilon: entropy weight; smaller values give harder codes.
+        iterations: number of normalizations over prototypes, then embeddings.
 
     Returns:
         Rows that sum to 1.

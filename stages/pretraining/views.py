@@ -1,4 +1,4 @@
-"""The random views that instances are told apart by."""
+"""Random augmented views for instance-level pretraining."""
 
 import math
 
@@ -12,13 +12,13 @@ from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample
 from stages.settings.section import Photometric
 
-ASPECT = (3 / 4, 4 / 3)  # of random resized crops, as in every contrastive method
+ASPECT = (3 / 4, 4 / 3)  # aspect ratio of random resized crops, as in contrastive methods
 
 
 def random_resized_boxes(count: int, area: tuple[float, float], generator: torch.Generator) -> Boxes:
     """Boxes with a random share of the image's area and a random aspect, mirrored half of the time.
 
-    A box that would not fit is cut to the image's side; the usual rejection sampling has no fixed cost.
+    A box that does not fit is clipped to the image side; rejection sampling would have no fixed cost.
     """
 
     def uniform(low: float, high: float) -> Tensor:
@@ -32,10 +32,10 @@ def random_resized_boxes(count: int, area: tuple[float, float], generator: torch
 
 
 class Views:
-    """The random views of one step: drawn for the whole batch, made of this process's share of it.
+    """The random views of one step: drawn for the whole batch, rendered for this process's share.
 
     Args:
-        strengths: of the changes of colour and sharpness.
+        strengths: strengths of color jitter and blur.
         generator: the only source of randomness.
     """
 
@@ -45,9 +45,9 @@ class Views:
     def draw(
         self, image: Float[Tensor, "n 3 H W"], area: tuple[float, float], size_px: int
     ) -> Float[Tensor, "n 3 S S"]:
-        """One augmented, normalised view of each image (MoCo v2's augmentations).
+        """One augmented, normalized view of each image (MoCo v2's augmentations).
 
-        Blur and colour commute but for the clipping, so the blur is part of the resampling.
+        Blur and color commute except for clipping, so the blur is part of the resampling.
         """
         count = len(image) * distributed.world_size()
         boxes = Boxes(*map(distributed.share, random_resized_boxes(count, area, self._generator)))

@@ -1,4 +1,4 @@
-"""k-means on the colour and position of pixels alone: the line that any method has to beat."""
+"""Baseline: k-means on the color and position of pixels."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +14,8 @@ from stages.dataset.truth import Truth
 from stages.scoring.confusion import Tally, tally
 from stages.settings.errors import UserError
 
-GRID = 32  # cells a side at which a training image is sampled
-MAX_IMAGES = 256  # of the sample, so that it does not grow with the data
+GRID = 32  # sampling grid cells per side of a training image
+MAX_IMAGES = 256  # maximum number of sampled images
 ITERATIONS = 50
 CHUNK_PIXELS = 2**20
 
@@ -23,17 +23,17 @@ CHUNK_PIXELS = 2**20
 def tally_colour_position(
     folder: Path, truth: Truth, num_clusters: int, *, restarts: int, seed: int
 ) -> Tally:
-    """Count classes against clusters of colour and position, which are learnt on the training images.
+    """Confusion counts of color-position clusters, fitted on the training images.
 
     Args:
-        folder: of the packed images.
-        truth: of the validation images.
+        folder: folder of the packed images.
+        truth: label maps of the validation images.
         num_clusters: K.
-        restarts: of k-means.
-        seed: of sample and k-means.
+        restarts: number of k-means restarts.
+        seed: seed of the sample and of k-means.
 
     Raises:
-        UserError: images and label maps do not belong together.
+        UserError: images and label maps do not match.
     """
     train, val = open_images(folder / "train"), open_images(folder / "val")
     if val.shape[:3] != truth.maps.shape:
@@ -79,7 +79,7 @@ def assign_colour_position(
 
 
 def _features(image: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S 5"]:
-    """Colour and the position of the pixel's centre, each in [0, 1]."""
+    """Color and position of the pixel center, each in [0, 1]."""
     side = image.shape[0]
     centre = (np.arange(side, dtype=np.float32) + 0.5) / side
     position = np.stack(np.meshgrid(centre, centre, indexing="ij"), -1)

@@ -1,4 +1,4 @@
-"""Pixels counted by class and cluster (5.1): all that accuracy and IoU need to know."""
+"""Confusion matrices: pixel counts by class and cluster (5.1), the input of accuracy and IoU."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ def shares(pixels: Int64[np.ndarray, " num_clusters"]) -> Float64[np.ndarray, " 
 def partition_stats(
     pixels: Int64[np.ndarray, " num_clusters"], image_share: float | None
 ) -> dict[str, float]:
-    """Figures that need no truth.
+    """Figures of a partition that need no truth.
 
     Args:
-        pixels: of each cluster.
-        image_share: how far clusters follow whole images, in [0, 1]; None where images are not known.
+        pixels: pixel count of each cluster.
+        image_share: how closely clusters follow whole images, in [0, 1]; None if unknown.
 
     Returns:
         clusters_used: clusters with at least one pixel.
-        effective_clusters: exp of the entropy of the shares; K when all are equal, 1 when one has everything.
-        largest_cluster_share: in [0, 1]; near 1 the partition has collapsed.
-        image_share: as given, where it is.
+        effective_clusters: exp of the entropy of the shares; K for equal shares, 1 for a single cluster.
+        largest_cluster_share: in [0, 1]; close to 1 if the partition has collapsed.
+        image_share: as given; omitted if None.
     """
     used = shares(pixels)[pixels > 0]
     return {
@@ -45,10 +45,9 @@ class Tally:
     """Counts over a split.
 
     Attributes:
-        confusion: pixels of each [class, cluster], labelled pixels only; no rows where there is no truth.
-        pixels: pixels of each cluster, labelled or not.
-        image_share: how far clusters follow whole images (`agreement.image_share`); None where images are
-            not known.
+        confusion: pixel count of each [class, cluster], labeled pixels only; no rows without truth.
+        pixels: pixel count of each cluster, including unlabeled pixels.
+        image_share: how closely clusters follow whole images (`agreement.image_share`); None if unknown.
     """
 
     confusion: Int64[np.ndarray, "num_classes num_clusters"]
@@ -63,7 +62,7 @@ def confusion_matrix(
     num_classes: int,
     num_clusters: int,
 ) -> Int64[np.ndarray, "num_classes num_clusters"]:
-    """Pixels of each class in each cluster; rows are truth, and 255 there is left out.
+    """Confusion matrix; rows are truth, and pixels with truth 255 are ignored.
 
     Raises:
         UserError: a class id or a cluster id is out of range.
@@ -83,12 +82,12 @@ def confusion_matrix(
 def tally(
     maps: Iterable[tuple[slice, np.ndarray]], truth: np.ndarray, *, num_classes: int, num_clusters: int
 ) -> Tally:
-    """Count a split that comes in chunks.
+    """Count the pixels of a split that is given in chunks.
 
     Args:
         maps: (images, their cluster ids uint8 [B, S, S]).
         truth: class ids uint8 [M, S, S] of the whole split, a memory map.
-        num_classes: 0 where there is no truth.
+        num_classes: 0 without truth.
         num_clusters: K.
     """
     confusion = np.zeros((num_classes, num_clusters), np.int64)
@@ -105,14 +104,14 @@ def tally(
 
 
 def truth_image_share(truth: UInt8[np.ndarray, "M S S"], num_classes: int) -> float | None:
-    """How far classes follow whole images (`agreement.image_share`), what that of clusters is held against.
+    """How closely classes follow whole images (`agreement.image_share`), for comparison with clusters.
 
     Args:
-        truth: class ids, a memory map; 255 is left out.
-        num_classes: 0 where there is no truth.
+        truth: class ids, a memory map; 255 is ignored.
+        num_classes: 0 without truth.
 
     Returns:
-        None without a labelled pixel.
+        None if no pixel is labeled.
     """
     by_image = clusters_by_image(truth, num_classes)
     return image_share(by_image) if by_image.any() else None

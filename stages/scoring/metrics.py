@@ -1,4 +1,4 @@
-"""Accuracy and IoU of matched clusters (5.1), by PiCIE's rules, and mIoU by the other rules in use."""
+"""Accuracy and IoU of matched clusters (5.1) under PiCIE's rules, and mIoU under other common rules."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from stages.dataset.truth import UNMATCHED
 
-MAX_EXACT = 2**53  # scipy matches in float64, which holds every integer up to here
+MAX_EXACT = 2**53  # scipy matches in float64, which is exact for integers up to here
 
 Matcher = Callable[[Int64[np.ndarray, "num_classes num_clusters"]], Int64[np.ndarray, " num_clusters"]]
 
@@ -17,7 +17,7 @@ Matcher = Callable[[Int64[np.ndarray, "num_classes num_clusters"]], Int64[np.nda
 def match_by_overlap(
     confusion: Int64[np.ndarray, "num_classes num_clusters"],
 ) -> Int64[np.ndarray, " num_clusters"]:
-    """Hungarian matching that maximises the matched pixels, one cluster to one class (PiCIE's rule).
+    """One-to-one Hungarian matching that maximizes the number of matched pixels (PiCIE's rule).
 
     Returns:
         cluster_to_class: the class id of each cluster; `UNMATCHED` for clusters beyond the number of classes.
@@ -31,10 +31,10 @@ def match_by_overlap(
 def match_by_majority(
     confusion: Int64[np.ndarray, "num_classes num_clusters"],
 ) -> Int64[np.ndarray, " num_clusters"]:
-    """Many clusters to one class: each goes to the class that has most of its pixels, the lowest id on a tie.
+    """Many-to-one matching: each cluster to the majority class of its pixels; ties go to the lower id.
 
     Returns:
-        cluster_to_class: the class id of each cluster; `UNMATCHED` for one without labelled pixels.
+        cluster_to_class: the class id of each cluster; `UNMATCHED` for clusters without labeled pixels.
     """
     if not len(confusion):
         return np.full(confusion.shape[1], UNMATCHED, np.int64)
@@ -52,14 +52,14 @@ ABSENT_RULES = {
 
 @dataclass(frozen=True)
 class Scores:
-    """Fractions in [0, 1]; NaN where a fraction is 0 of 0.
+    """Scores in [0, 1]; NaN where a fraction is 0 / 0.
 
     Attributes:
-        accuracy: matched pixels of all labelled pixels.
-        class_accuracy: mean of `recall` over the classes that have one.
-        iou: of each class. NaN only where the class is not in the truth *and* its cluster is empty; a class
-            that is not in the truth while its cluster is in use has 0, and so has a class without a cluster.
-        recall: of each class; NaN where the class is not in the truth.
+        accuracy: pixel accuracy, the share of labeled pixels that are matched.
+        class_accuracy: mean of `recall` over the classes present in the truth.
+        iou: IoU of each class. NaN only if the class is absent from the truth *and* its cluster is empty; 0
+            if the class is absent from the truth but its cluster is not empty, or if it has no cluster.
+        recall: recall of each class; NaN if the class is absent from the truth.
     """
 
     accuracy: float
@@ -69,16 +69,16 @@ class Scores:
 
     @property
     def miou(self) -> float:
-        """Mean of `iou` over the classes that have one."""
+        """Mean of `iou` over the classes where it is defined."""
         return _mean(self.iou)
 
     @property
     def classes_counted(self) -> int:
-        """How many classes the mean IoU is a mean of."""
+        """Number of classes in the mean IoU."""
         return int(np.isfinite(self.iou).sum())
 
     def counted_iou(self, rule: str) -> Float64[np.ndarray, " num_counted"]:
-        """The IoUs that the mean is a mean of under one of `ABSENT_RULES`."""
+        """The IoUs that enter the mean under one of `ABSENT_RULES`."""
         if rule == "skip_absent":
             return self.iou[np.isfinite(self.recall)]
         if rule == "skip_unpredicted":
@@ -95,12 +95,12 @@ def score(
     cluster_to_class: Int64[np.ndarray, " num_clusters"],
     classes: Int64[np.ndarray, " num_scored"] | None = None,
 ) -> Scores:
-    """Scores of a confusion matrix under a matching, which may give one class several clusters.
+    """Scores of a confusion matrix under a matching, which may map several clusters to one class.
 
     Args:
-        confusion: pixels of each class in each cluster.
-        cluster_to_class: class id of each cluster; pixels of an `UNMATCHED` one are wrong.
-        classes: score these alone, though pixels of others count against them; all by default.
+        confusion: pixel count of each [class, cluster].
+        cluster_to_class: class id of each cluster; pixels of `UNMATCHED` clusters count as errors.
+        classes: classes to score, all by default; pixels of other classes still count as false positives.
     """
     matched, claimed = by_class(confusion, cluster_to_class)
     present = confusion.sum(1)
@@ -119,7 +119,7 @@ def by_class(
     confusion: Int64[np.ndarray, "num_classes num_clusters"],
     cluster_to_class: Int64[np.ndarray, " num_clusters"],
 ) -> tuple[Int64[np.ndarray, " num_classes"], Int64[np.ndarray, " num_classes"]]:
-    """For each class: its pixels in its clusters, and all labelled pixels there; 0 without a cluster."""
+    """For each class: its pixels in its clusters, and all labeled pixels there; 0 without a cluster."""
     matched = np.zeros(len(confusion), np.int64)
     claimed = np.zeros(len(confusion), np.int64)
     clusters = np.flatnonzero(cluster_to_class != UNMATCHED)
@@ -130,7 +130,7 @@ def by_class(
 
 
 def _fraction(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole; 0 of 0 is NaN, without a warning."""
+    """part / whole; 0 / 0 is NaN, without a warning."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     fraction: np.ndarray = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
     return fraction

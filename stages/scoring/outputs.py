@@ -1,4 +1,4 @@
-"""What `evaluate` leaves behind of one confusion matrix, whether it was counted or read from a file."""
+"""Outputs of `evaluate` for one confusion matrix, counted or read from a file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ CONFUSION_COLUMNS = ["actual", "predicted", "cluster", "pixels"]
 
 
 def headline(tally: Tally, cluster_to_class: Int64[np.ndarray, " K"]) -> dict[str, float | None]:
-    """The figures of one partition; without truth the label-free ones alone. 0 of 0 is null."""
+    """The headline figures of one partition; without truth, only the label-free ones. 0 / 0 is null."""
     free = partition_stats(tally.pixels, tally.image_share)
     if not len(tally.confusion):
         return {**free}
@@ -39,7 +39,7 @@ def per_class_table(
     cluster_to_class: Int64[np.ndarray, " K"],
     scores: Scores,
 ) -> pd.DataFrame:
-    """One row a class; an empty cell is 0 of 0, or no cluster."""
+    """One row per class; an empty cell means 0 / 0 or no cluster."""
     cluster_of = {int(class_id): cluster for cluster, class_id in enumerate(cluster_to_class)}
     rows = [
         (
@@ -59,9 +59,9 @@ def confusion_table(
     confusion: Int64[np.ndarray, "C K"],
     cluster_to_class: Int64[np.ndarray, " K"],
 ) -> pd.DataFrame:
-    """One row for each class and cluster, clusters under the name of their class and in its order.
+    """One row per class and cluster; clusters are named after their class and sorted by it.
 
-    `read_confusion` gives the matrix back.
+    `read_confusion` reads the matrix back.
     """
     class_of = cluster_to_class.tolist()
     order = np.lexsort((cluster_to_class, cluster_to_class == UNMATCHED))  # the last key sorts first
@@ -80,13 +80,13 @@ def confusion_table(
 
 @dataclass(frozen=True)
 class Counted:
-    """All that scores need.
+    """The inputs of all scores.
 
     Attributes:
-        confusion: pixels of each [class, cluster].
-        matched_on: the counts that decide the matching: those of the raw prediction also for the CRF's.
-        class_names: of class ids 0, 1, ...
-        class_kinds: thing, stuff or nothing, likewise.
+        confusion: pixel count of each [class, cluster].
+        matched_on: counts used for the matching; for CRF results too, those of the raw prediction.
+        class_names: names of class ids 0, 1, ...
+        class_kinds: thing, stuff or nothing, for the same ids.
     """
 
     confusion: Int64[np.ndarray, "C K"]
@@ -109,7 +109,7 @@ def write_outputs(
     per_class: Path | None,
     confusion_table_path: Path | None,
 ) -> None:
-    """Write the tables that have a path, and print every score; without truth there is nothing to print."""
+    """Write the tables that have a path, and print all scores if there is truth."""
     confusion, cluster_to_class = counted.confusion, counted.cluster_to_class
     entries = whole_score(confusion, counted.matched_on, counted.class_kinds)
     if readings:

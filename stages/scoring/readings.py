@@ -1,8 +1,8 @@
-"""Five ways in which the field scores things and stuff apart, from one confusion matrix and one matching.
+"""Five common ways to score things and stuff separately, from one confusion matrix and one matching.
 
-"Things: 48" in a table can mean any of them, and they lie tens of points apart (our comparison; the
-official code of PiCIE does one, its authors describe another). Each is named here for what it does. Over
-all classes together the five are one and the same number.
+"Things: 48" in a table can mean any of them, and they can differ by tens of points (our comparison; the
+official code of PiCIE uses one, its authors describe another). Over all classes together, all five are
+equal.
 """
 
 import math
@@ -29,12 +29,12 @@ Members = Int64[np.ndarray, " num_members"]
 
 @dataclass(frozen=True)
 class Matched:
-    """A confusion matrix and how its clusters stand for classes.
+    """A confusion matrix with the matching of its clusters to classes.
 
     Attributes:
-        confusion: pixels of each [class, cluster].
-        matched_on: the counts that decide the matching: those of the raw prediction also for the CRF's.
-        matcher: what decides it.
+        confusion: pixel count of each [class, cluster].
+        matched_on: counts used for the matching; for CRF results too, those of the raw prediction.
+        matcher: matching function.
     """
 
     confusion: Int64[np.ndarray, "C K"]
@@ -47,14 +47,14 @@ class Matched:
         return self.matcher(self.matched_on)
 
     def rows(self, members: Members) -> Int64[np.ndarray, "C K"]:
-        """The counts with pixels of other classes ignored, as if they were not labelled."""
+        """The counts with pixels of all other classes set to 0, as if unlabeled."""
         return np.where(np.isin(np.arange(len(self.confusion)), members)[:, None], self.confusion, 0)
 
 
 def truth_and_prediction(matched: Matched, members: Members) -> Scores:
-    """Pixels whose truth *and* prediction are of the partition; predicted as the other one, they vanish.
+    """Score pixels whose truth *and* prediction are in the partition; others are ignored.
 
-    Pixels of a cluster without a class stay, and are wrong.
+    Pixels of a cluster without a class are kept and count as errors.
     """
     classes = matched.cluster_to_class
     elsewhere = (classes != UNMATCHED) & ~np.isin(classes, members)
@@ -62,28 +62,28 @@ def truth_and_prediction(matched: Matched, members: Members) -> Scores:
 
 
 def truth_alone(matched: Matched, members: Members) -> Scores:
-    """Pixels whose truth is of the partition, whatever is predicted; the others are ignored."""
+    """Score pixels whose truth is in the partition, for any prediction; ignore the others."""
     return score(matched.rows(members), matched.cluster_to_class, members)
 
 
 def own_matching(matched: Matched, members: Members) -> Scores:
-    """As `truth_alone`, with a matching of the partition's own: all clusters stand for its classes."""
+    """Like `truth_alone`, with a separate matching of all clusters to the classes of the partition."""
     places = matched.matcher(matched.matched_on[members])
     classes = np.where(places == UNMATCHED, UNMATCHED, members[places])
     return score(matched.rows(members), classes, members)
 
 
 def averaged(matched: Matched, members: Members) -> Scores:
-    """Scores of the classes among all pixels, averaged over the partition: both parts make up the whole."""
+    """Score all classes on all pixels, then average over the classes of the partition."""
     return score(matched.confusion, matched.cluster_to_class, members)
 
 
 def legacy_picie(matched: Matched, members: Members) -> Scores | None:
-    """What the official code of PiCIE does: it cuts where it takes cluster ids for class ids.
+    """Reproduce the official code of PiCIE, which uses cluster ids as class ids.
 
-    Rows are put into the order of the clusters that they are matched with, and the block at the places of
-    the partition's class ids is scored. Which classes that block holds is chance, and so the figure moves
-    with the numbering of the clusters. None unless each class has one cluster and each cluster one class.
+    Rows are sorted by the clusters they are matched with, and the block at the partition's class ids is
+    scored. The classes in this block are arbitrary, so the score depends on the numbering of the clusters.
+    None unless the matching is one-to-one for all classes and clusters.
     """
     classes = matched.cluster_to_class
     identity = np.arange(len(classes))
@@ -99,8 +99,8 @@ READINGS: dict[str, Callable[[Matched, Members], Scores | None]] = {
 }
 
 
-PARTITIONS = {"things": "thing", "stuff": "stuff"}  # and the kind of their classes
-OVERALL = "overall"  # the reading of all classes, where the five are one
+PARTITIONS = {"things": "thing", "stuff": "stuff"}  # name: kind of its classes
+OVERALL = "overall"  # reading for all classes, where all five are equal
 COLUMNS = ["score", "matching", "classes", "reading", "accuracy", "class_accuracy", "miou", "classes_counted"]
 OTHER_RULES = list(ABSENT_RULES)[1:]
 
@@ -117,12 +117,12 @@ class Entry(NamedTuple):
 def whole_score(
     confusion: Int64[np.ndarray, "C K"], matched_on: Int64[np.ndarray, "C K"], kinds: tuple[str, ...]
 ) -> list[Entry]:
-    """Scores of all classes, and of things and stuff in each reading that is defined.
+    """Scores of all classes, and of things and stuff under each reading that is defined.
 
     Args:
-        confusion: pixels of each [class, cluster].
-        matched_on: the counts that decide the matching.
-        kinds: thing, stuff or nothing for each class; a kind without a class has no lines.
+        confusion: pixel count of each [class, cluster].
+        matched_on: counts used for the matching.
+        kinds: thing, stuff or nothing for each class; a kind without classes has no rows.
     """
     return list(_entries(confusion, matched_on, kinds)) if len(confusion) else []
 
@@ -140,7 +140,7 @@ def _entries(confusion: np.ndarray, matched_on: np.ndarray, kinds: tuple[str, ..
 
 
 def _matchers(num_classes: int, num_clusters: int) -> dict[str, Matcher]:
-    """Many clusters to one class only where there are more of them: else it says nothing new."""
+    """One-to-one, and many-to-one if there are more clusters than classes."""
     many = {"many_to_one": match_by_majority} if num_clusters > num_classes else {}
     return {"one_to_one": match_by_overlap, **many}
 
@@ -151,7 +151,7 @@ def _partitions(kinds: tuple[str, ...]) -> dict[str, Members]:
 
 
 def as_table(entries: list[Entry]) -> pd.DataFrame:
-    """One row for each line; an empty cell is 0 of 0. Fractions in [0, 1]."""
+    """One row per entry, with fractions in [0, 1]; an empty cell means 0 / 0."""
     rows = [
         (
             " · ".join([entry.classes, entry.reading] + [entry.matching] * (entry.matching != "one_to_one")),
@@ -167,7 +167,7 @@ def as_table(entries: list[Entry]) -> pd.DataFrame:
 
 
 def as_json(entries: list[Entry], confusion: Int64[np.ndarray, "C K"]) -> dict[str, Any]:
-    """The same in groups: matching, classes, reading; and the mean IoU of all classes by each rule."""
+    """Nested by matching, classes and reading; with the mean IoU of all classes under each rule."""
     content: dict[str, Any] = {
         "num_classes": confusion.shape[0],
         "num_clusters": confusion.shape[1],
@@ -192,7 +192,7 @@ def as_json(entries: list[Entry], confusion: Int64[np.ndarray, "C K"]) -> dict[s
 
 
 def in_words(name: str, entries: list[Entry], confusion: Int64[np.ndarray, "C K"]) -> str:
-    """The table in per cent, and what a reader has to know about it."""
+    """The table in percent as text, with notes."""
     table = as_table(entries).drop(columns=["score", *(f"miou_{rule}" for rule in OTHER_RULES)])
     fractions = ["accuracy", "class_accuracy", "miou"]
     table[fractions] = table[fractions].apply(pd.to_numeric) * 100
@@ -221,10 +221,10 @@ def in_words(name: str, entries: list[Entry], confusion: Int64[np.ndarray, "C K"
 
 
 def or_null(value: float) -> float | None:
-    """For JSON: 0 of 0 is null."""
+    """For JSON: NaN becomes null."""
     return value if math.isfinite(value) else None
 
 
 def or_empty(value: float) -> float | str:
-    """For a cell of a table: 0 of 0 is empty."""
+    """For table cells: NaN becomes empty."""
     return round(float(value), 6) if math.isfinite(value) else ""

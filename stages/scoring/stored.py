@@ -1,4 +1,4 @@
-"""A stored confusion matrix with what belongs to it, ready to be scored."""
+"""Reads a stored confusion matrix with class names and kinds for scoring."""
 
 import csv
 from collections.abc import Iterator
@@ -16,33 +16,33 @@ from stages.scoring.metrics import MAX_EXACT
 from stages.scoring.outputs import Counted
 from stages.settings.errors import UserError, raise_faults
 
-MAX_SIDE = 1024  # classes or clusters: beyond, it is some other table
-OWN_COLUMNS = {"actual", "predicted", "pixels"}  # of evaluate's own table, beside cluster
+MAX_SIDE = 1024  # maximum number of classes or clusters
+OWN_COLUMNS = {"actual", "predicted", "pixels"}  # columns of the table of `evaluate`, besides cluster
 COUNT = "expected a count of pixels: a whole number, 0 or more"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Counts of each [class, cluster], and the names of the classes; empty where the file has none."""
+    """Pixel count of each [class, cluster], and the class names; empty if the file has none."""
 
     confusion: Int64[np.ndarray, "C K"]
     class_names: tuple[str, ...]
 
     @property
     def size(self) -> str:
-        """In words."""
+        """Size as text."""
         return "{} classes and {} clusters".format(*self.confusion.shape)
 
 
 def read_confusion(path: Path, *, transposed: bool = False) -> Stored:
     """Read a matrix of counts: `.npy`, or CSV in one of two forms.
 
-    A table with the columns actual, predicted, cluster, pixels has a row for each class and cluster, as
-    `confusion_table` writes it. Anything else is the matrix itself, a line for each class and a column for
-    each cluster; a first line and a first column that are no numbers are names.
+    A table with the columns actual, predicted, cluster, pixels has one row per class and cluster, as written
+    by `confusion_table`. Any other file is the matrix itself, one line per class and one column per cluster;
+    a non-numeric first line or first column contains names.
 
     Raises:
-        UserError: the file is missing or no such matrix.
+        UserError: the file is missing or not such a matrix.
     """
     if not path.is_file():
         raise UserError(
@@ -57,7 +57,7 @@ def read_confusion(path: Path, *, transposed: bool = False) -> Stored:
 
 
 def _turned(stored: Stored, *, transposed: bool) -> Stored:
-    """Names in the first column of a turned matrix are those of clusters."""
+    """Transpose if asked; the names in the first column are then cluster names and are dropped."""
     return Stored(np.ascontiguousarray(stored.confusion.T), ()) if transposed else stored
 
 
@@ -85,7 +85,7 @@ def _matrix(path: Path, lines: list[list[str]]) -> Stored:
         raise UserError(
             f"{path}: the first line 0, 1, ..., {counted[-1]} looks like column numbers; remove it"
         )
-    # A line of names holds no number at all; one with some is a line of counts with a fault.
+    # A header contains no numbers; a line with some numbers is a faulty line of counts.
     has_header = not corner or not any(map(_is_number, lines[0]))
     body = lines[1:] if has_header else lines
     has_names = not corner or (bool(body) and not _is_number(body[0][0]))
@@ -129,7 +129,7 @@ def _pivot(path: Path, lines: list[list[str]]) -> Stored:
 
 
 def _counts(path: Path, cells: np.ndarray) -> Int64[np.ndarray, "C K"]:
-    """Checked counts of cells that are text or numbers."""
+    """Validate cells (text or numbers) and convert them to counts."""
     if cells.ndim != 2 or not cells.size or max(cells.shape) > MAX_SIDE or cells.dtype.kind not in "iufO":
         raise UserError(
             f"{path}: holds {cells.dtype} {list(cells.shape)}, expected counts [classes, clusters], at most "
@@ -159,21 +159,21 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-TAXONOMY_COLUMNS = ["class_id", "class", "kind"]  # of a row for each label
+TAXONOMY_COLUMNS = ["class_id", "class", "kind"]  # one row per label
 REMEDY = "give a .csv with the columns id, name, kind and ids 0, 1, ..., or a taxonomy of the project"
 
 
 def read_counted(path: Path, matched_on: Path | None, classes: Path | None, *, transposed: bool) -> Counted:
-    """A stored confusion matrix with what belongs to it.
+    """Read a stored confusion matrix with its matching counts, class names and kinds.
 
     Args:
-        path: of the matrix.
-        matched_on: another one, which decides the matching.
-        classes: CSV of id, name and kind, or a taxonomy; without it nobody knows what is a thing.
-        transposed: lines of matrices are clusters and columns classes.
+        path: file of the matrix.
+        matched_on: another matrix, used for the matching.
+        classes: CSV of id, name and kind, or a taxonomy; without it, classes have no kinds.
+        transposed: whether rows are clusters and columns are classes.
 
     Raises:
-        UserError: a file is missing or damaged, or they do not belong together.
+        UserError: a file is missing or damaged, or the files do not match.
     """
     stored = read_confusion(path, transposed=transposed)
     decides = read_confusion(matched_on, transposed=transposed) if matched_on else stored
@@ -187,7 +187,7 @@ def read_counted(path: Path, matched_on: Path | None, classes: Path | None, *, t
 
 
 def _names_and_kinds(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of classes.csv, or of a taxonomy, where several labels make up one class."""
+    """Read classes.csv, or a taxonomy that maps several labels to one class."""
     if not path.is_file():
         raise UserError(f"{path}: not found; {REMEDY}")
     table = read_csv(path)

@@ -18,8 +18,8 @@ TRAIN: dict[str, Any] = {
     "freeze": "none",
     "crop_first": False,
     "photometric.jitter_together": False,
-    "photometric.gray_probability": 0.0,  # the official setting has a misspelled name and no effect
-    "photometric.blur_sigma_px": [0.0, 1.8],  # 0.1 to 2 was intended; a sign error changes the range
+    "photometric.gray_probability": 0.0,  # the official code does not recognize the option that it sets
+    "photometric.blur_sigma_px": [0.0, 1.8],  # intended as 0.1 to 2; a sign error changes it
     "clustering.kmeans": "minibatch",
     "clustering.unit_centroids": False,
     "clustering.assign": "euclidean",

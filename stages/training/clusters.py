@@ -1,4 +1,4 @@
-"""The pixel clusters that one epoch follows: each view's pixels clustered on their own (3)."""
+"""The pixel clusters of one epoch: the pixels of each view are clustered separately (3)."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -25,21 +25,21 @@ class Clustering(NamedTuple):
     """The clusters of one view."""
 
     centroids: Float[Tensor, "K D"]
-    counts: Int[Tensor, " K"]  # of the pixels that were clustered
+    counts: Int[Tensor, " K"]  # number of clustered pixels per cluster
 
 
 class PixelClusterer:
-    """Clusters what a frozen network makes of both views, and assigns pixels to their clusters.
+    """Clusters the pixel features of a frozen network in both views, and assigns pixels to clusters.
 
-    `sample` takes random pixels of random images, views of their own (ours). `minibatch` takes every pixel
-    of the epoch's own views, one pass over the images for each view, as PiCIE does: its running statistics
-    of batch norms come from these passes.
+    `sample` uses random pixels of random images, in separately drawn views (ours). `minibatch` uses all
+    pixels of the epoch's training views, in one pass over the images per view, as PiCIE does; these passes
+    also update the running batch-norm statistics.
 
     Args:
         settings: `train` of params.yaml.
-        siamese: how views and features are made.
-        pixel_k: K, in each view.
-        seed: of everything random.
+        siamese: renders views and computes features.
+        pixel_k: number of clusters K per view.
+        seed: seed of all random numbers.
     """
 
     def __init__(self, settings: Train, siamese: Siamese, *, pixel_k: int, seed: int) -> None:
@@ -54,8 +54,8 @@ class PixelClusterer:
         Args:
             frozen: the network at the start of the epoch.
             images: all training images.
-            batches: those of the epoch, in their order.
-            epoch: its number.
+            batches: row indices of the epoch's batches, in order.
+            epoch: epoch number.
         """
         if self._settings.clustering.kmeans == "sample":
             return self._of_sample(frozen, images, epoch)
@@ -65,7 +65,7 @@ class PixelClusterer:
     def assign(
         self, frozen: Segmenter, views: Sequence[View], centroids: Sequence[Float[Tensor, "K D"]]
     ) -> tuple[Int[Tensor, "N H W"], Int[Tensor, "N H W"]]:
-        """The cluster of each pixel of both views among the centroids of its own view (3)."""
+        """Assign each pixel of both views to a centroid of its own view (3)."""
         metric = self._settings.clustering.assign
         first, second = (
             assign_pixels(self._siamese.features(frozen, view).pixels, one, metric)
@@ -77,7 +77,7 @@ class PixelClusterer:
     def assign_images(
         self, frozen: Segmenter, image: Float[Tensor, "N 3 H W"], centroids: Float[Tensor, "K D"]
     ) -> Int[Tensor, "N H W"]:
-        """The cluster of each pixel of whole images in their own colours."""
+        """Assign each pixel of whole, unaugmented images to a cluster."""
         pixels = self._siamese.plain_pixels(frozen, image)
         return assign_pixels(pixels, centroids, self._settings.clustering.assign)
 
@@ -89,7 +89,7 @@ class PixelClusterer:
         epoch: int,
         centroids: Sequence[Float[Tensor, "K D"]],
     ) -> list[Int[Tensor, " K"]]:
-        """Pixels of each cluster in both views, over all batches of the epoch: one more pass (PiCIE)."""
+        """Pixel counts of the clusters in both views, from one more pass over the epoch's batches (PiCIE)."""
         counts = torch.zeros(2, self._pixel_k, dtype=torch.long, device=images.device)
         for step, image in enumerate(self._read(images, batches, f"count epoch {epoch + 1}")):
             plan = self._draw(image, batches[step], epoch, step)
@@ -147,7 +147,7 @@ class PixelClusterer:
         return Clustering(centroids, torch.from_numpy(kmeans.counts.astype(np.int64)))
 
     def _draw(self, image: Float[Tensor, "n 3 H W"], rows: Tensor, epoch: int, step: int) -> Plan:
-        """The views that training will see in this step."""
+        """The views that training uses in this step."""
         generator = torch_generator(self._seed, "train", "views", epoch, step)
         return self._siamese.views.draw(len(rows), image, generator)
 

@@ -15,20 +15,20 @@ from stages.settings.schema_train import ImageLoss
 from stages.settings.section import Photometric
 from stages.training.losses import cluster_weights, guidance_loss
 
-MEASURED_VIEWS = 256  # held-out views that the head is measured on after each epoch
+MEASURED_VIEWS = 256  # maximum number of held-out views for measuring the head after each epoch
 
 
 class Guidance:
-    """The image loss of one training, and the views that it is taken on.
+    """The image loss of one training run, and its views.
 
     Args:
         settings: `train.image_loss` of params.yaml.
-        strengths: of the colours of views.
+        strengths: strengths of the color augmentation.
         kept_views: pseudo-label of each kept view, -1 elsewhere.
-        num_labels: pseudo-labels there are.
-        crop_ratio: of the pyramid views.
-        seed: of what is held out.
-        precision: of the forward passes.
+        num_labels: number of pseudo-labels.
+        crop_ratio: crop ratio of the pyramid views.
+        seed: seed of the held-out split.
+        precision: precision of the forward passes.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Guidance:
         self._label_weight = cluster_weights(counts, settings.balance)
 
     def weight(self, epochs: float) -> float:
-        """Lambda of Eq. 5 after so many epochs, growing evenly over the warm-up."""
+        """Lambda of Eq. 5 after `epochs` epochs, with linear warm-up."""
         warmup = self._settings.warmup_epochs
         return self._settings.weight * (min(1.0, epochs / warmup) if warmup else 1.0)
 
@@ -66,19 +66,19 @@ class Guidance:
         whole_map: Float[Tensor, "N D H W"],
         generator: torch.Generator,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """L_img (Eq. 6) and the head's accuracy on kept views of the batch; zeros without any.
+        """L_img (Eq. 6) and the head's accuracy on kept views of the batch; zeros if there are none.
 
         Args:
             segmenter: with an image head, or without one.
             image: this process's share of the batch.
-            rows: places of the whole batch in the data set.
+            rows: data-set indices of the whole batch.
             whole_map: F' of the share's whole images, for `pooled` views.
-            generator: of the views, the same in every process.
+            generator: random generator of the views, the same in every process.
         """
         kept = self._guiding[rows]
         is_sampled = self._settings.views == "sample"
         row, view = draw_guides(kept, generator) if is_sampled else all_guides(kept)
-        if segmenter.image_head is None or len(row) < 2:  # batch norm needs two
+        if segmenter.image_head is None or len(row) < 2:  # batch norm needs at least two
             return torch.zeros((), device=image.device), torch.zeros((), device=image.device)
         jitter = draw_jitter(len(row), self._strengths, self._settings.view_px, generator)
         shared = distributed.share(torch.arange(len(rows)))
@@ -96,7 +96,7 @@ class Guidance:
 
     @torch.no_grad()
     def held_out_accuracy(self, segmenter: Segmenter, images: ImageSource, batch_size: int) -> float | None:
-        """Share of pseudo-labels that the head finds on views that never guided it; None without any."""
+        """Accuracy of the head on held-out views; None if there are none."""
         rows, view = all_guides(self._held_out)
         if segmenter.image_head is None or not len(rows):
             return None
@@ -118,32 +118,32 @@ class Guidance:
     def _colour(
         self, image: Float[Tensor, "N 3 H W"], view: Int[Tensor, " N"], jitter: Jitter
     ) -> Float[Tensor, "N 3 S S"]:
-        """Each pyramid view as an image of its own (4.2.1), in random colours."""
+        """Each pyramid view as a separate image (4.2.1), with color jitter."""
         size = (self._settings.view_px, self._settings.view_px)
         boxes = self._boxes(view).to(image.device)
         return apply_colour(resample(image, boxes, size, jitter.blur_sigma_px), jitter)
 
     def _pool(self, whole_map: Float[Tensor, "N D H W"], view: Int[Tensor, " N"]) -> Float[Tensor, "N D h w"]:
-        """The part of the whole image's feature map that each view covers, at half its sides."""
+        """Crop each view from the feature map of the whole image, at half its side lengths."""
         size = (max(1, whole_map.shape[2] // 2), max(1, whole_map.shape[3] // 2))
         return resample(whole_map.float(), self._boxes(view).to(whole_map.device), size)
 
     def _boxes(self, view: Int[Tensor, " N"]) -> Boxes:
-        """Where each view lies in its image (4.2.1)."""
+        """Box of each view in its image (4.2.1)."""
         return Boxes.of(view_boxes(self._crop_ratio)[view])
 
 
 def draw_guides(
     kept: Int[Tensor, "N V"], generator: torch.Generator
 ) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
-    """One random kept view for each image that has any.
+    """Draw one random kept view for each image that has any.
 
     Args:
-        kept: the pseudo-label of a view that is kept, -1 of one that is not.
+        kept: pseudo-label of each kept view, -1 for other views.
         generator: the only source of randomness.
 
     Returns:
-        The rows of those images, and the number of the view of each.
+        The rows of those images, and the view index of each.
     """
     chances = torch.rand(kept.shape, generator=generator).masked_fill(kept < 0, -1.0)
     best, view = chances.max(dim=1)
@@ -152,6 +152,6 @@ def draw_guides(
 
 
 def all_guides(kept: Int[Tensor, "N V"]) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
-    """Every kept view: its row and its number."""
+    """Every kept view: its row and its view index."""
     rows, view = torch.nonzero(kept >= 0).unbind(1)
     return rows, view

@@ -1,4 +1,4 @@
-"""Signs of health that need no truth: how clusters are used and move, whether the views agree (ours)."""
+"""Label-free diagnostics: cluster usage, cluster stability, and agreement of the views (ours)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,12 +21,12 @@ SIGNS = ("effective_clusters", "largest_cluster", "image_share", "moved_share", 
 
 
 class Health:
-    """What one epoch shows of its clusters.
+    """Cluster diagnostics of one epoch.
 
     Args:
-        num_clusters: K, in each view.
-        collapse_below: used share of clusters under which training is called collapsed.
-        device: of the pixels that are counted.
+        num_clusters: number of clusters K per view.
+        collapse_below: used share of clusters below which training counts as collapsed.
+        device: device of the pixel counts.
     """
 
     def __init__(self, num_clusters: int, *, collapse_below: float, device: torch.device) -> None:
@@ -37,11 +37,11 @@ class Health:
         self._pairs = torch.zeros(num_clusters**2, dtype=torch.long, device=device)
 
     def start_epoch(self, counts: Sequence[Int[Tensor, " K"]], probe: Int[Tensor, "N H W"]) -> None:
-        """Take in the new clusters.
+        """Record the new clusters.
 
         Args:
-            counts: pixels of each cluster in both views.
-            probe: clusters of the same images in every epoch.
+            counts: pixel count of each cluster, for both views.
+            probe: cluster ids of probe images, which are the same in every epoch.
         """
         self._counts = torch.stack(list(counts))
         last, self._probe = self._probe, probe
@@ -50,11 +50,11 @@ class Health:
         self._pairs.zero_()
 
     def add(self, first: Int[Tensor, "N H W"], second: Int[Tensor, "N H W"]) -> None:
-        """Take in the clusters of the same pixels in both views."""
+        """Record the cluster ids of the same pixels in both views."""
         self._pairs += distributed.total(self._pair(first, second))
 
     def figures(self) -> dict[str, float]:
-        """Of the epoch; `moved_share` is NaN in the first, which has nothing to compare with."""
+        """Figures of the epoch; `moved_share` is NaN in the first epoch."""
         counts = self._counts.numpy()
         return {
             "effective_clusters": self._effective_clusters(),
@@ -65,22 +65,22 @@ class Health:
         }
 
     def is_collapsed(self) -> bool:
-        """Whether a few clusters have nearly all pixels, in either view."""
+        """Whether few clusters contain nearly all pixels, in either view."""
         return used_share(self._effective_clusters(), self._num_clusters) < self._collapse_below
 
     def warn(self) -> None:
-        """Say so when the clusters have collapsed, and what helps."""
+        """Log a warning with remedies if the clusters have collapsed."""
         if self.is_collapsed():
             used = f"effectively {self._effective_clusters():.1f} of {self._num_clusters} clusters are in use"
             say("train", collapsed=f"{used}; {CURES}")
 
     def cluster_shares(self) -> list[float]:
-        """Share of pixels of each cluster of the first view, largest first."""
+        """Pixel share of each cluster of the first view, in descending order."""
         shares = self._counts[0] / self._counts[0].sum()
         return sorted(shares.tolist(), reverse=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later process needs to go on."""
+        """State needed to resume."""
         return {
             "counts": self._counts,
             "probe": self._probe,
@@ -89,19 +89,19 @@ class Health:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what was saved."""
+        """Restore a saved state."""
         self._counts, self._probe = saved["counts"], saved["probe"]
         self._moved_share, self._pairs = saved["moved_share"], saved["pairs"].to(self._pairs.device)
 
     def _effective_clusters(self) -> float:
-        """Of the view in which they are fewer."""
+        """Effective number of clusters, minimum over the views."""
         return min(effective_number(view) for view in self._counts.numpy())
 
     def _pair(self, first: Int[Tensor, "*P"], second: Int[Tensor, "*P"]) -> Int[Tensor, " KK"]:
         if first.device.type == "cpu":
             both = (first * self._num_clusters + second).flatten()
             return torch.bincount(both, minlength=self._num_clusters**2)
-        # `bincount` would wait for the device; this product is exact, for counts are below 2^24.
+        # `bincount` would synchronize with the GPU; this product is exact because counts are below 2^24.
         clusters = torch.arange(self._num_clusters, device=first.device)
         first_is, second_is = ((one.flatten()[:, None] == clusters).float() for one in (first, second))
         return (first_is.T @ second_is).flatten().long()
@@ -111,17 +111,17 @@ class Health:
 
 
 def matched_share(pairs: Int[np.ndarray, "K K"]) -> float:
-    """Share of pixels on which two clusterings agree once their clusters are matched one to one.
+    """Share of pixels on which two clusterings agree after one-to-one matching of their clusters.
 
-    The names of clusters mean nothing, so the matching that agrees on the most pixels counts.
+    Cluster ids are arbitrary, so the matching with the highest agreement is used.
 
     Args:
-        pairs: pixels in cluster i of the first and cluster j of the second clustering.
+        pairs: pixel count for cluster i of the first and cluster j of the second clustering.
     """
     total = int(pairs.sum())
     return float(pairs[linear_sum_assignment(pairs, maximize=True)].sum()) / total if total else 0.0
 
 
 def used_share(effective_clusters: float, num_clusters: int) -> float:
-    """0 where one cluster has every pixel, 1 where all K are equally large."""
+    """Normalize to [0, 1]: 0 if one cluster has all pixels, 1 if all K clusters have equal size."""
     return (effective_clusters - 1) / (num_clusters - 1)

@@ -26,13 +26,13 @@ def pixel_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of pixels against fixed centroids: -log softmax(cos(z, mu) / temperature)[y] (Eq. 4).
 
-    Of several processes, each gives its part: the mean over processes is the mean over all pixels.
+    With several processes, the mean of the results over processes is the mean over all pixels.
 
     Args:
-        logits: cos(z, mu), or another nearness (`pixel_logits`).
+        logits: cos(z, mu) or another similarity (`pixel_logits`).
         target: cluster id of every pixel.
-        weight: of each cluster.
-        temperature: of the softmax.
+        weight: loss weight of each cluster.
+        temperature: softmax temperature.
     """
     loss = F.cross_entropy((logits / temperature).flatten(0, 2), target.flatten(), weight=weight)
     return loss * distributed.share_of(weight[target].sum())
@@ -49,11 +49,11 @@ def siamese_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """L_pix = (1 - c) L_within + c L_cross, each the mean of the two views (Eq. 1 to 3).
 
-    Within: a view's features to its own clusters. Cross: to the clusters that the other view's pixels
-    have, among the other view's centroids.
+    Within: the features of a view against its own clusters. Cross: against the cluster ids and centroids of
+    the other view.
 
     Returns:
-        The whole, the within-view and the cross-view term.
+        The total loss, the within-view term and the cross-view term.
     """
     centroids = torch.cat([view.centroids for view in clusters])
     sizes = [len(view.centroids) for view in clusters]
@@ -75,15 +75,15 @@ def guidance_loss(
     weight: Float[Tensor, " K"],
     label_smoothing: float = 0.0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """L_img, the cross-entropy of class scores against pseudo-labels (Eq. 6), and the share that is right.
+    """L_img, the cross-entropy of class scores against pseudo-labels (Eq. 6), and the accuracy.
 
     Args:
-        logits: of the image head.
-        pseudo_label: of each view.
-        weight: of each pseudo-label.
-        label_smoothing: share of the target that is spread over all pseudo-labels.
+        logits: output of the image head.
+        pseudo_label: pseudo-label of each view.
+        weight: loss weight of each pseudo-label.
+        label_smoothing: share of the target distributed evenly over all pseudo-labels.
     """
-    if not len(logits):  # of several processes, this one has no guided image in the batch
+    if not len(logits):  # this process has no guided image in the batch, but must join the all-reduce
         distributed.share_of(logits.new_zeros(2))
         return logits.sum(), logits.new_zeros(())
     right = (logits.argmax(1) == pseudo_label).float().mean()
@@ -93,11 +93,11 @@ def guidance_loss(
 
 
 def cluster_weights(counts: Int[Tensor, " K"], balance: str) -> Float[Tensor, " K"]:
-    """Weight of each cluster in a loss, mean 1 over the clusters.
+    """Loss weight of each cluster, with mean 1 over clusters.
 
     Args:
-        counts: members of each cluster; one without any counts as if it had one.
-        balance: `none`; `frequency` weighs large clusters more, as PiCIE's code does; `inverse` less.
+        counts: size of each cluster; an empty cluster is counted as size 1.
+        balance: `none`; `frequency` gives large clusters more weight, as PiCIE's code does; `inverse` less.
     """
     if balance == "none":
         return torch.ones(len(counts))

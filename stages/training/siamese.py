@@ -1,4 +1,4 @@
-"""One network on both views: pixel features of the same pixels (3)."""
+"""Siamese views: one network computes features of the same pixels in two views (3)."""
 
 from typing import NamedTuple
 
@@ -17,13 +17,13 @@ from stages.settings.section import Photometric
 
 
 class Plan(NamedTuple):
-    """What is random of one pair of views: enough to render either, at any time, to the same bytes."""
+    """The random parameters of a pair of views; each view can be rendered from them reproducibly."""
 
     boxes: Boxes
     jitters: tuple[Jitter, Jitter]
 
     def share(self, device: torch.device) -> "Plan":
-        """What of a batch's plan is this process's, on its device."""
+        """This process's share of the plan, on its device."""
         first, second = (
             Jitter(*(distributed.share(part) for part in jitter)).to(device) for jitter in self.jitters
         )
@@ -33,26 +33,26 @@ class Plan(NamedTuple):
 class View(NamedTuple):
     """One view of each image.
 
-    Number 0 is cut before the network sees it. Number 1 is whole, and its feature map is cut by `boxes`
-    after: the same pixels on two ways (equivariance), in colours of their own (invariance).
+    View 0 is cropped before the network. View 1 is the whole image, and its feature map is cropped by
+    `boxes`: the same pixels in both (equivariance), each view with its own colors (invariance).
     """
 
     image: Float[Tensor, "N 3 S S"]
-    colors: Float[Tensor, "N 3 h w"] | None  # what the context module sees, where that is not the image
-    boxes: Boxes | None  # that cut the feature map
+    colors: Float[Tensor, "N 3 h w"] | None  # input of the context module if different from the image
+    boxes: Boxes | None  # crop of the feature map
 
 
 class ViewMaker:
-    """Draws and renders the pairs of views of one training.
+    """Draws and renders the pairs of views of one training run.
 
     Args:
-        side: range of the cut's side, in image sides.
-        flip_probability: of mirroring the cut.
-        crop_first: colours and blur after the cut, on what the network sees; else before it, on the stored
-            image, as PiCIE does.
+        side: range of the crop side, in image sides.
+        flip_probability: probability of mirroring the crop.
+        crop_first: apply colors and blur after the crop, on the network input; otherwise before it, on the
+            stored image, as PiCIE does.
         size_px: side of a view.
-        strengths: of colours and blur.
-        clean_px: side at which the context module sees clean colours; None where it sees the view's.
+        strengths: strengths of colors and blur.
+        clean_px: side of the unaugmented image for the context module; None to use the view's colors.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ViewMaker:
         self._size_px, self._strengths, self._clean_px = size_px, strengths, clean_px
 
     def draw(self, count: int, image: Float[Tensor, "n 3 H W"], generator: torch.Generator) -> Plan:
-        """One random pair for each image; the generator is the only source of randomness.
+        """Draw one random pair per image; the generator is the only source of randomness.
 
         Args:
             count: images of the whole batch.
@@ -104,7 +104,7 @@ class ViewMaker:
 def draw_boxes(
     count: int, side: tuple[float, float], flip_probability: float, generator: torch.Generator
 ) -> Boxes:
-    """Random square boxes, at any place, mirrored or not; `side` is a range in image sides."""
+    """Random square boxes with random position and mirroring; `side` is a range in image sides."""
     length = side[0] + (side[1] - side[0]) * torch.rand(count, generator=generator)
     top, left = ((1 - length) * torch.rand(count, generator=generator) for _ in range(2))
     flip = (torch.rand(count, generator=generator) < flip_probability).float()
@@ -112,24 +112,24 @@ def draw_boxes(
 
 
 def cut_features(feature: Float[Tensor, "N D H W"], boxes: Boxes | None) -> Float[Tensor, "N D H W"]:
-    """`boxes` of a feature map, at its own size: the geometric transform of the second view."""
+    """Crop `boxes` from a feature map at its own size: the geometric transform of the second view."""
     return feature if boxes is None else resample(feature, boxes, (feature.shape[2], feature.shape[3]))
 
 
 class Features(NamedTuple):
-    """What a network makes of one view."""
+    """Features of one view."""
 
-    pixels: Pixels  # in the frame of the cut, float32
-    whole_map: Float[Tensor, "N D H W"]  # F' of all that the network saw
+    pixels: Pixels  # in crop coordinates, float32
+    whole_map: Float[Tensor, "N D H W"]  # F' of the whole network input
 
 
 class Siamese:
-    """How views are made of images, and features of views, in one training.
+    """Renders views of images and computes their features.
 
     Args:
         settings: `train` of params.yaml.
-        size_px: side of the image that the network sees.
-        precision: of the forward passes.
+        size_px: side of the network input.
+        precision: precision of the forward passes.
     """
 
     def __init__(self, settings: Train, *, size_px: int, precision: str) -> None:
@@ -148,14 +148,14 @@ class Siamese:
         self.feature_px = size_px // settings.feature_stride
 
     def features(self, network: Segmenter, view: View) -> Features:
-        """Pixel features of one view: units, or as they are for the euclidean metric."""
+        """Pixel features of one view: unit length, or unnormalized for the euclidean metric."""
         with autocast(view.image.device, self._precision):
             whole_map = network(view.image, view.colors)
         cut = cut_features(whole_map.float(), view.boxes)
         return Features(Pixels.of_map(cut, is_unit=self._is_unit), whole_map)
 
     def plain_pixels(self, network: Segmenter, image: Float[Tensor, "N 3 H W"]) -> Pixels:
-        """Pixel features of whole images in their own colours."""
+        """Pixel features of whole, unaugmented images."""
         box = whole(len(image), image.device)
         view = View(resample(image, box, (self._size_px, self._size_px)), None, None)
         return self.features(network, view).pixels

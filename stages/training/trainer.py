@@ -1,8 +1,8 @@
-"""Pixel clustering and training in turn (3, 4.1): one clustering, then one epoch towards it.
+"""Alternates pixel clustering and training (3, 4.1): each epoch trains toward one clustering.
 
-The paper fixes centres and assignments for an epoch. Instead of writing an assignment for every pixel
-of the data set beforehand, a frozen copy of the network gives the same ones batch by batch while its
-successor trains; the centres come from a bounded, seeded sample of pixels (ours).
+The paper fixes centers and assignments for an epoch. Instead of storing the assignment of every pixel
+beforehand, a frozen copy of the network computes the same assignments batch by batch during training; the
+centers come from a bounded, seeded sample of pixels (ours).
 """
 
 import copy
@@ -32,18 +32,18 @@ FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy")
 class Trainer:
     """Pixel-cluster training of one network, from any step to the end.
 
-    Every random number follows from (seed, epoch, step), so a run that went on from a saved state ends
-    with the same bytes as one that was never interrupted, and several processes see what one would.
+    Every random number depends only on (seed, epoch, step). A resumed run therefore gives the same bytes as
+    an uninterrupted one, and several processes draw the same numbers as one.
 
     Args:
         segmenter: the network, on its device.
         settings: `train` of params.yaml.
-        guidance: the image loss and its views.
-        pixel_k: clusters of pixels in each view.
-        size_px: side of the image that the network sees.
-        seed: of everything random.
-        precision: of the forward passes.
-        compiled: whether torch.compile fuses what the network does.
+        guidance: image loss and its views.
+        pixel_k: number of pixel clusters per view.
+        size_px: side of the network input.
+        seed: seed of all random numbers.
+        precision: precision of the forward passes.
+        compiled: whether to use torch.compile.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class Trainer:
         self._clusters: list[ViewClusters] = []
 
     def centroids(self) -> list[Float[Tensor, "K D"]]:
-        """Of the last epoch: the clusters of the first and of the second view."""
+        """Centroids of the first and second view in the last epoch."""
         return [view.centroids for view in self._clusters]
 
     def names_of_epoch_figures(self) -> list[str]:
-        """Of `epoch_figures`, in their order."""
+        """Keys of `epoch_figures`, in order."""
         held_out = ["held_out_accuracy"] if self._settings.image_loss.held_out else []
         return [*held_out, *SIGNS, *(KERNELS if self._segmenter.context is not None else ())]
 
     def clusters(self) -> dict[str, Any]:
-        """Of the last epoch: each cluster's share of pixels, and whether they collapsed."""
+        """Pixel share of each cluster in the last epoch, and whether the clusters have collapsed."""
         return {"cluster_shares": self._health.cluster_shares(), "collapsed": self._health.is_collapsed()}
 
     def start_epoch(self, images: ImageSource, batches: Sequence[Int[Tensor, " N"]], epoch: int) -> None:
@@ -92,8 +92,8 @@ class Trainer:
 
         Args:
             images: all training images.
-            batches: rows of the epoch's batches, in their order.
-            epoch: its number, from 0.
+            batches: row indices of the epoch's batches, in order.
+            epoch: epoch number, from 0.
         """
         self._frozen.load_state_dict(self._segmenter.state_dict())
         self._frozen.train()
@@ -110,11 +110,11 @@ class Trainer:
         ]
 
     def _set_mode_of_frozen(self) -> None:
-        """Whose batch-norm statistics assign: those of the batch, or the running ones."""
+        """Select batch or running batch-norm statistics for the assignment."""
         self._frozen.train(self._settings.clustering.assign_batch_norm == "batch")
 
     def _probe_maps(self, images: ImageSource, centroids: Float[Tensor, "K D"]) -> Int[Tensor, "N H W"]:
-        """Clusters of the images of one batch, the same in every epoch."""
+        """Cluster maps of one batch of probe images, the same in every epoch."""
         order = torch_generator(self._seed, "train", "probe")
         rows = torch.randperm(len(images), generator=order)[: self._settings.batch_size].sort().values
         (image,) = images.batches([distributed.share(rows)])
@@ -123,17 +123,17 @@ class Trainer:
     def train_step(
         self, image: Float[Tensor, "n 3 H W"], rows: Int[Tensor, " N"], epoch: int, step: int, num_steps: int
     ) -> Float[Tensor, " F"]:
-        """Learn from one batch.
+        """Train on one batch.
 
         Args:
-            image: this process's share of it.
-            rows: places of the whole batch in the data set.
-            epoch: its number, from 0.
-            step: likewise, within the epoch.
-            num_steps: of an epoch.
+            image: this process's share of the batch.
+            rows: data-set indices of the whole batch.
+            epoch: epoch number, from 0.
+            step: step within the epoch, from 0.
+            num_steps: number of steps per epoch.
 
         Returns:
-            `FIGURES` of the share.
+            `FIGURES` of this process's share.
         """
         generator = torch_generator(self._seed, "train", "views", epoch, step)
         views = self._siamese.views.pair(image, self._siamese.views.draw(len(rows), image, generator))
@@ -158,7 +158,7 @@ class Trainer:
         return torch.stack([loss, within, cross, guided, accuracy])
 
     def epoch_figures(self, images: ImageSource) -> dict[str, float]:
-        """What shows after an epoch how healthy it was; a collapse is said at once."""
+        """Diagnostics after an epoch; logs a warning if the clusters have collapsed."""
         batch_size = self._settings.batch_size
         held_out = self._guidance.held_out_accuracy(self._segmenter, images, batch_size)
         self._health.warn()
@@ -169,7 +169,7 @@ class Trainer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """All state that the next step depends on."""
         return {
             "segmenter": self._segmenter.state_dict(),
             "frozen": self._frozen.state_dict(),
@@ -179,7 +179,7 @@ class Trainer:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from it."""
+        """Resume from a saved state."""
         self._segmenter.load_state_dict(saved["segmenter"])
         self._frozen.load_state_dict(saved["frozen"])
         self._set_mode_of_frozen()
@@ -190,7 +190,7 @@ class Trainer:
 
 
 def _parameter_groups(segmenter: Segmenter, settings: Train) -> list[dict[str, Any]]:
-    """The five kernel parameters have a rate of their own: few steps have to move their logarithms."""
+    """Give the five kernel parameters their own learning rate, because their logarithms change slowly."""
     learnt = [(name, value) for name, value in segmenter.named_parameters() if value.requires_grad]
     kernel = [value for name, value in learnt if ".log_kernel." in name]
     others = [value for name, value in learnt if ".log_kernel." not in name]

@@ -100,7 +100,7 @@ def test_coco_becomes_27_classes_to_the_pixel(
         np.testing.assert_array_equal(open_images(out / "images" / "val")[number], expected)
     printed = capsys.readouterr().out
     assert f"train2017: the 3 images of curated/train2017/{LIST}.txt, not the published list" in printed
-    assert "left out 1 files: train2017: not in the list" in printed
+    assert "skipped 1 files: train2017: not in the list" in printed
     summary = read_metrics(out / "prepare.json")["prepare"]
     assert summary["skipped"] == {"train2017: not in the list": 1, "val2017: not in the list": 1}
     assert summary["sizes_px"]["val"]["width"] == {"min": 50, "median": 50, "max": 50}
@@ -139,29 +139,31 @@ def test_without_lists_all_images_are_taken_and_the_rule_is_named(
     out = run(COCO, make_coco(tmp_path / "coco", listed=False))
     assert (len(read_index(out / "images" / "train")), len(read_index(out / "images" / "val"))) == (4, 3)
     assert (
-        f"prepare: val2017: no list curated/val2017/{LIST}.txt, so all 3 images are taken (a rule of ours); "
-        "published results use the images of that list alone"
+        f"prepare: val2017: no list curated/val2017/{LIST}.txt, so all 3 images are used (ours); "
+        "published results use only the images of that list"
     ) in capsys.readouterr().out
 
 
 def test_what_is_missing_of_coco_is_listed_with_its_origin(tmp_path: Path, run: Callable[..., Path]) -> None:
     root = tmp_path / "coco"
-    with pytest.raises(UserError, match=r"no such folder; `python -m stages.tools.fetch cocostuff --to"):
+    with pytest.raises(
+        UserError, match=r"no such folder; download the data set with `python -m stages.tools.fetch"
+    ):
         run(COCO, root)
     root.mkdir()
     with pytest.raises(UserError) as raised:
         run(COCO, root)
-    fetch = f"or `python -m stages.tools.fetch cocostuff --to {root}`"
+    fetch = f"or run `python -m stages.tools.fetch cocostuff --to {root}`"
     images = "http://images.cocodataset.org/zips"
     labels = "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset"
     assert raised.value.faults == (
-        f"{root}: has no .jpg files in images/train2017 or train2017; they are in train2017.zip (118,287 "
-        f"training images of COCO 2017), {images}/train2017.zip; {fetch}",
-        f"{root}: has no .jpg files in images/val2017 or val2017; they are in val2017.zip (5,000 validation "
-        f"images of COCO 2017), {images}/val2017.zip; {fetch}",
+        f"{root}: has no .jpg files in images/train2017 or train2017; download train2017.zip (118,287 "
+        f"training images of COCO 2017) from {images}/train2017.zip, {fetch}",
+        f"{root}: has no .jpg files in images/val2017 or val2017; download val2017.zip (5,000 validation "
+        f"images of COCO 2017) from {images}/val2017.zip, {fetch}",
         f"{root}: has no .png files in stuffthingmaps/val2017 or annotations/val2017 or "
-        "stuffthingmaps_trainval2017/val2017 or val2017; they are in stuffthingmaps_trainval2017.zip (label "
-        f"maps of COCO-Stuff, about 0.7 GB), {labels}/stuffthingmaps_trainval2017.zip; {fetch}",
+        "stuffthingmaps_trainval2017/val2017 or val2017; download stuffthingmaps_trainval2017.zip (label "
+        f"maps of COCO-Stuff, about 0.7 GB) from {labels}/stuffthingmaps_trainval2017.zip, {fetch}",
     )
 
 
@@ -175,8 +177,8 @@ def test_images_and_label_maps_that_the_list_names_must_be_there(
         run(COCO, root)
     first, second = raised.value.faults
     assert "1 of the 3 images of curated/train2017" in first
-    assert "are missing (000000000002); they are in train2017.zip" in first
-    assert "has no label map for 1 of 2 images (000000000001); they are in stuffthingmaps" in second
+    assert "are missing (000000000002); download train2017.zip" in first
+    assert "has no label map for 1 of 2 images (000000000001); download stuffthingmaps" in second
 
 
 @pytest.mark.parametrize(("text", "rule"), [("", "is empty"), ("../secret\n", "has the line '../secret'")])
@@ -186,7 +188,7 @@ def test_a_list_that_is_none(tmp_path: Path, run: Callable[..., Path], text: str
     path.write_text(text)
     with pytest.raises(UserError) as raised:
         run(COCO, root)
-    assert f"{path}: {rule}, expected one id of an image a line" in str(raised.value)
+    assert f"{path}: {rule}, expected one image id per line" in str(raised.value)
 
 
 def test_a_label_that_no_taxonomy_knows(tmp_path: Path, run: Callable[..., Path]) -> None:
@@ -214,9 +216,7 @@ def test_cityscapes_with_the_crop(
     middle = np.asarray(label.resize((64, 32), Image.Resampling.NEAREST))[:, 16:48].astype(int)
     np.testing.assert_array_equal(found.maps[1], np.where(middle >= 7, middle - 7, IGNORED))
     printed = capsys.readouterr().out
-    assert (
-        "leftImg8bit/train_extra: 2 images, of 19,998 published, so no published result compares" in printed
-    )
+    assert "leftImg8bit/train_extra: 2 images, of 19,998; not comparable with published results" in printed
 
 
 def test_cityscapes_without_the_crop_is_two_squares_of_each_picture(

@@ -54,7 +54,7 @@ def test_chunks_add_up_and_unlabelled_pixels_count_as_pixels_of_their_cluster() 
 
 def test_ids_out_of_range_are_told() -> None:
     truth, clusters = np.full((1, 2, 2), 3, np.uint8), np.full((1, 2, 2), 4, np.uint8)
-    with pytest.raises(UserError, match=r"class id 3, but classes\.csv names 3 classes"):
+    with pytest.raises(UserError, match=r"class id 3, but classes\.csv lists 3 classes"):
         confusion_matrix(truth, clusters, num_classes=3, num_clusters=5)
     with pytest.raises(UserError, match="cluster id 4, but the predictions have 4 clusters"):
         tally(iter([(slice(0, 1), clusters)]), truth, num_classes=0, num_clusters=4)

@@ -209,34 +209,33 @@ def test_every_fault_of_the_names_at_once(tmp_path: Path) -> None:
     write_image(root / "labels/val/11.png", pixels[..., 0])
     listed = ", ".join(f"labels/val/{index:02d}.png" for index in range(10))
     assert faults(root, tmp_path / "out") == (
-        "images/train/'bad\\nname.png': the name has characters that cannot be printed; rename it",
+        "images/train/'bad\\nname.png': the name has unprintable characters; rename it",
         "images/train/a.jpg and images/train/a.png: share the id 'a'; rename one of them",
         f"{root}/labels/val: 11 of 12 validation images have no label map ({listed}, ...); "
-        "label all of them, or none: then remove the folder",
-        f"{root}/classes.txt: not found, but there are label maps; name one class a line, class id 0 first",
+        "label all of them, or remove the folder",
+        f"{root}/classes.txt: not found, but there are label maps; add it with one class name per line",
     )
 
 
 def test_missing_folders(tmp_path: Path) -> None:
     root = tmp_path / "set"
     assert faults(root, tmp_path / "out") == (
-        f"{root}: no such folder; set prepare.path in params.yaml to the folder that holds images/",
+        f"{root}: no such folder; set prepare.path in params.yaml to the folder that contains images/",
     )
     (root / "images/train").mkdir(parents=True)
     assert faults(root, tmp_path / "out") == (
-        f"{root}/images/train: has no images (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff)",
-        f"{root}/images/val: no such folder; put the images to segment and, with labels/val, to "
-        "evaluate on there",
+        f"{root}/images/train: has no images (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff); add images",
+        f"{root}/images/val: no such folder; put the validation images in it",
     )
 
 
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("", "is empty; name one class a line, class id 0 first"),
-        ("sky\n\ncow\n", "line 2 is empty; every line names a class, class id 0 first"),
-        ("sky\ncow\nsky\n", "names 'sky' more than once; names must differ"),
-        ("\n".join(map(str, range(256))), "names 256 classes, but class ids end at 254"),
+        ("", "is empty; add one class name per line, starting with class id 0"),
+        ("sky\n\ncow\n", "line 2 is empty; every line must be a class name"),
+        ("sky\ncow\nsky\n", "has 'sky' more than once; class names must be unique"),
+        ("\n".join(map(str, range(256))), "has 256 classes, but the largest class id is 254; merge classes"),
         (b"\xff\xfes", "is not UTF-8 text; save it as UTF-8"),
     ],
 )
@@ -423,19 +422,19 @@ def test_faults_of_lists(tmp_path: Path) -> None:
     root = make_pool(tmp_path / "set", 4)
     (root / "train.txt").write_text("day/0\nday/1\nnight/0\n")
     assert faults(root, tmp_path / "out", prepare__split__by="lists") == (
-        f"{root}/train.txt: 1 of 3 lines name no image below images/ (night/0); correct the list or add the "
+        f"{root}/train.txt: 1 of 3 lines match no image below images/ (night/0); correct the list or add the "
         "images",
         f"{root}/val.txt: not found; add it with one name per line",
     )
     (root / "train.txt").write_text("day/0\nday/1\n")
     (root / "val.txt").write_text("day/1.png\n")
     assert faults(root, tmp_path / "out", prepare__split__by="lists") == (
-        f"{root}: train.txt and val.txt both name 1 images (day/1); an image that was learned from proves "
-        "nothing: take it out of one of them",
+        f"{root}: train.txt and val.txt share 1 images (day/1); training and validation images must "
+        "differ: remove each image from one of the lists",
     )
     (root / "val.txt").write_text("\n")
     assert faults(root, tmp_path / "out", prepare__split__by="lists") == (
-        f"{root}/val.txt: is empty; name one image a line",
+        f"{root}/val.txt: is empty; add one image per line",
     )
 
 

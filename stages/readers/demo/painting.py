@@ -40,7 +40,7 @@ def place_things(
 def _boxes(
     rng: np.random.Generator, scene: Scene, bands: tuple[str, ...], edges: np.ndarray
 ) -> list[tuple[str, float, float, float]]:
-    """(class, x, foot, size) of each thing as fractions of the side, few of them in front of one another."""
+    """Sample (class, x, foot, size) of each thing in fractions of the image side, with little overlap."""
     boxes: list[tuple[str, float, float, float]] = []
     for name, ground, most in scene.things:
         if ground not in bands:
@@ -67,7 +67,7 @@ def _boxes(
 def _tones(
     rng: np.random.Generator, picture: np.ndarray, x: float, foot: float, size: float
 ) -> dict[int, tuple[int, ...]]:
-    """Four colours of an object: its body stands out from the ground, and its accent from the body."""
+    """Sample four colors of an object; the body contrasts with the ground and the accent with the body."""
     half = size / 2
     rows = slice(max(0, int((foot - half) * PX)), int(foot * PX) + 1)
     columns = slice(max(0, int((x - half) * PX)), int((x + half) * PX) + 1)
@@ -104,7 +104,7 @@ NATURAL_SHARE = 0.7  # fraction of surfaces in a natural color of the class; the
 
 
 def draw_edges(rng: np.random.Generator, bands: tuple[str, ...]) -> np.ndarray:
-    """Sample the upper edge of each band per column [bands, PX], as a fraction of the height; the first is 0."""
+    """Sample the upper edge of each band per column [bands, PX] as a height fraction; the first is 0."""
     x = np.linspace(-0.5, 0.5, PX)
     edges = np.zeros((len(bands), PX))
     for index, name in enumerate(bands[1:], 1):

@@ -1,7 +1,7 @@
 """Textures of the stuff classes of the demo, which distinguish classes of similar color.
 
-Every texture is a function of surface coordinates (u to the right, v downward, in pixels of the drawn image at
-unit scale). It returns relief in about [-1, 1]: the brightness relative to the color of the surface.
+Every texture is a function of surface coordinates (u to the right, v downward, in pixels of the drawn image
+at unit scale). It returns relief in about [-1, 1]: the brightness relative to the color of the surface.
 """
 
 import colorsys
@@ -107,7 +107,7 @@ def sand(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def road(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Cobblestones: rounded cells of a jittered lattice, each of its own shade, between dark joints."""
+    """Cobblestones: rounded cells of a jittered lattice, of varying shade, with dark joints."""
     size = rng.uniform(18, 23)
     columns, rows = (np.arange(np.floor(axis.min() / size) - 1, axis.max() / size + 2) for axis in (u, v))
     corner = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)

@@ -112,6 +112,6 @@ def _read_classes(root: Path, found: Findings) -> tuple[str, ...]:
         faults.append(f"{path}: has {', '.join(map(repr, twice))} more than once; class names must be unique")
     if len(names) > IGNORED:
         faults.append(
-            f"{path}: has {len(names)} classes, but the largest class id is {IGNORED - 1}; merge or remove classes"
+            f"{path}: has {len(names)} classes, but the largest class id is {IGNORED - 1}; merge classes"
         )
     return names

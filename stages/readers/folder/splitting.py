@@ -41,8 +41,8 @@ def by_lists(
     both = sorted(set(chosen[0]) & set(chosen[1]))
     if both:
         found.faults.append(
-            f"{root}: train.txt and val.txt share {len(both)} images ({listed(both)}); training and validation "
-            "images must differ: remove each image from one of the lists"
+            f"{root}: train.txt and val.txt share {len(both)} images ({listed(both)}); training and "
+            "validation images must differ: remove each image from one of the lists"
         )
     unlisted = len(images) - len(set(chosen[0]) | set(chosen[1]))
     if unlisted:
