@@ -15,7 +15,7 @@ from tests.torture import hashes, torment, undisturbed
 pytestmark = pytest.mark.xdist_group("pipeline")  # they share one run of the pipeline
 
 # Some seconds of pretraining, saved again and again.
-LONGER = {"pretrain.epochs": 60, "runtime.checkpoint_seconds": 0.2}
+LONGER = {"pretrain.epochs": 30, "runtime.checkpoint_seconds": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_kills_change_no_byte(clone: Path, reference: Path, tmp_path: Path, tiny
     victim = tmp_path / "victim"
     _copy_before(clone, victim, tiny)
     targets = [("pretrain", way) for way in ("stage", "dvc", "both", "ctrl-c")]
-    kills = list(torment(victim, targets, {"pretrain": 4.0}, random.Random(0), ["pretrain"]))
+    kills = list(torment(victim, targets, {"pretrain": 3.0}, random.Random(0), ["pretrain"]))
     assert [kill.way for kill in kills] == ["stage", "dvc", "both", "ctrl-c"]
     assert hashes(victim) == hashes(reference)
     assert (

@@ -246,11 +246,13 @@ def test_every_key_has_another_value(tiny: dict[str, Any]) -> None:
 def alone(clone: Path, tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> dict[str, Alone]:
     """Every stage, run once more, from the inputs that the clone has, with other values of all other keys."""
 
+    shared = needed_by_neutral_rooms()  # here, for Python's parser does not bear several threads
+
     def run_alone(name: str) -> Alone:
         stage, folder = STAGES[name], tmp_path_factory.getbasetemp() / "alone" / name.replace("@", "_")
         folder.mkdir(parents=True)
         code = {path for part in (*stage.code_deps(), *NEUTRAL_ROOMS) for path in files_below(part)}
-        copy([*stage.data_deps, "stages/__init__.py", *(code | needed_by_neutral_rooms())], clone, folder)
+        copy([*stage.data_deps, "stages/__init__.py", *(code | shared)], clone, folder)
         unnamed = {key: value for key, value in OTHER.items() if key.split(".")[0] not in stage.params}
         write_params(folder / "params.yaml", {**tiny, **unnamed})
         ended = subprocess.run(
