@@ -245,7 +245,6 @@ def test_every_key_has_another_value(tiny: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def alone(clone: Path, tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> dict[str, Alone]:
     """Every stage, run once more, from the inputs that the clone has, with other values of all other keys."""
-
     shared = needed_by_neutral_rooms()  # here, for Python's parser does not bear several threads
 
     def run_alone(name: str) -> Alone:
