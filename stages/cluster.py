@@ -4,36 +4,42 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from stages.backbone.batch_norm import split_batch_norms
 from stages.clustering.agreement import agreement, effective_clusters
 from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
 from stages.core import distributed
 from stages.core.artefacts import write_metrics
-from stages.core.device import choose_device, place, torch_generator
+from stages.core.device import autocast, choose_device, place, torch_generator
 from stages.core.images import open_images
 from stages.core.seeds import faiss_seed
-from stages.core.tensors import write_tensors
-from stages.imaging.batches import ImageSource
+from stages.imaging.batches import ImageSource, shuffled
 from stages.imaging.resample import resample, whole
 from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.watch import Watch
-from stages.segmenter.compat import cluster_settings
-from stages.segmenter.network import Segmenter, load_segmenter, load_trained_clusters, unit_pixels
+from stages.segmenter.network import (
+    Segmenter,
+    load_segmenter,
+    load_trained_clusters,
+    pixel_features,
+    save_final_clusters,
+)
 from stages.settings.errors import UserError
 from stages.settings.params import load
 from stages.settings.schema_train import Cluster
 
-KEYS = ("compat", "seed", "size_px", "pixel_k", "precision", "cluster")
+KEYS = ("seed", "size_px", "pixel_k", "precision", "cluster")
 RUNS = 2  # the second run measures the stability of the first
 AGREEMENT_PIXELS = 20_000  # enough for three digits
 
@@ -43,52 +49,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     params = load(args.params, *KEYS)
     watch = Watch("cluster", args.params, KEYS, [args.images, args.segmenter])
-    settings = cluster_settings(params.cluster, params.compat)
+    settings = params.cluster
     segmenter, _ = load_segmenter(args.segmenter)
+    _check_metric(segmenter, settings)
     neutral = load(args.params, "device", "runtime")
     arguments = sys.argv[1:] if argv is None else argv
     if launch("stages.cluster", arguments, neutral.runtime.nproc, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device))
     split_batch_norms(segmenter, 1)
-    place(segmenter, device).train(settings.batch_norm == "batch")
     images = ImageSource(open_images(args.images), device)
-    pixels = sample_pixel_features(
-        segmenter,
-        images,
-        size_px=params.size_px,
-        num_images=settings.sample_images,
-        num_pixels=settings.sample_pixels,
-        batch_size=settings.batch_size,
-        seed=params.seed,
-        precision=params.precision,
-    )
+    place(segmenter, device)
+    if settings.batch_norm == "fresh":
+        estimate_batch_norm(segmenter, images, params)
+    segmenter.train(settings.batch_norm == "batch")
+    pixels = None
     if settings.centroids != "fresh":
         runs = trained_clusters(args.segmenter, settings.centroids, pixel_k=params.pixel_k)
-    elif settings.kmeans == "sample":
-        runs = cluster_sample(pixels, settings, pixel_k=params.pixel_k, seed=params.seed, device=device)
+    elif settings.kmeans == "minibatch":
+        runs = cluster_all(segmenter, images, params)
     else:
-        runs = cluster_all(
-            segmenter,
-            images,
-            settings,
-            pixel_k=params.pixel_k,
-            size_px=params.size_px,
-            seed=params.seed,
-            precision=params.precision,
-        )
-    shown = pixels[:: max(1, len(pixels) // AGREEMENT_PIXELS)]
-    first, second = (assign(shown, centroids)[0] for centroids in runs)
-    assigned, score = assign(pixels, runs[0])
-    figures = {
-        "effective_clusters": effective_clusters(assigned),
-        "mean_score": float(score.mean()),
-        "stability": agreement(first, second),
-    }
+        pixels = sample_pixel_features(segmenter, images, params)
+        runs = cluster_sample(pixels, settings, pixel_k=params.pixel_k, seed=params.seed, device=device)
+    if pixels is None:
+        pixels = sample_pixel_features(segmenter.eval(), images, params)
+    figures = describe_clusters(pixels, runs, segmenter.metric)
     say("cluster", **figures)
     if distributed.is_leader():
         watch.check()
-        write_tensors(args.out, {"centroids": torch.from_numpy(runs[0])}, {"pixel_k": params.pixel_k})
+        moved = None if settings.batch_norm == "running" else segmenter
+        save_final_clusters(args.out, torch.from_numpy(runs[0]), moved)
         write_metrics(args.metrics, {"cluster": {**figures, "environment": describe_environment(device)}})
     distributed.leave()
 
@@ -110,25 +100,28 @@ def cluster_sample(
 
 
 def cluster_all(
-    segmenter: Segmenter,
-    images: ImageSource,
-    settings: Cluster,
-    *,
-    pixel_k: int,
-    size_px: int,
-    seed: int,
-    precision: str,
+    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
 ) -> list[Float[np.ndarray, "K D"]]:
     """Cluster every pixel of every image by mini-batch k-means from two random starts, in one pass."""
-    kmeans = KMeans.of(settings, pixel_k, images.device, spherical=False)
-    runs = [MiniBatchKMeans(kmeans, init_batches=settings.init_batches, seed=start) for start in _seeds(seed)]
-    for pixels in all_pixel_features(
-        segmenter, images, size_px=size_px, batch_size=settings.batch_size, seed=seed, precision=precision
-    ):
+    settings = params.cluster
+    kmeans = KMeans.of(settings, params.pixel_k, images.device, spherical=False)
+    runs = [
+        MiniBatchKMeans(kmeans, init_batches=settings.init_batches, seed=start)
+        for start in _seeds(params.seed)
+    ]
+    for pixels in all_pixel_features(segmenter, images, params):
         for one in runs:
             one.add(pixels)
     centroids = [torch.from_numpy(one.centroids()) for one in runs]
     return [(F.normalize(one, dim=1) if settings.unit_centroids else one).numpy() for one in centroids]
+
+
+def _check_metric(segmenter: Segmenter, settings: Cluster) -> None:
+    if segmenter.metric == "euclidean" and settings.unit_centroids:
+        raise UserError(
+            "params.yaml: cluster.unit_centroids: must be false after training with train.pixel_loss.metric: "
+            "euclidean, where features keep their length"
+        )
 
 
 def trained_clusters(segmenter: Path, view: str, *, pixel_k: int) -> list[Float[np.ndarray, "K D"]]:
@@ -156,39 +149,56 @@ def _seeds(seed: int) -> list[int]:
     return [faiss_seed(seed, "cluster", attempt) for attempt in range(RUNS)]
 
 
+def estimate_batch_norm(segmenter: Segmenter, images: ImageSource, params: SimpleNamespace) -> None:
+    """Replace the running batch-norm statistics by the mean over batches of clean images (ours).
+
+    Training leaves statistics of augmented views, a third of them of small guidance views.
+    """
+    order = torch_generator(params.seed, "cluster", "batch norm")
+    batches = shuffled(len(images), min(params.cluster.batch_size, len(images)), order)
+    shares = [distributed.share(rows) for rows in batches]
+    source = track(images.batches(shares), "batch norm", total=len(batches), unit="batch")
+    with autocast(images.device, params.precision):
+        update_bn((_at_size(image, params.size_px) for image in source), segmenter)
+
+
+def describe_clusters(
+    pixels: Float[np.ndarray, "P D"], runs: list[Float[np.ndarray, "K D"]], metric: str
+) -> dict[str, float]:
+    """Label-free figures of the first clustering, and how far the second agrees with it."""
+    shown = pixels[:: max(1, len(pixels) // AGREEMENT_PIXELS)]
+    first, second = (assign(shown, centroids, metric)[0] for centroids in runs)
+    assigned, score = assign(pixels, runs[0], metric)
+    return {
+        "effective_clusters": effective_clusters(assigned),
+        "mean_score": float(score.mean()),
+        "stability": agreement(first, second),
+    }
+
+
 @torch.no_grad()
 def sample_pixel_features(
-    segmenter: Segmenter,
-    images: ImageSource,
-    *,
-    size_px: int,
-    num_images: int,
-    num_pixels: int,
-    batch_size: int,
-    seed: int,
-    precision: str,
+    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
 ) -> Float[np.ndarray, "P D"]:
-    """Compute unit-length features of randomly sampled pixels of sampled images, without augmentation (5.1).
+    """Compute the features of randomly sampled pixels of sampled images, without augmentation (5.1).
 
     Args:
-        segmenter: network in evaluation mode, on the device of `images`.
+        segmenter: network on the device of `images`; in training mode its batch-norm statistics change.
         images: training images.
-        size_px: side of the network input.
-        num_images: maximum number of sampled images.
-        num_pixels: approximate number of sampled pixels, split evenly over the images.
-        batch_size: images per forward pass.
-        seed: seed of the random sample.
-        precision: precision of the forward pass.
+        params: settings; `cluster` has the number of images and the approximate number of pixels, which is
+            split evenly over the images.
     """
-    generator = torch_generator(seed, "cluster", "sample")
-    count = min(num_images, len(images))
-    per_image = max(1, num_pixels // count)
-    batches = list(torch.randperm(len(images), generator=generator)[:count].sort().values.split(batch_size))
+    settings = params.cluster
+    generator = torch_generator(params.seed, "cluster", "sample")
+    count = min(settings.sample_images, len(images))
+    per_image = max(1, settings.sample_pixels // count)
+    drawn = torch.randperm(len(images), generator=generator)[:count].sort().values
+    batches = list(drawn.split(settings.batch_size))
     taken = []
     shares = [distributed.share(rows) for rows in batches]
     source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
     for rows, image in zip(batches, source, strict=True):
-        pixels = unit_pixels(segmenter, _at_size(image, size_px), precision)
+        pixels = pixel_features(segmenter, _at_size(image, params.size_px), params.precision)
         chances = torch.rand(len(rows), pixels.per_image, generator=generator)
         places = distributed.share(chances).topk(min(per_image, pixels.per_image)).indices
         chosen = pixels.at(places.to(image.device))
@@ -198,18 +208,20 @@ def sample_pixel_features(
 
 @torch.no_grad()
 def all_pixel_features(
-    segmenter: Segmenter, images: ImageSource, *, size_px: int, batch_size: int, seed: int, precision: str
+    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
 ) -> Iterator[Float[np.ndarray, "P D"]]:
-    """Yield unit-length features of every pixel of every image, batch by batch in random order.
+    """Yield the features of every pixel of every image, batch by batch in random order.
 
     In training mode the forward pass updates the batch-norm running statistics, as PiCIE does.
     """
-    order = torch.randperm(len(images), generator=torch_generator(seed, "cluster", "order"))
-    batches = [rows for rows in order.split(batch_size) if len(rows) > 1]  # batch norm needs two images
+    order = torch.randperm(len(images), generator=torch_generator(params.seed, "cluster", "order"))
+    batches = [
+        rows for rows in order.split(params.cluster.batch_size) if len(rows) > 1
+    ]  # batch norm needs two images
     shares = [distributed.share(rows) for rows in batches]
     source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
     for rows, image in zip(batches, source, strict=True):
-        pixels = unit_pixels(segmenter, _at_size(image, size_px), precision)
+        pixels = pixel_features(segmenter, _at_size(image, params.size_px), params.precision)
         yield pixels._replace(feature=distributed.assemble(pixels.feature, len(rows))).all().cpu().numpy()
 
 

@@ -23,7 +23,7 @@ from stages.runtime.watch import Watch
 from stages.settings.params import load
 from stages.settings.schema import Embed
 
-KEYS = ("size_px", "crop_ratio", "precision", "backbone", "embed")
+KEYS = ("crop_ratio", "precision", "backbone", "embed")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         params.embed,
         first=rows.done,
         crop_ratio=params.crop_ratio,
-        size_px=params.size_px,
         precision=params.precision,
     ):
         rows.append(features.numpy())
@@ -90,7 +89,6 @@ def embed_views(
     *,
     first: int = 0,
     crop_ratio: float,
-    size_px: int,
     precision: str,
 ) -> Iterator[Float[Tensor, "B 6 D"]]:
     """Yield the features of all six views of every image, as float32 on the CPU, batch by batch.
@@ -101,19 +99,19 @@ def embed_views(
     Args:
         backbone: pretrained trunk; runs in evaluation mode.
         images: N images.
-        settings: batch size and center-crop ratio.
+        settings: batch size, side of the trunk input and center-crop ratio.
         first: index of the first image; a multiple of the batch size.
         crop_ratio: side of the five crops, as a fraction of the image side.
-        size_px: side of the trunk input.
         precision: precision of the forward pass.
     """
     backbone = place(backbone, images.device).eval()
     batches = in_order(len(images), settings.batch_size)[-(-first // settings.batch_size) :]
+    side = settings.image_px
     for image in track(images.batches(batches), "embed", total=len(batches), unit="batch"):
         features = []
         for view in range(len(VIEWS)):
             boxes = crop_boxes(torch.full((len(image),), view), crop_ratio, settings.centre_ratio)
-            crop = resample(image, boxes.to(images.device), (size_px, size_px))
+            crop = resample(image, boxes.to(images.device), (side, side))
             with autocast(images.device, precision):
                 features.append(backbone.global_feature(normalise(crop)).cpu())
         yield torch.stack(features, 1)

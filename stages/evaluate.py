@@ -50,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         counted = _tally(_labels(refined, scores), truth, scores.shape[1])
     metrics = {args.name: headline(counted, match_by_overlap(raw.confusion))}
     if args.images:
-        settings = {"restarts": params.evaluate.baseline_restarts, "seed": params.seed}
-        baseline = tally_colour_position(args.images, truth, params.pixel_k, **settings)
+        baseline = tally_colour_position(
+            args.images, truth, params.evaluate, num_clusters=params.pixel_k, seed=params.seed
+        )
         metrics["colour_position"] = headline(baseline, match_by_overlap(baseline.confusion))
         if (share := truth_image_share(truth.maps, len(truth.class_names))) is not None:
             metrics["truth"] = {"image_share": share}

@@ -10,16 +10,15 @@ from torch import Tensor
 
 from stages.core.device import choose_device, place
 from stages.core.images import open_images
-from stages.core.tensors import read_tensors
 from stages.imaging.batches import ImageSource, in_order
 from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.runtime.state import RowWriter, StageState
 from stages.runtime.watch import Watch
-from stages.segmenter.network import Segmenter, load_segmenter, unit_pixels
-from stages.segmenter.pixels import pixel_logits
-from stages.settings.errors import UserError
+from stages.segmenter.network import Segmenter, load_final_clusters, load_segmenter, pixel_features
+from stages.segmenter.pixels import EPSILON, Pixels, pixel_logits
 from stages.settings.params import load
+from stages.settings.schema import Predict
 
 KEYS = ("size_px", "precision", "predict")
 
@@ -43,12 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     params = load(args.params, *KEYS)
     segmenter, _ = load_segmenter(args.segmenter)
-    centroids = read_tensors(args.centroids, "centroids")[0]["centroids"]
-    if centroids.shape[1] != segmenter.decoder.dim:
-        raise UserError(
-            f"{args.centroids}: centroids have {centroids.shape[1]} features, but {args.segmenter} computes "
-            f"{segmenter.decoder.dim}; run `dvc repro cluster`"
-        )
+    centroids = load_final_clusters(args.centroids, segmenter)
     neutral = load(args.params, "device", "runtime")
     device = choose_device(neutral.device)
     images = ImageSource(open_images(args.images), device)
@@ -61,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images,
         centroids.to(device),
         first=rows.done,
-        batch_size=params.predict.batch_size,
+        settings=params.predict,
         precision=params.precision,
     ):
         rows.append(scores.numpy())
@@ -76,26 +70,43 @@ def score_images(
     images: ImageSource,
     centroids: Float[Tensor, "K D"],
     *,
-    batch_size: int,
+    settings: Predict,
     precision: str,
     first: int = 0,
 ) -> Iterator[Float[Tensor, "B K H W"]]:
-    """Yield the dot product of every unit-length pixel feature with every centroid, batch by batch.
+    """Yield the similarity of every pixel feature to every centroid, batch by batch.
 
-    For unit-length centroids this is the cosine similarity. Scores are on the CPU, at feature-map resolution.
+    By the metric of training: the dot product of unit-length features with centroids, which is the cosine if
+    these have unit length too; or the negative squared distance, up to a constant of each pixel. Scores are
+    on the CPU, at feature-map resolution.
 
     Args:
         segmenter: trained network, on the device of `images`.
         images: N images.
         centroids: K centroids, on the same device.
-        batch_size: images per forward pass.
+        settings: `predict` of params.yaml.
         precision: precision of the forward pass.
         first: index of the first image; a multiple of the batch size.
     """
-    batches = in_order(len(images), batch_size)[-(-first // batch_size) :]
+    batches = in_order(len(images), settings.batch_size)[-(-first // settings.batch_size) :]
     for image in track(images.batches(batches), "predict", total=len(batches), unit="batch"):
-        scores = pixel_logits(unit_pixels(segmenter, image, precision), centroids, "dot")
-        yield scores.permute(0, 3, 1, 2).cpu()
+        pixels = pixel_features(segmenter, image, precision)
+        if settings.mirror:
+            mirrored = pixel_features(segmenter, image.flip(3), precision).feature.flip(2)
+            pixels = pixels._replace(feature=(pixels.feature + mirrored) / 2)
+        if pixels.is_unit and not settings.unit_features:
+            pixels = with_unit_mean(pixels)
+        yield pixel_logits(pixels, centroids, segmenter.metric).permute(0, 3, 1, 2).cpu()
+
+
+def with_unit_mean(pixels: Pixels) -> Pixels:
+    """Divide the features of each image by their mean length, so that they keep their relative lengths.
+
+    Upsampled scores then have the largest value where upsampled features, which STEGO normalizes after
+    upsampling, are nearest to a centroid: their length does not change the order of the clusters.
+    """
+    length = pixels.feature.norm(dim=-1).mean((1, 2)).clamp_min(EPSILON)
+    return Pixels(pixels.feature / length[:, None, None, None], is_unit=False)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
-from stages.segmenter.compat import train_settings
 from stages.segmenter.network import Segmenter, describe_segmenter, save_segmenter
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
@@ -34,7 +33,7 @@ from stages.training.guidance import Guidance
 from stages.training.trainer import FIGURES, Trainer
 
 KEYS = (
-    "compat", "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "compile",
+    "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "compile",
     "backbone", "train",
 )  # fmt: skip
 REMEDY = "lower train.lr"  # for a loss of NaN or infinity
@@ -50,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.views}: has {len(kept_views)} images, but {args.images} has {len(array)}; run `dvc repro`"
         )
     check_data_size(args.params, len(array))
-    params.train = train_settings(params.train, params.compat, array.shape[1])
     backbone = load_backbone(args.backbone, params.backbone)
     arguments = sys.argv[1:] if argv is None else argv
     if launch("stages.train", arguments, neutral.runtime.nproc, neutral.device):
@@ -124,6 +122,7 @@ def build_segmenter(backbone: Trunk, params: SimpleNamespace) -> Segmenter:
         context=settings.context,
         num_view_clusters=params.global_k if settings.image_loss.weight > 0 else 0,
         head=settings.image_loss.head,
+        metric=settings.pixel_loss.metric,
         freeze=settings.freeze,
     )
 

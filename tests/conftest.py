@@ -23,7 +23,6 @@ NUM_TRAIN, NUM_VAL, TRAIN_PX, SIZE_PX = 16, 4, 40, 32
 
 # Everything as small as the stages allow, and every switch at a known place, whatever params.yaml says.
 TINY: dict[str, Any] = {
-    "compat": "paper",
     "size_px": SIZE_PX,
     "global_k": 4,
     "pixel_k": 3,
@@ -67,6 +66,7 @@ TINY: dict[str, Any] = {
     "pretrain.swav.queue_size": 8,
     "pretrain.swav.queue_from_epoch": 1,
     "embed.batch_size": 6,
+    "embed.image_px": SIZE_PX,
     "embed.centre_ratio": 0.875,
     "label.centres": "auto",
     "label.fit_views": "whole",
@@ -82,6 +82,7 @@ TINY: dict[str, Any] = {
     "train.lr": 0.001,
     "train.freeze": "none",
     "train.crop_first": True,
+    "train.color_views": "both",
     "train.pixel_loss.balance": "none",
     "train.pixel_loss.cross_weight": 0.5,
     "train.image_loss.weight": 1.0,
@@ -96,6 +97,7 @@ TINY: dict[str, Any] = {
     "train.clustering.iterations": 5,
     "train.clustering.kmeans": "sample",
     "train.clustering.init_batches": 2,
+    "train.clustering.batches_per_update": 1,
     "train.clustering.unit_centroids": True,
     "train.clustering.assign": "dot",
     "train.clustering.assign_batch_norm": "batch",
@@ -113,6 +115,8 @@ TINY: dict[str, Any] = {
     "cluster.init_batches": 2,
     "cluster.unit_centroids": True,
     "cluster.batch_norm": "running",
+    "predict.mirror": False,
+    "predict.unit_features": True,
     "train.image_loss.view_px": SIZE_PX,
     "cluster.batch_size": 5,
     "cluster.sample_images": 12,

@@ -11,7 +11,8 @@ from ruamel.yaml import YAML
 from stages.dataset.source import list_data
 from stages.dataset.summary import manifest_sha256
 from stages.settings.schema import Params, Prepare
-from stages.tools.preset import compose, plain
+from stages.tools.experiments import read_base
+from stages.tools.preset import compose, lay_base, plain
 
 REPOSITORY = Path(__file__).parents[1]
 TAXONOMIES = {path.stem: path for path in (REPOSITORY / "stages/readers").glob("*/*.csv")}
@@ -36,9 +37,19 @@ def write_params(path: Path, changes: Mapping[str, Any] | None = None) -> Path:
     return path
 
 
-def read_preset(name: str) -> Params:
-    """All that a preset says."""
-    return Params.model_validate(plain(compose(name, REPOSITORY / "presets")))
+def read_preset(name: str, base: str | None = None) -> Params:
+    """All that a preset says, with the values of a base over it."""
+    params = compose(name, REPOSITORY / "presets")
+    if base is not None:
+        lay_base(params, base, REPOSITORY / "presets")
+    return Params.model_validate(plain(params))
+
+
+def picie() -> dict[str, Any]:
+    """PiCIE's base without any part of the paper, as keywords of a test: `params(**picie())`."""
+    base = read_base(REPOSITORY / "presets" / "bases" / "picie.yaml")
+    changes = {**base, "train.context.similarity": "none", "train.image_loss.weight": 0.0}
+    return {key.replace(".", "__"): value for key, value in changes.items()}
 
 
 def prepare_settings(**changes: Any) -> Prepare:

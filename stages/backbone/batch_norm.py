@@ -26,13 +26,13 @@ class SplitBatchNorm(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        assert self.momentum is not None
         local = self.splits // distributed.world_size()
         out, mean, variance = self._by_group(x, local) if local else self._over_all(x)
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance, self.momentum)
             self.num_batches_tracked += 1
+            weight = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, weight)
+            self.running_var.lerp_(variance, weight)
         return out
 
     def _by_group(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:

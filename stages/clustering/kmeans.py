@@ -110,16 +110,21 @@ class KMeans:
 
 
 def assign(
-    points: Float[np.ndarray, "N D"], centroids: Float[np.ndarray, "K D"]
+    points: Float[np.ndarray, "N D"], centroids: Float[np.ndarray, "K D"], metric: str = "dot"
 ) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """The nearest centroid by cosine, and the cosine; ties go to the lower cluster id."""
+    """The most similar centroid and the similarity; ties go to the lower cluster id.
+
+    dot: z . mu, the cosine if both have unit length. euclidean: 2 z . mu - |mu|^2, the negative squared
+    distance plus |z|^2.
+    """
+    factor, offset = (1.0, 0.0) if metric == "dot" else (2.0, (centroids**2).sum(1))
     nearest = np.empty(len(points), dtype=np.int64)
-    cosine = np.empty(len(points), dtype=np.float32)
+    best = np.empty(len(points), dtype=np.float32)
     for start in range(0, len(points), CHUNK_POINTS):
         rows = slice(start, start + CHUNK_POINTS)
-        similarity = points[rows] @ centroids.T
-        nearest[rows], cosine[rows] = similarity.argmax(axis=1), similarity.max(axis=1)
-    return nearest, cosine
+        similarity = factor * (points[rows] @ centroids.T) - offset
+        nearest[rows], best[rows] = similarity.argmax(axis=1), similarity.max(axis=1)
+    return nearest, best
 
 
 class MiniBatchKMeans:

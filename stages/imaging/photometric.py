@@ -41,6 +41,7 @@ def draw_jitter(count: int, strengths: Photometric, image_px: int, generator: to
         count: N.
         strengths: factors and probabilities.
         image_px: side of the result; blur sigmas are given for `blur_reference_px` and are scaled to this.
+            With a reference of 0 they are pixels of the result.
         generator: the only source of randomness.
     """
 
@@ -64,9 +65,16 @@ def draw_jitter(count: int, strengths: Photometric, image_px: int, generator: to
     )
     hue = torch.where(jittered(), uniform(-strengths.hue, strengths.hue), 0 * one)
     saturation = torch.where(happens(strengths.gray_probability), 0 * one, saturation)
-    low, high = (sigma * image_px / strengths.blur_reference_px for sigma in strengths.blur_sigma_px)
+    scale = image_px / strengths.blur_reference_px if strengths.blur_reference_px else 1.0
+    low, high = (sigma * scale for sigma in strengths.blur_sigma_px)
     blur = torch.where(happens(strengths.blur_probability), uniform(low, high), 0 * one)
     return Jitter(brightness, contrast, saturation, hue, blur)
+
+
+def no_jitter(count: int) -> Jitter:
+    """The identity for `count` images."""
+    one, zero = torch.ones(count), torch.zeros(count)
+    return Jitter(one, one, one, zero, zero)
 
 
 def apply_colour(image: Float[Tensor, "N 3 H W"], jitter: Jitter) -> Float[Tensor, "N 3 H W"]:

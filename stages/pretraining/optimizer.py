@@ -66,7 +66,7 @@ def build_optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.o
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     if settings.optimizer == "lars":
-        return LARS(groups, lr=settings.lr, momentum=0.9)
+        return LARS(groups, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)

@@ -12,19 +12,25 @@ from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample
 from stages.settings.section import Photometric
 
-ASPECT = (3 / 4, 4 / 3)  # aspect ratio of random resized crops, as in contrastive methods
 
-
-def random_resized_boxes(count: int, area: tuple[float, float], generator: torch.Generator) -> Boxes:
+def random_resized_boxes(
+    count: int, area: tuple[float, float], aspect: float, generator: torch.Generator
+) -> Boxes:
     """Boxes with a random share of the image's area and a random aspect, mirrored half of the time.
 
     A box that does not fit is clipped to the image side; rejection sampling would have no fixed cost.
+
+    Args:
+        count: N.
+        area: range of the share.
+        aspect: smallest ratio of width to height; the largest is its inverse.
+        generator: the only source of randomness.
     """
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    share, log_aspect = uniform(*area), uniform(math.log(ASPECT[0]), math.log(ASPECT[1]))
+    share, log_aspect = uniform(*area), uniform(math.log(aspect), -math.log(aspect))
     height = (share.sqrt() * (-log_aspect / 2).exp()).clamp(max=1)
     width = (share.sqrt() * (log_aspect / 2).exp()).clamp(max=1)
     top, left = (1 - height) * uniform(0, 1), (1 - width) * uniform(0, 1)
@@ -36,11 +42,12 @@ class Views:
 
     Args:
         strengths: strengths of color jitter and blur.
+        aspect: smallest aspect of a crop, see `random_resized_boxes`.
         generator: the only source of randomness.
     """
 
-    def __init__(self, strengths: Photometric, generator: torch.Generator) -> None:
-        self._strengths, self._generator = strengths, generator
+    def __init__(self, strengths: Photometric, aspect: float, generator: torch.Generator) -> None:
+        self._strengths, self._aspect, self._generator = strengths, aspect, generator
 
     def draw(
         self, image: Float[Tensor, "n 3 H W"], area: tuple[float, float], size_px: int
@@ -50,7 +57,8 @@ class Views:
         Blur and color commute except for clipping, so the blur is part of the resampling.
         """
         count = len(image) * distributed.world_size()
-        boxes = Boxes(*map(distributed.share, random_resized_boxes(count, area, self._generator)))
+        drawn = random_resized_boxes(count, area, self._aspect, self._generator)
+        boxes = Boxes(*map(distributed.share, drawn))
         jitter = Jitter(
             *map(distributed.share, draw_jitter(count, self._strengths, size_px, self._generator))
         ).to(image.device)

@@ -13,23 +13,21 @@ from stages.core.seeds import faiss_seed, numpy_generator
 from stages.dataset.truth import Truth
 from stages.scoring.confusion import Tally, tally
 from stages.settings.errors import UserError
+from stages.settings.schema import Evaluate
 
-GRID = 32  # sampling grid cells per side of a training image
-MAX_IMAGES = 256  # maximum number of sampled images
-ITERATIONS = 50
 CHUNK_PIXELS = 2**20
 
 
 def tally_colour_position(
-    folder: Path, truth: Truth, num_clusters: int, *, restarts: int, seed: int
+    folder: Path, truth: Truth, settings: Evaluate, *, num_clusters: int, seed: int
 ) -> Tally:
     """Confusion counts of color-position clusters, fitted on the training images.
 
     Args:
         folder: folder of the packed images.
         truth: label maps of the validation images.
+        settings: `evaluate` of params.yaml.
         num_clusters: K.
-        restarts: number of k-means restarts.
         seed: seed of the sample and of k-means.
 
     Raises:
@@ -41,25 +39,26 @@ def tally_colour_position(
             f"{folder / 'val'}: holds images {list(val.shape)}, but the label maps have shape "
             f"{list(truth.maps.shape)}; run `dvc repro prepare`"
         )
-    centroids = fit_colour_position(train, num_clusters, restarts=restarts, seed=seed)
+    centroids = fit_colour_position(train, settings, num_clusters=num_clusters, seed=seed)
     maps = assign_colour_position(val, centroids)
     return tally(maps, truth.maps, num_classes=len(truth.class_names), num_clusters=num_clusters)
 
 
 def fit_colour_position(
-    images: UInt8[np.ndarray, "N T T 3"], num_clusters: int, *, restarts: int, seed: int
+    images: UInt8[np.ndarray, "N T T 3"], settings: Evaluate, *, num_clusters: int, seed: int
 ) -> Float32[np.ndarray, "num_clusters 5"]:
     """Centroids of k-means on (R, G, B, row, column), each in [0, 1], over a seeded sample of pixels."""
     random = numpy_generator(seed, "evaluate", "colour_baseline")
-    chosen = np.sort(random.choice(len(images), min(len(images), MAX_IMAGES), replace=False))
-    cells = np.unique(np.arange(GRID) * images.shape[1] // GRID)
+    chosen = np.sort(random.choice(len(images), min(len(images), settings.baseline_images), replace=False))
+    grid = settings.baseline_grid
+    cells = np.unique(np.arange(grid) * images.shape[1] // grid)
     sample = np.concatenate(
         [_features(images[index])[np.ix_(cells, cells)].reshape(-1, 5) for index in chosen]
     )
     kmeans = KMeans(
         min(num_clusters, len(sample)),
-        iterations=ITERATIONS,
-        restarts=restarts,
+        iterations=settings.baseline_iterations,
+        restarts=settings.baseline_restarts,
         device=torch.device("cpu"),
         spherical=False,
     )

@@ -42,7 +42,7 @@ KERNELS = (
     "color_bandwidth",
     "proximity_bandwidth",
 )
-KERNEL_BOUNDS = (0.02, 2.0)  # kernels narrower than a pixel or wider than the image are useless
+WEIGHTS = KERNELS[:2]
 
 
 def cosine_similarity(feature: Float[Tensor, "N P D"]) -> Float[Tensor, "N P P"]:
@@ -61,9 +61,9 @@ def appearance_kernel(
 
     Args:
         color: RGB in [0, 1].
-        position: (row, column) in image sides.
-        position_bandwidth: theta_alpha, in image sides.
-        color_bandwidth: theta_beta, in units of `color`.
+        position: (row, column) in shorter sides of the image.
+        position_bandwidth: theta_alpha, in the unit of `position`.
+        color_bandwidth: theta_beta, in the unit of `color`.
     """
     place = (position / position_bandwidth).expand(len(color), -1, -1)
     return torch.exp(-_squared_distance(torch.cat([place, color / color_bandwidth], dim=2)) / 2)
@@ -162,7 +162,8 @@ class ContextModule(nn.Module):
         kernel = self._kernels()
         if self._settings.color == "lab":
             image = to_lab(image)
-        rows, columns = (torch.arange(side, device=image.device) / side for side in image.shape[2:])
+        unit = min(image.shape[2:])  # one unit for both axes, so that kernels are round in any image
+        rows, columns = (torch.arange(side, device=image.device) / unit for side in image.shape[2:])
         position = torch.cartesian_prod(rows, columns)
         appearance = appearance_kernel(
             image.flatten(2).transpose(1, 2),
@@ -174,11 +175,33 @@ class ContextModule(nn.Module):
         return kernel["appearance_weight"] * appearance + kernel["proximity_weight"] * proximity
 
     def kernels(self) -> dict[str, float]:
-        """The five effective kernel parameters: weights, and bandwidths in image sides and color units."""
+        """The five kernel parameters: weights, and bandwidths in shorter image sides and color units."""
         return {name: value.item() for name, value in self._kernels().items()}
 
+    @torch.no_grad()
+    def project_kernels(self) -> None:
+        """Move the kernel parameters back into `kernel_bounds`; called after each step of the optimizer.
+
+        A clamp in the forward pass would have no gradient outside the bounds, so a parameter that left them
+        could not return. Where only the ratio of the two weights has an effect, their product is kept at its
+        start value, because gradients leave it to chance.
+        """
+        settings = self._settings
+        if not settings.learn_kernels:
+            return
+        low, high = (math.log(bound) for bound in settings.kernel_bounds)
+        if settings.norm == "l1" and (settings.combine == "product" or settings.similarity == "raw"):
+            first, second = (self.log_kernel[name] for name in WEIGHTS)
+            middle = sum(math.log(getattr(settings, name)) for name in WEIGHTS) / 2
+            reach = min(high - middle, middle - low)
+            half = ((first - second) / 2).clamp(-reach, reach)
+            first.copy_(middle + half)
+            second.copy_(middle - half)
+        for value in self.log_kernel.values():
+            value.clamp_(low, high)
+
     def _kernels(self) -> dict[str, Float[Tensor, ""]]:
-        return {name: self.log_kernel[name].exp().clamp(*KERNEL_BOUNDS) for name in KERNELS}
+        return {name: self.log_kernel[name].exp() for name in KERNELS}
 
 
 def _squared_distance(points: Float[Tensor, "*N P C"]) -> Float[Tensor, "*N P P"]:

@@ -47,6 +47,8 @@ class FPN(nn.Module):
         return merged
 
 
+BATCH_NORM = "batch_norm."  # prefix in the file of `cluster`
+REMEDY = "run `dvc repro cluster`"
 CLUSTERS = {view: f"clusters.{view}" for view in ("first_view", "second_view")}  # names in the file
 
 
@@ -89,6 +91,7 @@ class Segmenter(nn.Module):
         context: `train.context` of params.yaml; similarity `none` disables the module.
         num_view_clusters: number of classes of the image head; 0 disables it.
         head: kind of `ImageHead`.
+        metric: similarity of pixels and centroids (`train.pixel_loss.metric`).
         freeze: frozen part: `none`, the trunk's `batch_norm` (statistics and affine parameters), or the
             whole `backbone`.
     """
@@ -102,6 +105,7 @@ class Segmenter(nn.Module):
         context: Context,
         num_view_clusters: int = 0,
         head: str = "modified",
+        metric: str = "dot",
         freeze: str = "none",
     ) -> None:
         super().__init__()
@@ -110,6 +114,7 @@ class Segmenter(nn.Module):
         self.feature_stride, self.context_stride = feature_stride, context.stride
         self.context = ContextModule(fpn_dim, context) if context.similarity != "none" else None
         self.image_head = ImageHead(fpn_dim, num_view_clusters, head) if num_view_clusters else None
+        self.metric = metric
         self._freeze = freeze
         if freeze == "backbone":
             backbone.requires_grad_(False)
@@ -164,11 +169,11 @@ def _batch_norms(backbone: Trunk) -> list[nn.BatchNorm2d]:
 
 
 @torch.no_grad()
-def unit_pixels(segmenter: Segmenter, image: Float[Tensor, "N 3 S S"], precision: str) -> Pixels:
-    """Features of all pixels, to be normalized to unit length; float32 for any forward precision."""
+def pixel_features(segmenter: Segmenter, image: Float[Tensor, "N 3 S S"], precision: str) -> Pixels:
+    """Features of all pixels in float32; with the metric `dot` they are to be normalized to unit length."""
     with autocast(image.device, precision):
         feature = segmenter(image)
-    return Pixels.of_map(feature.float(), is_unit=True)
+    return Pixels.of_map(feature.float(), is_unit=segmenter.metric == "dot")
 
 
 def save_segmenter(
@@ -191,6 +196,7 @@ def describe_segmenter(backbone: Backbone, settings: Train, size_px: int) -> dic
         "fpn_dim": settings.fpn_dim,
         "feature_stride": settings.feature_stride,
         "context": settings.context.model_dump(),
+        "metric": settings.pixel_loss.metric,
         "size_px": size_px,
     }
 
@@ -209,6 +215,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, dict[str, Any]]:
             fpn_dim=about["fpn_dim"],
             feature_stride=about["feature_stride"],
             context=Context(**about["context"]),
+            metric=about["metric"],
         )
         segmenter.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:
@@ -224,3 +231,33 @@ def load_trained_clusters(path: Path) -> dict[str, Float[Tensor, "K D"]]:
     """
     tensors, _ = read_tensors(path, *CLUSTERS.values())
     return {view: tensors[name] for view, name in CLUSTERS.items()}
+
+
+def save_final_clusters(path: Path, centroids: Float[Tensor, "K D"], segmenter: Segmenter | None) -> None:
+    """Write the centroids of `cluster` and, if given, the batch-norm statistics of the network."""
+    statistics = {} if segmenter is None else dict(segmenter.named_buffers())
+    tensors = {"centroids": centroids, **{BATCH_NORM + name: value for name, value in statistics.items()}}
+    write_tensors(path, tensors, {"pixel_k": len(centroids)})
+
+
+def load_final_clusters(path: Path, segmenter: Segmenter) -> Float[Tensor, "K D"]:
+    """Read the centroids of `cluster`; batch-norm statistics in the file replace those of the network.
+
+    Raises:
+        UserError: the file does not fit the network.
+    """
+    tensors, _ = read_tensors(path, "centroids")
+    centroids = tensors.pop("centroids")
+    if centroids.shape[1] != segmenter.decoder.dim:
+        raise UserError(
+            f"{path}: centroids have {centroids.shape[1]} features, but the segmenter computes "
+            f"{segmenter.decoder.dim}; run `dvc repro cluster`"
+        )
+    statistics = {name.removeprefix(BATCH_NORM): value for name, value in tensors.items()}
+    try:
+        unknown = segmenter.load_state_dict(statistics, strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise UserError(f"{path}: batch-norm statistics of another network ({error}); {REMEDY}") from error
+    if unknown:
+        raise UserError(f"{path}: the segmenter has no {unknown[0]}; {REMEDY}")
+    return centroids

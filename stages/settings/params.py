@@ -144,7 +144,8 @@ def _sampled_pixels(params: Params, num_images: int) -> int:
     clustering, batch_size = params.train.clustering, params.train.batch_size
     in_image = (params.size_px // params.train.feature_stride) ** 2
     if clustering.kmeans == "minibatch":
-        batches = min(clustering.init_batches, num_images // batch_size)
+        first = clustering.init_batches * clustering.batches_per_update
+        batches = min(first, num_images // batch_size)
         return batches * batch_size * in_image
     images = max(batch_size, min(clustering.sample_images, num_images) // batch_size * batch_size)
     return images * min(max(1, clustering.sample_pixels // images), in_image)

@@ -99,6 +99,7 @@ class Embed(Section):
     """Global features of the pyramid views."""
 
     batch_size: Count
+    image_px: Annotated[int, Field(ge=16)]
     centre_ratio: PositiveFraction
 
 
@@ -133,6 +134,8 @@ class Predict(Section):
     """Cluster scores of the validation images."""
 
     batch_size: Count
+    mirror: bool
+    unit_features: bool
 
 
 class Refine(Section):
@@ -151,6 +154,9 @@ class Refine(Section):
 class Evaluate(Section):
     """Evaluation and its color-and-position baseline."""
 
+    baseline_images: Count
+    baseline_grid: Count
+    baseline_iterations: Count
     baseline_restarts: Count
 
 
@@ -174,7 +180,6 @@ class Params(Section):
     """The whole of params.yaml, in pipeline order."""
 
     preset: str
-    compat: Literal["paper", "picie"]
     seed: Annotated[int, Field(ge=0)]
     size_px: Annotated[int, Field(ge=16)]
     global_k: Annotated[int, Field(ge=2)]
@@ -230,5 +235,9 @@ class Params(Section):
 
     def _check_patches(self) -> None:
         patch, feature = self.backbone.patch_px, self.train.feature_stride
+        if self.embed.image_px % patch:
+            raise ValueError(
+                f"embed.image_px: {self.embed.image_px} is not a multiple of backbone.patch_px {patch}"
+            )
         if patch % feature:
             raise ValueError(f"train.feature_stride: must divide backbone.patch_px {patch}, got {feature}")

@@ -4,7 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.settings.section import Count, FractionRange, NonNegative, Photometric, Positive, Section
+from stages.settings.section import (
+    Count,
+    FractionRange,
+    NonNegative,
+    Photometric,
+    Positive,
+    PositiveFraction,
+    Section,
+)
 
 
 class SwAV(Section):
@@ -33,7 +41,9 @@ class Pretrain(Section):
     batch_size: Annotated[int, Field(ge=2)]
     image_px: Annotated[int, Field(ge=16)]
     crop_area: FractionRange
+    crop_aspect: PositiveFraction
     optimizer: Literal["sgd", "lars", "adamw"]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
     lr: Positive
     weight_decay: NonNegative
     warmup_epochs: NonNegative

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from stages.settings.section import (
     Count,
@@ -12,6 +12,7 @@ from stages.settings.section import (
     Photometric,
     Positive,
     Section,
+    low_first,
 )
 
 
@@ -20,6 +21,7 @@ class PixelClustering(Section):
 
     kmeans: Literal["sample", "minibatch"]
     init_batches: Count
+    batches_per_update: Count
     sample_images: Count
     sample_pixels: Count
     iterations: Count
@@ -66,11 +68,20 @@ class Context(Section):
     start: Literal["identity", "random"]
     learn_kernels: bool
     lr_factor: Positive
+    kernel_bounds: Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(low_first)]
     appearance_weight: Positive
     proximity_weight: Positive
     position_bandwidth: Positive
     color_bandwidth: Positive
     proximity_bandwidth: Positive
+
+    @model_validator(mode="after")
+    def _starts_within_bounds(self) -> "Context":
+        low, high = self.kernel_bounds
+        for name, value in self:
+            if name.endswith(("_weight", "_bandwidth")) and not low <= value <= high:
+                raise ValueError(f"{name}: must lie within kernel_bounds [{low}, {high}], got {value}")
+        return self
 
 
 class Train(Section):
@@ -86,6 +97,7 @@ class Train(Section):
     crop_side: FractionRange
     flip_probability: Fraction
     crop_first: bool
+    color_views: Literal["both", "second"]
     photometric: Photometric
     clustering: PixelClustering
     pixel_loss: PixelLoss
@@ -126,4 +138,4 @@ class Cluster(Section):
     iterations: Count
     restarts: Count
     unit_centroids: bool
-    batch_norm: Literal["batch", "running"]
+    batch_norm: Literal["batch", "running", "fresh"]

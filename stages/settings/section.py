@@ -12,16 +12,17 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 
-def _low_first(bounds: list[float]) -> list[float]:
+def low_first(bounds: list[float]) -> list[float]:
+    """Check that the bounds of a range are in order."""
     if bounds[0] > bounds[1]:
         raise ValueError(f"must be [low, high], got {bounds}")
     return bounds
 
 
 FractionRange = Annotated[
-    list[PositiveFraction], Field(min_length=2, max_length=2), AfterValidator(_low_first)
+    list[PositiveFraction], Field(min_length=2, max_length=2), AfterValidator(low_first)
 ]
-Range = Annotated[list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(_low_first)]
+Range = Annotated[list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(low_first)]
 
 
 class Section(BaseModel):
@@ -67,4 +68,4 @@ class Photometric(Section):
     gray_probability: Fraction
     blur_probability: Fraction
     blur_sigma_px: Range
-    blur_reference_px: Count
+    blur_reference_px: Annotated[int, Field(ge=0)]

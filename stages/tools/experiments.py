@@ -20,37 +20,45 @@ from stages.settings.section import Section
 
 
 class Measure(Section):
-    """One score of an experiment, in [0, 1]: a metrics file of dvc.yaml and a dotted key in it.
+    """One score of an experiment: a metrics file of dvc.yaml and a dotted key in it.
 
-    `baseline` is the key of the same score for the color-and-position baseline.
+    `scale` is the factor for printing: 100 for percent of a score in [0, 1]. `baseline` is the key of the
+    same score for the color-and-position baseline.
     """
 
     file: str
     key: str
     baseline: str = ""
+    scale: float = 100
 
 
 class Row(Section):
     """One row: its changes of params.yaml, and the paper's result of each measure in percent.
 
-    `needs` describes any prerequisites beyond the demo, such as a data set or a checkpoint.
+    `base` is the base of this row, if it is not the table's. `needs` describes any prerequisites beyond the
+    demo, such as a data set or a checkpoint.
     """
 
     name: str = Field(min_length=1)
     paper: dict[str, float]
     changes: dict[str, Any]
+    base: str = ""
     needs: str = ""
 
 
 class Table(Section):
     """A whole table.
 
-    `stage` is the last stage to run: the one that computes the measures.
+    `stage` is the last stage to run: the one that computes the measures. `base` names the file in
+    presets/bases/ whose values all rows share; without one, rows take the values of params.yaml. `published`
+    lists further results that the paper quotes, in percent, which are printed but not run.
     """
 
     title: str
+    base: str = ""
     stage: str = Field(min_length=1)
     measures: dict[str, Measure] = Field(min_length=1)
+    published: dict[str, dict[str, float]] = Field(default_factory=dict)
     notes: list[str]
     rows: list[Row] = Field(min_length=1)
 
@@ -101,8 +109,28 @@ class Experiment:
         return [sys.executable, "-m", "dvc", "exp", "run", *how, "--name", self.name, *settings, self.stage]
 
 
+def read_base(path: Path) -> dict[str, Any]:
+    """Read a base as {dotted key: value}.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    if not path.exists():
+        known = ", ".join(sorted(base.stem for base in path.parent.glob("*.yaml")))
+        raise UserError(f"{path}: no such base; available: {known}")
+    return dict(_flat(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))))
+
+
+def _flat(section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", content) for inner, content in _flat(value))
+        else:
+            yield key, value
+
+
 def experiments(
-    name: str, table: Table, seeds: Sequence[int], more: Mapping[str, str]
+    name: str, table: Table, seeds: Sequence[int], more: Mapping[str, str], bases: Path
 ) -> Iterator[Experiment]:
     """Yield an experiment for every row and seed.
 
@@ -113,11 +141,21 @@ def experiments(
         name: name of the table.
         table: rows and last stage.
         seeds: values of `seed` in params.yaml.
-        more: changes of params.yaml for all rows; changes of a row take precedence.
+        more: changes of params.yaml for all rows; they replace values of the base, and changes of a row
+            replace both.
+        bases: folder of the bases.
     """
     for row in table.rows:
+        base = row.base or table.base
+        values = read_base(bases / f"{base}.yaml") if base else {}
+        fixed = {key: _text(value) for key, value in values.items()}
         for seed in seeds:
-            changes = {**more, **{key: _text(value) for key, value in row.changes.items()}, "seed": str(seed)}
+            changes = {
+                **fixed,
+                **more,
+                **{key: _text(value) for key, value in row.changes.items()},
+                "seed": str(seed),
+            }
             mark = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]
             slug = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
             experiment = f"table{name}-{slug}-s{seed}-{mark}"

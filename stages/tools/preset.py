@@ -1,7 +1,9 @@
 """Make a preset the active params.yaml.
 
 presets/demo.yaml is complete. Every other preset lists only its differences from the demo, or from the preset
-named in its key `extends`; a comment explains each difference.
+named in its key `extends`; a comment explains each difference. presets/bases/ holds the values that make up a
+base: how pixels are clustered and augmented, without any part of the paper. A preset names one in its key
+`base`, and BASE=... (--base) lays one over the preset.
 """
 
 import argparse
@@ -37,10 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="output file (default: params.yaml)"
     )
+    parser.add_argument("--base", help="name of a file in presets/bases/, whose values replace the preset's")
     parser.add_argument("--force", action="store_true", help="overwrite uncommitted edits")
     args = parser.parse_args(argv)
 
     params = compose(args.name)
+    if args.base is not None:
+        lay_base(params, args.base)
     if not args.force:
         _check_committed(args.params)
     if params["prepare"]["reader"] != "demo":
@@ -65,15 +70,31 @@ def compose(name: str, folder: Path = PRESETS) -> CommentedMap:
         UserError: the preset does not exist, or has a key that is not in demo.yaml.
     """
     path = folder / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise UserError(f"{path}: no such preset; available: {known}")
-    preset = _yaml().load(path.read_text(encoding="utf-8"))
+    preset = _load(path)
     if name == BASE:
         return preset
     params = compose(preset.pop("extends", BASE), folder)
+    if base := preset.pop("base", None):
+        lay_base(params, base, folder)
     _lay_over(params, preset, f"{path}: ")
     return params
+
+
+def lay_base(params: CommentedMap, name: str, folder: Path = PRESETS) -> None:
+    """Overwrite values and comments in `params` with those of a base.
+
+    Raises:
+        UserError: the base does not exist, or has a key that is not in `params`.
+    """
+    path = folder / "bases" / f"{name}.yaml"
+    _lay_over(params, _load(path), f"{path}: ")
+
+
+def _load(path: Path) -> CommentedMap:
+    if not path.exists():
+        known = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
+        raise UserError(f"{path}: not found; available: {known}")
+    return _yaml().load(path.read_text(encoding="utf-8"))
 
 
 def _lay_over(params: CommentedMap, changes: CommentedMap, where: str) -> None:

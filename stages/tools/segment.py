@@ -16,14 +16,13 @@ from torch import Tensor
 
 from stages.core.artefacts import atomic_path, write_json
 from stages.core.device import choose_device, place
-from stages.core.tensors import read_tensors
 from stages.dataset.decode import SUFFIXES, decode_image
 from stages.imaging.batches import to_unit
 from stages.imaging.resample import resample, whole
 from stages.reporting.palette import colourise, palette
 from stages.runtime.progress import track
 from stages.runtime.script import run
-from stages.segmenter.network import Segmenter, load_segmenter, unit_pixels
+from stages.segmenter.network import Segmenter, load_final_clusters, load_segmenter, pixel_features
 from stages.segmenter.pixels import pixel_logits
 from stages.settings.errors import UserError
 
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     segmenter, about = load_segmenter(args.segmenter)
-    centroids = read_tensors(args.centroids)[0]["centroids"]
+    centroids = load_final_clusters(args.centroids, segmenter)
     files = list(_images(args.images))
     device = choose_device(args.device)
     segmenter, centroids = place(segmenter, device), centroids.to(device)
@@ -82,8 +81,11 @@ def segment(
     scale = min(size_px / min(height, width), LONGEST_SIDE * size_px / max(height, width))
     target = tuple(max(1, round(side * scale / step)) * step for side in (height, width))
     image = resample(to_unit(torch.from_numpy(picture)[None]), whole(1), (target[0], target[1])).to(device)
-    scores = pixel_logits(unit_pixels(segmenter, image, "float32"), centroids, "dot").permute(0, 3, 1, 2)
-    full = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
+    pixels = pixel_features(segmenter, image, "float32")
+    scores = pixel_logits(pixels, centroids, segmenter.metric)
+    full = F.interpolate(
+        scores.permute(0, 3, 1, 2), size=(height, width), mode="bilinear", align_corners=False
+    )
     return full.argmax(1)[0].byte().cpu().numpy()
 
 

@@ -18,6 +18,7 @@ from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.tools.experiments import (
     Experiment,
+    Measure,
     Metrics,
     Row,
     Table,
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run or queue the missing experiments, collect the finished ones, write Markdown and CSV."""
     parser = argparse.ArgumentParser(prog="python -m stages.tools.table", description=__doc__)
     parser.add_argument(
-        "name", help="table: 2 to 6 (numbers in the paper) or guidance (weight of the guidance loss)"
+        "name",
+        help="table: 1 to 6 (numbers in the paper), base (from PiCIE's base to ours, one switch at a time), "
+        "or guidance (weight of the guidance loss)",
     )
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds (default: 0,1,2)")
     parser.add_argument(
@@ -44,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change of params.yaml for all rows that do not set this key themselves",
+        help="change of params.yaml for all rows that do not set this key themselves; base=NAME sets the "
+        "base of the rows, a file in presets/bases/",
     )
     parser.add_argument(
         "--tables", type=Path, default=Path("presets/tables"), help="folder of the table definitions"
@@ -60,9 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     table = read_table(args.tables / f"{args.name}.yaml")
     more = dict(map(_change, args.set))
-    all_rows = list(experiments(args.name, table, _numbers("--seeds", args.seeds), more))
     chosen = _rows(table, args.rows)
     _say_what_rows_keep(more, chosen)
+    table = table.model_copy(update={"base": more.pop("base", table.base)})
+    bases = args.tables.parent / "bases"
+    all_rows = list(experiments(args.name, table, _numbers("--seeds", args.seeds), more, bases))
     names = {row.name for row in chosen}
     wanted = [experiment for experiment in all_rows if experiment.row in names]
     if args.dry_run:
@@ -104,7 +110,7 @@ def _say_what_rows_keep(more: Mapping[str, str], rows: Sequence[Row]) -> None:
         UserError: all rows set the key themselves.
     """
     for key in more:
-        own = [row.name for row in rows if key in row.changes]
+        own = [row.name for row in rows if (row.base if key == "base" else key in row.changes)]
         if len(own) == len(rows):
             raise UserError(
                 f"--set {key}: has no effect because every row sets this key; select other rows with --rows"
@@ -132,7 +138,7 @@ BASELINE = "k-means on colour and position"
 
 
 def compare(table: Table, experiments: Sequence[Experiment], finished: Mapping[str, Metrics]) -> pd.DataFrame:
-    """List the results of each row and measure, in percent; the color-and-position baseline comes last.
+    """List the results of each row and measure, as printed; the color-and-position baseline comes last.
 
     Columns: row, measure, paper, mean, std (sample std; NaN for one seed), num_seeds (finished ones).
     """
@@ -141,34 +147,46 @@ def compare(table: Table, experiments: Sequence[Experiment], finished: Mapping[s
     for row in table.rows:
         results = [finished[one.name] for one in done if one.row == row.name]
         for name, measure in table.measures.items():
-            found = _summary(results, measure.file, measure.key)
+            found = _summary(results, measure, measure.key)
             lines.append((row.name, name, row.paper.get(name), *found))
     one_by_seed = {one.seed: finished[one.name] for one in done}  # the baseline is the same in every row
     for name, measure in table.measures.items():
         if measure.baseline:
-            found = _summary(one_by_seed.values(), measure.file, measure.baseline)
+            found = _summary(one_by_seed.values(), measure, measure.baseline)
             lines.append((BASELINE, name, None, *found))
     return pd.DataFrame(lines, columns=["row", "measure", "paper", "mean", "std", "num_seeds"])
 
 
-def _summary(results: Iterable[Metrics], file: str, key: str) -> tuple[float, float, int]:
-    values = [value for metrics in results if (value := measured(metrics, file, key)) is not None]
-    percent = 100 * pd.Series(values, dtype=float)
-    return percent.mean(), percent.std(), len(percent)
+def _summary(results: Iterable[Metrics], measure: Measure, key: str) -> tuple[float, float, int]:
+    values = [value for metrics in results if (value := measured(metrics, measure.file, key)) is not None]
+    scaled = measure.scale * pd.Series(values, dtype=float)
+    return scaled.mean(), scaled.std(), len(scaled)
 
 
 def as_markdown(table: Table, compared: pd.DataFrame) -> str:
     """Format the comparison as a Markdown table: each measure here and, if given, in the paper."""
     columns = [(name, whose) for name in table.measures for whose in _whose(table, name)]
-    lines = [f"# {table.title}", ""]
+    lines = [f"# {table.title}", "", _says_base(table), ""]
     lines += ["| | " + " | ".join(" ".join(column) for column in columns) + " | seeds |"]
     lines += ["| --- |" + " ---: |" * len(columns) + " ---: |"]
     for row, found in compared.groupby("row", sort=False):
         by_measure = found.set_index("measure").reindex(list(table.measures))
         cells = [CELLS[whose](by_measure.loc[name]) for name, whose in columns]
         lines.append("| " + " | ".join([str(row), *cells, str(found["num_seeds"].max())]) + " |")
+    for row, scores in table.published.items():
+        cells = [
+            f"{scores[name]:.2f}" if whose == "paper" and name in scores else ABSENT
+            for name, whose in columns
+        ]
+        lines.append("| " + " | ".join([f"{row} (published)", *cells, ABSENT]) + " |")
     needs = [f"{row.name}: needs {row.needs}" for row in table.rows if row.needs]
     return "\n".join([*lines, "", *(f"- {note}" for note in [*table.notes, *needs]), ""])
+
+
+def _says_base(table: Table) -> str:
+    others = "".join(f" {row.name}: {row.base}." for row in table.rows if row.base)
+    where = f"{table.base} (presets/bases/{table.base}.yaml)" if table.base else "the settings of params.yaml"
+    return f"Base of the rows: {where}.{others}"
 
 
 def _whose(table: Table, measure: str) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ class PixelClusterer:
         """Pixel counts of the clusters in both views, from one more pass over the epoch's batches (PiCIE)."""
         counts = torch.zeros(2, self._pixel_k, dtype=torch.long, device=images.device)
         for step, image in enumerate(self._read(images, batches, f"count epoch {epoch + 1}")):
-            plan = self._draw(image, batches[step], epoch, step)
+            plan = self._draw(image, batches, epoch, [step])
             labels = self.assign(frozen, self._siamese.views.pair(image, plan), centroids)
             counts += torch.stack([torch.bincount(one.flatten(), minlength=self._pixel_k) for one in labels])
         return list(distributed.total(counts).cpu())
@@ -137,8 +137,11 @@ class PixelClusterer:
             seed=self._kmeans_seed(epoch, view),
         )
         what = f"cluster epoch {epoch + 1}, view {view + 1}"
-        for step, image in enumerate(self._read(images, batches, what)):
-            plan = self._draw(image, batches[step], epoch, step)
+        size = clustering.batches_per_update
+        updates = list(torch.arange(len(batches)).split(size))
+        rows = [torch.cat([batches[step] for step in steps]) for steps in updates]
+        for steps, image in zip(updates, self._read(images, rows, what), strict=True):
+            plan = self._draw(image, batches, epoch, steps.tolist())
             pixels = self._siamese.features(frozen, self._siamese.views.render(image, plan, view)).pixels
             kmeans.add(distributed.gather(pixels.all()).cpu().numpy())
         centroids = torch.from_numpy(kmeans.centroids()).float()
@@ -146,10 +149,16 @@ class PixelClusterer:
             centroids = F.normalize(centroids, dim=1)
         return Clustering(centroids, torch.from_numpy(kmeans.counts.astype(np.int64)))
 
-    def _draw(self, image: Float[Tensor, "n 3 H W"], rows: Tensor, epoch: int, step: int) -> Plan:
-        """The views that training uses in this step."""
-        generator = torch_generator(self._seed, "train", "views", epoch, step)
-        return self._siamese.views.draw(len(rows), image, generator)
+    def _draw(
+        self, image: Float[Tensor, "n 3 H W"], batches: Sequence[Tensor], epoch: int, steps: Sequence[int]
+    ) -> Plan:
+        """The views that training uses in these steps, of this process's share of the images."""
+        generators = (torch_generator(self._seed, "train", "views", epoch, step) for step in steps)
+        plans = [
+            self._siamese.views.draw_all(len(batches[step]), image.shape[2], generator)
+            for step, generator in zip(steps, generators, strict=True)
+        ]
+        return Plan.joined(plans).share(image.device)
 
     def _read(self, images: ImageSource, batches: Sequence[Tensor], what: str) -> Iterator[Tensor]:
         shares = [distributed.share(rows) for rows in batches]

@@ -1,5 +1,6 @@
 """Siamese views: one network computes features of the same pixels in two views (3)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from stages.core import distributed
 from stages.core.device import autocast
-from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
+from stages.imaging.photometric import Jitter, apply_colour, draw_jitter, no_jitter
 from stages.imaging.resample import Boxes, resample, whole
 from stages.segmenter.network import Segmenter
 from stages.segmenter.pixels import Pixels
@@ -21,6 +22,16 @@ class Plan(NamedTuple):
 
     boxes: Boxes
     jitters: tuple[Jitter, Jitter]
+
+    @classmethod
+    def joined(cls, plans: Sequence["Plan"]) -> "Plan":
+        """The plan of several batches after one another."""
+        boxes = Boxes(*map(torch.cat, zip(*(plan.boxes for plan in plans), strict=True)))
+        first, second = (
+            Jitter(*map(torch.cat, zip(*(plan.jitters[view] for plan in plans), strict=True)))
+            for view in range(2)
+        )
+        return cls(boxes, (first, second))
 
     def share(self, device: torch.device) -> "Plan":
         """This process's share of the plan, on its device."""
@@ -52,6 +63,7 @@ class ViewMaker:
             stored image, as PiCIE does.
         size_px: side of a view.
         strengths: strengths of colors and blur.
+        color_views: views whose colors change: both, or the second.
         clean_px: side of the unaugmented image for the context module; None to use the view's colors.
     """
 
@@ -63,10 +75,12 @@ class ViewMaker:
         crop_first: bool,
         size_px: int,
         strengths: Photometric,
+        color_views: str,
         clean_px: int | None,
     ) -> None:
         self._side, self._flip_probability, self._crop_first = side, flip_probability, crop_first
         self._size_px, self._strengths, self._clean_px = size_px, strengths, clean_px
+        self._colors_first = color_views == "both"
 
     def draw(self, count: int, image: Float[Tensor, "n 3 H W"], generator: torch.Generator) -> Plan:
         """Draw one random pair per image; the generator is the only source of randomness.
@@ -76,10 +90,14 @@ class ViewMaker:
             image: this process's share of them.
             generator: the same in every process.
         """
+        return self.draw_all(count, image.shape[2], generator).share(image.device)
+
+    def draw_all(self, count: int, stored_px: int, generator: torch.Generator) -> Plan:
+        """Like `draw`, but for the whole batch and on the CPU; `stored_px` is the side of the images."""
         boxes = draw_boxes(count, self._side, self._flip_probability, generator)
-        colored_px = self._size_px if self._crop_first else image.shape[2]
+        colored_px = self._size_px if self._crop_first else stored_px
         first, second = (draw_jitter(count, self._strengths, colored_px, generator) for _ in range(2))
-        return Plan(boxes, (first, second)).share(image.device)
+        return Plan(boxes, (first if self._colors_first else no_jitter(count), second))
 
     def pair(self, image: Float[Tensor, "N 3 H W"], plan: Plan) -> tuple[View, View]:
         """Both views."""
@@ -143,6 +161,7 @@ class Siamese:
             crop_first=settings.crop_first,
             size_px=size_px,
             strengths=settings.photometric,
+            color_views=settings.color_views,
             clean_px=size_px // context.stride if sees_clean else None,
         )
         self.feature_px = size_px // settings.feature_stride

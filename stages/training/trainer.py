@@ -155,6 +155,8 @@ class Trainer:
         loss.backward()
         distributed.average_(value.grad for value in self._parameters if value.grad is not None)
         self._optimizer.step()
+        if self._segmenter.context is not None:
+            self._segmenter.context.project_kernels()
         return torch.stack([loss, within, cross, guided, accuracy])
 
     def epoch_figures(self, images: ImageSource) -> dict[str, float]:

@@ -37,9 +37,9 @@ def test_pretraining_is_measured(monkeypatch: pytest.MonkeyPatch, method: str) -
 def test_epochs_of_training_are_compared_with_the_plain_one(
     monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
-    took = {("paper", "float32", False): 2.0, ("paper", "bfloat16", False): 1.0}
+    took = {("ours", "float32", False): 2.0, ("ours", "bfloat16", False): 1.0}
     took |= {("picie", "float32", False): 6.0}
-    took |= {("paper", "float32", True): 3.0} if compiled else {}
+    took |= {("ours", "float32", True): 3.0} if compiled else {}
 
     def epoch(images: object, kind: str, preset: object, precision: str, **how: bool) -> training.Clock:
         clock = training.Clock()
@@ -50,11 +50,11 @@ def test_epochs_of_training_are_compared_with_the_plain_one(
     lines = list(training.measure(torch.device("cpu"), 2, compiled=compiled))
     ratios = [line.partition("an epoch of ")[2] for line in lines if line.startswith("training on cpu")]
     assert ratios == [
-        "'picie' takes 3.00 times one of 'paper'",
-        "'paper in bfloat16' takes 0.50 times one of 'paper'",
-        *(["'paper compiled' takes 1.50 times one of 'paper'"] if compiled else []),
+        "'picie' takes 3.00 times one of 'ours'",
+        "'ours in bfloat16' takes 0.50 times one of 'ours'",
+        *(["'ours compiled' takes 1.50 times one of 'ours'"] if compiled else []),
     ]
-    assert sum(line.startswith("paper: 64 images") for line in lines) == 1  # the phases, once for each kind
+    assert sum(line.startswith("ours: 64 images") for line in lines) == 1  # the phases, once for each kind
 
 
 def test_probes_find_what_features_hold() -> None:

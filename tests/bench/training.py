@@ -20,7 +20,6 @@ import torch
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import choose_device, place
 from stages.imaging.batches import ImageSource
-from stages.segmenter.compat import train_settings
 from stages.train import KEYS, build_segmenter, build_trainer, train
 from stages.training.clusters import PixelClusterer
 from stages.training.siamese import ViewMaker
@@ -35,7 +34,7 @@ PHASES = {
     "assignment": (PixelClusterer, "assign"),
     "training": (Trainer, "train_step"),
 }
-KINDS = ("paper", "picie")
+KINDS = ("ours", "picie")
 NUM_IMAGES = 64
 
 
@@ -72,14 +71,13 @@ def now() -> np.ndarray:
 def bench_epoch(
     images: np.ndarray, kind: str, preset: str, precision: str, *, parts: bool, compiled: bool = False
 ) -> Clock:
-    """One epoch: `paper` or `picie`; the second one, if the first compiles."""
-    whole = read_preset(preset)
+    """One epoch: on the base `ours` or `picie`; the second one, if the first compiles."""
+    whole = read_preset(preset, kind)
     settings = whole.train
     if not parts:
         context = settings.context.model_copy(update={"similarity": "none"})
         image_loss = settings.image_loss.model_copy(update={"weight": 0.0})
         settings = settings.model_copy(update={"context": context, "image_loss": image_loss})
-    settings = train_settings(settings, "picie" if kind == "picie" else "paper", images.shape[1])
     params = SimpleNamespace(**{key: getattr(whole, key) for key in KEYS})
     params.train = settings.model_copy(update={"epochs": 1})
     params.precision, params.compile = precision, compiled
@@ -117,10 +115,10 @@ def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iter
     epochs: dict[str, Callable[[], Clock]] = {
         kind: partial(bench_epoch, images, kind, preset, "float32", parts=False) for kind in KINDS
     }
-    epochs["paper in bfloat16"] = partial(bench_epoch, images, "paper", preset, "bfloat16", parts=False)
+    epochs["ours in bfloat16"] = partial(bench_epoch, images, "ours", preset, "bfloat16", parts=False)
     if compiled:
-        epochs["paper compiled"] = partial(
-            bench_epoch, images, "paper", preset, "float32", parts=False, compiled=True
+        epochs["ours compiled"] = partial(
+            bench_epoch, images, "ours", preset, "float32", parts=False, compiled=True
         )
     spent: dict[str, list[float]] = {name: [] for name in epochs}
     for turn in range(turns):
@@ -130,8 +128,8 @@ def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iter
             if turn == turns - 1:
                 yield from table(name, clock, len(images))
     for name in list(epochs)[1:]:
-        ratio = statistics.median(one / plain for one, plain in zip(spent[name], spent["paper"], strict=True))
-        yield f"training on {device}: an epoch of {name!r} takes {ratio:.2f} times one of 'paper'"
+        ratio = statistics.median(one / plain for one, plain in zip(spent[name], spent["ours"], strict=True))
+        yield f"training on {device}: an epoch of {name!r} takes {ratio:.2f} times one of 'ours'"
 
 
 def random_images(count: int, preset: str) -> np.ndarray:
@@ -153,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a table for each kind of epoch."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.training", description=__doc__)
     parser.add_argument("--preset", default="folder", help="of presets/ (default: folder)")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of epoch")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="the base")
     parser.add_argument("--num-images", type=int, default=NUM_IMAGES, help="random ones (default: 64)")
     parser.add_argument("--images", type=Path, help="packed images (.npy) in place of random ones")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stages.imaging.photometric import Jitter, apply_colour, colour_matrix, draw_jitter
 from stages.imaging.resample import Boxes, interpolation_matrix, resample, whole
-from stages.pretraining.views import ASPECT, random_resized_boxes
+from stages.pretraining.views import random_resized_boxes
 from stages.segmenter.context import to_lab
 from stages.training.guidance import draw_guides
 from stages.training.siamese import View, ViewMaker, cut_features, draw_boxes
@@ -198,14 +198,14 @@ def test_square_boxes_lie_within_the_image(seed: int, side: tuple[float, float])
 
 @given(seed=seeds, area=st.sampled_from([(0.2, 1.0), (0.08, 0.5), (1.0, 1.0)]))
 def test_random_resized_boxes_lie_within_the_image(seed: int, area: tuple[float, float]) -> None:
-    boxes = random_resized_boxes(30, area, torch.Generator().manual_seed(seed))
+    boxes = random_resized_boxes(30, area, 0.75, torch.Generator().manual_seed(seed))
     _assert_within(boxes)
     assert (boxes.height * boxes.width <= area[1] + 1e-5).all()
     uncut = (boxes.height < 1) & (boxes.width < 1)
     assert ((boxes.height * boxes.width)[uncut] >= area[0] - 1e-5).all()
     aspect = (boxes.width / boxes.height)[uncut]
-    assert (aspect >= ASPECT[0] - 1e-5).all()
-    assert (aspect <= ASPECT[1] + 1e-5).all()
+    assert (aspect >= 3 / 4 - 1e-5).all()
+    assert (aspect <= 4 / 3 + 1e-5).all()
 
 
 def _assert_within(boxes: Boxes) -> None:
@@ -222,6 +222,7 @@ def _maker(**changes: object) -> ViewMaker:
         "crop_first": True,
         "size_px": 4,
         "strengths": _strengths(jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0),
+        "color_views": "both",
         "clean_px": None,
     }
     return ViewMaker(**{**settings, **changes})
@@ -345,3 +346,23 @@ def test_gradients_of_lab_are_finite() -> None:
     image = torch.tensor([0.0, 0.001, 0.04045, 0.5, 1.0]).repeat(3, 1)[None, :, :, None].requires_grad_()
     to_lab(image).sum().backward()
     assert torch.isfinite(image.grad).all()
+
+
+def test_blur_in_pixels_of_the_image_itself() -> None:
+    """A reference of 0: sigma does not scale with the image."""
+    strengths = _strengths(blur_probability=1.0, blur_sigma_px=[1.5, 1.5], blur_reference_px=0)
+    for image_px in (16, 640):
+        jitter = draw_jitter(4, strengths, image_px, torch.Generator().manual_seed(0))
+        assert jitter.blur_sigma_px.tolist() == [1.5] * 4
+
+
+def test_the_first_view_may_keep_its_colours() -> None:
+    """PiCIE's code on Cityscapes computes the colors of the first view and discards them."""
+    strong = _strengths(jitter_probability=1.0, gray_probability=0.5, blur_probability=1.0)
+    image = _image(seed=3, count=4)
+    plain, second = _pair(_maker(color_views="second", strengths=strong), image, seed=1)
+    both, same = _pair(_maker(color_views="both", strengths=strong), image, seed=1)
+    uncolored, _ = _pair(_maker(), image, seed=1)
+    torch.testing.assert_close(plain.image, uncolored.image)
+    torch.testing.assert_close(second.image, same.image)
+    assert not torch.allclose(both.image, plain.image, atol=0.01)

@@ -61,7 +61,7 @@ NOT_IMPORTED = {
     "select_views": "clustering/kmeans clustering/lloyd core/device core/distributed core/history "
     "core/images core/seeds",
     "cluster": "core/history imaging/photometric",
-    "predict": "backbone/batch_norm core/distributed core/history imaging/photometric segmenter/compat",
+    "predict": "backbone/batch_norm core/distributed core/history imaging/photometric",
     "refine": "core/distributed core/history core/tensors",
     "evaluate@raw": "core/device core/distributed core/history core/tensors",
     "evaluate@refined": "core/device core/distributed core/history core/tensors",

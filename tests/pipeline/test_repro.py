@@ -125,7 +125,6 @@ CODE = [
     ("stages/pseudo_labels/centres.py", {"label"}),
     ("stages/pseudo_labels/pyramid.py", {"embed", "label", "select_views", "train", "report"}),
     ("stages/training/losses.py", {"train"}),
-    ("stages/segmenter/compat.py", {"train", "cluster", "predict"}),
     ("stages/predict.py", {"predict"}),
     ("stages/postprocessing/dense_crf.py", {"refine"}),
     ("stages/scoring/metrics.py", EVALUATE),
@@ -211,7 +210,6 @@ class Alone:
 # For each key of params.yaml another value: what a stage does not name must not reach its result.
 OTHER: dict[str, Any] = {
     "preset": "other",
-    "compat": "picie",
     "seed": 9,
     "size_px": 48,
     "global_k": 5,

@@ -91,7 +91,7 @@ def _step(swav: SwAV, epoch: int) -> None:
     photometric = load(REPOSITORY / "params.yaml", "pretrain").pretrain.photometric
     image = torch.rand(4, 3, 20, 20, generator=generator)
     swav.zero_grad()
-    swav(image, Views(photometric, generator), epoch).loss.backward()
+    swav(image, Views(photometric, 0.75, generator), epoch).loss.backward()
     swav.after_step()
 
 

@@ -71,9 +71,8 @@ def test_embeddings_are_those_of_cropped_and_resized_images(batch_size: int, dev
     batches = embed_views(
         backbone,
         ImageSource(images, device),
-        Embed(batch_size=batch_size, centre_ratio=1.0),
+        Embed(batch_size=batch_size, image_px=32, centre_ratio=1.0),
         crop_ratio=0.5,
-        size_px=32,
         precision="float32",
     )
     found = torch.cat(list(batches)).numpy()

@@ -11,6 +11,7 @@ from stages.scoring.confusion import confusion_matrix, partition_stats, tally
 from stages.scoring.metrics import match_by_overlap, score
 from stages.scoring.outputs import confusion_table, headline, per_class_table
 from stages.settings.errors import UserError
+from stages.settings.schema import Evaluate
 
 NAMES = ("sky", "grass", "cow")
 
@@ -159,11 +160,14 @@ def test_tables_name_clusters_by_their_class() -> None:
     assert table["actual"].tolist() == ["sky"] * 4 + ["grass"] * 4 + ["cow"] * 4
 
 
+BASELINE = Evaluate(baseline_images=256, baseline_grid=32, baseline_iterations=50, baseline_restarts=2)
+
+
 def test_colour_baseline_finds_flat_colours_and_repeats_itself() -> None:
     images = np.zeros((6, 16, 16, 3), np.uint8)
     images[:, :, 8:] = 255, 40, 40
-    centroids = fit_colour_position(images, 2, restarts=2, seed=3)
-    np.testing.assert_array_equal(centroids, fit_colour_position(images, 2, restarts=2, seed=3))
+    centroids = fit_colour_position(images, BASELINE, num_clusters=2, seed=3)
+    np.testing.assert_array_equal(centroids, fit_colour_position(images, BASELINE, num_clusters=2, seed=3))
     ((rows, clusters),) = assign_colour_position(images, centroids)
     assert (rows, clusters.shape) == (slice(0, 6), (6, 16, 16))
     left, right = clusters[0, 0, 0], clusters[0, 0, 15]

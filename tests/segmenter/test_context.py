@@ -24,7 +24,8 @@ KERNEL = {
     "proximity_bandwidth": 0.35,
 }
 ROWS, COLUMNS, DIM = 3, 4, 5
-PLACES = [(row / ROWS, column / COLUMNS) for row in range(ROWS) for column in range(COLUMNS)]
+# In shorter sides of the image, which is 3 pixels high.
+PLACES = [(row / 3, column / 3) for row in range(ROWS) for column in range(COLUMNS)]
 # Distances come from one matrix product in float32, so a pixel is not at distance 0 to the last digit.
 ROUNDING = 2e-5
 SIMILARITIES = [("cnn", "product"), ("raw", "product"), ("both", "product"), ("both", "sum")]
@@ -45,6 +46,7 @@ def _settings(**changes: object) -> Context:
         "start": "random",
         "learn_kernels": True,
         "lr_factor": 10.0,
+        "kernel_bounds": [0.02, 2.0],
         **KERNEL,
     }
     return Context(**{**settings, **changes})
@@ -261,6 +263,51 @@ def test_fixed_kernels_do_not_learn() -> None:
     module = ContextModule(DIM, _settings(learn_kernels=False))
     assert not any(value.requires_grad for value in module.log_kernel.values())
     assert module.kernels() == pytest.approx(KERNEL, rel=1e-6)
+
+
+def test_kernels_are_round_in_an_image_that_is_not_square() -> None:
+    """Position has one unit for both axes, the shorter side: that of the square images of training."""
+    module = ContextModule(DIM, _settings(similarity="raw"))
+    flat = torch.full((1, 3, 4, 8), 0.5)
+    raw = module.raw_similarity(flat).detach().view(4, 8, 4, 8)
+    torch.testing.assert_close(raw[1, 3, 3, 3], raw[1, 3, 1, 5])  # two pixels down, two to the right
+    square = module.raw_similarity(flat[..., :4]).detach().view(4, 4, 4, 4)
+    torch.testing.assert_close(raw[:, :4, :, :4], square)
+
+
+def test_a_kernel_parameter_that_leaves_its_range_comes_back() -> None:
+    module = ContextModule(DIM, _settings(norm="softmax"))
+    feature, image = _maps()
+    for name, beyond in (("position_bandwidth", 2.5), ("color_bandwidth", 0.01), ("appearance_weight", 9.0)):
+        with torch.no_grad():
+            module.log_kernel[name].fill_(math.log(beyond))
+    module.project_kernels()
+    kernels = module.kernels()
+    assert kernels["position_bandwidth"] == pytest.approx(2.0)
+    assert kernels["color_bandwidth"] == pytest.approx(0.02)
+    assert kernels["appearance_weight"] == pytest.approx(2.0)
+    module(feature, image, (ROWS, COLUMNS)).square().sum().backward()
+    for name in ("position_bandwidth", "appearance_weight"):
+        assert module.log_kernel[name].grad.abs() > 0, f"{name} stays at its bound for ever"
+
+
+@pytest.mark.parametrize("pushed", [0.5, 3.0, 50.0])
+def test_only_the_ratio_of_the_weights_is_learned_where_only_it_decides(pushed: float) -> None:
+    """Under l1 a common factor of both weights has no effect, so it must not drift."""
+    module = ContextModule(DIM, _settings(similarity="raw", norm="l1"))
+    product = KERNEL["appearance_weight"] * KERNEL["proximity_weight"]
+    before = module.affinity(*_maps()).detach()
+    with torch.no_grad():
+        module.log_kernel["appearance_weight"].add_(math.log(pushed))
+        module.log_kernel["proximity_weight"].add_(math.log(pushed))
+    module.project_kernels()
+    torch.testing.assert_close(module.affinity(*_maps()).detach(), before)
+    with torch.no_grad():
+        module.log_kernel["appearance_weight"].add_(math.log(pushed))
+    module.project_kernels()
+    first, second = (module.kernels()[name] for name in ("appearance_weight", "proximity_weight"))
+    assert first * second == pytest.approx(product, rel=1e-5)
+    assert max(first, second) <= 2.0 + 1e-6
 
 
 def test_context_is_pooled_to_the_grid_and_brought_back() -> None:

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from stages.settings.errors import UserError
 from stages.settings.params import load, read
-from stages.tools.preset import as_text, compose, plain
+from stages.tools.preset import as_text, compose, lay_base, plain
 from tests.datasets import REPOSITORY, write_params
 
 PRESETS = {path.stem: path for path in sorted((REPOSITORY / "presets").glob("*.yaml"))}
@@ -134,7 +134,7 @@ def test_an_unknown_key_with_what_was_meant(path: Path, section: str, written: s
 
 def test_an_unknown_key_that_is_like_no_other(path: Path) -> None:
     _edit(path, lambda content: content["embed"].update(zzz=1))
-    assert _fault(path) == f"{path}:\n  embed.zzz: unknown key; known: batch_size, centre_ratio"
+    assert _fault(path) == f"{path}:\n  embed.zzz: unknown key; known: batch_size, image_px, centre_ratio"
 
 
 @pytest.mark.parametrize("key", ["seed", "train", "pretrain.lr", "train.pixel_loss.balance"])
@@ -166,7 +166,20 @@ CROSS = [
         "set it to a checkpoint with a classifier",
     ),
     (
-        {"backbone.arch": "vit_small", "backbone.patch_px": 14, "train.feature_stride": 4},
+        {"backbone.arch": "vit_small", "backbone.patch_px": 14, "train.feature_stride": 2},
+        "embed.image_px: 64 is not a multiple of backbone.patch_px 14",
+    ),
+    (
+        {"train.context.kernel_bounds": [0.3, 2.0], "train.context.color_bandwidth": 0.3},
+        "train.context.position_bandwidth: must lie within kernel_bounds [0.3, 2.0], got 0.2",
+    ),
+    (
+        {
+            "backbone.arch": "vit_small",
+            "backbone.patch_px": 14,
+            "train.feature_stride": 4,
+            "embed.image_px": 56,
+        },
         "train.feature_stride: must divide backbone.patch_px 14, got 4",
     ),
     (
@@ -373,7 +386,11 @@ def test_every_preset_is_valid(whole: Path) -> None:
 def test_a_preset_says_nothing_that_it_need_not_say(name: str) -> None:
     """A value that is that of the preset below would hide that the two belong together."""
     changes = YAML(typ="safe", pure=True).load(PRESETS[name].read_text(encoding="utf-8"))
-    below = plain(compose(changes.pop("extends", "demo"), REPOSITORY / "presets"))
+    presets = REPOSITORY / "presets"
+    composed = compose(changes.pop("extends", "demo"), presets)
+    if base := changes.pop("base", None):
+        lay_base(composed, base, presets)
+    below = plain(composed)
 
     def repeated(changed: Any, value: Any, key: str) -> list[str]:
         if isinstance(changed, dict):

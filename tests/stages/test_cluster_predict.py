@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from sklearn.metrics import adjusted_mutual_info_score
 
 from stages import cluster, predict
 from stages.core.artefacts import read_metrics
+from stages.core.device import torch_generator
 from stages.segmenter.network import load_segmenter
+from tests.datasets import picie
 
 CLUSTERED = ("pixel_centroids.safetensors", "cluster.json")
 CLUSTER = ["--images", "images/train", "--segmenter", "segmenter.safetensors"]
@@ -57,7 +60,8 @@ def test_cluster_gives_the_same_bytes_twice(ready: Any) -> None:
         {"cluster__kmeans": "minibatch"},
         {"cluster__unit_centroids": False},
         {"cluster__batch_norm": "batch"},
-        {"compat": "picie"},
+        {"cluster__batch_norm": "fresh"},
+        picie(),
     ],
 )
 def test_every_switch_of_cluster_gives_centroids_of_its_own(ready: Any, changes: dict[str, Any]) -> None:
@@ -69,7 +73,7 @@ def test_every_switch_of_cluster_gives_centroids_of_its_own(ready: Any, changes:
     assert centroids.shape == plain.shape
     assert not torch.equal(centroids, plain)
     is_unit = bool((centroids.norm(dim=1) - 1).abs().max() < 1e-5)
-    assert is_unit == (changes not in ({"cluster__unit_centroids": False}, {"compat": "picie"}))
+    assert is_unit == changes.get("cluster__unit_centroids", True)
     predict.main(PREDICT)  # takes centroids of any length
     assert np.isfinite(np.load("predictions.npy")).all()
 
@@ -90,6 +94,150 @@ def test_clusters_that_training_followed(ready: Any, view: str, other: str) -> N
     figures = read_metrics(Path(CLUSTERED[1]))["cluster"]
     # The figure is of a sample of these pixels.
     assert figures["stability"] == pytest.approx(adjusted_mutual_info_score(first, second), abs=0.05)
+
+
+def _batch_norms(path: str) -> dict[str, torch.Tensor]:
+    tensors = load_file(path)
+    return {
+        name.removeprefix("batch_norm."): value
+        for name, value in tensors.items()
+        if name.endswith(("running_mean", "running_var"))
+    }
+
+
+def test_prediction_uses_the_statistics_that_the_final_clustering_left(ready: Any) -> None:
+    """PiCIE clusters in training mode, and predicts with the running statistics that this has moved."""
+    ready.params(**picie())
+    cluster.main(CLUSTER)
+    moved = _batch_norms(CLUSTERED[0])
+    trained = _batch_norms("segmenter.safetensors")
+    assert set(moved) == set(trained)
+    segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
+    centroids = ready.tensors(CLUSTERED[0])[0]["centroids"]
+
+    # By hand: each batch of the clustering moves the statistics of the first batch norm by a tenth.
+    name, layer = next((n, m) for n, m in segmenter.named_modules() if isinstance(m, torch.nn.BatchNorm2d))
+    order = torch.randperm(16, generator=torch_generator(0, "cluster", "order"))
+    mean = layer.running_mean.double()
+    taken: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda _, given: taken.append(given[0].double().mean((0, 2, 3))))
+    with torch.no_grad():
+        for rows in order.split(5)[:3]:
+            segmenter(_train_images()[rows])
+            mean = 0.9 * mean + 0.1 * taken.pop()
+    torch.testing.assert_close(moved[f"{name}.running_mean"].double(), mean, rtol=1e-4, atol=1e-5)
+
+    predict.main(PREDICT)
+    segmenter.load_state_dict(moved, strict=False)
+    images = torch.from_numpy(np.load("images/val/images.npy")).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        unit = F.normalize(segmenter.eval()(images))
+    expected = torch.einsum("ndhw,kd->nkhw", unit, centroids)
+    np.testing.assert_allclose(np.load("predictions.npy"), expected, atol=2e-3)
+
+
+def _train_images() -> torch.Tensor:
+    images = torch.from_numpy(np.load("images/train/images.npy")).permute(0, 3, 1, 2).float() / 255
+    return F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
+
+
+def test_fresh_statistics_are_the_mean_over_clean_images(ready: Any) -> None:
+    ready.params(cluster__batch_norm="fresh", cluster__batch_size=8)
+    cluster.main(CLUSTER)
+    found = _batch_norms(CLUSTERED[0])
+    segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
+    name, layer = next((n, m) for n, m in segmenter.named_modules() if isinstance(m, torch.nn.BatchNorm2d))
+    taken: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda _, given: taken.append(given[0].double()))
+    with torch.no_grad():
+        segmenter(_train_images())
+    # Of equal batches the mean of the means is that of all images.
+    expected = taken[0].mean((0, 2, 3))
+    torch.testing.assert_close(found[f"{name}.running_mean"].double(), expected, rtol=1e-3, atol=1e-4)
+    assert set(found) == set(_batch_norms("segmenter.safetensors"))
+
+
+def test_statistics_of_another_network_are_refused(ready: Any) -> None:
+    ready.params(cluster__batch_norm="fresh")
+    cluster.main(CLUSTER)
+    ready.params(cluster__batch_norm="fresh", backbone__arch="resnet50")
+    ready.write_segmenter()
+    message = ready.fault(predict.main, PREDICT)
+    assert message.startswith("pixel_centroids.safetensors: batch-norm statistics of another network (")
+    assert message.endswith("); run `dvc repro cluster`")
+
+
+EUCLIDEAN = {
+    "train__pixel_loss__metric": "euclidean",
+    "train__clustering__unit_centroids": False,
+    "train__clustering__assign": "euclidean",
+    "cluster__unit_centroids": False,
+}
+
+
+def test_features_that_were_trained_with_their_length_keep_it(ready: Any) -> None:
+    ready.params(**EUCLIDEAN)
+    ready.write_segmenter()
+    cluster.main(CLUSTER)
+    centroids = ready.tensors(CLUSTERED[0])[0]["centroids"].double()
+    predict.main(PREDICT)
+    segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
+    images = torch.from_numpy(np.load("images/val/images.npy")).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        pixels = segmenter(images).double().permute(0, 2, 3, 1)
+    squares = (pixels[..., None, :] - centroids).square().sum(-1)
+    expected = pixels.square().sum(-1, keepdim=True) - squares
+    scores = torch.from_numpy(np.load("predictions.npy")).double().permute(0, 2, 3, 1)
+    torch.testing.assert_close(scores, expected, rtol=2e-3, atol=2e-2)
+    # The centroids are means of the features themselves.
+    lengths = pixels.norm(dim=-1)
+    assert lengths.min() * 0.5 < centroids.norm(dim=1).mean() < lengths.max() * 1.5
+
+
+def test_unit_centroids_of_features_with_a_length_are_refused(ready: Any) -> None:
+    ready.params(**EUCLIDEAN)
+    ready.write_segmenter()
+    ready.params(**{**EUCLIDEAN, "cluster__unit_centroids": True})
+    assert ready.fault(cluster.main, CLUSTER) == (
+        "params.yaml: cluster.unit_centroids: must be false after training with train.pixel_loss.metric: "
+        "euclidean, where features keep their length"
+    )
+
+
+def test_the_mean_of_an_image_and_its_mirror_image(ready: Any) -> None:
+    """STEGO's evaluation: features of both are averaged before they are compared with centroids."""
+    ready.params(predict__mirror=True)
+    predict.main(PREDICT)
+    segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
+    centroids = ready.tensors("pixel_centroids.safetensors")[0]["centroids"]
+    images = torch.from_numpy(np.load("images/val/images.npy")).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        mean = (segmenter(images) + segmenter(images.flip(3)).flip(3)) / 2
+    expected = torch.einsum("ndhw,kd->nkhw", F.normalize(mean), centroids)
+    np.testing.assert_allclose(np.load("predictions.npy"), expected, atol=2e-3)
+
+
+def test_features_of_unit_length_after_upsampling(ready: Any) -> None:
+    """STEGO enlarges features to the size of the labels first; the best cluster there is the same."""
+    ready.params(predict__unit_features=False)
+    predict.main(PREDICT)
+    scores = torch.from_numpy(np.load("predictions.npy").astype(np.float32))
+    segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
+    centroids = ready.tensors("pixel_centroids.safetensors")[0]["centroids"]
+    images = torch.from_numpy(np.load("images/val/images.npy")).permute(0, 3, 1, 2).float() / 255
+    size = {"size": (64, 64), "mode": "bilinear", "align_corners": False}
+    with torch.no_grad():
+        feature = segmenter(images)
+        stego = torch.einsum("ndhw,kd->nkhw", F.normalize(F.interpolate(feature, **size)), centroids)
+    best, second = stego.topk(2, dim=1).values.unbind(1)
+    is_clear = best - second > 0.01  # beyond the rounding of float16
+    assert is_clear.float().mean() > 0.5
+    chosen = F.interpolate(scores, **size).argmax(1)
+    assert torch.equal(chosen[is_clear], stego.argmax(1)[is_clear])
+    assert scores.abs().max() < 20
+    mean_length = feature.norm(dim=1).mean((1, 2))
+    expected = torch.einsum("ndhw,kd->nkhw", feature / mean_length[:, None, None, None], centroids)
+    torch.testing.assert_close(scores, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_clusters_of_another_number_are_refused(ready: Any) -> None:

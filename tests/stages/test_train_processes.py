@@ -8,14 +8,15 @@ from typing import Any
 import pandas as pd
 from safetensors.torch import load_file
 
-from tests.datasets import REPOSITORY
+from tests.datasets import REPOSITORY, picie
 from tests.stages.train_in_float64 import run_all
 from tests.tensors import assert_near
 
 # Weighted losses whose sums are not shared evenly; PiCIE's clustering over stored labels; pooled guidance.
 CASES: dict[str, dict[str, Any]] = {
     "weighted": {"train__pixel_loss__balance": "frequency", "train__image_loss__balance": "inverse"},
-    "picie": {"compat": "picie"},
+    "picie": picie(),
+    "merged": {**picie(), "train__clustering__batches_per_update": 2},
     "pooled": {"train__image_loss__views": "pooled", "train__context__image": "clean"},
 }
 
@@ -25,7 +26,7 @@ def test_two_processes_give_the_losses_weights_and_clusters_of_one(bench: Any, i
     bench.write_kept_views()
     bench.write_segmenter()
     for name, changes in CASES.items():
-        bench.params(train__epochs=1, cluster__batch_norm="batch", **changes)
+        bench.params(**{"train__epochs": 1, "cluster__batch_norm": "batch", **changes})
         (bench.folder / "params.yaml").rename(bench.folder / name)
     run_all(CASES)
     suffixes = (".safetensors", ".centroids")

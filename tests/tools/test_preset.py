@@ -1,9 +1,14 @@
 """`python -m stages.tools.preset`: another params.yaml, fitted to the data."""
 
+import functools
+import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from stages.dataset.source import list_data
 from stages.dataset.summary import manifest_sha256
@@ -11,6 +16,7 @@ from stages.dataset.taxonomy import read_taxonomy
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, read
 from stages.tools import preset
+from stages.tools.experiments import read_base
 from tests.datasets import REPOSITORY, TAXONOMIES, folder_manifest, make_coco, make_folder, noise, write_image
 
 
@@ -18,8 +24,7 @@ from tests.datasets import REPOSITORY, TAXONOMIES, folder_manifest, make_coco, m
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with the presets, and the demo as its committed params.yaml."""
     (tmp_path / "presets").mkdir()
-    for path in (REPOSITORY / "presets").glob("*.yaml"):
-        (tmp_path / "presets" / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(REPOSITORY / "presets", tmp_path / "presets", dirs_exist_ok=True)
     (tmp_path / "params.yaml").write_bytes((REPOSITORY / "presets" / "demo.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
@@ -77,6 +82,8 @@ def test_what_a_published_set_lacks_is_said(repository: Path) -> None:
         ("cocostuff15", 49_629),
         ("cityscapes27", 21_523),
         ("cityscapes27_stego", 2_975),
+        ("cocostuff27_picie", 49_629),
+        ("cityscapes27_picie", 21_523),
     ],
 )
 def test_presets_of_published_sets_fit_them_as_they_are(name: str, train_images: int, tmp_path: Path) -> None:
@@ -86,6 +93,134 @@ def test_presets_of_published_sets_fit_them_as_they_are(name: str, train_images:
     params = read(path)
     assert params.pretrain.queue_size <= train_images // 2
     assert params.pixel_k == len(read_taxonomy(TAXONOMIES[params.prepare.taxonomy]).class_names)
+
+
+# Every number of PiCIE's official code that has a key here: its network and augmentation, its clustering in
+# training, its loss, its optimizer, and its final clustering and prediction.
+OFFICIAL = {
+    "size_px": 320,
+    "pixel_k": 27,
+    "precision": "float32",
+    "backbone.arch": "resnet18",
+    "backbone.width": 64,
+    "backbone.stem_stride": 4,
+    "prepare.protocol": "picie",
+    "prepare.train_px": 640,
+    "pretrain.method": "none",
+    "train.epochs": 10,
+    "train.batch_size": 128,
+    "train.weight_decay": 0.0,
+    "train.freeze": "none",
+    "train.fpn_dim": 128,
+    "train.feature_stride": 4,
+    "train.crop_side": [0.5, 1.0],
+    "train.flip_probability": 0.5,
+    "train.crop_first": False,
+    "train.photometric.jitter_probability": 0.8,
+    "train.photometric.jitter_together": False,
+    "train.photometric.brightness": 0.3,
+    "train.photometric.contrast": 0.3,
+    "train.photometric.saturation": 0.3,
+    "train.photometric.hue": 0.1,
+    "train.photometric.gray_probability": 0.0,
+    "train.photometric.blur_probability": 0.5,
+    "train.photometric.blur_sigma_px": [0.0, 1.8],
+    "train.photometric.blur_reference_px": 0,
+    "train.clustering.kmeans": "minibatch",
+    "train.clustering.init_batches": 20,
+    "train.clustering.batches_per_update": 2,
+    "train.clustering.iterations": 20,
+    "train.clustering.restarts": 1,
+    "train.clustering.unit_centroids": False,
+    "train.clustering.assign": "euclidean",
+    "train.clustering.assign_batch_norm": "running",
+    "train.pixel_loss.metric": "dot",
+    "train.pixel_loss.temperature": 1.0,
+    "train.pixel_loss.balance": "frequency",
+    "train.pixel_loss.cross_weight": 0.5,
+    "train.image_loss.weight": 0.0,
+    "train.context.similarity": "none",
+    "cluster.centroids": "fresh",
+    "cluster.kmeans": "minibatch",
+    "cluster.batch_size": 256,
+    "cluster.init_batches": 20,
+    "cluster.iterations": 20,
+    "cluster.restarts": 1,
+    "cluster.unit_centroids": False,
+    "cluster.batch_norm": "batch",
+    "predict.batch_size": 128,
+    "predict.mirror": False,
+    "predict.unit_features": True,
+}
+COCO = {"train.lr": 1e-4, "train.color_views": "both", "prepare.taxonomy": "cocostuff27"}
+CITYSCAPES = {
+    "train.lr": 1e-3,
+    "train.color_views": "second",
+    "prepare.taxonomy": "cityscapes27",
+    "prepare.cityscapes.train": ["test", "train_extra"],
+    "prepare.cityscapes.val": ["val", "train"],
+}
+
+
+@pytest.mark.parametrize(("name", "own"), [("cocostuff27_picie", COCO), ("cityscapes27_picie", CITYSCAPES)])
+def test_the_presets_of_picie_are_its_official_run(name: str, own: dict[str, object]) -> None:
+    assert _values(name, {**OFFICIAL, **own}) == {**OFFICIAL, **own}
+
+
+STEGO = {
+    "prepare.protocol": "stego",
+    "prepare.cityscapes.train": ["train"],
+    "prepare.cityscapes.val": ["val"],
+    "predict.mirror": True,
+    "predict.unit_features": False,
+    "refine.iterations": 10,
+    "refine.smoothness_weight": 3.0,
+    "refine.smoothness_px": 1.0,
+    "refine.appearance_weight": 4.0,
+    "refine.appearance_px": 67.0,
+    "refine.appearance_color": 3.0,
+}
+
+
+def test_the_preset_of_stego_evaluates_as_stego() -> None:
+    assert _values("cityscapes27_stego", STEGO) == STEGO
+
+
+def test_published_models_see_views_of_the_size_that_they_were_evaluated_at() -> None:
+    """Resized to 256 px, center crop of 224 (A.1)."""
+    expected = {"embed.image_px": 224, "embed.centre_ratio": 224 / 256}
+    for name in ("cocostuff27", "cocostuff15", "cityscapes27"):
+        assert _values(name, expected) == expected
+
+
+def _values(name: str, keys: Iterable[str]) -> dict[str, object]:
+    """The values of a preset under dotted keys."""
+    content = preset.plain(preset.compose(name, REPOSITORY / "presets"))
+    return {key: _at(content, key) for key in keys}
+
+
+def _at(content: Any, key: str) -> Any:
+    return functools.reduce(lambda section, part: section[part], key.split("."), content)
+
+
+def test_both_bases_set_the_same_keys_to_other_values() -> None:
+    picie, ours = (read_base(REPOSITORY / "presets/bases" / f"{name}.yaml") for name in ("picie", "ours"))
+    assert set(picie) == set(ours)
+    assert not [key for key in picie if picie[key] == ours[key]]
+    assert not [key for key in picie if "context" in key or "image_loss" in key], "a part is no base"
+
+
+@pytest.mark.parametrize("name", ["picie", "ours"])
+def test_a_base_lies_over_a_preset_and_every_value_shows(repository: Path, name: str) -> None:
+    preset.main(["demo", "--base", name])
+    written = preset.plain(preset.compose("demo"))
+    found = YAML(typ="safe").load(Path("params.yaml").read_text())
+    base = read_base(Path(f"presets/bases/{name}.yaml"))
+    assert {key: _at(found, key) for key in base} == base
+    for key, value in base.items():
+        *sections, last = key.split(".")
+        _at(written, ".".join(sections))[last] = value
+    assert found == written, "the base changed what it does not list"
 
 
 @pytest.mark.parametrize(("lists", "by"), [(True, "lists"), (False, "fraction")])
@@ -125,9 +260,10 @@ def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
     [
         (
             ["cocoo"],
-            "presets/cocoo.yaml: no such preset; available: cityscapes27, cityscapes27_stego, cocostuff15, "
-            "cocostuff27, demo, folder",
+            "presets/cocoo.yaml: not found; available: cityscapes27, cityscapes27_picie, cityscapes27_stego, "
+            "cocostuff15, cocostuff27, cocostuff27_picie, demo, folder",
         ),
+        (["demo", "--base", "piecie"], "presets/bases/piecie.yaml: not found; available: ours, picie"),
         (["folder"], "preset folder reads images from a folder; set it with DATA=... (--data)"),
         (["demo", "--data", "x"], "preset demo generates its own data; remove DATA (--data)"),
     ],

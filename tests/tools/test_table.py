@@ -26,7 +26,7 @@ measures:
   mIoU: {file: metrics/raw.json, key: raw.miou, baseline: rgb.miou}
 notes: [A note.]
 rows:
-  - {name: the baseline, paper: {mIoU: 7.57}, changes: {compat: picie}}
+  - {name: the baseline, paper: {mIoU: 7.57}, changes: {train.image_loss.weight: 0.0}}
   - {name: two changes, paper: {}, changes: {train.crop_first: false, global_k: 7}, needs: a large disk}
 """
 
@@ -94,7 +94,7 @@ def test_dry_run_prints_each_command_and_runs_none(
     assert len(lines) == 4
     assert lines[0].startswith("dvc exp run --temp --name table1-the-baseline-s3-")
     assert lines[0].endswith(
-        " --set-param train.lr=0.1 --set-param compat=picie --set-param seed=3 evaluate@raw"
+        " --set-param train.lr=0.1 --set-param train.image_loss.weight=0.0 --set-param seed=3 evaluate@raw"
     )
     changed = "--set-param train.lr=0.1 --set-param train.crop_first=false --set-param global_k=7"
     assert lines[3].endswith(f" {changed} --set-param seed=5 evaluate@raw")
@@ -144,6 +144,53 @@ def test_what_a_row_sets_itself_stays_and_is_said(
     assert said == "--set global_k: not applied to 'two changes', which set this key themselves"
     assert "--set-param global_k=9" in first
     assert "--set-param global_k=7" in second
+
+
+BASES = {"a": "train: {lr: 0.5, photometric: {hue: 0.2}}\n", "b": "train: {lr: 0.25}\n"}
+
+
+@pytest.fixture
+def based(folder: Path) -> Path:
+    (folder / "bases").mkdir()
+    for name, text in BASES.items():
+        (folder / f"bases/{name}.yaml").write_text(text, encoding="utf-8")
+    text = SMALL.replace("stage:", "base: a\nstage:").replace("needs:", "base: b, needs:")
+    (folder / "tables/1.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_the_values_of_the_base_are_in_the_command(
+    based: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["1", "--tables", "tables", "--seeds", "0", "--dry-run"]
+    table.main(argv)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "--set-param train.lr=0.5 --set-param train.photometric.hue=0.2" in first
+    assert "--set-param train.lr=0.25 " in second
+    assert "hue" not in second
+    table.main([*argv, "--set", "train.lr=0.125"])
+    first, second = capsys.readouterr().out.splitlines()
+    assert "train.lr=0.125" in first
+    assert "train.lr=0.125" in second
+    table.main([*argv, "--set", "base=b"])
+    said, first, second = capsys.readouterr().out.splitlines()
+    assert said == "--set base: not applied to 'two changes', which set this key themselves"
+    assert "train.lr=0.25" in first
+    assert "train.lr=0.25" in second
+
+
+def test_the_table_says_its_base_and_quotes_what_is_published(
+    based: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = based / "tables/1.yaml"
+    path.write_text(path.read_text() + "published: {IIC: {mIoU: 6.7}}\n", encoding="utf-8")
+    table.main(["1", "--tables", "tables", "--out", "out", "--seeds", "0"])
+    text = (based / "out/1.md").read_text(encoding="utf-8")
+    assert "Base of the rows: a (presets/bases/a.yaml). two changes: b." in text
+    assert "| IIC (published) | – | 6.70 | – |" in text
+    assert len(dvc.ran) == 2
+    table.main(["1", "--tables", "tables", "--out", "out", "--seeds", "0", "--set", "base=b"])
+    assert "Base of the rows: b (presets/bases/b.yaml). two changes: b." in (based / "out/1.md").read_text()
 
 
 def test_some_rows_are_run_and_all_are_printed(
@@ -198,6 +245,7 @@ def bench_fault() -> Any:
             "--set global_k: has no effect because every row sets this key; select other rows with --rows",
         ),
         (["1", "--set", "train.lr"], "--set: must be KEY=VALUE, got 'train.lr'"),
+        (["1", "--set", "base=x"], "bases/x.yaml: no such base; available: "),
     ],
 )
 def test_mistakes(folder: Path, bench_fault: Any, argv: list[str], expected: str) -> None:
@@ -249,9 +297,16 @@ def test_measures_are_metrics_of_the_stage_that_a_table_runs_up_to(path: Path) -
 
 def test_a_measure_without_a_number_of_the_paper_has_no_column_for_one() -> None:
     guidance = read_table(REPOSITORY / "presets/tables/guidance.yaml")
-    header = as_markdown(guidance, compare(guidance, [], {})).splitlines()[2]
+    header = as_markdown(guidance, compare(guidance, [], {})).splitlines()[4]
     assert header == "| | accuracy here | mIoU here | image share here | seeds |"
 
 
+def test_the_rows_of_the_papers_tables_stand_on_one_base() -> None:
+    for name in "123456":
+        found = read_table(REPOSITORY / f"presets/tables/{name}.yaml")
+        assert found.base == "picie"
+        assert not [row.name for row in found.rows if row.base]
+
+
 def test_every_table_of_experiments_is_there() -> None:
-    assert [path.stem for path in TABLES] == ["2", "3", "4", "5", "6", "guidance"]
+    assert [path.stem for path in TABLES] == ["1", "2", "3", "4", "5", "6", "base", "guidance"]

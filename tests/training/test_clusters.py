@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from stages.backbone.checkpoint import build_backbone, describe
@@ -12,10 +13,11 @@ from stages.clustering.kmeans import KMeans, MiniBatchKMeans
 from stages.core.device import torch_generator
 from stages.core.seeds import faiss_seed
 from stages.imaging.batches import ImageSource
+from stages.imaging.resample import Boxes
 from stages.settings.params import load
 from stages.train import KEYS, build_segmenter
 from stages.training.clusters import PixelClusterer
-from stages.training.siamese import Siamese
+from stages.training.siamese import Siamese, View
 
 CHANGES = {
     "train.clustering.kmeans": "minibatch",
@@ -26,10 +28,12 @@ CHANGES = {
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_pass_for_each_view_and_one_more_that_counts(
-    packed: Path, tiny_params: Callable[..., Path]
+    packed: Path, tiny_params: Callable[..., Path], size: int
 ) -> None:
-    params = load(tiny_params(CHANGES), *KEYS)
+    """With `batches_per_update`, a mini-batch and its statistics are of several training batches."""
+    params = load(tiny_params({**CHANGES, "train.clustering.batches_per_update": size}), *KEYS)
     settings, epoch = params.train, 1
     siamese = Siamese(settings, size_px=params.size_px, precision="float32")
     clusterer = PixelClusterer(settings, siamese, pixel_k=params.pixel_k, seed=params.seed)
@@ -39,11 +43,17 @@ def test_a_pass_for_each_view_and_one_more_that_counts(
     plain = copy.deepcopy(frozen)
     found = clusterer.cluster(frozen, images, batches, epoch)
 
-    def views(step: int) -> list[torch.Tensor]:
-        (image,) = images.batches([batches[step]])
-        generator = torch_generator(params.seed, "train", "views", epoch, step)
-        plan = siamese.views.draw(len(image), image, generator)
-        return [siamese.views.render(image, plan, view) for view in range(2)]
+    def views(*steps: int) -> list[View]:
+        parts: tuple[list[View], list[View]] = ([], [])
+        for step in steps:
+            (image,) = images.batches([batches[step]])
+            generator = torch_generator(params.seed, "train", "views", epoch, step)
+            plan = siamese.views.draw(len(image), image, generator)
+            for view in range(2):
+                parts[view].append(siamese.views.render(image, plan, view))
+        whole = [torch.cat([one.image for one in part]) for part in parts]
+        boxes = Boxes(*map(torch.cat, zip(*(one.boxes for one in parts[1]), strict=True)))
+        return [View(whole[0], None, None), View(whole[1], None, boxes)]
 
     for view in range(2):
         plain_kmeans = KMeans(
@@ -55,8 +65,8 @@ def test_a_pass_for_each_view_and_one_more_that_counts(
         )
         seed = faiss_seed(params.seed, "train", "kmeans", epoch, view)
         running = MiniBatchKMeans(plain_kmeans, init_batches=2, seed=seed)
-        for step in range(len(batches)):
-            running.add(siamese.features(plain, views(step)[view]).pixels.all().numpy())
+        for steps in torch.arange(len(batches)).split(size):
+            running.add(siamese.features(plain, views(*steps.tolist())[view]).pixels.all().numpy())
         np.testing.assert_array_equal(found[view].centroids, running.centroids())
         np.testing.assert_array_equal(found[view].counts, running.counts)
     for name, value in plain.state_dict().items():
