@@ -28,13 +28,8 @@ from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.watch import Watch
-from stages.segmenter.network import (
-    Segmenter,
-    load_segmenter,
-    load_trained_clusters,
-    pixel_features,
-    save_final_clusters,
-)
+from stages.segmenter.network import Segmenter, pixel_features
+from stages.segmenter.segmenter_file import load_segmenter, load_trained_clusters, save_final_clusters
 from stages.settings.errors import UserError
 from stages.settings.params import load
 from stages.settings.schema_train import Cluster

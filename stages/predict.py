@@ -15,8 +15,9 @@ from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.runtime.state import RowWriter, StageState
 from stages.runtime.watch import Watch
-from stages.segmenter.network import Segmenter, load_final_clusters, load_segmenter, pixel_features
+from stages.segmenter.network import Segmenter, pixel_features
 from stages.segmenter.pixels import EPSILON, Pixels, pixel_logits
+from stages.segmenter.segmenter_file import load_final_clusters, load_segmenter
 from stages.settings.params import load
 from stages.settings.schema import Predict
 

@@ -12,7 +12,7 @@ from jaxtyping import Float16, UInt8
 from stages.core.artefacts import read_array
 from stages.core.device import choose_device
 from stages.core.images import IMAGES, open_images
-from stages.postprocessing.dense_crf import probabilities, refine_image
+from stages.postprocessing.dense_crf import mean_field, probabilities
 from stages.postprocessing.exact_crf import exact_mean_field
 from stages.postprocessing.score_maps import cluster_maps, open_scores, upsample
 from stages.runtime.pool import call_in_order, count_cores
@@ -151,7 +151,7 @@ def _refine_one(job: Job, index: int) -> None:
     scores = read_array(job.predictions, memory_map=True)[index]
     unary = probabilities(scores, image.shape[0], settings.pop("temperature"))
     refined = np.load(job.refined, mmap_mode="r+", allow_pickle=False)
-    refined[index] = refine_image(image, unary, **settings)
+    refined[index] = mean_field(image, unary, **settings).argmax(0)
 
 
 if __name__ == "__main__":

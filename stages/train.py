@@ -26,7 +26,8 @@ from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
-from stages.segmenter.network import Segmenter, describe_segmenter, save_segmenter
+from stages.segmenter.network import Segmenter
+from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
 from stages.training.guidance import Guidance

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from stages.backbone.checkpoint import build_backbone, describe, save_backbone
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
-from stages.segmenter.network import Segmenter, describe_segmenter, save_segmenter
+from stages.segmenter.network import Segmenter
+from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter
 from stages.settings.errors import UserError
 from stages.settings.params import load
 from tests.datasets import REPOSITORY, write_params

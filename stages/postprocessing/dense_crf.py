@@ -31,31 +31,6 @@ def probabilities(
     return torch.softmax(cosines / temperature, dim=0).numpy()
 
 
-def refine_image(
-    image: UInt8[np.ndarray, "H W 3"],
-    probabilities: Float[np.ndarray, "K H W"],
-    *,
-    iterations: int,
-    smoothness_weight: float,
-    smoothness_px: float,
-    appearance_weight: float,
-    appearance_px: float,
-    appearance_color: float,
-) -> UInt8[np.ndarray, "H W"]:
-    """The cluster id of each pixel after the CRF; arguments as in `mean_field`."""
-    marginals = mean_field(
-        image,
-        probabilities,
-        iterations=iterations,
-        smoothness_weight=smoothness_weight,
-        smoothness_px=smoothness_px,
-        appearance_weight=appearance_weight,
-        appearance_px=appearance_px,
-        appearance_color=appearance_color,
-    )
-    return np.asarray(marginals.argmax(0), np.uint8)
-
-
 def mean_field(
     image: UInt8[np.ndarray, "H W 3"],
     probabilities: Float[np.ndarray, "K H W"],

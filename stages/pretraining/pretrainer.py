@@ -95,7 +95,9 @@ class Pretrainer:
         """
         self._set_lr(epoch * num_steps + step, num_steps)
         generator = torch_generator(self._seed, "pretrain", "views", epoch, step)
-        measured = self._method(image, Views(self._settings.photometric, self._settings.crop_aspect, generator), epoch)
+        measured = self._method(
+            image, Views(self._settings.photometric, self._settings.crop_aspect, generator), epoch
+        )
         self._optimizer.zero_grad()
         measured.loss.backward()
         distributed.average_(value.grad for value in self._parameters if value.grad is not None)

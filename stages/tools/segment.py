@@ -22,8 +22,9 @@ from stages.imaging.resample import resample, whole
 from stages.reporting.palette import colourise, palette
 from stages.runtime.progress import track
 from stages.runtime.script import run
-from stages.segmenter.network import Segmenter, load_final_clusters, load_segmenter, pixel_features
+from stages.segmenter.network import Segmenter, pixel_features
 from stages.segmenter.pixels import pixel_logits
+from stages.segmenter.segmenter_file import load_final_clusters, load_segmenter
 from stages.settings.errors import UserError
 
 OVERLAY_SHARE = 0.5  # opacity of the colors over the image

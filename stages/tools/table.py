@@ -32,35 +32,7 @@ from stages.tools.experiments import run as run_command
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run or queue the missing experiments, collect the finished ones, write Markdown and CSV."""
-    parser = argparse.ArgumentParser(prog="python -m stages.tools.table", description=__doc__)
-    parser.add_argument(
-        "name",
-        help="table: 1 to 6 (numbers in the paper), base (from PiCIE's base to ours, one switch at a time), "
-        "or guidance (weight of the guidance loss)",
-    )
-    parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds (default: 0,1,2)")
-    parser.add_argument(
-        "--rows", help="rows to run, counted from 1, such as 2,6; all rows are printed (default: all)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change of params.yaml for all rows that do not set this key themselves; base=NAME sets the "
-        "base of the rows, a file in presets/bases/",
-    )
-    parser.add_argument(
-        "--tables", type=Path, default=Path("presets/tables"), help="folder of the table definitions"
-    )
-    parser.add_argument("--out", type=Path, default=Path("metrics/tables"), help="output folder")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--dry-run", action="store_true", help="print the commands without running them")
-    how.add_argument(
-        "--queue", action="store_true", help="queue the missing experiments for `dvc queue start`"
-    )
-    how.add_argument("--collect", action="store_true", help="only print the finished experiments")
-    args = parser.parse_args(argv)
+    args = _parse(argv)
 
     table = read_table(args.tables / f"{args.name}.yaml")
     more = dict(map(_change, args.set))
@@ -203,6 +175,38 @@ def _paper(line: pd.Series) -> str:
 
 
 CELLS = {"here": _here, "paper": _paper}
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m stages.tools.table", description=__doc__)
+    parser.add_argument(
+        "name",
+        help="table: 1 to 6 (numbers in the paper), base (from PiCIE's base to ours, one switch at a time), "
+        "or guidance (weight of the guidance loss)",
+    )
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds (default: 0,1,2)")
+    parser.add_argument(
+        "--rows", help="rows to run, counted from 1, such as 2,6; all rows are printed (default: all)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change of params.yaml for all rows that do not set this key themselves; base=NAME sets the "
+        "base of the rows, a file in presets/bases/",
+    )
+    parser.add_argument(
+        "--tables", type=Path, default=Path("presets/tables"), help="folder of the table definitions"
+    )
+    parser.add_argument("--out", type=Path, default=Path("metrics/tables"), help="output folder")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="print the commands without running them")
+    how.add_argument(
+        "--queue", action="store_true", help="queue the missing experiments for `dvc queue start`"
+    )
+    how.add_argument("--collect", action="store_true", help="only print the finished experiments")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

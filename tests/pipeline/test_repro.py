@@ -156,7 +156,8 @@ PARAMS: list[tuple[dict[str, Any], set[str]]] = [
     ({"select_ratio": 0.5}, {"select_views"}),
     ({"train.image_loss.weight": 0.5}, {"train"}),
     ({"refine.iterations": 2}, {"refine"}),
-    ({"size_px": 48}, {"prepare", "embed", "train", "cluster", "predict"}),
+    ({"size_px": 48}, {"prepare", "train", "cluster", "predict"}),
+    ({"embed.image_px": 48}, {"embed"}),
     ({"prepare.demo.num_val": 3}, {"prepare"}),
     (
         {"device": "auto", "runtime.num_workers": 2, "runtime.checkpoint_seconds": 5, "preset": "mine"},

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from stages import cluster, predict
 from stages.core.artefacts import read_metrics
 from stages.core.device import torch_generator
-from stages.segmenter.network import load_segmenter
+from stages.segmenter.segmenter_file import load_segmenter
 from tests.datasets import picie
 
 CLUSTERED = ("pixel_centroids.safetensors", "cluster.json")

@@ -11,7 +11,7 @@ import torch
 from stages import train
 from stages.core.artefacts import read_metrics
 from stages.segmenter.context import KERNELS
-from stages.segmenter.network import load_segmenter
+from stages.segmenter.segmenter_file import load_segmenter
 from stages.training.clusters import PixelClusterer
 from tests.datasets import picie
 from tests.tensors import assert_near

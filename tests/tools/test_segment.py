@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from stages.segmenter.network import load_segmenter
+from stages.segmenter.segmenter_file import load_segmenter
 from stages.tools import segment
 from tests.datasets import write_image
 
