@@ -4,15 +4,17 @@ import argparse
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.core.artefacts import atomic_folder, write_csv, write_metrics
+from stages.core.artefacts import atomic_folder, create_array, write_csv, write_metrics
 from stages.core.images import COLUMNS, IMAGES, INDEX
+from stages.dataset.decode import with_bits
+from stages.dataset.listing import BAD
 from stages.dataset.pack import RECORD, Job, Packed, Work, pack, record
 from stages.dataset.source import DataSet, RawFile, is_unchanged, list_data
 from stages.dataset.summary import hash_files, summarise
@@ -21,7 +23,7 @@ from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.state import StageState, link
 from stages.runtime.watch import Watch
-from stages.settings.errors import UserError, raise_faults
+from stages.settings.errors import UserError, grouped, raise_faults
 from stages.settings.params import check_data_size, load
 
 KEYS = ("size_px", "prepare")
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pack both splits; replace existing outputs only after all checks pass."""
     args = _parse(argv)
     params = load(args.params, *KEYS, "runtime")
-    data = list_data(params.prepare)
+    data = with_bits(list_data(params.prepare))
     # After the import of the reader, so that its code is watched too. `_changes` checks the data files.
     watch = Watch("prepare", args.params, KEYS, [])
     check_data_size(args.params, len(data.train))
@@ -47,17 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     train, val = _pack(state, data, params)
     packed = (*train, *val)
     files = (*(file for one in packed for file in one.files), *data.other_files)
-    _check_faults([*(fault for one in packed for fault in one.faults), *_changes(data, files)])
+    _check_faults(data, packed, _changes(data, files), params.prepare.most_damaged)
     manifest = hash_files(files)
     _check_manifest(params.prepare.manifest_sha256, manifest)
     summary = summarise(data, train, val, state.folder / MAPS, manifest)
     state.check()
     for folder, rows, name in ((args.train_images, train, TRAIN), (args.val_images, val, VAL)):
         with atomic_folder(folder) as written:
-            link(state.folder / name, written / IMAGES)
+            _deliver(state.folder / name, written / IMAGES, rows)
             write_csv(written / INDEX, _index(rows))
     with atomic_folder(args.truth) as written:
-        link(state.folder / MAPS, written / "val.npy")
+        _deliver(state.folder / MAPS, written / "val.npy", val)
         write_classes(written, data.class_names, data.class_kinds)
     write_metrics(args.metrics, {"prepare": summary})
     state.finish()
@@ -136,11 +138,46 @@ def _changes(data: DataSet, files: Sequence[RawFile]) -> Iterator[str]:
             yield f"{file.name}: changed after it was read; run `dvc repro` again"
 
 
-def _check_faults(faults: Sequence[str]) -> None:
-    shown = list(faults[:MOST_FAULTS])
-    if len(faults) > MOST_FAULTS:
-        shown.append(f"... and {len(faults) - MOST_FAULTS} more faults ({len(faults)} in total)")
+def _check_faults(data: DataSet, packed: Sequence[Packed], changes: Iterable[str], most: float) -> None:
+    """Leave damaged images out, or stop if they are too many or anything else is wrong.
+
+    Raises:
+        UserError: the data set cannot be used as it is.
+    """
+    damaged = [one for one in packed if one.is_damaged]
+    wrong = [fault for one in packed if one.faults and not one.is_damaged for fault in one.faults]
+    faults = [*wrong, *changes]
+    if len(damaged) > most * len(packed):
+        faults = [fault for one in packed for fault in one.faults] + faults[len(wrong) :]
+        faults.append(
+            f"{data.root}: {len(damaged):,} of {len(packed):,} images are damaged, more than "
+            f"prepare.most_damaged: {most}; repair or remove them, or raise it"
+        )
+    lines = grouped(faults)
+    shown = list(lines[:MOST_FAULTS])
+    if len(lines) > MOST_FAULTS:
+        shown.append(f"... and {len(lines) - MOST_FAULTS} more faults ({len(lines)} in total)")
     raise_faults(shown)
+    for one in damaged:
+        data.left_out.add(BAD, f"{one.faults[0]}")
+    for split, items in (("training", data.train), ("validation", data.val)):
+        ids = {item.id for item in items}
+        if ids <= {one.item.id for one in damaged}:
+            raise UserError(f"{data.root}: all {split} images are damaged; repair or replace them")
+
+
+def _deliver(array: Path, target: Path, rows: Sequence[Packed]) -> None:
+    """Hand over an array; without the rows of damaged images, if there are any."""
+    kept = np.array([not row.faults for row in rows])
+    if kept.all():
+        link(array, target)
+        return
+    source = np.load(array, mmap_mode="r")
+    create_array(target, source.dtype, (int(kept.sum()), *source.shape[1:]))
+    written = np.lib.format.open_memmap(target, mode="r+")
+    for place, row in enumerate(np.flatnonzero(kept)):
+        written[place] = source[row]
+    written.flush()
 
 
 def _check_manifest(expected: str, found: str) -> None:
@@ -154,7 +191,11 @@ def _check_manifest(expected: str, found: str) -> None:
 
 def _index(rows: Sequence[Packed]) -> pd.DataFrame:
     return pd.DataFrame(
-        [(row.item.id, row.item.source, row.width, row.height, row.files[0].sha256) for row in rows],
+        [
+            (row.item.id, row.item.source, row.width, row.height, row.files[0].sha256)
+            for row in rows
+            if not row.faults
+        ],
         columns=COLUMNS,
     )
 
@@ -163,8 +204,11 @@ def _report(summary: dict[str, Any], params: Any) -> None:
     say("prepare", train_images=summary["train_images"], side_px=params.prepare.train_px)
     say("prepare", val_images=summary["val_images"], side_px=params.size_px)
     say("prepare", manifest_sha256=summary["manifest_sha256"])
-    for reason, count in summary["skipped"].items():
-        print(f"prepare: skipped {count:,} files: {reason}")
+    for reason, names in summary["left_out"].items():
+        more = ", ..." if names["files"] > len(names["examples"]) else ""
+        print(f"prepare: left out {names['files']:,}: {reason} ({', '.join(names['examples'])}{more})")
+    for warning in summary["warnings"]:
+        print(f"prepare: warning: {warning}", flush=True)
     if not summary["classes"]:
         print("prepare: no label maps (labels/val); only label-free metrics will be computed")
         return

@@ -11,15 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from stages.dataset.protocols import Protocol, square_image, square_labels
-from stages.dataset.source import Decode, Decoded, Item, RawFile, is_unchanged
+from stages.dataset.source import Decode, Decoded, Item, RawFile, Remark, is_unchanged
 from stages.dataset.truth import IGNORED
 from stages.runtime.pool import call_in_order, count_cores
-from stages.settings.errors import UserError
+from stages.settings.errors import DamagedFileError, UserError
 
 CHUNK_IMAGES = 16
 # Size of the original in px, then file info of the image and its label map. Zeros: not packed yet.
 RECORD = np.dtype(
-    [("width", "i4"), ("height", "i4"), ("bytes", "i8", 2), ("sha256", "S64", 2), ("modified_ns", "i8", 2)]
+    [
+        ("width", "i4"),
+        ("height", "i4"),
+        ("bytes", "i8", 2),
+        ("sha256", "S64", 2),
+        ("modified_ns", "i8", 2),
+        ("remarks", "u1"),
+    ]
 )
 
 
@@ -33,6 +40,8 @@ class Packed:
         height: height of the original, px.
         files: files that were read, the image first.
         faults: reasons why packing failed; empty on success.
+        is_damaged: a file cannot be read or decoded, and nothing else is wrong.
+        remarks: what the user should know of the image.
     """
 
     item: Item
@@ -40,6 +49,8 @@ class Packed:
     height: int
     files: tuple[RawFile, ...]
     faults: tuple[str, ...] = ()
+    is_damaged: bool = False
+    remarks: Remark = Remark.NONE
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ def record(packed: Packed) -> np.ndarray:
     """Convert a packing result to a row of `RECORD`; zeros if there are faults."""
     row = np.zeros((), RECORD)
     if not packed.faults:
-        row["width"], row["height"] = packed.width, packed.height
+        row["width"], row["height"], row["remarks"] = packed.width, packed.height, packed.remarks
         for place, file in enumerate(packed.files):
             row["bytes"][place], row["sha256"][place] = file.size_bytes, file.sha256
             row["modified_ns"][place] = file.modified_ns
@@ -122,7 +133,8 @@ def _from_record(item: Item, row: np.void) -> Packed:
     names = [name for name in (item.source, item.labels) if name is not None]
     values = zip(names, row["bytes"], row["sha256"], row["modified_ns"], strict=False)
     files = tuple(RawFile(name, int(size), sha.decode(), int(time)) for name, size, sha, time in values)
-    return Packed(item, int(row["width"]), int(row["height"]), files)
+    remarks = Remark(int(row["remarks"]))
+    return Packed(item, int(row["width"]), int(row["height"]), files, remarks=remarks)
 
 
 def _pack_chunk(work: Work, chunk: _Chunk) -> list[Packed]:
@@ -140,9 +152,12 @@ def _pack_chunk(work: Work, chunk: _Chunk) -> list[Packed]:
             images[index] = _square(item, decoded, work)
             if labels is not None:
                 labels[index] = _square_labels(item, decoded, work)
-            packed.append(Packed(item, *decoded.image.size, decoded.files))
+            is_constant = bool((images[index] == images[index, :1, :1]).all())
+            remarks = decoded.remarks | (Remark.CONSTANT if is_constant else Remark.NONE)
+            packed.append(Packed(item, *decoded.image.size, decoded.files, remarks=remarks))
         except UserError as error:
-            packed.append(Packed(item, 0, 0, (), error.faults))
+            damaged = isinstance(error, DamagedFileError)
+            packed.append(Packed(item, 0, 0, (), error.faults, is_damaged=damaged))
     return packed
 
 

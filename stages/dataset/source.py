@@ -1,16 +1,17 @@
 """Interface of all data set readers: a list of images and a function that decodes one image."""
 
+import enum
 import hashlib
 import importlib
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from stages.dataset.listing import LeftOut
 from stages.dataset.truth import Kind
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.schema import Prepare
@@ -50,6 +51,29 @@ class RawFile:
     modified_ns: int = 0
 
 
+class Remark(enum.IntFlag):
+    """What a user should know of a file that was read; the text follows a number of files."""
+
+    NONE = 0
+    PAGES = 1
+    TRANSPARENT = 2
+    CONSTANT = 4
+    GRAY_PALETTE = 8
+
+    def text(self) -> str:
+        """The remark in words."""
+        return REMARKS[self]
+
+
+REMARKS = {
+    Remark.PAGES: "have several pages or frames; only the first is used",
+    Remark.TRANSPARENT: "have transparent pixels; they are laid over white",
+    Remark.CONSTANT: "have a single color; nothing can be learned from them",
+    Remark.GRAY_PALETTE: "are palette images whose colors are gray levels; the gray level is the class id, "
+    "not the palette index",
+}
+
+
 @dataclass(frozen=True)
 class Decoded:
     """One decoded image at its original size.
@@ -58,11 +82,13 @@ class Decoded:
         image: RGB.
         labels: class ids uint8 [rows, columns] of the same size, 255 = ignored; None without a label map.
         files: files that were read, the image first.
+        remarks: what the user should know of them.
     """
 
     image: Image.Image
     labels: np.ndarray | None
     files: tuple[RawFile, ...]
+    remarks: Remark = Remark.NONE
 
 
 Decode = Callable[[Item], Decoded]
@@ -80,7 +106,7 @@ class DataSet:
         other_files: files of the data set other than images and label maps.
         root: folder of the data set; None for generated data.
         notes: log lines on the lists and rules that selected the images.
-        skipped: number of skipped files for each reason.
+        left_out: files below the folder that are not used, by reason.
     """
 
     train: tuple[Item, ...]
@@ -91,7 +117,7 @@ class DataSet:
     other_files: tuple[RawFile, ...] = ()
     root: Path | None = None
     notes: tuple[str, ...] = ()
-    skipped: Mapping[str, int] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 MOST_BYTES = 1 << 30  # per file; larger images would exceed the pixel limit of Pillow
@@ -128,32 +154,19 @@ def is_unchanged(root: Path | None, file: RawFile) -> bool:
     return (status.st_size, status.st_mtime_ns) == (file.size_bytes, file.modified_ns)
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Yield all files below `folder`, including hidden ones, sorted per folder; follows links."""
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link to a visited folder, such as a parent
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(names))
-
-
 @dataclass
 class Findings:
     """Findings collected while listing a data set.
 
     Attributes:
         faults: user errors, one line each.
-        skipped: number of skipped files for each reason.
+        left_out: files that are not used, by reason.
         files: list files and class files that were read.
         notes: log lines.
     """
 
     faults: list[str] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut)
     files: list[RawFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -165,6 +178,10 @@ class Findings:
             return content.decode("utf-8-sig")
         except FileNotFoundError:
             self.faults.append(f"{root / name}: not found; add it with one name per line")
+        except OSError as error:
+            self.faults.append(
+                f"{root / name}: cannot be read ({error.strerror}); allow this user to read it"
+            )
         except UnicodeDecodeError:
             self.faults.append(f"{root / name}: is not UTF-8 text; save it as UTF-8")
         return ""

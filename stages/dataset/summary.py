@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.dataset.doubts import doubts_of_files, doubts_of_labels
 from stages.dataset.pack import Packed
 from stages.dataset.source import DataSet, RawFile, read_raw
 from stages.dataset.truth import IGNORED
@@ -29,18 +30,33 @@ def summarise(
     for labels in np.load(maps, mmap_mode="r"):
         counts += np.bincount(labels.ravel(), minlength=IGNORED + 1)
     labelled = int(counts[:IGNORED].sum())
+    kept_train, kept_val = ([one for one in rows if not one.faults] for rows in (train, val))
+    class_shares = {
+        name: int(count) / max(labelled, 1) for name, count in zip(data.class_names, counts, strict=False)
+    }
+    ignored_share = int(counts[IGNORED]) / int(counts.sum())
     return {
-        "train_images": len(data.train),
-        "val_images": len(data.val),
+        "train_images": len(kept_train),
+        "val_images": len(kept_val),
         "classes": len(data.class_names),
         "labelled_share": labelled / int(counts.sum()),
-        "ignored_share": int(counts[IGNORED]) / int(counts.sum()),
+        "ignored_share": ignored_share,
         "manifest_sha256": manifest,
-        "class_shares": {
-            name: int(count) / max(labelled, 1) for name, count in zip(data.class_names, counts, strict=False)
+        "class_shares": class_shares,
+        "sizes_px": {"train": _sizes(kept_train), "val": _sizes(kept_val)},
+        "notes": list(data.notes),
+        "left_out": {
+            reason: {"files": names.count, "examples": names.examples}
+            for reason, names in sorted(data.left_out.items())
         },
-        "sizes_px": {"train": _sizes(train), "val": _sizes(val)},
-        "skipped": dict(sorted(data.skipped.items())),
+        "warnings": [
+            *doubts_of_files(data, kept_train, kept_val),
+            *(
+                ()
+                if data.class_kinds or not data.class_names
+                else doubts_of_labels(class_shares, ignored_share)
+            ),
+        ],
     }
 
 

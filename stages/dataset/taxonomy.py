@@ -1,5 +1,7 @@
 """Mapping of label ids to classes: tables for published data sets, the identity for user data."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages.dataset.truth import IGNORED, Kind
+from stages.settings.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,30 @@ class Taxonomy:
         class_kinds: thing or stuff for each class id; empty if unknown.
         class_ids: class id of each label id, `IGNORED` for labels without a class.
         rule: description of the valid label ids, for messages.
+        colors: class id of each color 0xRRGGBB, for label maps that are drawn in colors; empty for ids.
+        known: label ids that may occur; None: all ids of `class_ids`.
     """
 
     class_names: tuple[str, ...]
     class_kinds: tuple[Kind, ...]
     class_ids: tuple[int, ...]
     rule: str
+    colors: tuple[tuple[int, int], ...] = ()
+    known: frozenset[int] | None = None
+
+    def of_colors(self, pixels: np.ndarray) -> np.ndarray:
+        """Convert RGB [rows, columns, 3] to class ids uint8.
+
+        Raises:
+            UserError: a color has no class.
+        """
+        codes = (pixels.astype(np.int64) << np.array([16, 8, 0])).sum(2)
+        values, places = np.unique(codes, return_inverse=True)
+        table = dict(self.colors)
+        if unknown := [value for value in values.tolist() if value not in table]:
+            shown = ", ".join(f"#{value:06x}" for value in unknown[:5])
+            raise UserError(f"has the color {shown}, which labels.csv does not list; add a line for it")
+        return np.array([table[value] for value in values.tolist()], np.uint8)[places].reshape(codes.shape)
 
     def to_class_ids(self, label_ids: np.ndarray) -> np.ndarray:
         """Convert known or `IGNORED` label ids to class ids uint8."""
@@ -33,6 +54,8 @@ class Taxonomy:
 
     def unknown(self, label_ids: np.ndarray) -> np.ndarray:
         """Return the sorted label ids that are unknown to the taxonomy."""
+        if self.known is not None:
+            return np.setdiff1d(label_ids, [*self.known, IGNORED])
         outside = (label_ids < 0) | (label_ids >= len(self.class_ids))
         return np.setdiff1d(label_ids[outside], [IGNORED])
 
@@ -42,6 +65,42 @@ def plain(class_names: tuple[str, ...]) -> Taxonomy:
     count = len(class_names)
     rule = f"classes.txt has {count} classes (ids 0 to {count - 1}, and {IGNORED} = ignored)"
     return Taxonomy(class_names, (), tuple(range(count)), rule)
+
+
+def mapped(class_names: tuple[str, ...], text: str) -> Taxonomy:
+    """Build a taxonomy from labels.csv of user data: the header value,class and one line per value.
+
+    A value is a number of the label maps or a color #rrggbb. The class is a name of classes.txt; it is empty
+    for values that are ignored.
+
+    Raises:
+        UserError: the first fault, without the name of the file.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or lines[0].replace(" ", "") != "value,class":
+        raise UserError("must begin with the line value,class")
+    ids, colors = {}, {}
+    for number, line in enumerate(lines[1:], start=2):
+        value, _, name = (part.strip() for part in line.partition(","))
+        if name and name not in class_names:
+            raise UserError(f"line {number}: {name!r} is not in classes.txt")
+        class_id = class_names.index(name) if name else IGNORED
+        if re.fullmatch(r"#[0-9a-fA-F]{6}", value):
+            colors[int(value[1:], 16)] = class_id
+        elif re.fullmatch(r"\d{1,3}", value) and int(value) <= IGNORED:
+            ids[int(value)] = class_id
+        else:
+            raise UserError(
+                f"line {number}: the value {value!r} is neither a number 0 to 255 nor a color #rrggbb"
+            )
+    table = tuple(ids.get(value, IGNORED) for value in range(IGNORED + 1))
+    rule = f"labels.csv lists {len(ids)} values; add a line for it"
+    return Taxonomy(class_names, (), table, rule, tuple(colors.items()), frozenset(ids))
+
+
+def written(color: Iterable[int]) -> str:
+    """A color as in labels.csv."""
+    return "#" + "".join(f"{part:02x}" for part in [*color][:3])
 
 
 def read_taxonomy(path: Path) -> Taxonomy:

@@ -57,7 +57,12 @@ def data_tables(summary: Mapping[str, Any]) -> dict[str, Any]:
             {"name": name, "share": _percent(share)} for name, share in summary["class_shares"].items()
         ],
         "ignored": _percent(summary["ignored_share"]),
-        "skipped": [{"reason": reason, "count": count} for reason, count in summary["skipped"].items()],
+        "left_out": [
+            {"reason": reason, "count": names["files"], "examples": ", ".join(names["examples"])}
+            for reason, names in summary["left_out"].items()
+        ],
+        "notes": summary["notes"],
+        "warnings": summary["warnings"],
     }
 
 

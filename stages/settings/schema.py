@@ -72,6 +72,7 @@ class Prepare(Section):
         "own", "cocostuff27", "cocostuff15", "cocostuff171", "cityscapes27", "cityscapes19", "cityscapes7"
     ]
     train_px: Annotated[int, Field(ge=16)]
+    most_damaged: Fraction
     split: SplitRule
     cocostuff: CocoStuff
     cityscapes: Cityscapes

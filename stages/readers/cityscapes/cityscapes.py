@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.dataset.decode import FileDecoder
-from stages.dataset.source import DataSet, Findings, Item, listed, walk
+from stages.dataset.listing import walk
+from stages.dataset.source import DataSet, Findings, Item, listed
 from stages.dataset.taxonomy import read_taxonomy
 from stages.settings.errors import UserError
 from stages.settings.schema import Prepare
@@ -60,13 +61,14 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
     return DataSet(
         _tiled(learned, tiles), _tiled(scored, tiles), taxonomy.class_names,
         FileDecoder(root, taxonomy, upright=False), taxonomy.class_kinds,
-        root=root, notes=tuple(found.notes), skipped=found.skipped,
+        root=root, notes=tuple(found.notes), left_out=found.left_out,
     )  # fmt: skip
 
 
 def _list(root: Path, split: str, found: Findings) -> list[Item]:
     folder = root / "leftImg8bit" / split
-    names = [path.relative_to(folder).as_posix() for path in walk(folder)] if folder.is_dir() else []
+    paths = walk(folder, found.left_out, root) if folder.is_dir() else ()
+    names = [path.relative_to(folder).as_posix() for path in paths]
     ids = [name.removesuffix(IMAGE) for name in names if name.endswith(IMAGE)]
     expected = CITYSCAPES_IMAGES[split]
     if not ids:
@@ -74,8 +76,9 @@ def _list(root: Path, split: str, found: Findings) -> list[Item]:
             f"{folder}: has no *{IMAGE}; the {expected:,} images are in {CITYSCAPES_ARCHIVES[split]}, "
             f"{CITYSCAPES} (login)"
         )
-    if len(names) > len(ids):
-        found.skipped[f"{split}: not *{IMAGE}"] += len(names) - len(ids)
+    for name in names:
+        if not name.endswith(IMAGE):
+            found.left_out.add(f"not *{IMAGE}", f"leftImg8bit/{split}/{name}")
     whole = "all" if len(ids) == expected else f"of {expected:,}; not comparable with published results"
     found.notes.append(f"leftImg8bit/{split}: {len(ids):,} images, {whole}")
     return [Item(f"{split}/{id_}", f"leftImg8bit/{split}/{id_}{IMAGE}") for id_ in ids]

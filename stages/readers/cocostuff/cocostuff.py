@@ -44,7 +44,7 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
     decode = FileDecoder(root, taxonomy, upright=settings.protocol == "own")
     return DataSet(
         train, val, taxonomy.class_names, decode, taxonomy.class_kinds,
-        tuple(found.files), root, tuple(found.notes), found.skipped,
+        tuple(found.files), root, tuple(found.notes), found.left_out,
     )  # fmt: skip
 
 
@@ -66,8 +66,8 @@ def _list_split(root: Path, split: str, list_name: str, found: Findings) -> tupl
                 f"{root / folder}: {len(absent):,} of the {len(chosen):,} images of curated/{split}/"
                 f"{list_name}.txt are missing ({listed(absent)}); {_origin(root, f'{split} images')}"
             )
-        if present - chosen:
-            found.skipped[f"{split}: not in the list"] += len(present - chosen)
+        for id_ in sorted(present - chosen):
+            found.left_out.add("not in the curated list", f"{folder}/{id_}.jpg")
     return tuple(Item(id_, f"{folder}/{id_}.jpg") for id_ in sorted(chosen))
 
 

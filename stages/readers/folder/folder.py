@@ -3,23 +3,40 @@
     root/images/**               jpg, png, webp, bmp or tif; the image id is the path without the suffix
     root/labels/**/<id>.png      class id per pixel, 255 = ignored; for all validation images or none
     root/classes.txt             one class name per line, starting with class id 0
+    root/labels.csv              optional: value,class for label maps with other values or colors #rrggbb
 
 Images are split into training and validation by folder (images/train, images/val, labels/val), by lists
 (train.txt and val.txt with one id or path below images/ per line), or randomly (by a fraction and a seed).
-Label maps of training images are never read.
+Label maps of training images are never read. docs/files.md says what is done with every oddity.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.dataset.decode import SUFFIXES, FileDecoder
-from stages.dataset.source import DataSet, Findings, Item, listed, walk
-from stages.dataset.taxonomy import plain
+from stages.dataset.decode import FileDecoder
+from stages.dataset.listing import (
+    ELSEWHERE,
+    SPARE_LABELS,
+    SUFFIXES,
+    TRAIN_LABELS,
+    UNLISTED,
+    is_odd,
+    list_images,
+    nearest,
+    normal,
+    printable,
+)
+from stages.dataset.source import DataSet, Findings, Item, listed
+from stages.dataset.taxonomy import Taxonomy, mapped, plain
 from stages.dataset.truth import IGNORED
 from stages.readers.folder.splitting import SPLITS, by_lists, by_lot
 from stages.settings.errors import UserError
 from stages.settings.schema import Prepare
+
+CLASSES, MAPPING = "classes.txt", "labels.csv"
+RESERVED = (CLASSES, MAPPING, "train.txt", "val.txt")  # files of the data set itself
+NO_CLASS = "__ignore__"  # labelme's name of id -1, the first line of its class files
 
 
 def list_data(root: Path, settings: Prepare) -> DataSet:
@@ -36,31 +53,35 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
         raise UserError(
             f"{root}: no such folder; set prepare.path in params.yaml to the folder that contains images/"
         )
-    found, below, split = Findings(), "", settings.split
+    found, split = Findings(), settings.split
+    names = list_images(root, found.left_out, RESERVED)
     if split.by == "folder":
-        train, val = (_list_images(root, f"images/{name}", found) for name in SPLITS)
-        below = "/val"
+        train, val = (_images(root, f"images/{part}", names, found) for part in SPLITS)
+        labels = "labels/val"
     else:
-        images = _list_images(root, "images", found)
+        images = _images(root, "images", names, found)
         train, val = (
             by_lists(root, images, found)
             if split.by == "lists"
             else by_lot(images, split.val_fraction, split.seed, found)
         )
-    class_names: tuple[str, ...] = ()
-    if (root / f"labels{below}").is_dir():
-        val = tuple(Item(item.id, item.source, f"labels{below}/{item.id}.png") for item in val)
-        _check_labels(root, f"labels{below}", val, found)
-        class_names = _read_classes(root, found)
+        labels = "labels"
+    taxonomy, maps = plain(()), _label_maps(labels, names)
+    if (root / labels).is_dir():
+        val = _with_labels(root, labels, val, maps, found)
+        taxonomy = _read_taxonomy(root, found)
+    _name_the_rest(names, train, val, UNLISTED if split.by == "lists" else ELSEWHERE, found)
     found.raise_faults()
-    decode = FileDecoder(root, plain(class_names), upright=settings.protocol == "own")
+    decode = FileDecoder(root, taxonomy, upright=settings.protocol == "own")
     return DataSet(
-        train, val, class_names, decode, other_files=tuple(found.files), root=root, skipped=found.skipped
-    )
+        train, val, taxonomy.class_names, decode, other_files=tuple(found.files), root=root,
+        notes=tuple(found.notes), left_out=found.left_out,
+    )  # fmt: skip
 
 
-def _list_images(root: Path, below: str, found: Findings) -> tuple[Item, ...]:
-    folder = root / below
+def _images(root: Path, below: str, names: Sequence[str], found: Findings) -> tuple[Item, ...]:
+    """The images below a folder, by id."""
+    folder, before = root / below, len(found.faults)
     if not folder.is_dir():
         purpose = {
             "images/train": "training images",
@@ -69,17 +90,14 @@ def _list_images(root: Path, below: str, found: Findings) -> tuple[Item, ...]:
         found.faults.append(f"{folder}: no such folder; put the {purpose.get(below, 'images')} in it")
         return ()
     ids = defaultdict(list)
-    for path in walk(folder):
-        name = path.relative_to(folder).as_posix()
-        if path.name.startswith("."):
-            found.skipped["hidden"] += 1
-        elif path.suffix.lower() not in SUFFIXES:
-            found.skipped["no image by its suffix"] += 1
-        elif not name.isprintable():  # includes names that are not UTF-8
-            found.faults.append(f"{below}/{name!a}: the name has unprintable characters; rename it")
-        else:
-            ids[name.removesuffix(path.suffix)].append(f"{below}/{name}")
-    if not ids:
+    for name in names:
+        if name.startswith(f"{below}/"):
+            if is_odd(name):
+                found.faults.append(
+                    f"{printable(name)}: the name has control characters or is not UTF-8; rename it"
+                )
+            ids[name.removeprefix(f"{below}/").removesuffix(Path(name).suffix)].append(name)
+    if not ids and len(found.faults) == before:
         found.faults.append(f"{folder}: has no images ({', '.join(SUFFIXES)}); add images")
     for id_, sources in ids.items():
         if len(sources) > 1:
@@ -87,22 +105,73 @@ def _list_images(root: Path, below: str, found: Findings) -> tuple[Item, ...]:
     return tuple(Item(id_, ids[id_][0]) for id_ in sorted(ids))
 
 
-def _check_labels(root: Path, below: str, items: Sequence[Item], found: Findings) -> None:
-    missing = [str(item.labels) for item in items if not (root / str(item.labels)).is_file()]
+def _label_maps(below: str, names: Sequence[str]) -> dict[str, str]:
+    """Label maps below a folder, by their id in composed form."""
+    return {
+        normal(name.removeprefix(f"{below}/").removesuffix(Path(name).suffix)): name
+        for name in names
+        if name.startswith(f"{below}/") and name.lower().endswith(".png")
+    }
+
+
+def _with_labels(
+    root: Path, below: str, val: Sequence[Item], maps: dict[str, str], found: Findings
+) -> tuple[Item, ...]:
+    """Give every validation image its label map; names match in any Unicode normal form."""
+    labelled = tuple(Item(item.id, item.source, maps.get(normal(item.id))) for item in val)
+    missing = [f"{below}/{item.id}.png" for item in labelled if item.labels is None]
     if missing:
+        near = nearest(normal(missing[0]), maps.values())
         found.faults.append(
-            f"{root / below}: {len(missing)} of {len(items)} validation images have no label map "
-            f"({listed(missing)}); label all of them, or remove the folder"
+            f"{root / below}: {len(missing)} of {len(val)} validation images have no label map "
+            f"({listed(missing)}){near}; label all of them, or remove the folder"
         )
+    return labelled
+
+
+def _name_the_rest(
+    names: Sequence[str], train: Sequence[Item], val: Sequence[Item], reason: str, found: Findings
+) -> None:
+    """Count the images that are in no split, for `reason`, and the label maps that are never read."""
+    used = {name for item in (*train, *val) for name in (item.source, item.labels)}
+    learned = {normal(item.id) for item in train}
+    for name in names:
+        if name in used:
+            continue
+        top, _, inner = name.partition("/")
+        if top == "labels":
+            id_ = normal(inner.removesuffix(Path(name).suffix))
+            is_train = id_ in learned or id_.removeprefix("train/") in learned
+            found.left_out.add(TRAIN_LABELS if is_train else SPARE_LABELS, name)
+        else:
+            found.left_out.add(reason if top == "images" else ELSEWHERE, name)
+
+
+def _read_taxonomy(root: Path, found: Findings) -> Taxonomy:
+    names = _read_classes(root, found)
+    if not (root / MAPPING).is_file():
+        return plain(names)
+    text = found.read_text(root, MAPPING)
+    try:
+        return mapped(names, text)
+    except UserError as fault:
+        found.faults.append(f"{root / MAPPING}: {fault}")
+        return plain(names)
 
 
 def _read_classes(root: Path, found: Findings) -> tuple[str, ...]:
-    path, faults = root / "classes.txt", found.faults
+    path, faults = root / CLASSES, found.faults
     if not path.is_file():
         faults.append(f"{path}: not found, but there are label maps; add it with one class name per line")
         return ()
     before = len(faults)
-    names = tuple(line.strip() for line in found.read_text(root, "classes.txt").rstrip().splitlines())
+    names = tuple(line.strip() for line in found.read_text(root, CLASSES).rstrip().splitlines())
+    if names and names[0] == NO_CLASS:
+        found.notes.append(
+            f"{CLASSES}: line 1 is {NO_CLASS}, labelme's name of what has no class; class id 0 is line 2, "
+            f"{', '.join(names[1:2])}"
+        )
+        names = names[1:]
     if not names and len(faults) == before:
         faults.append(f"{path}: is empty; add one class name per line, starting with class id 0")
     if "" in names:

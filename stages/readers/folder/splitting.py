@@ -1,9 +1,10 @@
 """Split of user images into training and validation, by list files or at random."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from stages.core.seeds import numpy_generator
+from stages.dataset.listing import nearest, normal
 from stages.dataset.source import Findings, Item, listed
 
 SPLITS = ("train", "val")
@@ -24,16 +25,18 @@ def by_lists(
     root: Path, images: Sequence[Item], found: Findings
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     """Split images by list files of ids or paths below images/; their order does not matter."""
-    known = {name: item for item in images for name in (item.id, item.source.removeprefix("images/"))}
+    known = {normal(name): item for item in images for name in (item.id, item.source.removeprefix("images/"))}
     chosen: list[dict[str, Item]] = []
     for split in SPLITS:
         path = root / f"{split}.txt"
-        names = [line.strip() for line in found.read_text(root, path.name).splitlines() if line.strip()]
-        unknown = [name for name in names if name not in known]
+        lines = [line.strip() for line in found.read_text(root, path.name).splitlines() if line.strip()]
+        names = [_below_images(line, known) for line in lines]
+        unknown = [line for line, name in zip(lines, names, strict=True) if name not in known]
         if unknown:
+            near = nearest(_below_images(unknown[0], known), known)
             found.faults.append(
                 f"{path}: {len(unknown)} of {len(names)} lines match no image below images/ "
-                f"({listed(unknown)}); correct the list or add the images"
+                f"({listed(unknown)}){near}; correct the list or add the images"
             )
         elif not names and path.is_file():
             found.faults.append(f"{path}: is empty; add one image per line")
@@ -44,11 +47,14 @@ def by_lists(
             f"{root}: train.txt and val.txt share {len(both)} images ({listed(both)}); training and "
             "validation images must differ: remove each image from one of the lists"
         )
-    unlisted = len(images) - len(set(chosen[0]) | set(chosen[1]))
-    if unlisted:
-        found.skipped["in neither list"] += unlisted
     train, val = (tuple(split[id_] for id_ in sorted(split)) for split in chosen)
     return train, val
+
+
+def _below_images(line: str, known: Collection[str]) -> str:
+    """A line of a list as a path below images/: lists come with quotes, backslashes, or longer paths."""
+    name = normal(line.strip("\"'").replace("\\", "/")).removeprefix("./")
+    return name if name in known else f"/{name}".rpartition("/images/")[2].removeprefix("/")
 
 
 def by_lot(

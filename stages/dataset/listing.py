@@ -1,0 +1,203 @@
+"""Lists the images below a folder; everything else is counted under its reason, with names.
+
+`prepare` and `segment` list with the same rules.
+"""
+
+import difflib
+import json
+import os
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of images that are read
+# Suffixes of pictures that are not read; all other files are no pictures.
+OTHER_PICTURES = {
+    ".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jxl", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".exr",
+    ".hdr", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm", ".nii",
+    ".ico", ".eps", ".pdf", ".mp4", ".mov", ".avi",
+}  # fmt: skip
+# Folders that file managers, network drives and archives make.
+SYSTEM_FOLDERS = {
+    "@eaDir", "@Recycle", "#recycle", "#snapshot", ".thumbnails", "__MACOSX", "$RECYCLE.BIN", "lost+found",
+    "System Volume Information",
+}  # fmt: skip
+# Endings of the names of label maps that annotation tools write beside their images: x.jpg and x_mask.png.
+MASK_WORDS = (
+    "mask", "masks", "seg", "segmentation", "label", "labels", "gt", "instance", "instances", "semantic",
+)  # fmt: skip
+MASK_ENDINGS = tuple(f"{sign}{word}" for sign in "_-." for word in MASK_WORDS)
+MANIFEST = "segment.json"  # in a folder that `segment` has written: the names of its files
+WRITER = "fs4 segment"  # value of the key `written_by` of a manifest
+
+# Reasons. Those in SUSPECT may be pictures that the user wants; a large share of them is a warning.
+HIDDEN = "hidden, or made by the system"
+MASK = "label map beside its image, by its name"
+OWN_OUTPUT = "written by segment"
+NO_PICTURE = "no picture by its suffix"
+OTHER_FORMAT = "picture of a format that is not read; convert it to PNG or JPEG"
+BROKEN_LINK = "link to nothing"
+NO_ENTRY = "folder that this user may not read"
+SAME_NAME = "same name as another image but for the suffix"
+ELSEWHERE = "image outside of the folders that are read"
+UNLISTED = "in neither list"
+SPARE_LABELS = "label map without an image"
+TRAIN_LABELS = "label map of a training image, never read"
+BAD = "damaged"
+SUSPECT = (OTHER_FORMAT, BROKEN_LINK, NO_ENTRY, SAME_NAME, ELSEWHERE, UNLISTED, SPARE_LABELS, BAD)
+
+MOST_EXAMPLES = 3
+
+
+@dataclass
+class Names:
+    """How many files share a reason, and the first of their names."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        more = f", ... ({self.count:,} in all)" if self.count > len(self.examples) else ""
+        return ", ".join(self.examples) + more
+
+
+class LeftOut(dict[str, Names]):
+    """Files that are not used, by reason."""
+
+    def add(self, reason: str, name: str) -> None:
+        """Count one file; names that are not UTF-8 are escaped."""
+        names = self.setdefault(reason, Names())
+        names.count += 1
+        if len(names.examples) < MOST_EXAMPLES:
+            names.examples.append(printable(name))
+
+    def suspects(self) -> int:
+        """Number of files that the user may want to be used."""
+        return sum(names.count for reason, names in self.items() if reason in SUSPECT)
+
+
+def printable(name: str) -> str:
+    """A name as it can be printed: control characters and bytes that are not UTF-8 are escaped."""
+    return ascii(name) if is_odd(name) else name
+
+
+def is_odd(name: str) -> bool:
+    """Whether a name has control characters or is not UTF-8; spaces of any kind are no fault."""
+    return any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name)
+
+
+def normal(name: str) -> str:
+    """The composed form of a name: file systems of a Mac store accents decomposed."""
+    return unicodedata.normalize("NFC", name)
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """The two names that are most like `name`, and in what they differ, for a message; empty without any."""
+    close = difflib.get_close_matches(name, list(candidates), n=2, cutoff=0.6)
+    return (
+        "; the nearest are " + " and ".join(f"{one} ({_difference(name, one)})" for one in close)
+        if close
+        else ""
+    )
+
+
+def _difference(name: str, other: str) -> str:
+    one, two = PurePosixPath(name), PurePosixPath(other)
+    if name.lower() == other.lower():
+        return "other upper and lower case"
+    if one.name == two.name:
+        return "another folder"
+    if one.stem == two.stem:
+        return "another suffix"
+    return "another name"
+
+
+def walk(folder: Path, left_out: LeftOut, base: Path) -> Iterator[Path]:
+    """Yield all files below `folder`, sorted per folder; follows links, and enters no folder twice.
+
+    Args:
+        folder: where to start.
+        left_out: takes folders that cannot be read or belong to the system, broken links and hidden files.
+        base: names in `left_out` are relative to it.
+    """
+    seen = set()
+
+    def unreadable(error: OSError) -> None:
+        left_out.add(NO_ENTRY, os.path.relpath(error.filename, base))
+
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a visited folder, such as a parent
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in [name for name in folders if name.startswith(".") or name in SYSTEM_FOLDERS]:
+            folders.remove(name)
+            left_out.add(HIDDEN, os.path.relpath(Path(parent, name), base) + "/")
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            if name.startswith("."):
+                left_out.add(HIDDEN, os.path.relpath(path, base))
+            elif path.is_symlink() and not os.path.exists(path):
+                left_out.add(BROKEN_LINK, os.path.relpath(path, base))
+            else:
+                yield path
+
+
+def list_images(folder: Path, left_out: LeftOut, reserved: Collection[str] = ()) -> list[str]:
+    """The images below `folder`, relative to it, with slashes, sorted per folder.
+
+    Args:
+        folder: folder of images.
+        left_out: takes everything that is no image, with its reason.
+        reserved: files that are neither images nor left out.
+    """
+    by_parent: dict[Path, list[Path]] = {}
+    for path in walk(folder, left_out, folder):
+        by_parent.setdefault(path.parent, []).append(path)
+    images = []
+    for parent, paths in by_parent.items():
+        own = own_outputs(parent)
+        pictures = {path.stem for path in paths if path.suffix.lower() in SUFFIXES}
+        for path in paths:
+            name = path.relative_to(folder).as_posix()
+            if name in reserved:
+                continue
+            if reason := _reason(path, pictures, own):
+                left_out.add(reason, name)
+            else:
+                images.append(name)
+    return images
+
+
+def _reason(path: Path, pictures: set[str], own: frozenset[str]) -> str | None:
+    """Why a file is not used as an image, or None."""
+    suffix = path.suffix.lower()
+    if path.name in own or path.name == MANIFEST:
+        return OWN_OUTPUT
+    if suffix not in SUFFIXES:
+        return OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE
+    base = next((path.stem.removesuffix(end) for end in MASK_ENDINGS if path.stem.endswith(end)), None)
+    return MASK if base and base in pictures else None
+
+
+def own_outputs(folder: Path) -> frozenset[str]:
+    """Names of the files in a folder that `segment` has written; the manifest lies here or further up."""
+    for above in (folder, *folder.parents):
+        if (above / MANIFEST).is_file():
+            inside = folder.relative_to(above)
+            return frozenset(Path(name).name for name in read_manifest(above) if Path(name).parent == inside)
+    return frozenset()
+
+
+def read_manifest(folder: Path) -> frozenset[str]:
+    """Names, relative to the folder, of the files that `segment` has written; empty without a manifest."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return frozenset()
+    if not isinstance(content, dict) or content.get("written_by") != WRITER:
+        return frozenset()
+    return frozenset(map(str, content.get("files", ())))
