@@ -27,6 +27,7 @@ from stages.settings.errors import UserError, grouped, raise_faults
 from stages.settings.params import check_data_size, load
 
 KEYS = ("size_px", "prepare")
+PINS = ["prepare.manifest_sha256", "prepare.most_damaged"]  # checks, which change no packed image
 MOST_FAULTS = 20  # maximum number of faults in one message
 SPARE_BYTES = 1 << 24  # disk space for the index files and the file system, besides the arrays
 TRAIN, VAL, MAPS = "train.npy", "val.npy", "maps.npy"  # arrays in the state folder
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"prepare: {note}", flush=True)
     names = hashlib.sha256(repr((data.train, data.val)).encode()).hexdigest()
     interval = params.runtime.checkpoint_seconds
-    state = StageState(watch, interval_seconds=interval, data=names, pins=["prepare.manifest_sha256"])
+    state = StageState(watch, interval_seconds=interval, data=names, pins=PINS)
     _check_disk_space(args.train_images, state.folder, data, params)
     train, val = _pack(state, data, params)
     packed = (*train, *val)

@@ -46,6 +46,7 @@ TINY: dict[str, Any] = {
     "prepare.split.by": "folder",
     "pretrain.method": "mocov2",
     "pretrain.init": "",
+    "pretrain.init_key": "",
     "pretrain.init_sha256": "",
     "pretrain.epochs": 2,
     "pretrain.batch_size": 8,

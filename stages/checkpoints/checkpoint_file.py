@@ -3,7 +3,8 @@
 import argparse
 import hashlib
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from stages.backbone.resnet import BLOCKS
 from stages.backbone.vit import DEPTH, NUM_HEADS
 from stages.settings.errors import UserError
 
-# Keys under which training programs store the network; DINO is evaluated with the teacher.
-CONTAINERS = ("state_dict", "model", "teacher", "student", "backbone", "network")
+NO_NETWORKS = ("optimizer", "optimizer_state_dict", "optimizers", "scheduler", "amp", "scaler")
+COMPILED = "_orig_mod."  # in the names of networks that torch.compile has wrapped
+LFS_POINTER = b"version https://git-lfs"
 MOST_CHARACTERS = 200  # maximum length of a quoted reader error
 
 
@@ -42,18 +44,21 @@ def check_sha256(path: Path, pinned: str) -> str:
     return found
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """All tensors of the network in a .safetensors file or a PyTorch file.
+def read_networks(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The networks in a .safetensors file or a PyTorch file: their tensors, by the keys that lead to them.
+
+    Training programs store several mappings of tensors in one file, such as `student` and `teacher`, or
+    `state_dict` within `model`. A file that is one mapping of tensors has the key ''.
 
     Raises:
         UserError: the file is not a checkpoint, is truncated, contains code, or has no tensors.
     """
-    tensors = _network(_load(path))
-    if not tensors:
+    networks = dict(_networks(_load(path), ""))
+    if not networks:
         raise UserError(
             f"{path}: contains no named tensors, so it is not a network checkpoint; save the state_dict"
         )
-    return tensors
+    return networks
 
 
 def _load(path: Path) -> Any:
@@ -65,56 +70,100 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # invalid bytes can raise any type of error
         reason = " ".join(str(error).split())[:MOST_CHARACTERS]
+        seems = _what_it_is(path, reason)
         raise UserError(
-            f"{path}: cannot be loaded as a checkpoint without executing code from it "
+            f"{path}: {seems}cannot be loaded as a checkpoint without executing code from it "
             f"({type(error).__name__}: {reason}); download it again, or save only its state_dict"
         ) from error
 
 
-def _network(content: Any) -> dict[str, Tensor]:
-    """Unwrap the containers of training programs and return the tensors."""
-    while isinstance(content, Mapping):
-        inner = [content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)]
-        if not inner:
-            return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        content = inner[0]
-    return {}
+def _what_it_is(path: Path, reason: str) -> str:
+    """What a file that is no checkpoint looks like, for a message; empty if it looks like nothing known."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    size = path.stat().st_size
+    if not start:
+        return "is empty, "
+    if start.startswith(LFS_POINTER):
+        return "is a Git LFS pointer in place of the file (run `git lfs pull` where it comes from), "
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not the file that its address promises, "
+    is_cut_zip = start.startswith(b"PK") and not zipfile.is_zipfile(path)
+    is_cut = is_cut_zip or "incomplete metadata" in reason  # of safetensors
+    return f"is truncated, at {size:,} bytes, " if is_cut else ""
+
+
+def _networks(content: Any, keys: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Find all mappings that hold tensors under names."""
+    if not isinstance(content, Mapping):
+        return
+    tensors = {
+        str(name).replace(COMPILED, ""): value for name, value in content.items() if isinstance(value, Tensor)
+    }
+    if tensors:
+        yield keys, tensors
+    for name, inner in content.items():
+        if isinstance(name, str) and name not in NO_NETWORKS:
+            yield from _networks(inner, f"{keys}.{name}" if keys else name)
 
 
 PUBLISHED_WIDTH = 64
 CONVOLUTIONS = {1: 2, 4: 3}  # number per residual block, by block expansion
-# Prefixes of momentum (EMA) networks, used only if the file has no other network.
-MOMENTUM = ("encoder_k", "momentum")
+# Words of the names of networks, by what is taken first. Teachers and averages of DINO and its kind are what
+# their authors evaluate; the momentum encoder of MoCo is not.
+FIRST, LAST = ("teacher", "ema"), ("student",)
+NEVER = ("encoder_k", "momentum")  # only if the file has no other network
 
 
 class Recognised(NamedTuple):
     """A trunk among the tensors of a file."""
 
+    keys: str  # that lead to its mapping of tensors
+    tensors: dict[str, Tensor]  # of this mapping
     prefix: str  # prefix of its tensor names
     about: dict[str, Any]  # settings of `backbone` inferred from names and shapes
 
+    @property
+    def name(self) -> str:
+        """How the network is called in the file: keys and prefix."""
+        return f"{self.keys}.{self.prefix}" if self.keys else self.prefix
 
-def recognise(tensors: Mapping[str, Tensor], arch: str, width: int) -> Recognised | None:
-    """Find the trunk in a file, or None; prefers the network trained by gradients over momentum copies.
+
+def recognise(
+    networks: Mapping[str, dict[str, Tensor]], arch: str, width: int, key: str = ""
+) -> list[Recognised]:
+    """Find the trunks in a file, the one to take first: teachers and averages, then others, then students.
 
     Args:
-        tensors: tensors of the file, by name.
+        networks: of `read_networks`.
         arch: expected architecture.
         width: expected width; the tensor shapes of a ViT do not determine its number of heads, so the
             expected architecture and width are accepted if they fit.
+        key: part of the name of the network to take; '' for the order above.
     """
     anchors = {"layer4.0.conv1.weight": "resnet", "patch_embed.proj.weight": "vit"}
-    found = [
-        (name.removesuffix(anchor), family)
-        for name in tensors
-        for anchor, family in anchors.items()
-        if name == anchor or name.endswith(f".{anchor}")
-    ]
-    if not found:
-        return None
-    prefix, family = min(found, key=lambda place: any(word in place[0] for word in MOMENTUM))
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    return Recognised(prefix, _resnet(own) if family == "resnet" else _vit(own, arch, width))
+    found = []
+    for keys, tensors in networks.items():
+        places = [
+            (name.removesuffix(anchor), family)
+            for name in tensors
+            for anchor, family in anchors.items()
+            if name == anchor or name.endswith(f".{anchor}")
+        ]
+        for prefix, family in places:
+            own = {
+                name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+            }
+            about = _resnet(own) if family == "resnet" else _vit(own, arch, width)
+            found.append(Recognised(keys, tensors, prefix, about))
+    return sorted((one for one in found if key in one.name), key=lambda one: _rank(one.name))
+
+
+def _rank(name: str) -> int:
+    words = set(re.split(r"[._]", name.lower()))
+    if any(word in name for word in NEVER):
+        return 3
+    return 0 if words & set(FIRST) else 2 if words & set(LAST) else 1
 
 
 def _resnet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

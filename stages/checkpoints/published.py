@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.backbone.trunk import Trunk
 from stages.backbone.vit import resample_positions
-from stages.checkpoints.checkpoint_file import check_sha256, read_checkpoint, recognise
+from stages.checkpoints.checkpoint_file import Recognised, check_sha256, read_networks, recognise
 from stages.core.seeds import derive
 from stages.runtime.progress import say
 from stages.settings.errors import UserError
@@ -48,7 +48,7 @@ class Published:
         trunk: trunk tensors, by the names of this project.
         heads: projection head, prototypes, classifier, by the names of `heads`.
         sha256: of the file.
-        prefix: prefix of the trunk's tensor names in the file.
+        prefix: how the network is called in the file: keys, then the prefix of its tensor names.
         missing: trunk tensors that the file lacks; they keep their initialization.
         unexpected: tensors of the file with unknown names.
     """
@@ -89,26 +89,26 @@ class Published:
         }
 
 
-def read_published(path: Path, settings: Backbone, pinned_sha256: str) -> Published:
+def read_published(path: Path, settings: Backbone, pinned_sha256: str, key: str = "") -> Published:
     """Read a checkpoint for the architecture that params.yaml names.
 
     Args:
         path: of the file.
         settings: the architecture.
         pinned_sha256: required SHA-256 of the file; '' accepts any file.
+        key: part of the name of the network to take, if the file has several; '' for a choice by name.
 
     Raises:
         UserError: the file has another hash, cannot be read, has another architecture, or contains less than
             99 % of the trunk.
     """
     sha256 = check_sha256(path, pinned_sha256)
-    tensors = {_unchunked(name): value for name, value in read_checkpoint(path).items()}
-    found = recognise(tensors, settings.arch, settings.width)
-    if found is None:
-        raise UserError(
-            f"{path}: its tensor names match neither a ResNet nor a ViT ({_some(list(tensors))}); "
-            "pretrain.init supports only these two"
-        )
+    networks = {
+        keys: {_unchunked(name): value for name, value in tensors.items()}
+        for keys, tensors in read_networks(path).items()
+    }
+    found = _choose(path, networks, settings, key)
+    tensors = found.tensors
     _check_architecture(path, found.about, settings)
     with torch.device("meta"):
         whole = build_backbone(describe(settings)).state_dict()
@@ -122,7 +122,34 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str) -> Publis
     others = [name for name in tensors if name.removeprefix(prefix) not in trunk]
     unexpected = [name for name in others if not BESIDE & set(name.split("."))]
     heads = _heads({name.removeprefix(prefix): tensors[name] for name in others}, prefix)
-    return Published(trunk, heads, sha256, prefix, tuple(missing), tuple(unexpected))
+    return Published(trunk, heads, sha256, found.name, tuple(missing), tuple(unexpected))
+
+
+def _choose(
+    path: Path, networks: Mapping[str, dict[str, Tensor]], settings: Backbone, key: str
+) -> Recognised:
+    """The network to take; says so if there are several.
+
+    Raises:
+        UserError: the file has none, or none of that name.
+    """
+    found = recognise(networks, settings.arch, settings.width)
+    if not found:
+        names = max(networks.values(), key=len)
+        raise UserError(
+            f"{path}: its tensor names match neither a ResNet nor a ViT ({_some(list(names))}); "
+            "pretrain.init supports only these two"
+        )
+    chosen = recognise(networks, settings.arch, settings.width, key)
+    if not chosen:
+        raise UserError(
+            f"pretrain.init_key: {key!r} is in no name of a network of {path}; it has "
+            f"{', '.join(repr(one.name) for one in found)}"
+        )
+    if len(found) > 1:
+        others = ", ".join(repr(one.name) for one in found if one.name != chosen[0].name)
+        say("pretrain", network=repr(chosen[0].name), others=others, choose_with="pretrain.init_key")
+    return chosen[0]
 
 
 def _unchunked(name: str) -> str:
@@ -209,8 +236,8 @@ def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
         UserError: the file does not match, or lacks a classifier that the method needs.
     """
     for path in init_path(settings):
-        start = read_published(path, backbone, settings.init_sha256)
-        say("pretrain", init=path, prefix=repr(start.prefix), **start.report())
+        start = read_published(path, backbone, settings.init_sha256, settings.init_key)
+        say("pretrain", init=path, network=repr(start.prefix), **start.report())
         for kind, names in (("missing", start.missing), ("unexpected", start.unexpected)):
             if names:
                 say("pretrain", **{kind: ", ".join(names)})

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 from stages.settings.errors import UserError
 
 DETAILS = "details"  # key in a metrics file for all figures outside the headline
+FILL_BYTES = 1 << 24  # of zeros that are written at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
@@ -154,7 +155,14 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
     """
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
     with path.open("rb+") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        size = path.stat().st_size
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS; what is written takes its space
+            start = file.seek(0, os.SEEK_END) - int(np.prod(shape)) * np.dtype(dtype).itemsize
+            file.seek(start)
+            for offset in range(start, size, FILL_BYTES):
+                file.write(bytes(min(FILL_BYTES, size - offset)))
 
 
 def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:

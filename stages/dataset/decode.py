@@ -38,7 +38,7 @@ def decode_image(content: bytes, *, upright: bool = True, bits: int = 16) -> tup
         UserError: one fault, without the name of the file.
     """
     image = _opened(content)
-    remarks = Remark.PAGES if getattr(image, "n_frames", 1) > 1 else Remark.NONE
+    remarks = Remark.PAGES if _has_pages(content, image.format) else Remark.NONE
     if image.mode == "F":
         raise UserError("has 32-bit floating-point pixels; save it with 8 or 16 bits per channel")
     is_inverted = _is_white_zero(image)
@@ -231,6 +231,18 @@ def _opened(content: bytes) -> Image.Image:
         raise DamagedFileError(f"cannot be decoded ({reason}); replace or remove it") from error
     image.info[_RAW_MODE] = raw_mode
     return image
+
+
+def _has_pages(content: bytes, form: str | None) -> bool:
+    """Whether a file has several pages or frames; pictures that cameras add to a JPEG do not count."""
+    if form not in ("TIFF", "PNG", "WEBP", "GIF"):
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return getattr(Image.open(BytesIO(content)), "n_frames", 1) > 1
+    except Exception:  # the first page was read; what follows is damaged
+        return False
 
 
 def _upright(image: Image.Image) -> Image.Image:

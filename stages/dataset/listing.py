@@ -113,8 +113,8 @@ def _difference(name: str, other: str) -> str:
     return "another name"
 
 
-def walk(folder: Path, left_out: LeftOut, base: Path) -> Iterator[Path]:
-    """Yield all files below `folder`, sorted per folder; follows links, and enters no folder twice.
+def walk(folder: Path, left_out: LeftOut, base: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield every folder with the sorted names of its files; follows links, and enters no folder twice.
 
     Args:
         folder: where to start.
@@ -136,14 +136,16 @@ def walk(folder: Path, left_out: LeftOut, base: Path) -> Iterator[Path]:
             folders.remove(name)
             left_out.add(HIDDEN, os.path.relpath(Path(parent, name), base) + "/")
         folders.sort()
+        kept = []
         for name in sorted(names):
-            path = Path(parent, name)
+            path = os.path.join(parent, name)
             if name.startswith("."):
                 left_out.add(HIDDEN, os.path.relpath(path, base))
-            elif path.is_symlink() and not os.path.exists(path):
+            elif os.path.islink(path) and not os.path.exists(path):
                 left_out.add(BROKEN_LINK, os.path.relpath(path, base))
             else:
-                yield path
+                kept.append(name)
+        yield Path(parent), kept
 
 
 def list_images(folder: Path, left_out: LeftOut, reserved: Collection[str] = ()) -> list[str]:
@@ -154,33 +156,33 @@ def list_images(folder: Path, left_out: LeftOut, reserved: Collection[str] = ())
         left_out: takes everything that is no image, with its reason.
         reserved: files that are neither images nor left out.
     """
-    by_parent: dict[Path, list[Path]] = {}
-    for path in walk(folder, left_out, folder):
-        by_parent.setdefault(path.parent, []).append(path)
     images = []
-    for parent, paths in by_parent.items():
+    for parent, names in walk(folder, left_out, folder):
         own = own_outputs(parent)
-        pictures = {path.stem for path in paths if path.suffix.lower() in SUFFIXES}
-        for path in paths:
-            name = path.relative_to(folder).as_posix()
-            if name in reserved:
+        parts = [os.path.splitext(name) for name in names]
+        pictures = {stem for stem, suffix in parts if suffix.lower() in SUFFIXES}
+        below = parent.relative_to(folder).as_posix()
+        for name, (stem, suffix) in zip(names, parts, strict=True):
+            whole = name if below == "." else f"{below}/{name}"
+            if whole in reserved:
                 continue
-            if reason := _reason(path, pictures, own):
-                left_out.add(reason, name)
+            if name in own or name == MANIFEST:
+                left_out.add(OWN_OUTPUT, whole)
+            elif reason := _reason(stem, suffix.lower(), pictures):
+                left_out.add(reason, whole)
             else:
-                images.append(name)
+                images.append(whole)
     return images
 
 
-def _reason(path: Path, pictures: set[str], own: frozenset[str]) -> str | None:
+def _reason(stem: str, suffix: str, pictures: set[str]) -> str | None:
     """Why a file is not used as an image, or None."""
-    suffix = path.suffix.lower()
-    if path.name in own or path.name == MANIFEST:
-        return OWN_OUTPUT
     if suffix not in SUFFIXES:
         return OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE
-    base = next((path.stem.removesuffix(end) for end in MASK_ENDINGS if path.stem.endswith(end)), None)
-    return MASK if base and base in pictures else None
+    if not stem.endswith(MASK_ENDINGS):
+        return None
+    bases = (stem.removesuffix(end) for end in MASK_ENDINGS if stem.endswith(end))
+    return MASK if any(base in pictures for base in bases) else None
 
 
 def own_outputs(folder: Path) -> frozenset[str]:

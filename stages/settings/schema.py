@@ -236,9 +236,5 @@ class Params(Section):
 
     def _check_patches(self) -> None:
         patch, feature = self.backbone.patch_px, self.train.feature_stride
-        if self.embed.image_px % patch:
-            raise ValueError(
-                f"embed.image_px: {self.embed.image_px} is not a multiple of backbone.patch_px {patch}"
-            )
         if patch % feature:
             raise ValueError(f"train.feature_stride: must divide backbone.patch_px {patch}, got {feature}")

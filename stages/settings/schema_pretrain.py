@@ -36,6 +36,7 @@ class Pretrain(Section):
 
     method: Literal["mocov2", "swav", "none", "supervised"]
     init: str
+    init_key: str
     init_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=2)]

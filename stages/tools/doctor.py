@@ -22,6 +22,7 @@ import psutil
 
 from stages.runtime.script import run
 from stages.settings.errors import UserError
+from stages.tools.surroundings import obstacles
 
 FOUND = 1
 ARTEFACTS = ("data", "models", "metrics", ".state")
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _findings(root: Path) -> Iterator[Finding]:
     """Yield the findings in the order in which they must be fixed; later fixes rely on earlier ones."""
+    yield from (Finding(obstacle.what, obstacle.remedy) for obstacle in obstacles(root))
     yield from orphans(root)
     yield from locks(root)
     yield from temporaries(root)

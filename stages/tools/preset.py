@@ -8,7 +8,6 @@ base: how pixels are clustered and augmented, without any part of the paper. A p
 
 import argparse
 import difflib
-import subprocess
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -25,6 +24,7 @@ from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Prepare
+from stages.tools.surroundings import git, git_obstacle
 
 PRESETS, BASE = Path("presets"), "demo"
 
@@ -176,10 +176,12 @@ def _set(section: Any, key: str, value: int | str, why: str) -> None:
 def _check_committed(params: Path) -> None:
     if not params.exists():
         return
-    status = subprocess.run(
-        ["git", "status", "--porcelain", "--", params], capture_output=True, text=True, check=False
-    )
-    if status.returncode or status.stdout.strip():
+    if (obstacle := git_obstacle(Path())) is not None:
+        raise UserError(
+            f"{params}: exists, and whether it has edits cannot be seen: {obstacle.what}; pass FORCE=1 "
+            f"(--force) to overwrite it, or first: {obstacle.remedy}"
+        )
+    if git(Path(), "status", "--porcelain", "--", str(params)).stdout.strip():
         raise UserError(
             f"{params}: has uncommitted edits, which a preset would overwrite; "
             "commit them (git commit params.yaml), or pass FORCE=1 (--force)"

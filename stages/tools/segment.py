@@ -131,12 +131,12 @@ def _report(out: Path, count: int, left_out: LeftOut) -> None:
     """Say what was done and what was not.
 
     Raises:
-        SystemExit: some images are damaged.
+        SystemExit: some images were not segmented.
     """
     print(f"segment: wrote {count:,} images to {out}; color legend: {out / LEGEND}")
     for reason, names in sorted(left_out.items()):
         print(f"segment: left out {names.count:,}: {reason} ({names})")
-    if BAD in left_out:
+    if {BAD, SAME_NAME} & set(left_out):
         raise SystemExit(SOME_LEFT_OUT)
 
 

@@ -8,14 +8,14 @@ same pretraining settings pretrain only once.
 import argparse
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from stages.core.artefacts import write_csv, write_text
 from stages.runtime.script import run
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, raise_faults
 from stages.tools.experiments import (
     Experiment,
     Measure,
@@ -28,6 +28,7 @@ from stages.tools.experiments import (
     read_table,
 )
 from stages.tools.experiments import run as run_command
+from stages.tools.surroundings import obstacles
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for experiment in wanted:
             print(shlex.join(["dvc", *experiment.command("--temp")[3:]]))
         return
+    raise_faults(f"make table: {one.what}; {one.remedy}" for one in obstacles(Path()))
     files = {measure.file for measure in table.measures.values()}
     done = finished(files)
     missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = time.monotonic()
         run_command(experiment.command("--queue" if args.queue else "--temp"))
         if not args.queue:
+            _check_kept(experiment, files)
             print(f"{title}  took {time.monotonic() - start:.0f} s", flush=True)
     if args.queue:
         print("queued; next: dvc queue start; when it is done, run this command with --collect")
@@ -65,6 +68,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_text(args.out / f"{args.name}.md", text)
     write_csv(args.out / f"{args.name}.csv", compared)
     print(text)
+
+
+def _check_kept(experiment: Experiment, files: Collection[str]) -> None:
+    """Look whether DVC has kept a run: it can end with success and lose the result.
+
+    Raises:
+        UserError: the experiment is not there, or has no metrics.
+    """
+    if experiment.name not in finished(files):
+        raise UserError(
+            f"{experiment.name}: DVC ended with success, but the experiment is not among those of this "
+            "commit; `make doctor` looks for the cause"
+        )
 
 
 def _rows(table: Table, text: str | None) -> list[Row]:

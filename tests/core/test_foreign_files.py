@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import struct
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from stages.core.artefacts import read_array, read_csv, read_json
 from stages.core.images import COLUMNS, open_images, read_index
 from stages.core.tensors import read_tensors, write_tensors
 from stages.dataset.decode import decode_image, decode_labels
-from stages.dataset.taxonomy import plain
+from stages.dataset.taxonomy import Taxonomy, mapped, plain
 from stages.dataset.truth import read_truth
 from stages.postprocessing.score_maps import open_scores
 from stages.settings.errors import UserError
@@ -71,20 +73,68 @@ def _only_user_errors(read_it: Callable[[], object]) -> None:
         read_it()
 
 
-PICTURES = [_image(form, mode) for form in FORMATS for mode in ("RGB", "L")]
-MAPS = [_image(form, mode) for form in ("PNG", "BMP", "TIFF", "GIF") for mode in ("L", "P")]
+def _deep(form: str) -> bytes:
+    """A picture with 16 bits per pixel, of which 12 are used."""
+    pixels = np.random.default_rng(0).integers(0, 4096, (9, 7), dtype=np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def _deep_color() -> bytes:
+    """A PNG with three channels of 16 bits, which Pillow reads and does not write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    values = np.random.default_rng(0).integers(0, 4096, (9, 7, 3)).astype(">u2")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 7, 9, 16, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in values)))
+    return b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b"")
+
+
+def _pages() -> bytes:
+    pages = [Image.fromarray(np.full((4, 4), level, np.uint8)) for level in range(3)]
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:])
+    return buffer.getvalue()
+
+
+PICTURES = [
+    *(_image(form, mode) for form in FORMATS for mode in ("RGB", "L")),
+    *(_image("PNG", mode) for mode in ("RGBA", "LA")),
+    *(_deep(form) for form in ("PNG", "TIFF")),
+    _deep_color(),
+    _pages(),
+]
+MAPS = [
+    *(_image(form, mode) for form in ("PNG", "BMP", "TIFF", "GIF") for mode in ("L", "P")),
+    _image("PNG", "RGB"),
+    _deep("PNG"),
+]
+CLASSES = ("sky", "grass", "sand")
+TAXONOMIES = [plain(CLASSES), mapped(CLASSES, "value,class\n0,sky\n#000000,sky\n#010203,sand\n")]
 
 
 @settings(max_examples=150)
-@given(st.one_of(spoiled(*PICTURES), st.binary(max_size=64)))
-def test_images(content: bytes) -> None:
-    _only_user_errors(lambda: decode_image(content))
+@given(st.one_of(spoiled(*PICTURES), st.binary(max_size=64)), st.sampled_from((8, 12, 16)))
+def test_images(content: bytes, bits: int) -> None:
+    _only_user_errors(lambda: decode_image(content, bits=bits))
 
 
 @settings(max_examples=80)
-@given(st.one_of(spoiled(*MAPS), st.binary(max_size=64)))
-def test_label_maps(content: bytes) -> None:
-    _only_user_errors(lambda: decode_labels(content, plain(("sky", "grass", "sand"))))
+@given(st.one_of(spoiled(*MAPS), st.binary(max_size=64)), st.sampled_from(TAXONOMIES))
+def test_label_maps(content: bytes, taxonomy: Taxonomy) -> None:
+    _only_user_errors(lambda: decode_labels(content, taxonomy))
+
+
+@settings(max_examples=80)
+@given(st.one_of(st.text(max_size=80), st.text(alphabet="value,clas#0f5\n sky", max_size=80)))
+def test_a_mapping_of_values(text: str) -> None:
+    _only_user_errors(lambda: mapped(CLASSES, text))
+    _only_user_errors(lambda: mapped(CLASSES, f"value,class\n{text}"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from stages.dataset.decode import decode_image, decode_labels
+from stages.dataset import decode
 from stages.dataset.protocols import square_image, square_labels
 from stages.dataset.source import DataSet, list_data
 from stages.dataset.taxonomy import Taxonomy, plain
@@ -21,6 +21,15 @@ from stages.readers.demo.demo import draw_item
 from stages.readers.demo.scenes import CLASSES, SCENES
 from stages.settings.errors import UserError
 from tests.datasets import prepare_settings
+
+
+def decode_image(content: bytes, **options: Any) -> Image.Image:
+    return decode.decode_image(content, **options)[0]
+
+
+def decode_labels(content: bytes, taxonomy: Taxonomy) -> np.ndarray:
+    return decode.decode_labels(content, taxonomy)[0]
+
 
 sides = st.integers(1, 40)
 

@@ -100,9 +100,13 @@ def test_coco_becomes_27_classes_to_the_pixel(
         np.testing.assert_array_equal(open_images(out / "images" / "val")[number], expected)
     printed = capsys.readouterr().out
     assert f"train2017: the 3 images of curated/train2017/{LIST}.txt, not the published list" in printed
-    assert "skipped 1 files: train2017: not in the list" in printed
+    assert "left out 2: not in the curated list (" in printed
     summary = read_metrics(out / "prepare.json")["prepare"]
-    assert summary["skipped"] == {"train2017: not in the list": 1, "val2017: not in the list": 1}
+    assert {reason: names["files"] for reason, names in summary["left_out"].items()} == {
+        "not in the curated list": 2
+    }
+    (warning,) = summary["warnings"]  # the images that the test makes
+    assert warning.startswith("2 validation images are copies of a training image (images/val2017/")
     assert summary["sizes_px"]["val"]["width"] == {"min": 50, "median": 50, "max": 50}
 
 

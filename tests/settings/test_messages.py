@@ -166,20 +166,11 @@ CROSS = [
         "set it to a checkpoint with a classifier",
     ),
     (
-        {"backbone.arch": "vit_small", "backbone.patch_px": 14, "train.feature_stride": 2},
-        "embed.image_px: 64 is not a multiple of backbone.patch_px 14",
-    ),
-    (
         {"train.context.kernel_bounds": [0.3, 2.0], "train.context.color_bandwidth": 0.3},
         "train.context.position_bandwidth: must lie within kernel_bounds [0.3, 2.0], got 0.2",
     ),
     (
-        {
-            "backbone.arch": "vit_small",
-            "backbone.patch_px": 14,
-            "train.feature_stride": 4,
-            "embed.image_px": 56,
-        },
+        {"backbone.arch": "vit_small", "backbone.patch_px": 14, "train.feature_stride": 4},
         "train.feature_stride: must divide backbone.patch_px 14, got 4",
     ),
     (

@@ -209,7 +209,7 @@ def test_every_fault_of_the_names_at_once(tmp_path: Path) -> None:
     write_image(root / "labels/val/11.png", pixels[..., 0])
     listed = ", ".join(f"labels/val/{index:02d}.png" for index in range(10))
     assert faults(root, tmp_path / "out") == (
-        "images/train/'bad\\nname.png': the name has unprintable characters; rename it",
+        "'images/train/bad\\nname.png': the name has control characters or is not UTF-8; rename it",
         "images/train/a.jpg and images/train/a.png: share the id 'a'; rename one of them",
         f"{root}/labels/val: 11 of 12 validation images have no label map ({listed}, ...); "
         "label all of them, or remove the folder",
@@ -272,10 +272,12 @@ def test_every_fault_of_the_contents_at_once_and_old_outputs_stay(root: Path, tm
         "label maps must match their images",
         "labels/val/part/001.png: has class ids 3, 7, but classes.txt has 3 classes "
         r"\(ids 0 to 2, and 255 = ignored\)",
-        "labels/val/part/002.png: is an image of mode RGB, expected one class id per pixel "
-        r"\(8-bit grayscale or palette PNG\)",
+        r"labels/val/part/002.png: has colors in place of class ids \(#000000\); add labels.csv with the "
+        "header value,class and a line for each color, such as #000000,NAME",
         "images/val/part/003.png: is not an image format supported by Pillow; replace or remove it",
         "labels/val/part/003.png: is not an image format supported by Pillow; replace or remove it",
+        r".+/set: 4 of 10 images are damaged, more than prepare.most_damaged: 0.05; repair or remove them, "
+        "or raise it",
     ]
     assert len(found) == len(patterns)
     for fault, pattern in zip(found, patterns, strict=True):
@@ -283,10 +285,26 @@ def test_every_fault_of_the_contents_at_once_and_old_outputs_stay(root: Path, tm
     assert hashes(out) == before
 
 
-def test_no_more_than_twenty_faults_are_listed(tmp_path: Path) -> None:
+def test_three_hundred_files_of_one_fault_are_one_line(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "set", num_train=1, labels=False)
+    for index in range(300):
+        (root / f"images/train/{index:03d}.jpg").write_text("x")
+    first, second = faults(root, tmp_path / "out")
+    assert first == (
+        "images/train/000.jpg, images/train/001.jpg, images/train/002.jpg, ... (300 files): is not an image "
+        "format supported by Pillow; replace or remove it"
+    )
+    assert second.endswith(
+        "300 of 305 images are damaged, more than prepare.most_damaged: 0.05; repair or remove them, or "
+        "raise it"
+    )
+
+
+def test_no_more_than_twenty_kinds_of_faults_are_listed(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "set", num_train=30, num_val=30)
     for index in range(30):
-        (root / f"images/train/{index}.jpg").write_text("x")
+        size = (10 + index, 8)
+        write_image(root / f"labels/val/part/{index:03d}.png", np.zeros(size, np.uint8))
     found = faults(root, tmp_path / "out")
     assert len(found) == 21
     assert found[-1] == "... and 10 more faults (30 in total)"
@@ -294,10 +312,10 @@ def test_no_more_than_twenty_faults_are_listed(tmp_path: Path) -> None:
 
 def test_a_bomb_is_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 40)
-    assert (
-        "images/train/part/000.png: has more than 1600 pixels, Pillow's limit against decompression bombs; "
+    assert faults(root, tmp_path / "out")[0].endswith(
+        "(6 files): has more than 1600 pixels, Pillow's limit against decompression bombs; "
         "scale it down or remove it"
-    ) in faults(root, tmp_path / "out")
+    )
 
 
 def test_changed_data_is_a_changed_param(root: Path, tmp_path: Path) -> None:
@@ -411,7 +429,14 @@ def test_lists_name_images_by_id_or_path(tmp_path: Path) -> None:
     out = run(root, tmp_path / "out", prepare__split__by="lists")
     assert ids(out, "train") == ["day/2", "day/3", "day/4", "day/5"]
     assert ids(out, "val") == ["day/0", "day/1"]
-    assert read_metrics(out / "prepare.json")["prepare"]["skipped"] == {"in neither list": 1}
+    assert read_metrics(out / "prepare.json")["prepare"]["left_out"] == {
+        "in neither list": {"files": 1, "examples": ["images/day/6.png"]},
+        "label map of a training image, never read": {
+            "files": 4,
+            "examples": ["labels/day/2.png", "labels/day/3.png", "labels/day/4.png"],
+        },
+        "label map without an image": {"files": 1, "examples": ["labels/day/6.png"]},
+    }
     pinned = read_metrics(out / "prepare.json")["prepare"]["manifest_sha256"]
     (root / "val.txt").write_text("day/1\nday/0\n")
     (message,) = faults(root, out, prepare__split__by="lists", prepare__manifest_sha256=pinned)
@@ -454,13 +479,17 @@ def test_what_was_read_is_summarised(root: Path, tmp_path: Path, capsys: pytest.
     (root / "images/val/notes.txt").write_text("x")
     (root / "images/val/more.txt").write_text("x")
     summary = read_metrics(run(root, tmp_path / "out") / "prepare.json")["prepare"]
-    assert summary["skipped"] == {"hidden": 1, "no image by its suffix": 2}
+    assert summary["left_out"] == {
+        "hidden, or made by the system": {"files": 1, "examples": ["images/train/.DS_Store"]},
+        "no picture by its suffix": {"files": 2, "examples": ["images/val/more.txt", "images/val/notes.txt"]},
+    }
+    assert summary["warnings"] == []
     assert summary["sizes_px"]["train"] == {
         "width": {"min": 30, "median": 40, "max": 48},
         "height": {"min": 36, "median": 40, "max": 50},
     }
     assert summary["ignored_share"] == pytest.approx(1 - summary["labelled_share"], abs=2e-6)
-    assert "prepare: skipped 2 files: no image by its suffix" in capsys.readouterr().out
+    assert "prepare: left out 2: no picture by its suffix (images/val/more.txt," in capsys.readouterr().out
 
 
 # Going on after a kill
@@ -582,7 +611,8 @@ def test_files_that_change_after_they_were_read(
         inner.setattr(prepare, "pack", pack_and_change)
         found = faults(root, tmp_path / "out")
     changed = [names[0], "images/train/part/003.png", names[1], "classes.txt"]
-    assert found == tuple(f"{name}: changed after it was read; run `dvc repro` again" for name in changed)
+    shown = f"{', '.join(changed[:3])}, ... (4 files)"
+    assert found == (f"{shown}: changed after it was read; run `dvc repro` again",)
     assert hashes(tmp_path / "out") == {}
     write_image(root / "images/train/part/003.png", np.zeros((40, 40, 3), np.uint8))
     second = spied(-1)
@@ -620,7 +650,7 @@ def test_a_mended_image_is_all_that_is_read_again(tmp_path: Path, spied: Callabl
     path = root / "images/train/part/003.png"
     content = path.read_bytes()
     path.write_bytes(b"")
-    faults(root, tmp_path / "out")
+    faults(root, tmp_path / "out", prepare__most_damaged=0.0)
     path.write_bytes(content)
     second = spied(-1)
     run(root, tmp_path / "out")

@@ -41,7 +41,9 @@ DATA = {
         "train": {"width": SIDE, "height": SIDE},
         "val": {"width": SIDE, "height": dict.fromkeys(SIDE, 9)},
     },
-    "skipped": {"no <label> map": 7},
+    "notes": ["a <note>"],
+    "left_out": {"no <label> map": {"files": 7, "examples": ["a<b>.png"]}},
+    "warnings": ["255 is <no> class"],
 }
 INPUTS = {
     "images": "images",
@@ -186,7 +188,9 @@ def test_what_was_read_is_shown(folder: Path) -> None:
     assert "<td>to look at</td><td>3</td><td>20 (10 to 30)</td><td>9</td>" in page
     assert "&lt;b&gt;&amp; 25.0, grass 75.0." in page
     assert "12.5 per cent of all pixels are ignored." in page
-    assert "Left out: 7 files, no &lt;label&gt; map." in page
+    assert "Left out: 7, no &lt;label&gt; map (a&lt;b&gt;.png)." in page
+    assert "<strong>Check the data:</strong> 255 is &lt;no&gt; class." in page
+    assert "a &lt;note&gt;." in page
 
 
 def test_readings_are_shown(folder: Path) -> None:

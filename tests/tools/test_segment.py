@@ -65,10 +65,120 @@ def test_a_folder_without_images_is_refused(ready: Any) -> None:
     assert message.startswith("empty: has no images (.jpg, .jpeg, .png,")
 
 
-def test_a_file_that_is_no_image_is_named(ready: Any) -> None:
+def _run(*more: str) -> int:
+    """Exit code of a run."""
+    try:
+        segment.main([*SEGMENT, *more])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_a_damaged_image_is_named_and_the_others_are_done(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("photos/notes.png").write_text("shopping list")
-    message = ready.fault(segment.main, SEGMENT)
-    assert message == "photos/notes.png: is not an image format supported by Pillow; replace or remove it"
+    assert _run() == 1
+    said = capsys.readouterr().out
+    assert (
+        "segment: left out 1: damaged (notes.png: is not an image format supported by Pillow; replace or "
+        "remove it)"
+    ) in said
+    assert "segment: wrote 3 images to found" in said
+    assert Path("found/legend.json").exists()
+    assert sorted(path.name for path in Path("found").rglob("*.png")) == [
+        "square.png",
+        "tiny.png",
+        "wide.png",
+    ]
+    assert json.loads(Path("found/segment.json").read_text())["files"] == [
+        "legend.json",
+        *(f"{name}{end}" for name in ("square", "tiny", "trip/wide") for end in (".png", "_overlay.jpg")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("out", "how"),
+    [
+        ("photos", "is"),
+        ("photos/segmented", "lies in"),
+        (".", "holds"),
+        ("trip/../photos", "is"),
+        ("link", "is"),
+    ],
+)
+def test_an_output_folder_that_is_not_apart_is_refused(ready: Any, out: str, how: str) -> None:
+    Path("link").symlink_to("photos")
+    Path("trip").mkdir()
+    before = {path: path.read_bytes() for path in Path("photos").rglob("*") if path.is_file()}
+    assert ready.fault(segment.main, [*SEGMENT, "--out", out]) == (
+        f"--out {Path(out)}: {how} the folder of the images, photos; choose a folder apart from it, so that "
+        "no image is replaced and no output is taken for an image"
+    )
+    assert {path: path.read_bytes() for path in Path("photos").rglob("*") if path.is_file()} == before
+
+
+def test_files_of_others_are_never_replaced(ready: Any) -> None:
+    """Hand-made label maps, for example."""
+    Path("found").mkdir()
+    Path("found/square.png").write_text("hand-made")
+    for more in ([], ["--overwrite"]):
+        assert ready.fault(segment.main, [*SEGMENT, *more]) == (
+            "found: has 1 files that segment would replace but has not written (square.png); choose another "
+            "folder with --out"
+        )
+    assert Path("found/square.png").read_text() == "hand-made"
+    assert [path.name for path in Path("found").iterdir()] == ["square.png"]
+
+
+def test_own_files_are_replaced_when_asked(ready: Any) -> None:
+    assert _run() == 0
+    assert ready.fault(segment.main, SEGMENT) == (
+        "found: has 7 files of an earlier run (legend.json, square.png, square_overlay.jpg); pass "
+        "--overwrite to replace them, or choose another folder with --out"
+    )
+    write_image(Path("photos/more.png"), np.zeros((9, 9, 3), dtype=np.uint8))
+    assert _run("--overwrite") == 0
+    assert len(json.loads(Path("found/segment.json").read_text())["files"]) == 9
+
+
+def test_what_is_no_picture_of_the_users_is_left_out(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `prepare` does."""
+    Path("photos/._square.png").write_text("x")
+    write_image(Path("photos/@eaDir/square.png"), np.zeros((9, 9, 3), dtype=np.uint8))
+    write_image(Path("photos/square_mask.png"), np.zeros((9, 9, 3), dtype=np.uint8))
+    Path("photos/folder.jpg").mkdir()
+    Path("photos/gone.png").symlink_to("nowhere")
+    assert _run() == 0
+    said = capsys.readouterr().out
+    assert "segment: wrote 3 images" in said
+    assert "left out 2: hidden, or made by the system (" in said
+    assert "left out 1: label map beside its image, by its name (square_mask.png)" in said
+    assert "left out 1: link to nothing (gone.png)" in said
+
+
+def test_an_overlay_that_is_too_wide_for_its_format_is_shrunk(ready: Any) -> None:
+    write_image(Path("photos/scan.png"), np.zeros((2, 65_600, 3), dtype=np.uint8))
+    assert _run() == 0
+    assert Image.open("found/scan.png").size == (65_600, 2)
+    assert Image.open("found/scan_overlay.jpg").size[0] == 65_500
+
+
+@pytest.mark.parametrize("band", [1, 1000, 1 << 24])
+def test_bands_are_what_the_whole_image_is(ready: Any, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The argmax of upsampled scores, computed without holding clusters times pixels."""
+    monkeypatch.setattr(segment, "BAND_ELEMENTS", band)
+    segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
+    centroids = ready.tensors("pixel_centroids.safetensors")[0]["centroids"]
+    picture = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    found = segment.segment(segmenter, centroids, picture, 32, torch.device("cpu"))
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    size = (32, 40)  # multiples of the stride of the context grid
+    small = F.interpolate(image, size, mode="bilinear", antialias=True)
+    with torch.no_grad():
+        scores = torch.einsum("ndhw,kd->nkhw", F.normalize(segmenter(small)), centroids)
+    full = F.interpolate(scores, picture.shape[:2], mode="bilinear", align_corners=False)
+    assert (found == full.argmax(1)[0].numpy()).mean() > 0.99
 
 
 def test_sixteen_bits_are_brought_to_eight_and_not_cut_off(ready: Any) -> None:
@@ -79,8 +189,8 @@ def test_sixteen_bits_are_brought_to_eight_and_not_cut_off(ready: Any) -> None:
     assert (np.array(Image.open("found/deep.png")) == np.array(Image.open("found/plain.png"))).all()
 
 
-def test_two_images_of_one_name_are_refused(ready: Any) -> None:
+def test_of_two_images_of_one_name_one_is_left_out(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
     write_image(Path("photos/square.jpg"), np.zeros((8, 8, 3), dtype=np.uint8))
-    assert ready.fault(segment.main, SEGMENT) == (
-        "photos/square.png: has the same name as photos/square.jpg except for the suffix; rename one of them"
-    )
+    assert _run() == 1
+    said = capsys.readouterr().out
+    assert "left out 1: same name as another image but for the suffix (square.png)" in said

@@ -44,10 +44,13 @@ class FakeDvc:
 
     def __init__(self) -> None:
         self.ran: list[list[str]] = []
-        self.fails = False
+        self.fails = self.is_shallow = self.forgets = False
         self.committed: dict[str, dict[str, Any]] = {}
 
     def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if command[:2] == ["git", "rev-parse"]:
+            answer = "true" if "work-tree" in command[2] or self.is_shallow else "false"
+            return subprocess.CompletedProcess(command, 0, answer, "")
         if command[:2] == ["git", "show"]:
             revision, _, file = command[2].partition(":./")
             found = self.committed.get(revision, {}) if file == "metrics/raw.json" else {}
@@ -63,7 +66,7 @@ class FakeDvc:
         done = [
             self._one(command[command.index("--name") + 1], 0.1 + 0.02 * place)
             for place, command in enumerate(self.ran)
-            if command[0] == "--temp"
+            if command[0] == "--temp" and not self.forgets
         ]
         queued = {"name": "queued", "revs": [{"data": None}], "executor": {"state": "queued"}}
         return [
@@ -222,6 +225,28 @@ def test_a_failed_experiment_ends_it(folder: Path, dvc: FakeDvc, bench_fault: An
     message = bench_fault(["1", "--tables", "tables", "--out", "out", "--seeds", "0"])
     assert message.startswith("`dvc exp run --temp --name table1-the-baseline-s0-")
     assert message.endswith("finished experiments are kept; run the same `make table` again to continue")
+
+
+def test_a_run_that_dvc_loses_is_noticed(folder: Path, dvc: FakeDvc, bench_fault: Any) -> None:
+    dvc.forgets = True
+    message = bench_fault(["1", "--tables", "tables", "--out", "out", "--seeds", "0"])
+    assert message.startswith("table1-the-baseline-s0-")
+    assert message.endswith(
+        ": DVC ended with success, but the experiment is not among those of this commit; `make doctor` "
+        "looks for the cause"
+    )
+    assert len(dvc.ran) == 1, "went on after the first loss"
+
+
+def test_a_shallow_clone_is_refused_before_the_first_run(
+    folder: Path, dvc: FakeDvc, bench_fault: Any
+) -> None:
+    dvc.is_shallow = True
+    assert bench_fault(["1", "--tables", "tables", "--out", "out", "--seeds", "0"]) == (
+        "make table: this clone is shallow (git clone --depth), and DVC loses temporary and queued "
+        "experiments in it; git fetch --unshallow"
+    )
+    assert dvc.ran == []
 
 
 @pytest.fixture

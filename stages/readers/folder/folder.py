@@ -121,7 +121,7 @@ def _with_labels(
     labelled = tuple(Item(item.id, item.source, maps.get(normal(item.id))) for item in val)
     missing = [f"{below}/{item.id}.png" for item in labelled if item.labels is None]
     if missing:
-        near = nearest(normal(missing[0]), maps.values())
+        near = nearest(normal(missing[0]), maps.values()) if len(missing) == len(val) else ""
         found.faults.append(
             f"{root / below}: {len(missing)} of {len(val)} validation images have no label map "
             f"({listed(missing)}){near}; label all of them, or remove the folder"

@@ -33,7 +33,8 @@ def by_lists(
         names = [_below_images(line, known) for line in lines]
         unknown = [line for line, name in zip(lines, names, strict=True) if name not in known]
         if unknown:
-            near = nearest(_below_images(unknown[0], known), known)
+            below = (normal(item.source.removeprefix("images/")) for item in images)
+            near = nearest(_below_images(unknown[0], known), below)
             found.faults.append(
                 f"{path}: {len(unknown)} of {len(names)} lines match no image below images/ "
                 f"({listed(unknown)}){near}; correct the list or add the images"

@@ -1,0 +1,566 @@
+"""What real people's folders hold: what is read, left out, warned of and refused, through `prepare`."""
+
+import gc
+import os
+import struct
+import unicodedata
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages import prepare
+from stages.core.artefacts import read_metrics
+from stages.core.images import open_images, read_index
+from stages.dataset import decode
+from stages.dataset.source import Remark
+from stages.dataset.truth import IGNORED, read_truth
+from stages.settings.errors import UserError
+from tests.datasets import noise, write_image, write_params
+
+SIDE = 16
+FITTING: dict[str, Any] = {
+    "size_px": SIDE,
+    "prepare.train_px": SIDE,
+    "prepare.reader": "folder",
+    "runtime.num_workers": 1,
+    "pretrain.batch_size": 2,
+    "pretrain.queue_size": 2,
+    "train.batch_size": 2,
+    "global_k": 2,
+}
+
+
+class Prepared:
+    """What `prepare` made of a folder."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self.summary = read_metrics(out / "prepare.json")["prepare"]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return {reason: names["files"] for reason, names in self.summary["left_out"].items()}
+
+    def ids(self, split: str) -> list[str]:
+        return list(read_index(self._out / "images" / split)["id"])
+
+    def images(self, split: str) -> np.ndarray:
+        return np.asarray(open_images(self._out / "images" / split))
+
+    def labels(self) -> np.ndarray:
+        return np.asarray(read_truth(self._out / "truth").maps)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of four training and two validation images."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    root = tmp_path / "photos"
+    for split, count in (("train", 4), ("val", 2)):
+        for number in range(count):
+            pixels = noise(number + 10 * (split == "val"), SIDE, SIDE)
+            write_image(root / f"images/{split}/{number}.png", pixels)
+    return root
+
+
+@pytest.fixture
+def run(root: Path, tmp_path: Path) -> Callable[..., Prepared]:
+    def run_(**changes: Any) -> Prepared:
+        out = tmp_path / "out"
+        settings = {**FITTING, "prepare.path": str(root)}
+        settings |= {key.replace("__", "."): value for key, value in changes.items()}
+        write_params(out / "params.yaml", settings)
+        flags = {"train-images": "images/train", "val-images": "images/val", "truth": "truth"}
+        flags |= {"metrics": "prepare.json", "params": "params.yaml"}
+        prepare.main([text for name, path in flags.items() for text in (f"--{name}", str(out / path))])
+        return Prepared(out)
+
+    return run_
+
+
+@pytest.fixture
+def fault(run: Callable[..., Prepared]) -> Callable[..., str]:
+    def fault_(**changes: Any) -> str:
+        with pytest.raises(UserError) as raised:
+            run(**changes)
+        message = str(raised.value)
+        del raised
+        gc.collect()  # the lock of a run goes with its last reference
+        return message
+
+    return fault_
+
+
+def label(root: Path, *maps: np.ndarray, classes: str = "sky\ngrass\n", **options: Any) -> None:
+    """Label maps of the validation images."""
+    for number, ids in enumerate(maps):
+        write_image(root / f"labels/val/{number}.png", ids, **options)
+    (root / "classes.txt").write_text(classes, encoding="utf-8")
+
+
+def half(left: int, right: int) -> np.ndarray:
+    return np.repeat(np.repeat(np.array([[left, right]], np.uint8), SIDE, 0), SIDE // 2, 1)
+
+
+# What is no picture of the user's
+
+
+def _write(path: Path, content: bytes = b"x") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _picture(path: Path) -> None:
+    write_image(path, noise(99, SIDE, SIDE))
+
+
+LEFT_OUT: dict[str, tuple[Callable[[Path], object], str, int]] = {
+    "thumbnails of a network drive": (
+        lambda root: _picture(root / "images/train/@eaDir/0.png/thumb.jpg"),
+        "hidden, or made by the system",
+        1,
+    ),
+    "an archive of a Mac": (
+        lambda root: _picture(root / "images/train/__MACOSX/0.png"),
+        "hidden, or made by the system",
+        1,
+    ),
+    "thumbnails of a desktop": (
+        lambda root: _picture(root / "images/.thumbnails/0.png"),
+        "hidden, or made by the system",
+        1,
+    ),
+    "a disk of a Mac": (
+        lambda root: _write(root / "images/train/._0.png"),
+        "hidden, or made by the system",
+        1,
+    ),
+    "a mask beside its image": (
+        lambda root: _picture(root / "images/train/0_mask.png"),
+        "label map beside its image, by its name",
+        1,
+    ),
+    "a picture of a phone": (
+        lambda root: _write(root / "images/train/a.HEIC"),
+        "picture of a format that is not read; convert it to PNG or JPEG",
+        1,
+    ),
+    "a grey map": (
+        lambda root: _write(root / "images/val/a.pgm"),
+        "picture of a format that is not read; convert it to PNG or JPEG",
+        1,
+    ),
+    "notes": (lambda root: _write(root / "images/val/notes.txt"), "no picture by its suffix", 1),
+    "a link to nothing": (
+        lambda root: (root / "images/train/gone.png").symlink_to("nowhere.png"),
+        "link to nothing",
+        1,
+    ),
+    "images beside the splits": (
+        lambda root: _picture(root / "images/a.png"),
+        "image outside of the folders that are read",
+        1,
+    ),
+    "a third split": (
+        lambda root: [_picture(root / f"images/test/{number}.png") for number in range(3)],
+        "image outside of the folders that are read",
+        3,
+    ),
+    "images of another folder": (
+        lambda root: _picture(root / "more/a.jpg"),
+        "image outside of the folders that are read",
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_what_is_left_out_has_a_name_and_a_number(
+    root: Path, run: Callable[..., Prepared], case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, reason, count = LEFT_OUT[case]
+    make(root)
+    found = run()
+    assert found.left_out == {reason: count}
+    assert len(found.ids("train")) == 4
+    assert len(found.ids("val")) == 2
+    assert f"prepare: left out {count}: {reason} (" in capsys.readouterr().out
+
+
+def test_a_word_at_the_end_of_a_name_is_no_mask_without_its_image(
+    root: Path, run: Callable[..., Prepared]
+) -> None:
+    write_image(root / "images/train/carnival_mask.png", noise(5, SIDE, SIDE))
+    assert "carnival_mask" in run().ids("train")
+
+
+def test_many_pictures_that_are_left_out_are_a_warning(root: Path, run: Callable[..., Prepared]) -> None:
+    for number in range(3):
+        _write(root / f"images/train/{number}.heic")
+    (warning,) = run().summary["warnings"]
+    assert warning == (
+        "3 of 9 files that may be pictures are left out (3 picture of a format that is not read; convert it "
+        "to PNG or JPEG)"
+    )
+
+
+def test_outputs_of_segment_are_no_images(root: Path, run: Callable[..., Prepared]) -> None:
+    folder = root / "images/train/segmented"
+    _picture(folder / "a.png")
+    _picture(folder / "own.png")
+    (folder / "segment.json").write_text('{"written_by": "fs4 segment", "files": ["a.png"]}')
+    found = run()
+    assert found.left_out == {"written by segment": 2}
+    assert found.ids("train")[-1] == "segmented/own"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_named(root: Path, run: Callable[..., Prepared]) -> None:
+    folder = root / "images/train/private"
+    folder.mkdir()
+    folder.chmod(0)
+    try:
+        assert run().left_out == {"folder that this user may not read": 1}
+    finally:
+        folder.chmod(0o755)
+
+
+def test_a_listing_that_fails_is_named(
+    root: Path, run: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+    (root / "images/train/private").mkdir()
+
+    def refuse(path: Any) -> Any:
+        if not isinstance(path, int) and Path(path).name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = run()
+    assert found.left_out == {"folder that this user may not read": 1}
+    assert found.summary["left_out"]["folder that this user may not read"]["examples"] == [
+        "images/train/private"
+    ]
+
+
+# A range is looked at
+
+
+def _tiff16(values: np.ndarray, **options: Any) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(values.astype(np.uint16)).save(buffer, "TIFF", **options)
+    return buffer.getvalue()
+
+
+def _png16(values: np.ndarray) -> bytes:
+    """A PNG with 16 bits per channel, as cameras write it; Pillow reads these and does not write them."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    height, width, _ = values.shape
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(255, 8), (1023, 10), (4095, 12), (16383, 14), (65535, 16)])
+def test_sixteen_bits_are_scaled_by_what_the_set_uses(
+    root: Path, run: Callable[..., Prepared], largest: int, bits: int
+) -> None:
+    bright = np.linspace(0, largest, SIDE * SIDE).reshape(SIDE, SIDE)
+    _write(root / "images/train/bright.tif", _tiff16(bright))
+    _write(root / "images/train/dark.tif", _tiff16(bright / 4))
+    found = run()
+    images = dict(zip(found.ids("train"), found.images("train").astype(float), strict=True))
+    expected = np.repeat((bright * 255 / largest)[..., None], 3, 2)
+    assert np.abs(images["bright"] - expected).max() <= 1.5
+    assert np.abs(images["dark"] - expected / 4).max() <= 1.5, "brightness no longer compares"
+    said = [note for note in found.summary["notes"] if "16 bits per channel" in note]
+    assert said == (
+        [f"images with 16 bits per channel use {bits} of them and are scaled by 1 / {2**bits - 1:,}"]
+        if bits < 16
+        else []
+    )
+
+
+def test_colors_of_twelve_bits_in_sixteen(root: Path, run: Callable[..., Prepared]) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (SIDE, SIDE, 3))
+    values[0, 0] = 4095
+    _write(root / "images/train/deep.png", _png16(values))
+    found = run()
+    image = found.images("train")[found.ids("train").index("deep")]
+    np.testing.assert_array_equal(image, values >> 4)
+
+
+def test_white_is_zero_in_sixteen_bits() -> None:
+    values = np.array([[0, 4095]])
+    content = _tiff16(values, tiffinfo={262: 0})
+    assert Image.open(BytesIO(content)).tag_v2[262] == 0
+    image, _ = decode.decode_image(content, bits=12)
+    assert np.asarray(image)[0, :, 0].tolist() == [255, 0]
+
+
+def test_what_lies_under_transparent_pixels_is_not_learned_from(
+    root: Path, run: Callable[..., Prepared]
+) -> None:
+    pixels = np.full((SIDE, SIDE, 4), 7, np.uint8)
+    pixels[:, : SIDE // 2, 3] = 0
+    pixels[:, SIDE // 2 :, 3] = 255
+    Image.fromarray(pixels).save(root / "images/train/cut.png")
+    found = run()
+    image = found.images("train")[found.ids("train").index("cut")]
+    assert image[:, : SIDE // 2].min() == 255
+    assert image[:, SIDE // 2 :].max() == 7
+    assert found.summary["warnings"] == [
+        "1 files have transparent pixels; they are laid over white (images/train/cut.png)"
+    ]
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("TIFF", "tif"), ("WEBP", "webp"), ("PNG", "png")])
+def test_several_pages_or_frames_are_said(form: str, suffix: str) -> None:
+    pages = [Image.fromarray(noise(number, 8, 8)) for number in range(3)]
+    buffer = BytesIO()
+    options = {"lossless": True} if form == "WEBP" else {}
+    pages[0].save(buffer, form, save_all=True, append_images=pages[1:], **options)
+    image, remarks = decode.decode_image(buffer.getvalue())
+    assert remarks == Remark.PAGES
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(pages[0]))
+
+
+def test_images_of_one_color_are_named(root: Path, run: Callable[..., Prepared]) -> None:
+    write_image(root / "images/train/black.png", np.zeros((SIDE, SIDE, 3), np.uint8))
+    assert run().summary["warnings"] == [
+        "1 files have a single color; nothing can be learned from them (images/train/black.png)"
+    ]
+
+
+def test_copies_are_named(root: Path, run: Callable[..., Prepared]) -> None:
+    content = (root / "images/train/0.png").read_bytes()
+    _write(root / "images/train/again.png", content)
+    _write(root / "images/val/9.png", content)
+    assert run().summary["warnings"] == [
+        "1 training images are copies of another training image (images/train/again.png = "
+        "images/train/0.png); remove them, or they count twice",
+        "1 validation images are copies of a training image (images/val/9.png = images/train/0.png); remove "
+        "them from one of the splits",
+    ]
+
+
+# Label maps are not believed
+
+
+def test_a_palette_of_gray_levels_in_another_order(root: Path, run: Callable[..., Prepared]) -> None:
+    ids = half(0, 1)
+    for number in range(2):
+        image = Image.fromarray((1 - ids).astype(np.uint8), "P")
+        image.putpalette([1, 1, 1, 0, 0, 0])  # index 0 is gray level 1
+        path = root / f"labels/val/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    (root / "classes.txt").write_text("sky\ngrass\n")
+    found = run()
+    np.testing.assert_array_equal(found.labels()[0], ids)
+    (warning,) = found.summary["warnings"]
+    assert warning.startswith(
+        "2 files are palette images whose colors are gray levels; the gray level is the"
+    )
+
+
+@pytest.mark.parametrize(
+    "palette", [[0, 0, 0, 255, 255, 255], [0, 0, 0, 127, 127, 127], [0, 0, 0, 128, 0, 0]]
+)
+def test_a_palette_for_the_eye_keeps_its_indices(
+    root: Path, run: Callable[..., Prepared], palette: list[int]
+) -> None:
+    for number in range(2):
+        image = Image.fromarray(half(0, 1), "P")
+        image.putpalette(palette)
+        path = root / f"labels/val/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    (root / "classes.txt").write_text("sky\ngrass\n")
+    found = run()
+    np.testing.assert_array_equal(found.labels()[0], half(0, 1))
+    assert found.summary["warnings"] == []
+
+
+def test_an_object_of_255_is_a_warning_with_its_remedy(root: Path, run: Callable[..., Prepared]) -> None:
+    label(root, half(0, 255), half(0, 255))
+    (warning,) = run().summary["warnings"]
+    assert warning == (
+        "the value 255 covers 50% of the labeled images and is ignored, and no pixel has the class grass; if "
+        "255 means it, add labels.csv: the header value,class and a line for each value, such as 255,grass"
+    )
+    (root / "labels.csv").write_text("value,class\n0,sky\n255,grass\n")
+    found = run()
+    np.testing.assert_array_equal(found.labels()[0], half(0, 1))
+    assert found.summary["warnings"] == []
+
+
+def test_a_class_without_a_pixel_is_a_warning(root: Path, run: Callable[..., Prepared]) -> None:
+    label(root, half(0, 2), half(0, 2), classes="sky\ngrass\ncow\n")
+    (warning,) = run().summary["warnings"]
+    assert warning.startswith(
+        "no pixel has the class grass (1 of 3 classes); check that the lines of classes"
+    )
+
+
+def test_much_that_is_ignored_is_a_warning(root: Path, run: Callable[..., Prepared]) -> None:
+    mostly = np.full((SIDE, SIDE), IGNORED, np.uint8)
+    mostly[0] = half(0, 1)[0]
+    label(root, mostly, mostly)
+    (warning,) = run().summary["warnings"]
+    assert warning.startswith("94% of the pixels have the value 255 and are ignored; if it is a class, add")
+
+
+def test_the_class_file_of_labelme(root: Path, run: Callable[..., Prepared]) -> None:
+    label(root, half(0, 1), half(0, 255), classes="__ignore__\n_background_\ncat\n")
+    found = run()
+    assert found.summary["class_shares"] == {
+        "_background_": pytest.approx(2 / 3),
+        "cat": pytest.approx(1 / 3),
+    }
+    (note,) = found.summary["notes"]
+    assert note.startswith(
+        "classes.txt: line 1 is __ignore__, labelme's name of what has no class; class id 0"
+    )
+
+
+def test_colors_get_a_mapping(root: Path, run: Callable[..., Prepared], fault: Callable[..., str]) -> None:
+    red, black = (200, 0, 0), (0, 0, 0)
+    colors = np.array([black, red], np.uint8)[half(0, 1)]
+    label(root, colors, colors)
+    message = fault()
+    assert "labels/val/0.png: has colors in place of class ids (#c80000, #000000); add labels.csv" in message
+    (root / "labels.csv").write_text("value,class\n#c80000,grass\n#000000,\n")
+    found = run()
+    np.testing.assert_array_equal(found.labels()[0], half(IGNORED, 1))
+    (root / "labels.csv").write_text("value,class\n#c80000,grass\n")
+    assert "labels/val/0.png: has the color #000000, which labels.csv does not list; add a line" in fault()
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("", "must begin with the line value,class"),
+        ("value,class\n0,tree\n", "line 2: 'tree' is not in classes.txt"),
+        (
+            "value,class\nred,sky\n",
+            "line 2: the value 'red' is neither a number 0 to 255 nor a color #rrggbb",
+        ),
+        (
+            "value,class\n256,sky\n",
+            "line 2: the value '256' is neither a number 0 to 255 nor a color #rrggbb",
+        ),
+    ],
+)
+def test_a_mapping_that_cannot_be(root: Path, fault: Callable[..., str], text: str, rule: str) -> None:
+    label(root, half(0, 1), half(0, 1))
+    (root / "labels.csv").write_text(text)
+    assert fault() == f"{root}/labels.csv: {rule}"
+
+
+def test_label_maps_without_an_image_are_named(root: Path, run: Callable[..., Prepared]) -> None:
+    label(root, half(0, 1), half(0, 1), half(0, 1))
+    write_image(root / "labels/train/0.png", half(0, 1))
+    assert run().left_out == {
+        "label map without an image": 1,
+        "label map of a training image, never read": 1,
+    }
+
+
+# Names
+
+
+def test_spaces_as_a_mac_writes_them(root: Path, run: Callable[..., Prepared]) -> None:
+    write_image(root / "images/train/Screenshot 9.41.00\u202fAM.png", noise(7, SIDE, SIDE))
+    assert "Screenshot 9.41.00\u202fAM" in run().ids("train")
+
+
+def test_labels_match_in_any_normal_form_and_suffix_case(root: Path, run: Callable[..., Prepared]) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Mädchen") for form in ("NFC", "NFD"))
+    for number in range(2):
+        (root / f"images/val/{number}.png").unlink()
+    for index, (image, map_) in enumerate(((composed, decomposed), (f"{decomposed}2", f"{composed}2"))):
+        write_image(root / f"images/val/{image}.png", noise(index + 50, SIDE, SIDE))
+        path = root / f"labels/val/{map_}.PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(half(0, 1)).save(path, "PNG")
+    (root / "classes.txt").write_text("sky\ngrass\n")
+    np.testing.assert_array_equal(run().labels(), np.stack([half(0, 1)] * 2))
+
+
+LINES = {
+    "backslashes": "train\\{}.png",
+    "images before the name": "images/train/{}.png",
+    "a whole path": "/home/me/photos/images/train/{}.png",
+    "quotes": '"train/{}.png"',
+    "a dot": "./train/{}",
+    "ids": "train/{}",
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_lists_as_other_programs_write_them(
+    root: Path, run: Callable[..., Prepared], line: str, mark: str
+) -> None:
+    (root / "train.txt").write_text(
+        mark + "".join(line.format(n) + "\r\n" for n in range(3)), encoding="utf-8"
+    )
+    (root / "val.txt").write_text("val/0\nval/1\n")
+    found = run(prepare__split__by="lists")
+    assert found.ids("train") == ["train/0", "train/1", "train/2"]
+    assert found.left_out == {"in neither list": 1}
+
+
+def test_a_line_without_an_image_gets_the_nearest_names(root: Path, fault: Callable[..., str]) -> None:
+    (root / "train.txt").write_text("train/0.JPG\ntrain/1\n")
+    (root / "val.txt").write_text("val/0\n")
+    message = fault(prepare__split__by="lists")
+    assert (
+        "train.txt: 1 of 2 lines match no image below images/ (train/0.JPG); the nearest are train/0.png "
+        "(another suffix) and "
+    ) in message
+
+
+# One damaged file
+
+
+def test_a_damaged_file_is_left_out_and_named(root: Path, run: Callable[..., Prepared]) -> None:
+    for number in range(4, 40):
+        write_image(root / f"images/train/{number:02d}.png", noise(number, SIDE, SIDE))
+    _write(root / "images/train/05.png", b"")
+    found = run()
+    assert found.left_out == {"damaged": 1}
+    assert found.summary["left_out"]["damaged"]["examples"] == [
+        "images/train/05.png: is empty; replace or remove it"
+    ]
+    assert found.summary["train_images"] == len(found.ids("train")) == len(found.images("train")) == 39
+    assert "05" not in found.ids("train")
+    image = np.asarray(Image.open(root / "images/train/06.png"))
+    np.testing.assert_array_equal(found.images("train")[found.ids("train").index("06")], image)
+
+
+def test_too_many_damaged_files_are_refused(root: Path, fault: Callable[..., str]) -> None:
+    _write(root / "images/train/0.png", b"")
+    assert fault() == (
+        "images/train/0.png: is empty; replace or remove it\n"
+        f"{root}: 1 of 6 images are damaged, more than prepare.most_damaged: 0.05; repair or remove them, or "
+        "raise it"
+    )
+    for number in range(4):
+        _write(root / f"images/train/{number}.png", b"")
+    assert fault(prepare__most_damaged=1.0) == (
+        f"{root}: all training images are damaged; repair or replace them"
+    )
