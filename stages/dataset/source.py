@@ -214,5 +214,9 @@ def list_data(settings: Prepare) -> DataSet:
     """
     root = Path(os.environ.get("DVC_ROOT", ".")) / settings.path
     reader = importlib.import_module(f"stages.readers.{settings.reader}.{settings.reader}")
-    data: DataSet = reader.list_data(root, settings)
+    try:
+        data: DataSet = reader.list_data(root, settings)
+    except OSError as error:
+        where = error.filename or root
+        raise UserError(f"{where}: cannot be read ({error.strerror}); allow this user to read it") from error
     return data

@@ -26,6 +26,7 @@ from stages.settings.params import read
 from stages.settings.schema import Prepare
 from stages.tools.surroundings import git, git_obstacle
 
+OUTPUTS = ("data", "models", "metrics", ".dvc", ".state", ".git")
 PRESETS, BASE = Path("presets"), "demo"
 
 
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if params["prepare"]["reader"] != "demo":
         if args.data is None:
             raise UserError(f"preset {args.name} reads images from a folder; set it with DATA=... (--data)")
+        _check_apart(args.data)
         params["prepare"]["path"] = str(args.data)
         if params["prepare"]["reader"] == "folder":
             _set(params["prepare"]["split"], "by", *rule_for(args.data))
@@ -61,6 +63,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         written.write_text(as_text(params), encoding="utf-8")
         read(written)
     print(f"{args.params}: preset {args.name} is active; next: dvc repro")
+
+
+def _check_apart(data: Path) -> None:
+    """Refuse data in the folders that the pipeline writes: DVC empties these before a stage runs.
+
+    Raises:
+        UserError: the folder is one of them, or lies in one.
+    """
+    given = data.resolve()
+    for top in OUTPUTS:
+        folder = Path(top).resolve()
+        if given == folder or folder in given.parents:
+            raise UserError(
+                f"{data}: is where the pipeline writes its results ({top}/), and DVC deletes what is there; "
+                "move the images to a folder of their own"
+            )
 
 
 def compose(name: str, folder: Path = PRESETS) -> CommentedMap:
@@ -181,7 +199,13 @@ def _check_committed(params: Path) -> None:
             f"{params}: exists, and whether it has edits cannot be seen: {obstacle.what}; pass FORCE=1 "
             f"(--force) to overwrite it, or first: {obstacle.remedy}"
         )
-    if git(Path(), "status", "--porcelain", "--", str(params)).stdout.strip():
+    status = git(Path(), "status", "--porcelain", "--", str(params))
+    if status.returncode:
+        raise UserError(
+            f"{params}: exists, and git does not say whether it has edits ({status.stderr.strip()}); pass "
+            "FORCE=1 (--force) to overwrite it"
+        )
+    if status.stdout.strip():
         raise UserError(
             f"{params}: has uncommitted edits, which a preset would overwrite; "
             "commit them (git commit params.yaml), or pass FORCE=1 (--force)"

@@ -41,7 +41,7 @@ from stages.settings.errors import UserError
 
 OVERLAY_SHARE = 0.5  # opacity of the colors over the image
 LONGEST_SIDE = 4  # maximum longer side, as a multiple of the training size
-BAND_ELEMENTS = 1 << 24  # scores at full size that are in memory at a time; 64 MB
+BAND_ELEMENTS = 1 << 22  # numbers at full size that are in memory at a time
 LONGEST_JPEG = 65_500  # px; JPEG stores sides in 16 bits, and libjpeg stops here
 LEGEND = "legend.json"
 SOME_LEFT_OUT = 1  # exit code
@@ -154,17 +154,28 @@ def segment(
     step = segmenter.context_stride
     scale = min(size_px / min(height, width), LONGEST_SIDE * size_px / max(height, width))
     target = tuple(max(1, round(side * scale / step)) * step for side in (height, width))
-    image = resample(to_unit(torch.from_numpy(picture)[None]), whole(1), (target[0], target[1])).to(device)
+    image = _resize(picture, (target[0], target[1])).to(device)
     pixels = pixel_features(segmenter, image, "float32")
     scores = pixel_logits(pixels, centroids, segmenter.metric)[0].permute(2, 0, 1)
-    start, length = torch.zeros(1, device=device), torch.ones(1, device=device)
+    begin, length = torch.zeros(1, device=device), torch.ones(1, device=device)
     rows, columns = (
-        interpolation_matrix(start, length, source, full)[0]
+        interpolation_matrix(begin, length, source, full)[0]
         for source, full in zip(scores.shape[1:], (height, width), strict=True)
     )
-    wide = scores @ columns.T
+    clusters = np.empty((height, width), np.uint8)
     band = max(1, BAND_ELEMENTS // (len(centroids) * width))
-    return np.concatenate([(part @ wide).argmax(0).byte().cpu().numpy() for part in rows.split(band)])
+    for start, part in zip(range(0, height, band), rows.split(band), strict=True):
+        full = torch.einsum("bh,khw->kbw", part, scores).flatten(0, 1) @ columns.T
+        best = full.unflatten(0, (len(centroids), len(part))).argmax(0)
+        clusters[start : start + len(part)] = best.byte().cpu().numpy()
+    return clusters
+
+
+def _resize(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """`resample` of a whole image, with a band of rows in floating point at a time."""
+    bands = torch.from_numpy(picture).split(max(1, BAND_ELEMENTS // (3 * picture.shape[1])))
+    narrow = [resample(to_unit(band[None]), whole(1), (len(band), size[1])) for band in bands]
+    return resample(torch.cat(narrow, dim=2), whole(1), size)
 
 
 def _images(folder: Path, left_out: LeftOut) -> list[str]:
@@ -188,13 +199,19 @@ def _images(folder: Path, left_out: LeftOut) -> list[str]:
 
 
 def _write(out: Path, name: str, picture: np.ndarray, clusters: np.ndarray, colours: np.ndarray) -> None:
+    """Write label map and overlay; `picture` becomes the overlay."""
     label_name, overlay_name = output_names(name)
     labels = Image.fromarray(clusters, mode="P")
     labels.putpalette(colours.flatten().tolist())
     with atomic_path(out / label_name) as temporary:
         labels.save(temporary, format="PNG")
-    drawn = Image.fromarray(colourise(clusters, colours))
-    overlay = Image.blend(Image.fromarray(picture), drawn, OVERLAY_SHARE)
+    mixed = picture  # overwritten band by band: a large image is in memory once
+    band = max(1, BAND_ELEMENTS // (3 * picture.shape[1]))
+    for start in range(0, len(picture), band):
+        rows = slice(start, start + band)
+        drawn = colourise(clusters[rows], colours)
+        mixed[rows] = (1 - OVERLAY_SHARE) * picture[rows] + OVERLAY_SHARE * drawn
+    overlay = Image.fromarray(mixed)
     if max(overlay.size) > LONGEST_JPEG:
         overlay.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
     with atomic_path(out / overlay_name) as temporary:

@@ -18,10 +18,10 @@ from stages import prepare
 from stages.core.artefacts import read_metrics
 from stages.core.images import open_images, read_index
 from stages.dataset import decode
-from stages.dataset.source import Remark
+from stages.dataset.source import Remark, list_data
 from stages.dataset.truth import IGNORED, read_truth
 from stages.settings.errors import UserError
-from tests.datasets import noise, write_image, write_params
+from tests.datasets import noise, prepare_settings, write_image, write_params
 
 SIDE = 16
 FITTING: dict[str, Any] = {
@@ -248,6 +248,19 @@ def test_a_listing_that_fails_is_named(
     assert found.summary["left_out"]["folder that this user may not read"]["examples"] == [
         "images/train/private"
     ]
+
+
+def test_a_data_root_that_may_not_be_read_is_no_traceback(
+    root: Path, fault: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as inner:
+        inner.setattr(Path, "is_dir", refuse)
+        with pytest.raises(UserError) as raised:
+            list_data(prepare_settings(reader="folder", path=str(root)))
+    assert str(raised.value) == f"{root}: cannot be read (Permission denied); allow this user to read it"
 
 
 # A range is looked at

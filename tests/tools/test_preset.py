@@ -241,6 +241,29 @@ def test_without_labels_the_number_of_classes_is_the_users(repository: Path) -> 
     assert read(Path("params.yaml")).pixel_k == preset.compose("folder")["pixel_k"]
 
 
+@pytest.mark.parametrize("data", ["data", "data/photos", "./metrics", "models/../data/x", "link"])
+def test_data_where_the_pipeline_writes_is_refused(repository: Path, data: str) -> None:
+    """DVC empties data/ before `prepare` runs, so the photographs would be lost."""
+    photos = make_folder(repository / "data/photos", num_train=2, num_val=1)
+    Path("link").symlink_to("data/photos")
+    with pytest.raises(UserError) as raised:
+        preset.main(["folder", "--data", data])
+    assert "is where the pipeline writes its results" in str(raised.value)
+    assert len(list(photos.rglob("*.png"))) > 2
+    assert Path("params.yaml").read_bytes() == Path("presets/demo.yaml").read_bytes()
+
+
+def test_a_file_outside_of_the_repository_is_not_overwritten_unseen(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("elsewhere") / "params.yaml"
+    other.write_text("mine")
+    with pytest.raises(UserError) as raised:
+        preset.main(["demo", "--params", str(other)])
+    assert "git does not say whether it has edits" in str(raised.value)
+    assert other.read_text() == "mine"
+
+
 def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
     edited = Path("params.yaml").read_text().replace("seed: 0 ", "seed: 7 ")
     Path("params.yaml").write_text(edited)
