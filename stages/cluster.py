@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     split_batch_norms(segmenter, 1)
     images = ImageSource(open_images(args.images), device)
     place(segmenter, device)
-    if settings.batch_norm == "fresh":
+    if settings.batch_norm == "fresh" and not segmenter.has_frozen_statistics:
         estimate_batch_norm(segmenter, images, params)
     segmenter.train(settings.batch_norm == "batch")
     pixels = None
@@ -147,7 +147,8 @@ def _seeds(seed: int) -> list[int]:
 def estimate_batch_norm(segmenter: Segmenter, images: ImageSource, params: SimpleNamespace) -> None:
     """Replace the running batch-norm statistics by the mean over batches of clean images (ours).
 
-    Training leaves statistics of augmented views, a third of them of small guidance views.
+    Training leaves statistics of augmented views, a third of them of small guidance views. Frozen statistics
+    (`train.freeze`) stay as they are.
     """
     order = torch_generator(params.seed, "cluster", "batch norm")
     batches = shuffled(len(images), min(params.cluster.batch_size, len(images)), order)

@@ -22,6 +22,7 @@ from stages.settings.params import load
 from stages.settings.schema import Predict
 
 KEYS = ("size_px", "precision", "predict")
+LOWEST = -60_000.0  # score; float16 ends at -65,504
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,8 +79,8 @@ def score_images(
     """Yield the similarity of every pixel feature to every centroid, batch by batch.
 
     By the metric of training: the dot product of unit-length features with centroids, which is the cosine if
-    these have unit length too; or the negative squared distance, up to a constant of each pixel. Scores are
-    on the CPU, at feature-map resolution.
+    these have unit length too; or the negative squared distance, less that of the nearest centroid. Scores
+    are on the CPU, at feature-map resolution.
 
     Args:
         segmenter: trained network, on the device of `images`.
@@ -97,7 +98,10 @@ def score_images(
             pixels = pixels._replace(feature=(pixels.feature + mirrored) / 2)
         if pixels.is_unit and not settings.unit_features:
             pixels = with_unit_mean(pixels)
-        yield pixel_logits(pixels, centroids, segmenter.metric).permute(0, 3, 1, 2).cpu()
+        scores = pixel_logits(pixels, centroids, segmenter.metric)
+        if segmenter.metric == "euclidean":  # has no bound; float16 keeps the differences to the best
+            scores = (scores - scores.amax(-1, keepdim=True)).clamp_min(LOWEST)
+        yield scores.permute(0, 3, 1, 2).cpu()
 
 
 def with_unit_mean(pixels: Pixels) -> Pixels:

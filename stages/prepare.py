@@ -13,22 +13,21 @@ import pandas as pd
 
 from stages.core.artefacts import atomic_folder, create_array, write_csv, write_metrics
 from stages.core.images import COLUMNS, IMAGES, INDEX
-from stages.dataset.decode import with_bits
 from stages.dataset.listing import BAD
 from stages.dataset.pack import RECORD, Job, Packed, Work, pack, record
-from stages.dataset.source import DataSet, RawFile, is_unchanged, list_data
+from stages.dataset.source import DataSet, RawFile, Remark, is_unchanged, list_data
 from stages.dataset.summary import hash_files, summarise
+from stages.dataset.survey import decoding, survey
 from stages.dataset.truth import write_classes
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.state import StageState, link
 from stages.runtime.watch import Watch
-from stages.settings.errors import UserError, grouped, raise_faults
+from stages.settings.errors import UserError, raise_faults
 from stages.settings.params import check_data_size, load
 
 KEYS = ("size_px", "prepare")
 PINS = ["prepare.manifest_sha256", "prepare.most_damaged"]  # checks, which change no packed image
-MOST_FAULTS = 20  # maximum number of faults in one message
 SPARE_BYTES = 1 << 24  # disk space for the index files and the file system, besides the arrays
 TRAIN, VAL, MAPS = "train.npy", "val.npy", "maps.npy"  # arrays in the state folder
 
@@ -37,20 +36,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pack both splits; replace existing outputs only after all checks pass."""
     args = _parse(argv)
     params = load(args.params, *KEYS, "runtime")
-    data = with_bits(list_data(params.prepare))
+    data = survey(list_data(params.prepare))
     # After the import of the reader, so that its code is watched too. `_changes` checks the data files.
     watch = Watch("prepare", args.params, KEYS, [])
     check_data_size(args.params, len(data.train))
     for note in data.notes:
         print(f"prepare: {note}", flush=True)
-    names = hashlib.sha256(repr((data.train, data.val)).encode()).hexdigest()
+    # What decides the packed images besides the files themselves, which are looked at one by one.
+    names = hashlib.sha256(repr((data.train, data.val, decoding(data))).encode()).hexdigest()
     interval = params.runtime.checkpoint_seconds
     state = StageState(watch, interval_seconds=interval, data=names, pins=PINS)
     _check_disk_space(args.train_images, state.folder, data, params)
     train, val = _pack(state, data, params)
     packed = (*train, *val)
     files = (*(file for one in packed for file in one.files), *data.other_files)
-    _check_faults(data, packed, _changes(data, files), params.prepare.most_damaged)
+    _check_faults(data, train, val, _changes(data, files), params.prepare.most_damaged)
     manifest = hash_files(files)
     _check_manifest(params.prepare.manifest_sha256, manifest)
     summary = summarise(data, train, val, state.folder / MAPS, manifest)
@@ -139,12 +139,15 @@ def _changes(data: DataSet, files: Sequence[RawFile]) -> Iterator[str]:
             yield f"{file.name}: changed after it was read; run `dvc repro` again"
 
 
-def _check_faults(data: DataSet, packed: Sequence[Packed], changes: Iterable[str], most: float) -> None:
+def _check_faults(
+    data: DataSet, train: Sequence[Packed], val: Sequence[Packed], changes: Iterable[str], most: float
+) -> None:
     """Leave damaged images out, or stop if they are too many or anything else is wrong.
 
     Raises:
         UserError: the data set cannot be used as it is.
     """
+    packed = (*train, *val)
     damaged = [one for one in packed if one.is_damaged]
     wrong = [fault for one in packed if one.faults and not one.is_damaged for fault in one.faults]
     faults = [*wrong, *changes]
@@ -154,17 +157,14 @@ def _check_faults(data: DataSet, packed: Sequence[Packed], changes: Iterable[str
             f"{data.root}: {len(damaged):,} of {len(packed):,} images are damaged, more than "
             f"prepare.most_damaged: {most}; repair or remove them, or raise it"
         )
-    lines = grouped(faults)
-    shown = list(lines[:MOST_FAULTS])
-    if len(lines) > MOST_FAULTS:
-        shown.append(f"... and {len(lines) - MOST_FAULTS} more faults ({len(lines)} in total)")
-    raise_faults(shown)
+    raise_faults(faults)
     for one in damaged:
         data.left_out.add(BAD, f"{one.faults[0]}")
-    for split, items in (("training", data.train), ("validation", data.val)):
-        ids = {item.id for item in items}
-        if ids <= {one.item.id for one in damaged}:
+    for split, rows in (("training", train), ("validation", val)):
+        if all(one.is_damaged for one in rows):
             raise UserError(f"{data.root}: all {split} images are damaged; repair or replace them")
+    if all(one.is_damaged or Remark.CONSTANT in one.remarks for one in train):
+        raise UserError(f"{data.root}: every training image has a single color; there is nothing to learn")
 
 
 def _deliver(array: Path, target: Path, rows: Sequence[Packed]) -> None:

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from stages.backbone.resnet import BLOCKS
 from stages.backbone.vit import DEPTH, NUM_HEADS
+from stages.runtime.progress import say
 from stages.settings.errors import UserError
+from stages.settings.section import Backbone
 
 NO_NETWORKS = ("optimizer", "optimizer_state_dict", "optimizers", "scheduler", "amp", "scaler")
 COMPILED = "_orig_mod."  # in the names of networks that torch.compile has wrapped
 LFS_POINTER = b"version https://git-lfs"
+MOST_NAMES = 5  # tensors listed in a message
 MOST_CHARACTERS = 200  # maximum length of a quoted reader error
 
 
@@ -157,6 +160,31 @@ def recognise(
             about = _resnet(own) if family == "resnet" else _vit(own, arch, width)
             found.append(Recognised(keys, tensors, prefix, about))
     return sorted((one for one in found if key in one.name), key=lambda one: _rank(one.name))
+
+
+def choose(path: Path, networks: Mapping[str, dict[str, Tensor]], settings: Backbone, key: str) -> Recognised:
+    """The network to take; says so if there are several.
+
+    Raises:
+        UserError: the file has none, or none of that name.
+    """
+    found = recognise(networks, settings.arch, settings.width)
+    if not found:
+        names = max(networks.values(), key=len)
+        raise UserError(
+            f"{path}: its tensor names match neither a ResNet nor a ViT "
+            f"({', '.join([*names][:MOST_NAMES])}); pretrain.init supports only these two"
+        )
+    chosen = recognise(networks, settings.arch, settings.width, key)
+    if not chosen:
+        raise UserError(
+            f"pretrain.init_key: {key!r} is in no name of a network of {path}; it has "
+            f"{', '.join(repr(one.name) for one in found)}"
+        )
+    if len(found) > 1:
+        others = ", ".join(repr(one.name) for one in found if one.name != chosen[0].name)
+        say("pretrain", network=repr(chosen[0].name), others=others, choose_with="pretrain.init_key")
+    return chosen[0]
 
 
 def _rank(name: str) -> int:

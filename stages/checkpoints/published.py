@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.backbone.trunk import Trunk
 from stages.backbone.vit import resample_positions
-from stages.checkpoints.checkpoint_file import Recognised, check_sha256, read_networks, recognise
+from stages.checkpoints.checkpoint_file import check_sha256, choose, read_networks
 from stages.core.seeds import derive
 from stages.runtime.progress import say
 from stages.settings.errors import UserError
@@ -107,7 +107,7 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str, key: str 
         keys: {_unchunked(name): value for name, value in tensors.items()}
         for keys, tensors in read_networks(path).items()
     }
-    found = _choose(path, networks, settings, key)
+    found = choose(path, networks, settings, key)
     tensors = found.tensors
     _check_architecture(path, found.about, settings)
     with torch.device("meta"):
@@ -123,33 +123,6 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str, key: str 
     unexpected = [name for name in others if not BESIDE & set(name.split("."))]
     heads = _heads({name.removeprefix(prefix): tensors[name] for name in others}, prefix)
     return Published(trunk, heads, sha256, found.name, tuple(missing), tuple(unexpected))
-
-
-def _choose(
-    path: Path, networks: Mapping[str, dict[str, Tensor]], settings: Backbone, key: str
-) -> Recognised:
-    """The network to take; says so if there are several.
-
-    Raises:
-        UserError: the file has none, or none of that name.
-    """
-    found = recognise(networks, settings.arch, settings.width)
-    if not found:
-        names = max(networks.values(), key=len)
-        raise UserError(
-            f"{path}: its tensor names match neither a ResNet nor a ViT ({_some(list(names))}); "
-            "pretrain.init supports only these two"
-        )
-    chosen = recognise(networks, settings.arch, settings.width, key)
-    if not chosen:
-        raise UserError(
-            f"pretrain.init_key: {key!r} is in no name of a network of {path}; it has "
-            f"{', '.join(repr(one.name) for one in found)}"
-        )
-    if len(found) > 1:
-        others = ", ".join(repr(one.name) for one in found if one.name != chosen[0].name)
-        say("pretrain", network=repr(chosen[0].name), others=others, choose_with="pretrain.init_key")
-    return chosen[0]
 
 
 def _unchunked(name: str) -> str:

@@ -53,6 +53,7 @@ def _duplicates(train: Sequence[Packed], val: Sequence[Packed]) -> Iterator[str]
 def doubts_of_labels(class_shares: Mapping[str, float], ignored_share: float) -> Iterator[str]:
     """Signs that label maps do not mean what they are read as."""
     absent = [name for name, share in class_shares.items() if share == 0]
+    used = [name for name, share in class_shares.items() if share > 0]
     remedy = "add labels.csv: the header value,class and a line for each value, such as"
     if absent and ignored_share > SUSPICIOUS_IGNORED:
         yield (
@@ -64,7 +65,7 @@ def doubts_of_labels(class_shares: Mapping[str, float], ignored_share: float) ->
             f"no pixel has the class {listed(absent)} ({len(absent)} of {len(class_shares)} classes); check "
             "that the lines of classes.txt are the ids of the label maps, or add labels.csv"
         )
-    elif ignored_share > MOSTLY_IGNORED:
+    elif ignored_share > (SUSPICIOUS_IGNORED if len(used) == 1 else MOSTLY_IGNORED):
         yield (
             f"{ignored_share:.0%} of the pixels have the value {IGNORED} and are ignored; if it is a class, "
             f"{remedy} {IGNORED},NAME"

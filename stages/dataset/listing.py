@@ -6,6 +6,7 @@
 import difflib
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,29 +24,36 @@ SYSTEM_FOLDERS = {
     "@eaDir", "@Recycle", "#recycle", "#snapshot", ".thumbnails", "__MACOSX", "$RECYCLE.BIN", "lost+found",
     "System Volume Information",
 }  # fmt: skip
-# Endings of the names of label maps that annotation tools write beside their images: x.jpg and x_mask.png.
+# Words in the names of label maps that annotation tools write beside their images: x.jpg and x_mask.png.
 MASK_WORDS = (
     "mask", "masks", "seg", "segmentation", "label", "labels", "gt", "instance", "instances", "semantic",
 )  # fmt: skip
-MASK_ENDINGS = tuple(f"{sign}{word}" for sign in "_-." for word in MASK_WORDS)
+MASK_NAME = re.compile(
+    rf"(?P<base>.+)[-_.](?:{'|'.join(MASK_WORDS)})(?:[-_.]?\d+)?|(?:{'|'.join(MASK_WORDS)})[-_.](?P<rest>.+)"
+)
 MANIFEST = "segment.json"  # in a folder that `segment` has written: the names of its files
 WRITER = "fs4 segment"  # value of the key `written_by` of a manifest
 
 # Reasons. Those in SUSPECT may be pictures that the user wants; a large share of them is a warning.
 HIDDEN = "hidden, or made by the system"
-MASK = "label map beside its image, by its name"
+MASK = "label map among the images, by its name"
 OWN_OUTPUT = "written by segment"
 NO_PICTURE = "no picture by its suffix"
 OTHER_FORMAT = "picture of a format that is not read; convert it to PNG or JPEG"
 BROKEN_LINK = "link to nothing"
 NO_ENTRY = "folder that this user may not read"
+UNREADABLE = "folder that cannot be read"
+LOOP = "link to a folder above it"
+NO_FILE = "neither a file nor a folder"
 SAME_NAME = "same name as another image but for the suffix"
 ELSEWHERE = "image outside of the folders that are read"
 UNLISTED = "in neither list"
-SPARE_LABELS = "label map without an image"
+SPARE_LABELS = "label map of no validation image"
 TRAIN_LABELS = "label map of a training image, never read"
 BAD = "damaged"
-SUSPECT = (OTHER_FORMAT, BROKEN_LINK, NO_ENTRY, SAME_NAME, ELSEWHERE, UNLISTED, SPARE_LABELS, BAD)
+SUSPECT = (
+    OTHER_FORMAT, BROKEN_LINK, NO_ENTRY, UNREADABLE, MASK, SAME_NAME, ELSEWHERE, UNLISTED, SPARE_LABELS, BAD,
+)  # fmt: skip
 
 MOST_EXAMPLES = 3
 
@@ -114,37 +122,42 @@ def _difference(name: str, other: str) -> str:
 
 
 def walk(folder: Path, left_out: LeftOut, base: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder with the sorted names of its files; follows links, and enters no folder twice.
+    """Yield every folder with the sorted names of its files; follows links, except to a folder above.
 
     Args:
         folder: where to start.
         left_out: takes folders that cannot be read or belong to the system, broken links and hidden files.
         base: names in `left_out` are relative to it.
     """
-    seen = set()
 
     def unreadable(error: OSError) -> None:
-        left_out.add(NO_ENTRY, os.path.relpath(error.filename, base))
+        reason = NO_ENTRY if isinstance(error, PermissionError) else UNREADABLE
+        left_out.add(reason, os.path.relpath(error.filename, base))
 
+    above = {str(folder): {os.path.realpath(folder)}}  # real paths from the start to each folder
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link to a visited folder, such as a parent
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in [name for name in folders if name.startswith(".") or name in SYSTEM_FOLDERS]:
-            folders.remove(name)
-            left_out.add(HIDDEN, os.path.relpath(Path(parent, name), base) + "/")
+        for name in list(folders):
+            path = os.path.join(parent, name)
+            real = os.path.realpath(path)
+            if name.startswith(".") or name in SYSTEM_FOLDERS:
+                folders.remove(name)
+                left_out.add(HIDDEN, os.path.relpath(path, base) + "/")
+            elif real in above[parent]:
+                folders.remove(name)
+                left_out.add(LOOP, os.path.relpath(path, base) + "/")
+            else:
+                above[path] = above[parent] | {real}
         folders.sort()
         kept = []
         for name in sorted(names):
             path = os.path.join(parent, name)
             if name.startswith("."):
                 left_out.add(HIDDEN, os.path.relpath(path, base))
-            elif os.path.islink(path) and not os.path.exists(path):
-                left_out.add(BROKEN_LINK, os.path.relpath(path, base))
-            else:
+            elif os.path.isfile(path):
                 kept.append(name)
+            else:
+                reason = BROKEN_LINK if os.path.islink(path) else NO_FILE
+                left_out.add(reason, os.path.relpath(path, base))
         yield Path(parent), kept
 
 
@@ -160,8 +173,9 @@ def list_images(folder: Path, left_out: LeftOut, reserved: Collection[str] = ())
     for parent, names in walk(folder, left_out, folder):
         own = own_outputs(parent)
         parts = [os.path.splitext(name) for name in names]
-        pictures = {stem for stem, suffix in parts if suffix.lower() in SUFFIXES}
+        pictures = {stem.lower() for stem, suffix in parts if suffix.lower() in SUFFIXES}
         below = parent.relative_to(folder).as_posix()
+        is_mask_folder = "/" in below and parent.name.lower() in MASK_WORDS  # images/train/masks
         for name, (stem, suffix) in zip(names, parts, strict=True):
             whole = name if below == "." else f"{below}/{name}"
             if whole in reserved:
@@ -170,19 +184,22 @@ def list_images(folder: Path, left_out: LeftOut, reserved: Collection[str] = ())
                 left_out.add(OWN_OUTPUT, whole)
             elif reason := _reason(stem, suffix.lower(), pictures):
                 left_out.add(reason, whole)
+            elif is_mask_folder and below.startswith("images/"):
+                left_out.add(MASK, whole)
             else:
                 images.append(whole)
     return images
 
 
 def _reason(stem: str, suffix: str, pictures: set[str]) -> str | None:
-    """Why a file is not used as an image, or None."""
+    """Why a file is not used as an image, or None; `pictures` are the stems of its folder in lower case."""
     if suffix not in SUFFIXES:
         return OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE
-    if not stem.endswith(MASK_ENDINGS):
+    found = MASK_NAME.fullmatch(stem.lower())
+    if found is None:
         return None
-    bases = (stem.removesuffix(end) for end in MASK_ENDINGS if stem.endswith(end))
-    return MASK if any(base in pictures for base in bases) else None
+    base = found["base"] or found["rest"]
+    return MASK if base in pictures or os.path.splitext(base)[0] in pictures else None
 
 
 def own_outputs(folder: Path) -> frozenset[str]:
@@ -190,16 +207,18 @@ def own_outputs(folder: Path) -> frozenset[str]:
     for above in (folder, *folder.parents):
         if (above / MANIFEST).is_file():
             inside = folder.relative_to(above)
-            return frozenset(Path(name).name for name in read_manifest(above) if Path(name).parent == inside)
+            written = map(Path, read_manifest(above))
+            return frozenset(path.name for path in written if path.parent == inside)
     return frozenset()
 
 
-def read_manifest(folder: Path) -> frozenset[str]:
-    """Names, relative to the folder, of the files that `segment` has written; empty without a manifest."""
+def read_manifest(folder: Path) -> dict[str, int | None]:
+    """The files that `segment` has written, relative to the folder, with their modification time in ns.
+
+    The time is None for files that an interrupted run was about to write. Empty if segment has written none.
+    """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return frozenset()
-    if not isinstance(content, dict) or content.get("written_by") != WRITER:
-        return frozenset()
-    return frozenset(map(str, content.get("files", ())))
+        return dict(content["files"]) if content["written_by"] == WRITER else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}

@@ -156,7 +156,8 @@ def _pack_chunk(work: Work, chunk: _Chunk) -> list[Packed]:
             packed.append(Packed(item, *decoded.image.size, decoded.files, remarks=remarks))
         except UserError as error:
             damaged = isinstance(error, DamagedFileError)
-            packed.append(Packed(item, 0, 0, (), error.faults, is_damaged=damaged))
+            files = error.files if isinstance(error, DamagedFileError) else ()
+            packed.append(Packed(item, 0, 0, files, error.faults, is_damaged=damaged))
     return packed
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stages.dataset.listing import LeftOut
 from stages.dataset.truth import Kind
-from stages.settings.errors import UserError, raise_faults
+from stages.settings.errors import DamagedFileError, UserError, raise_faults
 from stages.settings.schema import Prepare
 
 
@@ -129,12 +129,12 @@ def read_raw(root: Path, name: str) -> tuple[RawFile, bytes]:
 
     Raises:
         OSError: the file cannot be read.
-        UserError: the file is too large.
+        DamagedFileError: the file is too large.
     """
     with (root / name).open("rb") as opened:
         status = os.fstat(opened.fileno())
         if status.st_size > MOST_BYTES:
-            raise UserError(
+            raise DamagedFileError(
                 f"has {status.st_size:,} bytes, more than the maximum of {MOST_BYTES:,}; "
                 "scale it down or remove it"
             )
@@ -218,5 +218,6 @@ def list_data(settings: Prepare) -> DataSet:
         data: DataSet = reader.list_data(root, settings)
     except OSError as error:
         where = error.filename or root
-        raise UserError(f"{where}: cannot be read ({error.strerror}); allow this user to read it") from error
+        remedy = "allow this user to read it" if isinstance(error, PermissionError) else "check the disk"
+        raise UserError(f"{where}: cannot be read ({error.strerror}); {remedy}") from error
     return data

@@ -12,6 +12,7 @@ from stages.dataset.pack import Packed
 from stages.dataset.source import DataSet, RawFile, read_raw
 from stages.dataset.truth import IGNORED
 from stages.runtime.progress import track
+from stages.settings.errors import UserError
 
 
 def summarise(
@@ -27,8 +28,9 @@ def summarise(
         manifest: hash of the manifest.
     """
     counts = np.zeros(IGNORED + 1, np.int64)
-    for labels in np.load(maps, mmap_mode="r"):
-        counts += np.bincount(labels.ravel(), minlength=IGNORED + 1)
+    for labels, one in zip(np.load(maps, mmap_mode="r"), val, strict=True):
+        if not one.faults:
+            counts += np.bincount(labels.ravel(), minlength=IGNORED + 1)
     labelled = int(counts[:IGNORED].sum())
     kept_train, kept_val = ([one for one in rows if not one.faults] for rows in (train, val))
     class_shares = {
@@ -74,17 +76,17 @@ def _sizes(packed: Sequence[Packed]) -> dict[str, dict[str, int]]:
 
 
 def manifest_sha256(data: DataSet) -> str:
-    """Hash every file that `prepare` would read.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
+    """Hash every file that `prepare` can read."""
     assert data.root is not None, "generated data has no files"
     names = {
         name for item in (*data.train, *data.val) for name in (item.source, item.labels) if name is not None
     }
-    root = data.root
-    files = (read_raw(root, name)[0] for name in track(sorted(names), "hash", unit="file"))
+    files = []
+    for name in track(sorted(names), "hash", unit="file"):
+        try:
+            files.append(read_raw(data.root, name)[0])
+        except (OSError, UserError):  # `prepare` names what it cannot read and leaves it out
+            continue
     return hash_files((*files, *data.other_files))
 
 

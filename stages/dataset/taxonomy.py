@@ -32,18 +32,13 @@ class Taxonomy:
     colors: tuple[tuple[int, int], ...] = ()
     known: frozenset[int] | None = None
 
-    def of_colors(self, pixels: np.ndarray) -> np.ndarray:
-        """Convert RGB [rows, columns, 3] to class ids uint8.
-
-        Raises:
-            UserError: a color has no class.
-        """
+    def of_colors(self, pixels: np.ndarray) -> np.ndarray | None:
+        """Convert RGB [rows, columns, 3] to class ids uint8; None if a color has no class."""
         codes = (pixels.astype(np.int64) << np.array([16, 8, 0])).sum(2)
         values, places = np.unique(codes, return_inverse=True)
         table = dict(self.colors)
-        if unknown := [value for value in values.tolist() if value not in table]:
-            shown = ", ".join(f"#{value:06x}" for value in unknown[:5])
-            raise UserError(f"has the color {shown}, which labels.csv does not list; add a line for it")
+        if set(values.tolist()) - set(table):
+            return None
         return np.array([table[value] for value in values.tolist()], np.uint8)[places].reshape(codes.shape)
 
     def to_class_ids(self, label_ids: np.ndarray) -> np.ndarray:
@@ -63,7 +58,10 @@ class Taxonomy:
 def plain(class_names: tuple[str, ...]) -> Taxonomy:
     """Build a taxonomy whose label ids are class ids, named by the lines of classes.txt."""
     count = len(class_names)
-    rule = f"classes.txt has {count} classes (ids 0 to {count - 1}, and {IGNORED} = ignored)"
+    rule = (
+        f"classes.txt has {count} classes (ids 0 to {count - 1}, and {IGNORED} = ignored); correct it, or "
+        "add labels.csv"
+    )
     return Taxonomy(class_names, (), tuple(range(count)), rule)
 
 
@@ -76,26 +74,32 @@ def mapped(class_names: tuple[str, ...], text: str) -> Taxonomy:
     Raises:
         UserError: the first fault, without the name of the file.
     """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines()]
     if not lines or lines[0].replace(" ", "") != "value,class":
         raise UserError("must begin with the line value,class")
-    ids, colors = {}, {}
+    ids: dict[int, int] = {}
+    colors: dict[int, int] = {}
     for number, line in enumerate(lines[1:], start=2):
+        if not line:
+            continue
         value, _, name = (part.strip() for part in line.partition(","))
         if name and name not in class_names:
             raise UserError(f"line {number}: {name!r} is not in classes.txt")
         class_id = class_names.index(name) if name else IGNORED
         if re.fullmatch(r"#[0-9a-fA-F]{6}", value):
-            colors[int(value[1:], 16)] = class_id
+            table, key = colors, int(value[1:], 16)
         elif re.fullmatch(r"\d{1,3}", value) and int(value) <= IGNORED:
-            ids[int(value)] = class_id
+            table, key = ids, int(value)
         else:
             raise UserError(
                 f"line {number}: the value {value!r} is neither a number 0 to 255 nor a color #rrggbb"
             )
-    table = tuple(ids.get(value, IGNORED) for value in range(IGNORED + 1))
-    rule = f"labels.csv lists {len(ids)} values; add a line for it"
-    return Taxonomy(class_names, (), table, rule, tuple(colors.items()), frozenset(ids))
+        if key in table:
+            raise UserError(f"line {number}: the value {value} has a line already")
+        table[key] = class_id
+    class_ids = tuple(ids.get(value, IGNORED) for value in range(IGNORED + 1))
+    rule = f"labels.csv lists {len(ids)} values; add a line for each other value"
+    return Taxonomy(class_names, (), class_ids, rule, tuple(sorted(colors.items())), frozenset(ids))
 
 
 def written(color: Iterable[int]) -> str:

@@ -21,7 +21,9 @@ REMEDY = "delete it and run `dvc repro` to make it again"
 
 
 def open_scores(path: Path, num_images: int) -> np.ndarray:
-    """The scores of `predict`, float16 [M, K, h, w], cosines in [-1, 1], memory-mapped read-only.
+    """The scores of `predict`, float16 [M, K, h, w], memory-mapped read-only.
+
+    Cosines in [-1, 1]; or, by the metric of training, negative squared distances.
 
     Raises:
         UserError: the file is missing or damaged, or is not a stack of `num_images` score maps.

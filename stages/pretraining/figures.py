@@ -103,6 +103,7 @@ SEEN = {
     "collapsed": "all images have nearly the same embedding (uniformity {uniformity:.2g}; -4 is uniform)",
     "one_direction": "features vary along a single direction (effective rank {effective_rank:.3g})",
 }
+LOOK_FIRST = "look at the images first, which may be empty or alike (warnings of `prepare`); else "
 # Remedies from issues of MoCo, SwAV and lightly, most frequent first.
 CURES = {
     "mocov2": {
@@ -147,7 +148,8 @@ def explain(fault: str, figures: Mapping[str, Any], num_candidates: int, method:
     """Description of a fault, with remedies."""
     chance = math.log(num_candidates)
     seen = SEEN[fault].format(candidates=num_candidates, chance=chance, **figures)
-    return f"{fault}: {seen}; {CURES[method][fault]}"
+    first = "" if fault == "stuck_at_chance" else LOOK_FIRST
+    return f"{fault}: {seen}; {first}{CURES[method][fault]}"
 
 
 def is_settled(epoch: int, settings: Pretrain) -> bool:

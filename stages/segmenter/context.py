@@ -190,7 +190,7 @@ class ContextModule(nn.Module):
         if not settings.learn_kernels:
             return
         low, high = (math.log(bound) for bound in settings.kernel_bounds)
-        if settings.norm == "l1" and (settings.combine == "product" or settings.similarity == "raw"):
+        if self._only_ratio_counts():
             first, second = (self.log_kernel[name] for name in WEIGHTS)
             middle = sum(math.log(getattr(settings, name)) for name in WEIGHTS) / 2
             reach = min(high - middle, middle - low)
@@ -199,6 +199,13 @@ class ContextModule(nn.Module):
             second.copy_(middle - half)
         for value in self.log_kernel.values():
             value.clamp_(low, high)
+
+    def _only_ratio_counts(self) -> bool:
+        """Whether a common factor of the two weights has no effect, because rows are normalized."""
+        settings = self._settings
+        if settings.similarity == "both" and settings.combine == "log_sum":
+            return True
+        return settings.norm == "l1" and (settings.combine == "product" or settings.similarity == "raw")
 
     def _kernels(self) -> dict[str, Float[Tensor, ""]]:
         return {name: self.log_kernel[name].exp() for name in KERNELS}

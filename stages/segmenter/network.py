@@ -133,6 +133,11 @@ class Segmenter(nn.Module):
         grid = (image.shape[2] // self.context_stride, image.shape[3] // self.context_stride)
         return self.context(decoded, image if colors is None else colors, grid)
 
+    @property
+    def has_frozen_statistics(self) -> bool:
+        """Whether the batch norms keep the statistics of pretraining."""
+        return self._freeze != "none"
+
     def train(self, mode: bool = True) -> "Segmenter":
         """Set the mode of the module; frozen batch norms stay in evaluation mode."""
         super().train(mode)

@@ -40,6 +40,7 @@ def describe_segmenter(backbone: Backbone, settings: Train, size_px: int) -> dic
         "feature_stride": settings.feature_stride,
         "context": settings.context.model_dump(),
         "metric": settings.pixel_loss.metric,
+        "freeze": settings.freeze,
         "size_px": size_px,
     }
 
@@ -59,6 +60,7 @@ def load_segmenter(path: Path) -> tuple[Segmenter, dict[str, Any]]:
             feature_stride=about["feature_stride"],
             context=Context(**about["context"]),
             metric=about["metric"],
+            freeze=about["freeze"],
         )
         segmenter.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:

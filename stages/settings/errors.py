@@ -1,7 +1,9 @@
 """User errors, which are reported without a traceback."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+MOST_LINES = 20  # of one message
 MOST_ALIKE = 3  # files with one and the same fault that are all named
 
 
@@ -14,7 +16,13 @@ class UserError(Exception):
 
 
 class DamagedFileError(UserError):
-    """A file that cannot be read or decoded: it may be left out where others can do without it."""
+    """A file that cannot be read or decoded: it may be left out where others can do without it.
+
+    Attributes:
+        files: what was read of the item before the fault, for the manifest.
+    """
+
+    files: tuple[Any, ...] = ()
 
 
 def grouped(faults: Sequence[str]) -> tuple[str, ...]:
@@ -24,17 +32,23 @@ def grouped(faults: Sequence[str]) -> tuple[str, ...]:
     """
     names: dict[str, list[str]] = {}
     for fault in faults:
-        name, sign, what = fault.partition(": ")
-        names.setdefault(what if sign else fault, []).append(name if sign else "")
-    lines = []
+        name, what = _parts(fault)
+        names.setdefault(what, []).append(name)
+    lines, done = [], set()
     for fault in faults:
-        name, sign, what = fault.partition(": ")
-        alike = names.get(what if sign else fault, [])
+        _, what = _parts(fault)
+        alike = names[what]
         if len(alike) <= MOST_ALIKE:
             lines.append(fault)
-        elif name == alike[0]:
+        elif what not in done:
+            done.add(what)
             lines.append(f"{', '.join(alike[:MOST_ALIKE])}, ... ({len(alike):,} files): {what}")
     return tuple(lines)
+
+
+def _parts(fault: str) -> tuple[str, str]:
+    name, sign, what = fault.partition(": ")
+    return (name, what) if sign else ("", fault)
 
 
 def raise_faults(faults: Iterable[str]) -> None:
@@ -43,6 +57,9 @@ def raise_faults(faults: Iterable[str]) -> None:
     Raises:
         UserError: there is at least one fault.
     """
-    collected = grouped(tuple(faults))
-    if collected:
-        raise UserError(*collected)
+    lines = grouped(tuple(faults))
+    if len(lines) > MOST_LINES:
+        rest = f"... and {len(lines) - MOST_LINES} more faults ({len(lines)} in total)"
+        lines = (*lines[:MOST_LINES], rest)
+    if lines:
+        raise UserError(*lines)

@@ -222,6 +222,15 @@ class Params(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _metric_fits(self) -> "Params":
+        why = "with train.pixel_loss.metric: euclidean, where features keep their length"
+        if self.train.pixel_loss.metric == "euclidean" and self.cluster.unit_centroids:
+            raise ValueError(f"cluster.unit_centroids: must be false {why}")
+        if self.train.pixel_loss.metric == "euclidean" and not self.predict.unit_features:
+            raise ValueError(f"predict.unit_features: must be true {why}")
+        return self
+
     def _check_stem(self) -> None:
         stem, feature = self.backbone.stem_stride, self.train.feature_stride
         if self.size_px % (8 * stem):

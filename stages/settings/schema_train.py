@@ -81,6 +81,11 @@ class Context(Section):
         for name, value in self:
             if name.endswith(("_weight", "_bandwidth")) and not low <= value <= high:
                 raise ValueError(f"{name}: must lie within kernel_bounds [{low}, {high}], got {value}")
+        if self.appearance_weight == self.proximity_weight in (low, high):
+            raise ValueError(
+                f"appearance_weight: is {self.appearance_weight} like proximity_weight, a bound of "
+                "kernel_bounds, so their ratio could not be learned; choose weights between the bounds"
+            )
         return self
 
 

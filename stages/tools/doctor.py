@@ -22,7 +22,7 @@ import psutil
 
 from stages.runtime.script import run
 from stages.settings.errors import UserError
-from stages.tools.surroundings import obstacles
+from stages.tools.surroundings import git_obstacle, obstacles
 
 FOUND = 1
 ARTEFACTS = ("data", "models", "metrics", ".state")
@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not (args.root / ".dvc").is_dir():
         raise UserError(f"{args.root}: not a DVC repository (no .dvc); pass the repository root with --root")
-
     if busy := working(args.root):
         for process in busy:
             print(f"process {process.pid} ({describe(process)}) is running in this repository")
@@ -78,7 +77,8 @@ def _findings(root: Path) -> Iterator[Finding]:
     yield from temporaries(root)
     yield from states(root)
     yield from experiments(root)
-    yield from stashes(root)
+    if git_obstacle(root) is None:
+        yield from stashes(root)
 
 
 def temporaries(root: Path) -> Iterator[Finding]:

@@ -26,7 +26,7 @@ from stages.settings.params import read
 from stages.settings.schema import Prepare
 from stages.tools.surroundings import git, git_obstacle
 
-OUTPUTS = ("data", "models", "metrics", ".dvc", ".state", ".git")
+OUTPUTS = ("data/images", "data/truth", "models", "metrics", ".dvc", ".state", ".git")
 PRESETS, BASE = Path("presets"), "demo"
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_apart(args.data)
         params["prepare"]["path"] = str(args.data)
         if params["prepare"]["reader"] == "folder":
-            _set(params["prepare"]["split"], "by", *rule_for(args.data))
+            _set(params["prepare"]["split"], "by", *_split_rule(args.data))
         _fit(params, list_data(Prepare.model_validate(plain(params)["prepare"])))
     elif args.data is not None:
         raise UserError(f"preset {args.name} generates its own data; remove DATA (--data)")
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_apart(data: Path) -> None:
-    """Refuse data in the folders that the pipeline writes: DVC empties these before a stage runs.
+    """Refuse data in the folders that the pipeline writes: DVC deletes these before a stage runs.
 
     Raises:
         UserError: the folder is one of them, or lies in one.
@@ -74,11 +74,18 @@ def _check_apart(data: Path) -> None:
     given = data.resolve()
     for top in OUTPUTS:
         folder = Path(top).resolve()
-        if given == folder or folder in given.parents:
+        if given in (folder, folder.parent / "data") or folder in given.parents:
             raise UserError(
-                f"{data}: is where the pipeline writes its results ({top}/), and DVC deletes what is there; "
-                "move the images to a folder of their own"
+                f"{data}: is where the pipeline writes its results ({top}), which DVC deletes before a stage "
+                "runs; move the images to a folder of their own"
             )
+
+
+def _split_rule(data: Path) -> tuple[str, str]:
+    try:
+        return rule_for(data)
+    except OSError as error:
+        raise UserError(f"{data}: cannot be read ({error.strerror}); allow this user to read it") from error
 
 
 def compose(name: str, folder: Path = PRESETS) -> CommentedMap:

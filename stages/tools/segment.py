@@ -12,38 +12,43 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from stages.core.artefacts import atomic_path, write_json
+from stages.core.artefacts import write_json
 from stages.core.device import choose_device, place
-from stages.dataset.decode import bits_in_use, decode_image
+from stages.dataset.decode import decode_image
 from stages.dataset.listing import (
     BAD,
-    MANIFEST,
+    NO_ENTRY,
     SAME_NAME,
     SUFFIXES,
-    WRITER,
+    UNREADABLE,
     LeftOut,
     list_images,
     printable,
-    read_manifest,
 )
+from stages.dataset.source import Remark, read_raw
+from stages.dataset.survey import bits_in_use, describe_bits
 from stages.imaging.batches import to_unit
 from stages.imaging.resample import interpolation_matrix, resample, whole
-from stages.reporting.palette import colourise, palette
+from stages.reporting.palette import palette
 from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.segmenter.network import Segmenter, pixel_features
 from stages.segmenter.pixels import pixel_logits
 from stages.segmenter.segmenter_file import load_final_clusters, load_segmenter
 from stages.settings.errors import UserError
+from stages.tools.segment_outputs import (
+    BAND_ELEMENTS,
+    LEGEND,
+    check_apart,
+    check_outputs,
+    output_names,
+    write_manifest,
+    write_outputs,
+)
 
-OVERLAY_SHARE = 0.5  # opacity of the colors over the image
 LONGEST_SIDE = 4  # maximum longer side, as a multiple of the training size
-BAND_ELEMENTS = 1 << 22  # numbers at full size that are in memory at a time
-LONGEST_JPEG = 65_500  # px; JPEG stores sides in 16 bits, and libjpeg stops here
-LEGEND = "legend.json"
 SOME_LEFT_OUT = 1  # exit code
 
 
@@ -53,90 +58,62 @@ def main(argv: Sequence[str] | None = None) -> None:
     segmenter, about = load_segmenter(args.segmenter)
     centroids = load_final_clusters(args.centroids, segmenter)
     check_apart(args.images, args.out)
-    left_out = LeftOut()
+    left_out, remarks = LeftOut(), LeftOut()
     names = _images(args.images, left_out)
-    before = _check_outputs(args.out, names, may_replace=args.overwrite)
+    before = check_outputs(args.out, names, may_replace=args.overwrite)
     bits = bits_in_use(args.images, names)
+    if bits is not None:
+        print(f"segment: {describe_bits(bits)}", flush=True)
     device = choose_device(args.device)
     segmenter, centroids = place(segmenter, device), centroids.to(device)
     colours = palette(len(centroids))
     # Before the first file, so that after a kill all files of the run are known to be its own.
-    _write_manifest(args.out, before.union(*map(output_names, names)))
-    written: set[str] = {LEGEND}
+    planned = [LEGEND, *(one for name in names for one in output_names(name))]
+    write_manifest(args.out, {**before, **dict.fromkeys(planned)})
+    written = [LEGEND]
     for name in track(names, "segment", unit="image"):
         try:
-            picture = np.array(decode_image((args.images / name).read_bytes(), bits=bits)[0])
-        except (UserError, OSError) as error:
-            reason = error if isinstance(error, UserError) else f"cannot be read ({error.strerror})"
-            left_out.add(BAD, f"{printable(name)}: {reason}")
+            picture, found = _open(args.images, name, bits or 16)
+        except UserError as fault:
+            left_out.add(BAD, f"{printable(name)}: {fault}")
             continue
+        for remark in found:
+            remarks.add(remark.text(), name)
         clusters = segment(segmenter, centroids, picture, about["size_px"], device)
-        _write(args.out, name, picture, clusters, colours)
-        written.update(output_names(name))
+        write_outputs(args.out, name, picture, clusters, colours)
+        written += output_names(name)
     legend = {f"cluster {number}": colour.tolist() for number, colour in enumerate(colours)}
     write_json(args.out / LEGEND, {"rgb": legend})
-    _write_manifest(args.out, before | written)
-    _report(args.out, len(written) // 2, left_out)
+    times = {name: (args.out / name).stat().st_mtime_ns for name in written}
+    write_manifest(args.out, {**before, **times})
+    _report(args.out, len(written) // 2, left_out, remarks)
 
 
-def check_apart(images: Path, out: Path) -> None:
-    """Refuse an output folder that is, holds, or lies in the folder of the images.
-
-    Raises:
-        UserError: outputs could replace images, or be taken for images by the next run.
-    """
-    given, target = images.resolve(), out.resolve()
-    if given == target or given in target.parents or target in given.parents:
-        how = "is" if given == target else "lies in" if given in target.parents else "holds"
-        raise UserError(
-            f"--out {out}: {how} the folder of the images, {images}; choose a folder apart from it, so that "
-            "no image is replaced and no output is taken for an image"
-        )
-
-
-def output_names(name: str) -> tuple[str, str]:
-    """Names of the two files that are written for an image, relative to the output folder."""
-    stem = name.removesuffix(Path(name).suffix)
-    return f"{stem}.png", f"{stem}_overlay.jpg"
-
-
-def _check_outputs(out: Path, names: Sequence[str], *, may_replace: bool) -> frozenset[str]:
-    """Refuse to replace files: those of others always, own ones unless that is allowed; return the own ones.
+def _open(folder: Path, name: str, bits: int) -> tuple[np.ndarray, Remark]:
+    """Decode an image.
 
     Raises:
-        UserError: a file would be replaced.
+        UserError: it cannot be read or decoded.
     """
-    own = read_manifest(out)
-    planned = [LEGEND, *(one for name in names for one in output_names(name))]
-    present = [name for name in planned if (out / name).exists() or (out / name).is_symlink()]
-    foreign = [name for name in present if name not in own]
-    if foreign:
-        raise UserError(
-            f"{out}: has {len(foreign):,} files that segment would replace but has not written "
-            f"({', '.join(foreign[:3])}); choose another folder with --out"
-        )
-    if present and not may_replace:
-        raise UserError(
-            f"{out}: has {len(present):,} files of an earlier run ({', '.join(present[:3])}); pass "
-            "--overwrite to replace them, or choose another folder with --out"
-        )
-    return own
+    try:
+        picture, remarks = decode_image(read_raw(folder, name)[1], bits=bits)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})") from error
+    return np.array(picture), remarks
 
 
-def _write_manifest(out: Path, names: frozenset[str] | set[str]) -> None:
-    write_json(out / MANIFEST, {"written_by": WRITER, "files": sorted(names)})
-
-
-def _report(out: Path, count: int, left_out: LeftOut) -> None:
+def _report(out: Path, count: int, left_out: LeftOut, remarks: LeftOut) -> None:
     """Say what was done and what was not.
 
     Raises:
         SystemExit: some images were not segmented.
     """
     print(f"segment: wrote {count:,} images to {out}; color legend: {out / LEGEND}")
+    for text, names in remarks.items():
+        print(f"segment: {names.count:,} images {text} ({names})")
     for reason, names in sorted(left_out.items()):
         print(f"segment: left out {names.count:,}: {reason} ({names})")
-    if {BAD, SAME_NAME} & set(left_out):
+    if {BAD, SAME_NAME, NO_ENTRY, UNREADABLE} & set(left_out):
         raise SystemExit(SOME_LEFT_OUT)
 
 
@@ -173,8 +150,10 @@ def segment(
 
 def _resize(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
     """`resample` of a whole image, with a band of rows in floating point at a time."""
+    start, length = torch.zeros(1), torch.ones(1)
+    columns = interpolation_matrix(start, length, picture.shape[1], size[1])[0]
     bands = torch.from_numpy(picture).split(max(1, BAND_ELEMENTS // (3 * picture.shape[1])))
-    narrow = [resample(to_unit(band[None]), whole(1), (len(band), size[1])) for band in bands]
+    narrow = [to_unit(band[None]) @ columns.T for band in bands]
     return resample(torch.cat(narrow, dim=2), whole(1), size)
 
 
@@ -184,6 +163,8 @@ def _images(folder: Path, left_out: LeftOut) -> list[str]:
     Raises:
         UserError: there are none.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; pass a folder of images")
     names, stems = [], set()
     for name in sorted(list_images(folder, left_out)):
         stem = output_names(name)[0]
@@ -196,26 +177,6 @@ def _images(folder: Path, left_out: LeftOut) -> list[str]:
         reasons = "".join(f"; left out {found.count:,}: {why} ({found})" for why, found in left_out.items())
         raise UserError(f"{folder}: has no images ({', '.join(SUFFIXES)}){reasons}; pass a folder of images")
     return names
-
-
-def _write(out: Path, name: str, picture: np.ndarray, clusters: np.ndarray, colours: np.ndarray) -> None:
-    """Write label map and overlay; `picture` becomes the overlay."""
-    label_name, overlay_name = output_names(name)
-    labels = Image.fromarray(clusters, mode="P")
-    labels.putpalette(colours.flatten().tolist())
-    with atomic_path(out / label_name) as temporary:
-        labels.save(temporary, format="PNG")
-    mixed = picture  # overwritten band by band: a large image is in memory once
-    band = max(1, BAND_ELEMENTS // (3 * picture.shape[1]))
-    for start in range(0, len(picture), band):
-        rows = slice(start, start + band)
-        drawn = colourise(clusters[rows], colours)
-        mixed[rows] = (1 - OVERLAY_SHARE) * picture[rows] + OVERLAY_SHARE * drawn
-    overlay = Image.fromarray(mixed)
-    if max(overlay.size) > LONGEST_JPEG:
-        overlay.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
-    with atomic_path(out / overlay_name) as temporary:
-        overlay.save(temporary, format="JPEG", quality=92)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -48,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for experiment in wanted:
             print(shlex.join(["dvc", *experiment.command("--temp")[3:]]))
         return
-    raise_faults(f"make table: {one.what}; {one.remedy}" for one in obstacles(Path()))
     files = {measure.file for measure in table.measures.values()}
     done = finished(files)
     missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]
+    if missing:
+        raise_faults(f"make table: {one.what}; {one.remedy}" for one in obstacles(Path()))
     for number, experiment in enumerate(missing, start=1):
         title = f"table {args.name}: {number}/{len(missing)}  {experiment.row}  seed {experiment.seed}"
         print(title, flush=True)

@@ -1,6 +1,7 @@
 """Files from elsewhere, damaged in every way: a message of ours or a result, never a traceback or a hang."""
 
 import contextlib
+import functools
 import io
 import json
 import struct
@@ -19,7 +20,8 @@ from PIL import Image
 from stages.core.artefacts import read_array, read_csv, read_json
 from stages.core.images import COLUMNS, open_images, read_index
 from stages.core.tensors import read_tensors, write_tensors
-from stages.dataset.decode import decode_image, decode_labels
+from stages.dataset.decode import decode_image
+from stages.dataset.label_maps import decode_labels
 from stages.dataset.taxonomy import Taxonomy, mapped, plain
 from stages.dataset.truth import read_truth
 from stages.postprocessing.score_maps import open_scores
@@ -127,7 +129,8 @@ def test_images(content: bytes, bits: int) -> None:
 @settings(max_examples=80)
 @given(st.one_of(spoiled(*MAPS), st.binary(max_size=64)), st.sampled_from(TAXONOMIES))
 def test_label_maps(content: bytes, taxonomy: Taxonomy) -> None:
-    _only_user_errors(lambda: decode_labels(content, taxonomy))
+    for by_gray in (False, True):
+        _only_user_errors(functools.partial(decode_labels, content, taxonomy, by_gray=by_gray))
 
 
 @settings(max_examples=80)

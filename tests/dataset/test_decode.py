@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from stages.dataset import decode
+from stages.dataset import decode, label_maps
 from stages.dataset.protocols import square_image, square_labels
 from stages.dataset.source import DataSet, list_data
 from stages.dataset.taxonomy import Taxonomy, plain
@@ -28,7 +28,7 @@ def decode_image(content: bytes, **options: Any) -> Image.Image:
 
 
 def decode_labels(content: bytes, taxonomy: Taxonomy) -> np.ndarray:
-    return decode.decode_labels(content, taxonomy)[0]
+    return label_maps.decode_labels(content, taxonomy)[0]
 
 
 sides = st.integers(1, 40)

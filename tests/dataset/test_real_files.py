@@ -19,6 +19,7 @@ from stages.core.artefacts import read_metrics
 from stages.core.images import open_images, read_index
 from stages.dataset import decode
 from stages.dataset.source import Remark, list_data
+from stages.dataset.summary import manifest_sha256
 from stages.dataset.truth import IGNORED, read_truth
 from stages.settings.errors import UserError
 from tests.datasets import noise, prepare_settings, write_image, write_params
@@ -143,7 +144,30 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str, int]] = {
     ),
     "a mask beside its image": (
         lambda root: _picture(root / "images/train/0_mask.png"),
-        "label map beside its image, by its name",
+        "label map among the images, by its name",
+        1,
+    ),
+    "numbered masks": (
+        lambda root: [_picture(root / f"images/train/0_mask{end}.png") for end in ("", "_1", "2")],
+        "label map among the images, by its name",
+        3,
+    ),
+    "masks in other spellings": (
+        lambda root: [
+            _picture(root / f"images/train/{name}.png") for name in ("0_Mask", "mask_1", "2.png_mask")
+        ],
+        "label map among the images, by its name",
+        3,
+    ),
+    "a folder of masks": (
+        lambda root: _picture(root / "images/train/masks/0.png"),
+        "label map among the images, by its name",
+        1,
+    ),
+    "a pipe": (lambda root: os.mkfifo(root / "images/train/pipe.png"), "neither a file nor a folder", 1),
+    "a link upwards": (
+        lambda root: (root / "images/train/up").symlink_to(root / "images"),
+        "link to a folder above it",
         1,
     ),
     "a picture of a phone": (
@@ -214,7 +238,7 @@ def test_outputs_of_segment_are_no_images(root: Path, run: Callable[..., Prepare
     folder = root / "images/train/segmented"
     _picture(folder / "a.png")
     _picture(folder / "own.png")
-    (folder / "segment.json").write_text('{"written_by": "fs4 segment", "files": ["a.png"]}')
+    (folder / "segment.json").write_text('{"written_by": "fs4 segment", "files": {"a.png": null}}')
     found = run()
     assert found.left_out == {"written by segment": 2}
     assert found.ids("train")[-1] == "segmented/own"
@@ -263,6 +287,16 @@ def test_a_data_root_that_may_not_be_read_is_no_traceback(
     assert str(raised.value) == f"{root}: cannot be read (Permission denied); allow this user to read it"
 
 
+def test_links_from_the_splits_to_a_pool_of_images(root: Path, run: Callable[..., Prepared]) -> None:
+    """The pool sorts before images/, and is no other set of images."""
+    (root / "JPEGImages").mkdir()
+    (root / "images/train").rename(root / "JPEGImages/train")
+    (root / "images/train").symlink_to(root / "JPEGImages/train")
+    found = run()
+    assert len(found.ids("train")) == 4
+    assert found.left_out == {}
+
+
 # A range is looked at
 
 
@@ -298,12 +332,9 @@ def test_sixteen_bits_are_scaled_by_what_the_set_uses(
     expected = np.repeat((bright * 255 / largest)[..., None], 3, 2)
     assert np.abs(images["bright"] - expected).max() <= 1.5
     assert np.abs(images["dark"] - expected / 4).max() <= 1.5, "brightness no longer compares"
-    said = [note for note in found.summary["notes"] if "16 bits per channel" in note]
-    assert said == (
-        [f"images with 16 bits per channel use {bits} of them and are scaled by 1 / {2**bits - 1:,}"]
-        if bits < 16
-        else []
-    )
+    assert found.summary["notes"] == [
+        f"images with 16 bits per channel use {bits} of them: 0 to {2**bits - 1:,} becomes 0 to 255"
+    ]
 
 
 def test_colors_of_twelve_bits_in_sixteen(root: Path, run: Callable[..., Prepared]) -> None:
@@ -321,6 +352,15 @@ def test_white_is_zero_in_sixteen_bits() -> None:
     assert Image.open(BytesIO(content)).tag_v2[262] == 0
     image, _ = decode.decode_image(content, bits=12)
     assert np.asarray(image)[0, :, 0].tolist() == [255, 0]
+
+
+def test_values_beyond_sixteen_bits_are_refused(root: Path, fault: Callable[..., str]) -> None:
+    values = np.linspace(0, 2_000_000, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.int32)
+    Image.fromarray(values).save(root / "images/train/float.tif")
+    assert fault() == (
+        "images/train/float.tif: has values from 0 to 2,000,000, beyond 0 to 65,535; save it with 8 or 16 "
+        "bits per channel"
+    )
 
 
 def test_what_lies_under_transparent_pixels_is_not_learned_from(
@@ -355,6 +395,12 @@ def test_images_of_one_color_are_named(root: Path, run: Callable[..., Prepared])
     assert run().summary["warnings"] == [
         "1 files have a single color; nothing can be learned from them (images/train/black.png)"
     ]
+
+
+def test_nothing_but_images_of_one_color_is_refused(root: Path, fault: Callable[..., str]) -> None:
+    for number in range(4):
+        write_image(root / f"images/train/{number}.png", np.full((SIDE, SIDE, 3), number, np.uint8))
+    assert fault() == f"{root}: every training image has a single color; there is nothing to learn"
 
 
 def test_copies_are_named(root: Path, run: Callable[..., Prepared]) -> None:
@@ -487,7 +533,7 @@ def test_label_maps_without_an_image_are_named(root: Path, run: Callable[..., Pr
     label(root, half(0, 1), half(0, 1), half(0, 1))
     write_image(root / "labels/train/0.png", half(0, 1))
     assert run().left_out == {
-        "label map without an image": 1,
+        "label map of no validation image": 1,
         "label map of a training image, never read": 1,
     }
 
@@ -563,6 +609,35 @@ def test_a_damaged_file_is_left_out_and_named(root: Path, run: Callable[..., Pre
     assert "05" not in found.ids("train")
     image = np.asarray(Image.open(root / "images/train/06.png"))
     np.testing.assert_array_equal(found.images("train")[found.ids("train").index("06")], image)
+
+
+def test_a_damaged_file_fits_the_pin_of_the_data(root: Path, run: Callable[..., Prepared]) -> None:
+    """`make preset` pins the hash of all files, damaged ones too."""
+    for number in range(4, 40):
+        write_image(root / f"images/train/{number:02d}.png", noise(number, SIDE, SIDE))
+    _write(root / "images/train/05.png", b"not a picture")
+    pinned = manifest_sha256(list_data(prepare_settings(reader="folder", path=str(root))))
+    found = run(prepare__manifest_sha256=pinned)
+    assert found.summary["manifest_sha256"] == pinned
+    assert found.left_out == {"damaged": 1}
+
+
+def test_label_maps_of_damaged_images_are_not_counted(root: Path, run: Callable[..., Prepared]) -> None:
+    label(root, half(1, 1), half(1, 1))
+    _write(root / "images/val/1.png", b"")
+    found = run(prepare__most_damaged=0.5)
+    assert found.summary["class_shares"] == {"sky": 0.0, "grass": 1.0}
+    assert len(found.labels()) == 1
+
+
+def test_a_mapping_that_is_added_after_a_refusal_is_used(
+    root: Path, run: Callable[..., Prepared], fault: Callable[..., str]
+) -> None:
+    """The state of the refused run holds label maps that were read without it."""
+    label(root, half(0, 255), half(0, 128))
+    assert "has class id 128" in fault()
+    (root / "labels.csv").write_text("value,class\n0,sky\n255,grass\n128,sky\n")
+    np.testing.assert_array_equal(run().labels()[0], half(0, 1))
 
 
 def test_too_many_damaged_files_are_refused(root: Path, fault: Callable[..., str]) -> None:

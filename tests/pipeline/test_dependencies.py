@@ -55,7 +55,6 @@ DOORS = {
 NOT_IMPORTED = {
     "prepare cityscapes": "core/seeds",
     "prepare cocostuff": "core/seeds",
-    "prepare demo": "dataset/decode dataset/taxonomy",
     "embed": "backbone/batch_norm core/distributed core/history imaging/photometric",
     "label": "core/distributed core/history core/images pseudo_labels/pyramid",
     "select_views": "clustering/kmeans clustering/lloyd core/device core/distributed core/history "

@@ -166,6 +166,20 @@ CROSS = [
         "set it to a checkpoint with a classifier",
     ),
     (
+        {
+            "train.pixel_loss.metric": "euclidean",
+            "train.clustering.unit_centroids": False,
+            "train.clustering.assign": "euclidean",
+        },
+        "cluster.unit_centroids: must be false with train.pixel_loss.metric: euclidean, where features keep "
+        "their length",
+    ),
+    (
+        {"train.context.appearance_weight": 2.0, "train.context.proximity_weight": 2.0},
+        "train.context.appearance_weight: is 2.0 like proximity_weight, a bound of kernel_bounds, so their "
+        "ratio could not be learned; choose weights between the bounds",
+    ),
+    (
         {"train.context.kernel_bounds": [0.3, 2.0], "train.context.color_bandwidth": 0.3},
         "train.context.position_bandwidth: must lie within kernel_bounds [0.3, 2.0], got 0.2",
     ),

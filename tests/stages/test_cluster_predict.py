@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from stages import cluster, predict
 from stages.core.artefacts import read_metrics
 from stages.core.device import torch_generator
+from stages.core.tensors import write_tensors
 from stages.segmenter.segmenter_file import load_segmenter
 from tests.datasets import picie
 
@@ -188,16 +189,42 @@ def test_features_that_were_trained_with_their_length_keep_it(ready: Any) -> Non
     squares = (pixels[..., None, :] - centroids).square().sum(-1)
     expected = pixels.square().sum(-1, keepdim=True) - squares
     scores = torch.from_numpy(np.load("predictions.npy")).double().permute(0, 2, 3, 1)
+    expected -= expected.amax(-1, keepdim=True)  # the best is 0: float16 has no room for long features
     torch.testing.assert_close(scores, expected, rtol=2e-3, atol=2e-2)
     # The centroids are means of the features themselves.
     lengths = pixels.norm(dim=-1)
     assert lengths.min() * 0.5 < centroids.norm(dim=1).mean() < lengths.max() * 1.5
 
 
+def test_long_features_do_not_overflow(ready: Any) -> None:
+    """float16 ends at 65,504, where squared distances of untrained features soon are."""
+    ready.params(**EUCLIDEAN)
+    ready.write_segmenter()
+    tensors, about = ready.tensors("segmenter.safetensors")
+    scaled = {name: 3000 * value if name.startswith("decoder.") else value for name, value in tensors.items()}
+    write_tensors(Path("segmenter.safetensors"), scaled, about)
+    cluster.main(CLUSTER)
+    predict.main(PREDICT)
+    scores = np.load("predictions.npy").astype(np.float32)
+    assert np.isfinite(scores).all()
+    assert (scores.max(1) == 0).all()
+
+
+def test_frozen_statistics_stay_frozen(ready: Any) -> None:
+    ready.params(train__freeze="batch_norm")
+    ready.write_segmenter()
+    before = _batch_norms("segmenter.safetensors")
+    for kind in ("batch", "fresh"):
+        ready.params(train__freeze="batch_norm", cluster__batch_norm=kind)
+        cluster.main(CLUSTER)
+        found = _batch_norms(CLUSTERED[0])
+        assert all(torch.equal(found[name], value) for name, value in before.items()), kind
+
+
 def test_unit_centroids_of_features_with_a_length_are_refused(ready: Any) -> None:
     ready.params(**EUCLIDEAN)
     ready.write_segmenter()
-    ready.params(**{**EUCLIDEAN, "cluster__unit_centroids": True})
+    ready.params(cluster__unit_centroids=True)
     assert ready.fault(cluster.main, CLUSTER) == (
         "params.yaml: cluster.unit_centroids: must be false after training with train.pixel_loss.metric: "
         "euclidean, where features keep their length"

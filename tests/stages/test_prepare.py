@@ -21,6 +21,7 @@ from stages.core.artefacts import read_metrics
 from stages.core.images import open_images, read_index
 from stages.dataset import source
 from stages.dataset.source import DataSet, Decode, Decoded, Item, list_data
+from stages.dataset.survey import decoding, survey
 from stages.dataset.truth import IGNORED, read_truth, write_classes
 from stages.settings.errors import UserError
 from tests.datasets import (
@@ -28,6 +29,7 @@ from tests.datasets import (
     REPOSITORY,
     folder_manifest,
     make_folder,
+    noise,
     prepare_settings,
     write_image,
     write_params,
@@ -182,7 +184,7 @@ def test_ids_that_look_like_numbers_or_nothing_stay_text(tmp_path: Path) -> None
     root = tmp_path / "set"
     for split in ("train", "val"):
         for name in ("0042", "NA", "7.50", 'comma, "quote"'):
-            write_image(root / "images" / split / f"{name}.png", np.zeros((8, 8, 3), np.uint8))
+            write_image(root / "images" / split / f"{name}.png", noise(len(name), 8, 8))
     out = run(root, tmp_path / "out")
     assert list(read_index(out / "images" / "val")["id"]) == ["0042", "7.50", "NA", 'comma, "quote"']
 
@@ -210,7 +212,7 @@ def test_every_fault_of_the_names_at_once(tmp_path: Path) -> None:
     listed = ", ".join(f"labels/val/{index:02d}.png" for index in range(10))
     assert faults(root, tmp_path / "out") == (
         "'images/train/bad\\nname.png': the name has control characters or is not UTF-8; rename it",
-        "images/train/a.jpg and images/train/a.png: share the id 'a'; rename one of them",
+        "images/train/a.jpg and images/train/a.png: share an id, the path without suffix; rename one of them",
         f"{root}/labels/val: 11 of 12 validation images have no label map ({listed}, ...); "
         "label all of them, or remove the folder",
         f"{root}/classes.txt: not found, but there are label maps; add it with one class name per line",
@@ -257,7 +259,7 @@ def test_every_fault_of_the_contents_at_once_and_old_outputs_stay(root: Path, tm
     write_image(labels / "000.png", np.zeros((9, 8), np.uint8))
     write_image(labels / "001.png", np.array([[3, 7], [255, 0]], np.uint8))
     write_image(val / "001.png", np.zeros((2, 2, 3), np.uint8))
-    write_image(labels / "002.png", np.zeros((40, 40, 3), np.uint8))
+    write_image(labels / "002.png", np.full((40, 40, 3), (0, 0, 200), np.uint8))
     (labels / "003.png").write_text("not an image")
     (val / "003.png").write_text("not an image either")
     found = faults(root, out, prepare__train_px=200)
@@ -271,9 +273,9 @@ def test_every_fault_of_the_contents_at_once_and_old_outputs_stay(root: Path, tm
         "labels/val/part/000.png: is 8 x 9 px, but images/val/part/000.png is 48 x 36 px as displayed; "
         "label maps must match their images",
         "labels/val/part/001.png: has class ids 3, 7, but classes.txt has 3 classes "
-        r"\(ids 0 to 2, and 255 = ignored\)",
-        r"labels/val/part/002.png: has colors in place of class ids \(#000000\); add labels.csv with the "
-        "header value,class and a line for each color, such as #000000,NAME",
+        r"\(ids 0 to 2, and 255 = ignored\); correct it, or add labels.csv",
+        r"labels/val/part/002.png: has colors in place of class ids \(#0000c8\); add labels.csv with the "
+        "header value,class and a line for each color, such as #0000c8,NAME",
         "images/val/part/003.png: is not an image format supported by Pillow; replace or remove it",
         "labels/val/part/003.png: is not an image format supported by Pillow; replace or remove it",
         r".+/set: 4 of 10 images are damaged, more than prepare.most_damaged: 0.05; repair or remove them, "
@@ -389,8 +391,7 @@ def test_a_damaged_store_is_named(root: Path, tmp_path: Path, spoil: str) -> Non
 def make_pool(root: Path, num_images: int = 10) -> Path:
     """Images without folders for training and validation, all labelled."""
     for index in range(num_images):
-        pixels = np.full((SIZE_PX, SIZE_PX, 3), 20 * index, np.uint8)
-        write_image(root / f"images/day/{index}.png", pixels)
+        write_image(root / f"images/day/{index}.png", noise(index, SIZE_PX, SIZE_PX))
         write_image(root / f"labels/day/{index}.png", np.full((SIZE_PX, SIZE_PX), index % 3, np.uint8))
     (root / "classes.txt").write_text("sky\ngrass\ncow\n")
     return root
@@ -435,7 +436,7 @@ def test_lists_name_images_by_id_or_path(tmp_path: Path) -> None:
             "files": 4,
             "examples": ["labels/day/2.png", "labels/day/3.png", "labels/day/4.png"],
         },
-        "label map without an image": {"files": 1, "examples": ["labels/day/6.png"]},
+        "label map of no validation image": {"files": 1, "examples": ["labels/day/6.png"]},
     }
     pinned = read_metrics(out / "prepare.json")["prepare"]["manifest_sha256"]
     (root / "val.txt").write_text("day/1\nday/0\n")
@@ -513,13 +514,14 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Spy]:
     """Puts a spy in front of the decoder of the next run, to break it off after a number of images."""
 
     def spy(fails_at: int) -> Spy:
-        def listing(settings: Any) -> DataSet:
-            data = list_data(settings)
-            spy.decode = data.decode
-            return replace(data, decode=spy)
+        def surveyed(data: DataSet) -> DataSet:
+            found = survey(data)
+            spy.decode = found.decode
+            return replace(found, decode=spy)
 
         spy = Spy(lambda item: pytest.fail(item.id), fails_at)
-        monkeypatch.setattr(prepare, "list_data", listing)
+        monkeypatch.setattr(prepare, "survey", surveyed)
+        monkeypatch.setattr(prepare, "decoding", lambda data: decoding(replace(data, decode=spy.decode)))
         return spy
 
     return spy

@@ -241,16 +241,22 @@ def test_without_labels_the_number_of_classes_is_the_users(repository: Path) -> 
     assert read(Path("params.yaml")).pixel_k == preset.compose("folder")["pixel_k"]
 
 
-@pytest.mark.parametrize("data", ["data", "data/photos", "./metrics", "models/../data/x", "link"])
+@pytest.mark.parametrize("data", ["data", "data/images/mine", "./metrics", "models/../data/truth", "link"])
 def test_data_where_the_pipeline_writes_is_refused(repository: Path, data: str) -> None:
     """DVC empties data/ before `prepare` runs, so the photographs would be lost."""
-    photos = make_folder(repository / "data/photos", num_train=2, num_val=1)
-    Path("link").symlink_to("data/photos")
+    photos = make_folder(repository / "data/images/mine", num_train=2, num_val=1)
+    Path("link").symlink_to("data/images/mine")
     with pytest.raises(UserError) as raised:
         preset.main(["folder", "--data", data])
     assert "is where the pipeline writes its results" in str(raised.value)
     assert len(list(photos.rglob("*.png"))) > 2
     assert Path("params.yaml").read_bytes() == Path("presets/demo.yaml").read_bytes()
+
+
+def test_data_beside_the_results_is_taken(repository: Path) -> None:
+    make_folder(repository / "data/photos", num_train=40, num_val=2)
+    preset.main(["folder", "--data", "data/photos"])
+    assert read(Path("params.yaml")).prepare.path == "data/photos"
 
 
 def test_a_file_outside_of_the_repository_is_not_overwritten_unseen(

@@ -1,6 +1,7 @@
 """`segment` through its command line: the trained model on images of any size."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_a_damaged_image_is_named_and_the_others_are_done(
         "tiny.png",
         "wide.png",
     ]
-    assert json.loads(Path("found/segment.json").read_text())["files"] == [
+    assert list(json.loads(Path("found/segment.json").read_text())["files"]) == [
         "legend.json",
         *(f"{name}{end}" for name in ("square", "tiny", "trip/wide") for end in (".png", "_overlay.jpg")),
     ]
@@ -124,8 +125,8 @@ def test_files_of_others_are_never_replaced(ready: Any) -> None:
     Path("found/square.png").write_text("hand-made")
     for more in ([], ["--overwrite"]):
         assert ready.fault(segment.main, [*SEGMENT, *more]) == (
-            "found: has 1 files that segment would replace but has not written (square.png); choose another "
-            "folder with --out"
+            "found: has 1 files that segment would replace but has not written, or that were changed since "
+            "(square.png); choose another folder with --out"
         )
     assert Path("found/square.png").read_text() == "hand-made"
     assert [path.name for path in Path("found").iterdir()] == ["square.png"]
@@ -142,6 +143,57 @@ def test_own_files_are_replaced_when_asked(ready: Any) -> None:
     assert len(json.loads(Path("found/segment.json").read_text())["files"]) == 9
 
 
+def test_a_label_map_that_was_corrected_by_hand_is_no_longer_its_own(ready: Any) -> None:
+    assert _run() == 0
+    corrected = Path("found/square.png")
+    corrected.write_bytes(b"corrected")
+    os.utime(corrected, ns=(1, 1))
+    message = ready.fault(segment.main, [*SEGMENT, "--overwrite"])
+    assert "or that were changed since (square.png)" in message
+    assert corrected.read_bytes() == b"corrected"
+
+
+def test_a_file_of_others_with_the_name_of_the_manifest_is_kept(ready: Any) -> None:
+    Path("found").mkdir()
+    Path("found/segment.json").write_text('{"mine": 1}')
+    assert "(segment.json); choose another folder" in ready.fault(segment.main, SEGMENT)
+    assert Path("found/segment.json").read_text() == '{"mine": 1}'
+
+
+def test_after_a_kill_the_files_of_the_run_are_its_own(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as inner:
+        inner.setattr(segment, "_report", killed)
+        inner.setattr(segment, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment.main(SEGMENT)
+    assert Path("found/square.png").exists()
+    assert _run("--overwrite") == 0
+
+
+def test_remarks_and_the_range_are_said(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save("photos/deep.png")
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save("photos/cut.png")
+    assert _run() == 0
+    said = capsys.readouterr().out
+    assert "segment: images with 16 bits per channel use 12 of them: 0 to 4,095 becomes 0 to 255" in said
+    assert "segment: 1 images have transparent pixels; they are laid over white (cut.png)" in said
+
+
+def test_a_folder_that_is_not_there_is_no_folder_without_permission(ready: Any) -> None:
+    assert ready.fault(segment.main, [*SEGMENT, "--images", "typo"]) == (
+        "typo: no such folder; pass a folder of images"
+    )
+
+
+def test_a_tall_narrow_image(ready: Any) -> None:
+    write_image(Path("photos/scan.png"), np.zeros((60_000, 2, 3), dtype=np.uint8))
+    assert _run() == 0
+    assert Image.open("found/scan.png").size == (2, 60_000)
+
+
 def test_what_is_no_picture_of_the_users_is_left_out(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """As `prepare` does."""
     Path("photos/._square.png").write_text("x")
@@ -153,7 +205,7 @@ def test_what_is_no_picture_of_the_users_is_left_out(ready: Any, capsys: pytest.
     said = capsys.readouterr().out
     assert "segment: wrote 3 images" in said
     assert "left out 2: hidden, or made by the system (" in said
-    assert "left out 1: label map beside its image, by its name (square_mask.png)" in said
+    assert "left out 1: label map among the images, by its name (square_mask.png)" in said
     assert "left out 1: link to nothing (gone.png)" in said
 
 

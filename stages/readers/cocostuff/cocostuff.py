@@ -111,7 +111,11 @@ def _folder_of(root: Path, places: tuple[str, ...], split: str, suffix: str) -> 
     for place in places:
         folder = place.format(split)
         if (root / folder).is_dir():
-            names = {name.removesuffix(suffix) for name in os.listdir(root / folder) if name.endswith(suffix)}
+            names = {
+                name.removesuffix(suffix)
+                for name in os.listdir(root / folder)
+                if name.endswith(suffix) and name[0] != "."
+            }
             if names:
                 return folder, names
     return places[0].format(split), set()

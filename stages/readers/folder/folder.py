@@ -10,6 +10,7 @@ Images are split into training and validation by folder (images/train, images/va
 Label maps of training images are never read. docs/files.md says what is done with every oddity.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,11 +67,11 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
             else by_lot(images, split.val_fraction, split.seed, found)
         )
         labels = "labels"
-    taxonomy, maps = plain(()), _label_maps(labels, names)
+    taxonomy = plain(())
     if (root / labels).is_dir():
-        val = _with_labels(root, labels, val, maps, found)
+        val = _with_labels(root, labels, val, names, found)
         taxonomy = _read_taxonomy(root, found)
-    _name_the_rest(names, train, val, UNLISTED if split.by == "lists" else ELSEWHERE, found)
+    _name_the_rest(root, names, train, val, UNLISTED if split.by == "lists" else ELSEWHERE, found)
     found.raise_faults()
     decode = FileDecoder(root, taxonomy, upright=settings.protocol == "own")
     return DataSet(
@@ -99,9 +100,11 @@ def _images(root: Path, below: str, names: Sequence[str], found: Findings) -> tu
             ids[name.removeprefix(f"{below}/").removesuffix(Path(name).suffix)].append(name)
     if not ids and len(found.faults) == before:
         found.faults.append(f"{folder}: has no images ({', '.join(SUFFIXES)}); add images")
-    for id_, sources in ids.items():
+    for sources in ids.values():
         if len(sources) > 1:
-            found.faults.append(f"{' and '.join(sorted(sources))}: share the id {id_!r}; rename one of them")
+            found.faults.append(
+                f"{' and '.join(sorted(sources))}: share an id, the path without suffix; rename one of them"
+            )
     return tuple(Item(id_, ids[id_][0]) for id_ in sorted(ids))
 
 
@@ -115,13 +118,15 @@ def _label_maps(below: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _with_labels(
-    root: Path, below: str, val: Sequence[Item], maps: dict[str, str], found: Findings
+    root: Path, below: str, val: Sequence[Item], names: Sequence[str], found: Findings
 ) -> tuple[Item, ...]:
     """Give every validation image its label map; names match in any Unicode normal form."""
+    maps = _label_maps(below, names)
     labelled = tuple(Item(item.id, item.source, maps.get(normal(item.id))) for item in val)
     missing = [f"{below}/{item.id}.png" for item in labelled if item.labels is None]
     if missing:
-        near = nearest(normal(missing[0]), maps.values()) if len(missing) == len(val) else ""
+        beside = [name for name in names if name.startswith("labels/")]
+        near = nearest(normal(missing[0]), beside) if len(missing) == len(val) else ""
         found.faults.append(
             f"{root / below}: {len(missing)} of {len(val)} validation images have no label map "
             f"({listed(missing)}){near}; label all of them, or remove the folder"
@@ -130,13 +135,21 @@ def _with_labels(
 
 
 def _name_the_rest(
-    names: Sequence[str], train: Sequence[Item], val: Sequence[Item], reason: str, found: Findings
+    root: Path,
+    names: Sequence[str],
+    train: Sequence[Item],
+    val: Sequence[Item],
+    reason: str,
+    found: Findings,
 ) -> None:
     """Count the images that are in no split, for `reason`, and the label maps that are never read."""
     used = {name for item in (*train, *val) for name in (item.source, item.labels)}
     learned = {normal(item.id) for item in train}
-    for name in names:
-        if name in used:
+    rest = [name for name in names if name not in used]
+    # A file that is used through a link is there under two names.
+    real = {os.path.realpath(root / str(name)) for name in used if name} if rest else set()
+    for name in rest:
+        if os.path.realpath(root / name) in real:
             continue
         top, _, inner = name.partition("/")
         if top == "labels":
@@ -166,16 +179,18 @@ def _read_classes(root: Path, found: Findings) -> tuple[str, ...]:
         return ()
     before = len(faults)
     names = tuple(line.strip() for line in found.read_text(root, CLASSES).rstrip().splitlines())
+    first = 1  # line of class id 0
     if names and names[0] == NO_CLASS:
         found.notes.append(
             f"{CLASSES}: line 1 is {NO_CLASS}, labelme's name of what has no class; class id 0 is line 2, "
             f"{', '.join(names[1:2])}"
         )
-        names = names[1:]
+        names, first = names[1:], 2
     if not names and len(faults) == before:
         faults.append(f"{path}: is empty; add one class name per line, starting with class id 0")
     if "" in names:
-        faults.append(f"{path}: line {names.index('') + 1} is empty; every line must be a class name")
+        number = names.index("") + first
+        faults.append(f"{path}: line {number} is empty; every line must be a class name")
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         faults.append(f"{path}: has {', '.join(map(repr, twice))} more than once; class names must be unique")

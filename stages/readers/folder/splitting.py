@@ -55,7 +55,9 @@ def by_lists(
 def _below_images(line: str, known: Collection[str]) -> str:
     """A line of a list as a path below images/: lists come with quotes, backslashes, or longer paths."""
     name = normal(line.strip("\"'").replace("\\", "/")).removeprefix("./")
-    return name if name in known else f"/{name}".rpartition("/images/")[2].removeprefix("/")
+    parts = f"/{name}".split("/images/")
+    cuts = ["/images/".join(parts[start:]).removeprefix("/") for start in range(len(parts))]
+    return next((cut for cut in cuts if cut in known), cuts[-1])
 
 
 def by_lot(

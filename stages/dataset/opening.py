@@ -1,0 +1,52 @@
+"""Opening of image files, with a clear message for every fault."""
+
+import warnings
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+
+from stages.dataset.sixteen_bits import raw_mode
+from stages.settings.errors import DamagedFileError
+
+RAW_MODE = "raw mode of the file"  # key in the info of an opened image
+
+
+def opened(content: bytes) -> Image.Image:
+    """Decode the first page of an image file, in the mode of the file.
+
+    Raises:
+        DamagedFileError: the content is no image, is damaged, or has more pixels than Pillow allows.
+    """
+    if not content:
+        raise DamagedFileError("is empty; replace or remove it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(content))
+            stored = raw_mode(image)
+            image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DamagedFileError(
+            f"has more than {Image.MAX_IMAGE_PIXELS} pixels, Pillow's limit against decompression bombs; "
+            "scale it down or remove it"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise DamagedFileError("is not an image format supported by Pillow; replace or remove it") from error
+    except Exception as error:  # decoders raise many exception types on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DamagedFileError(f"cannot be decoded ({reason}); replace or remove it") from error
+    image.info[RAW_MODE] = stored
+    return image
+
+
+def has_pages(content: bytes, form: str | None) -> bool:
+    """Whether a file has several pages or frames; pictures that cameras add to a JPEG do not count."""
+    if form not in ("TIFF", "PNG", "WEBP", "GIF"):
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return getattr(Image.open(BytesIO(content)), "n_frames", 1) > 1
+    except Exception:  # the first page was read; what follows is damaged
+        return False
