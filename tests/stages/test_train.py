@@ -134,6 +134,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"train__clustering__assign_batch_norm": "running"},
     {
         "train__pixel_loss__metric": "euclidean",
+        "cluster__unit_centroids": False,
         "train__clustering__unit_centroids": False,
         "train__clustering__assign": "euclidean",
     },
