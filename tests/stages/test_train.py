@@ -173,7 +173,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"precision": "bfloat16"},
     picie(),
     {**picie(), "train__clustering__batches_per_update": 2},
-    {"train__context__kernel_bounds": [0.1, 0.5], "train__context__start": "random"},
+    {"train__context__kernel_bounds": [0.0999, 0.5001], "train__context__start": "random"},
 ]
 
 
