@@ -18,6 +18,16 @@ from stages import prepare
 from stages.core.artefacts import read_metrics
 from stages.core.images import open_images, read_index
 from stages.dataset import decode
+from stages.dataset.listing import (
+    BROKEN_LINK,
+    ELSEWHERE,
+    HIDDEN,
+    LOOP,
+    MASK,
+    NO_FILE,
+    NO_PICTURE,
+    OTHER_FORMAT,
+)
 from stages.dataset.source import Remark, list_data
 from stages.dataset.summary import manifest_sha256
 from stages.dataset.truth import IGNORED, read_truth
@@ -121,86 +131,35 @@ def _picture(path: Path) -> None:
     write_image(path, noise(99, SIDE, SIDE))
 
 
-LEFT_OUT: dict[str, tuple[Callable[[Path], object], str, int]] = {
-    "thumbnails of a network drive": (
-        lambda root: _picture(root / "images/train/@eaDir/0.png/thumb.jpg"),
-        "hidden, or made by the system",
-        1,
-    ),
-    "an archive of a Mac": (
-        lambda root: _picture(root / "images/train/__MACOSX/0.png"),
-        "hidden, or made by the system",
-        1,
-    ),
-    "thumbnails of a desktop": (
-        lambda root: _picture(root / "images/.thumbnails/0.png"),
-        "hidden, or made by the system",
-        1,
-    ),
-    "a disk of a Mac": (
-        lambda root: _write(root / "images/train/._0.png"),
-        "hidden, or made by the system",
-        1,
-    ),
-    "a mask beside its image": (
-        lambda root: _picture(root / "images/train/0_mask.png"),
-        "label map among the images, by its name",
-        1,
-    ),
-    "numbered masks": (
-        lambda root: [_picture(root / f"images/train/0_mask{end}.png") for end in ("", "_1", "2")],
-        "label map among the images, by its name",
-        3,
-    ),
+# Case: the reason, and pictures below the folder, by name.
+LEFT_OUT: dict[str, tuple[str, list[str]]] = {
+    "thumbnails of a network drive": (HIDDEN, ["images/train/@eaDir/0.png/thumb.jpg"]),
+    "an archive of a Mac": (HIDDEN, ["images/train/__MACOSX/0.png"]),
+    "thumbnails of a desktop": (HIDDEN, ["images/.thumbnails/0.png"]),
+    "a disk of a Mac": (HIDDEN, ["images/train/._0.png"]),
+    "a mask beside its image": (MASK, ["images/train/0_mask.png"]),
+    "numbered masks": (MASK, [f"images/train/0_mask{end}.png" for end in ("", "_1", "2")]),
     "masks in other spellings": (
-        lambda root: [
-            _picture(root / f"images/train/{name}.png") for name in ("0_Mask", "mask_1", "2.png_mask")
-        ],
-        "label map among the images, by its name",
-        3,
+        MASK,
+        [f"images/train/{name}.png" for name in ("0_Mask", "mask_1", "2.png_mask")],
     ),
-    "a folder of masks": (
-        lambda root: _picture(root / "images/train/masks/0.png"),
-        "label map among the images, by its name",
-        1,
-    ),
-    "a pipe": (lambda root: os.mkfifo(root / "images/train/pipe.png"), "neither a file nor a folder", 1),
-    "a link upwards": (
-        lambda root: (root / "images/train/up").symlink_to(root / "images"),
-        "link to a folder above it",
-        1,
-    ),
-    "a picture of a phone": (
-        lambda root: _write(root / "images/train/a.HEIC"),
-        "picture of a format that is not read; convert it to PNG or JPEG",
-        1,
-    ),
-    "a grey map": (
-        lambda root: _write(root / "images/val/a.pgm"),
-        "picture of a format that is not read; convert it to PNG or JPEG",
-        1,
-    ),
-    "notes": (lambda root: _write(root / "images/val/notes.txt"), "no picture by its suffix", 1),
-    "a link to nothing": (
-        lambda root: (root / "images/train/gone.png").symlink_to("nowhere.png"),
-        "link to nothing",
-        1,
-    ),
-    "images beside the splits": (
-        lambda root: _picture(root / "images/a.png"),
-        "image outside of the folders that are read",
-        1,
-    ),
-    "a third split": (
-        lambda root: [_picture(root / f"images/test/{number}.png") for number in range(3)],
-        "image outside of the folders that are read",
-        3,
-    ),
-    "images of another folder": (
-        lambda root: _picture(root / "more/a.jpg"),
-        "image outside of the folders that are read",
-        1,
-    ),
+    "a folder of masks": (MASK, ["images/train/masks/0.png"]),
+    "a picture of a phone": (OTHER_FORMAT, ["images/train/a.HEIC"]),
+    "a grey map": (OTHER_FORMAT, ["images/val/a.pgm"]),
+    "notes": (NO_PICTURE, ["images/val/notes.txt"]),
+    "images beside the splits": (ELSEWHERE, ["images/a.png"]),
+    "a third split": (ELSEWHERE, [f"images/test/{number}.png" for number in range(3)]),
+    "images of another folder": (ELSEWHERE, ["more/a.jpg"]),
+    "a link to nothing": (BROKEN_LINK, ["images/train/gone.png"]),
+    "a pipe": (NO_FILE, ["images/train/pipe.png"]),
+    "a link upwards": (LOOP, ["images/train/up"]),
+}
+MAKE: dict[str, Callable[[Path], object]] = {
+    BROKEN_LINK: lambda path: path.symlink_to("nowhere.png"),
+    NO_FILE: os.mkfifo,
+    LOOP: lambda path: path.symlink_to(path.parents[1]),
+    OTHER_FORMAT: lambda path: path.write_bytes(b"x"),
+    NO_PICTURE: lambda path: path.write_bytes(b"x"),
 }
 
 
@@ -208,13 +167,14 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str, int]] = {
 def test_what_is_left_out_has_a_name_and_a_number(
     root: Path, run: Callable[..., Prepared], case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make, reason, count = LEFT_OUT[case]
-    make(root)
+    reason, names = LEFT_OUT[case]
+    for name in names:
+        MAKE.get(reason, _picture)(root / name)
     found = run()
-    assert found.left_out == {reason: count}
+    assert found.left_out == {reason: len(names)}
     assert len(found.ids("train")) == 4
     assert len(found.ids("val")) == 2
-    assert f"prepare: left out {count}: {reason} (" in capsys.readouterr().out
+    assert f"prepare: left out {len(names)}: {reason} (" in capsys.readouterr().out
 
 
 def test_a_word_at_the_end_of_a_name_is_no_mask_without_its_image(
