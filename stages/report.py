@@ -17,6 +17,7 @@ from stages.postprocessing.score_maps import cluster_maps, open_scores
 from stages.pseudo_labels.pyramid import view_boxes
 from stages.reporting.curves import draw_histories
 from stages.reporting.legend import Legend, read_legend
+from stages.reporting.names import Names
 from stages.reporting.page import (
     class_bars,
     data_tables,
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = _read(args)
     raise_faults(_faults(args, inputs))
     num_clusters = inputs.predictions.shape[1]
-    legend = read_legend(inputs.truth.class_names, inputs.per_class, num_clusters)
+    legend = read_legend(inputs.truth.class_names, inputs.per_class, num_clusters, Names())
     shares = score_shares(inputs.predictions), label_shares(inputs.refined, num_clusters)
     shown = np.unique(np.linspace(0, len(inputs.val) - 1, params.report.num_images).round().astype(int))
     columns = params.report.views_per_cluster

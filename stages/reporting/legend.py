@@ -1,12 +1,17 @@
-"""Names and colors of classes and clusters; a cluster has those of its matched class."""
+"""Names and colors of classes and clusters: given ones (names.yaml), or those of the matched class."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int64, UInt8
 
+from stages.core.artefacts import read_json, unreadable, write_json
 from stages.dataset.truth import UNMATCHED, cluster_name
+from stages.reporting.names import Names
 from stages.reporting.palette import palette
 from stages.settings.errors import UserError
 
@@ -18,10 +23,12 @@ class Legend:
     Attributes:
         class_names: empty without ground truth.
         cluster_to_class: class id of each cluster, or `UNMATCHED`.
+        names: names and colors that people gave; they come before those of the matched class.
     """
 
     class_names: tuple[str, ...]
     cluster_to_class: Int64[np.ndarray, " K"]
+    names: Names = field(default_factory=Names)
 
     @property
     def class_colours(self) -> UInt8[np.ndarray, "C 3"]:
@@ -29,25 +36,101 @@ class Legend:
         return palette(len(self.class_names))
 
     @property
+    def merged(self) -> UInt8[np.ndarray, " K"]:
+        """The cluster that stands for each cluster: the lowest one of the same given name, or itself."""
+        return self.names.merged(len(self.cluster_to_class))
+
+    @property
     def cluster_colours(self) -> UInt8[np.ndarray, "K 3"]:
-        """RGB of each cluster id: the color of its class, or the next free color."""
+        """RGB of each cluster id: the given color, that of its class, or the next free color."""
         unmatched = self.cluster_to_class == UNMATCHED
         places = np.where(unmatched, len(self.class_names) + unmatched.cumsum() - 1, self.cluster_to_class)
-        return palette(int(places.max()) + 1)[places]
+        colours = palette(int(places.max()) + 1)[places][self.merged]
+        for cluster, name in self.names.of.items():
+            if name in self.names.colours:
+                colours[cluster] = self.names.colours[name]
+            elif name in self.class_names:
+                colours[cluster] = self.class_colours[self.class_names.index(name)]
+        return colours
 
     def cluster_name(self, cluster: int) -> str:
-        """Return the name of the matched class, or a name such as "cluster 7"."""
-        return cluster_name(self.class_names, int(self.cluster_to_class[cluster]), cluster)
+        """Return the given name, that of the matched class, or a name such as "cluster 7"."""
+        matched = cluster_name(self.class_names, int(self.cluster_to_class[cluster]), cluster)
+        return self.names.of.get(cluster, matched)
 
     def entries(self) -> list[dict[str, str]]:
-        """List name and CSS color of all classes, then of all unmatched clusters."""
-        loose = np.flatnonzero(self.cluster_to_class == UNMATCHED)
+        """List name and CSS color of all classes, then of all clusters with another name."""
         named = list(zip(self.class_names, self.class_colours, strict=True))
-        named += [(f"cluster {cluster}", self.cluster_colours[cluster]) for cluster in loose]
+        loose = {
+            self.cluster_name(int(one)): self.cluster_colours[one]
+            for one in np.unique(self.merged)
+            if one in self.names.of or self.cluster_to_class[one] == UNMATCHED
+        }
+        named += [(name, colour) for name, colour in loose.items() if name not in self.class_names]
         return [{"name": name, "colour": css(colour)} for name, colour in named]
 
 
-def read_legend(class_names: tuple[str, ...], per_class: pd.DataFrame, num_clusters: int) -> Legend:
+@dataclass(frozen=True)
+class ClusterLegend:
+    """What legend.json says of the clusters.
+
+    Attributes:
+        names: name of each cluster id.
+        colours: RGB of each cluster id.
+        merged: the cluster that stands for each cluster; others of the same given name are merged with it.
+    """
+
+    names: tuple[str, ...]
+    colours: UInt8[np.ndarray, "K 3"]
+    merged: UInt8[np.ndarray, " K"]
+
+
+def plain_legend(num_clusters: int, names: Names) -> ClusterLegend:
+    """Legend of clusters without a report: given names and colors, else "cluster 7" and the palette."""
+    legend = Legend((), np.full(num_clusters, UNMATCHED, np.int64), names)
+    return cluster_legend(legend)
+
+
+def cluster_legend(legend: Legend) -> ClusterLegend:
+    """The part of a legend that is about clusters."""
+    names = tuple(legend.cluster_name(one) for one in range(len(legend.cluster_to_class)))
+    return ClusterLegend(names, legend.cluster_colours, legend.merged)
+
+
+def write_cluster_legend(path: Path, legend: ClusterLegend, clusters: Sequence[str]) -> None:
+    """Write legend.json; `clusters` is the `lineage` of the clusters."""
+    rows = [
+        {"id": number, "name": name, "color": css(colour), "merged_into": int(stands)}
+        for number, (name, colour, stands) in enumerate(
+            zip(legend.names, legend.colours, legend.merged, strict=True)
+        )
+    ]
+    write_json(path, {"made_for": clusters[0], "clusters": rows})
+
+
+def read_cluster_legend(path: Path, clusters: Sequence[str]) -> ClusterLegend | None:
+    """Read legend.json; None if it is of other clusters than the first of the lineage `clusters`.
+
+    Raises:
+        UserError: the file is missing or not a legend.
+    """
+    content: Any = read_json(path)
+    try:
+        if content["made_for"] != clusters[0]:
+            return None
+        rows = content["clusters"]
+        colours = [tuple(bytes.fromhex(row["color"].removeprefix("#"))) for row in rows]
+        names = tuple(str(row["name"]) for row in rows)
+        return ClusterLegend(
+            names, np.array(colours, np.uint8), np.array([row["merged_into"] for row in rows], np.uint8)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(unreadable(path, "a legend of this project", error)) from error
+
+
+def read_legend(
+    class_names: tuple[str, ...], per_class: pd.DataFrame, num_clusters: int, names: Names
+) -> Legend:
     """Build the legend from the per-class table of `evaluate`, whose `cluster` column is the matching.
 
     Raises:
@@ -64,7 +147,7 @@ def read_legend(class_names: tuple[str, ...], per_class: pd.DataFrame, num_clust
             )
         if cluster >= 0:
             cluster_to_class[int(cluster)] = class_id
-    return Legend(class_names, cluster_to_class)
+    return Legend(class_names, cluster_to_class, names)
 
 
 def css(colour: UInt8[np.ndarray, " 3"]) -> str:

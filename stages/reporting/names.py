@@ -1,0 +1,172 @@
+"""Names that people give to pixel clusters, in names.yaml; clusters with one name count as one.
+
+clusters: 3f2a9b01c6de   # the clusters that the names are for (`lineage`); left out: any clusters
+names:
+  0: sky
+  4: sky                 # merged with cluster 0
+  2: {name: road, color: "#d55e00"}
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import UInt8
+from pydantic import Field, ValidationError, field_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.core.artefacts import unreadable, write_text
+from stages.core.tensors import read_tensors
+from stages.settings.errors import UserError, raise_faults
+from stages.settings.section import Section
+
+FILE = Path("names.yaml")
+FINGERPRINT_DIGITS = 12
+LONGEST = 80  # characters of a name
+HEAD = """\
+# Names of the pixel clusters: number, name. Clusters with one name count as one. The report page has a
+# form that writes this file. A color of your own: 2: {name: road, color: "#d55e00"}
+"""
+
+Colour = tuple[int, int, int]
+
+
+class OtherClustersError(UserError):
+    """The names were given for other clusters than those in use."""
+
+
+class _Name(Section):
+    name: Annotated[str, Field(min_length=1, max_length=LONGEST)]
+    color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] | None = None
+
+
+class _NamesFile(Section):
+    clusters: str | None = None
+    names: dict[Annotated[int, Field(ge=0)], _Name] = Field(default_factory=dict)
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _text_is_a_name(cls, names: Any) -> Any:
+        if not isinstance(names, Mapping):
+            return {} if names is None else names
+        return {cluster: {"name": one} if isinstance(one, str) else one for cluster, one in names.items()}
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of clusters, and colors of names.
+
+    Attributes:
+        of: name of each named cluster id.
+        colours: RGB, 0 to 255, of each name that was given a color.
+    """
+
+    of: Mapping[int, str] = field(default_factory=dict)
+    colours: Mapping[str, Colour] = field(default_factory=dict)
+
+    def merged(self, num_clusters: int) -> UInt8[np.ndarray, " K"]:
+        """The cluster that stands for each cluster: the lowest one of the same name, or itself."""
+        first: dict[str, int] = {}
+        stands = [
+            first.setdefault(self.of[one], one) if one in self.of else one for one in range(num_clusters)
+        ]
+        return np.array(stands, np.uint8)
+
+
+def lineage(centroids: Path) -> tuple[str, ...]:
+    """Fingerprints of the clusters in a file of `cluster`, and of earlier clusters whose numbers they keep.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    _, about = read_tensors(centroids, "centroids")
+    digest = hashlib.sha256(centroids.read_bytes()).hexdigest()
+    return digest[:FINGERPRINT_DIGITS], *about.get("continues", [])
+
+
+def read_names(path: Path, *, num_clusters: int, clusters: Sequence[str]) -> Names:
+    """Read names.yaml.
+
+    Args:
+        path: the file.
+        num_clusters: K; ids are 0 to K - 1.
+        clusters: `lineage` of the clusters in use.
+
+    Raises:
+        UserError: the file is missing or invalid.
+        OtherClustersError: the names are for other clusters.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        file = _NamesFile.model_validate(content or {})
+    except ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise UserError(*lines) from error
+    except (OSError, UnicodeError, YAMLError) as error:
+        raise UserError(unreadable(path, "a names file", error)) from error
+    raise_faults(_faults(path, file, num_clusters))
+    if file.clusters is not None and file.clusters not in clusters:
+        raise OtherClustersError(
+            f"{path}: names clusters {file.clusters}, but those in use are {clusters[0]}, made by another "
+            "training, where a number means something else; look at the report page, and name them anew "
+            "(make names)"
+        )
+    return Names(
+        {cluster: one.name for cluster, one in sorted(file.names.items())},
+        {one.name: _rgb(one.color) for one in file.names.values() if one.color is not None},
+    )
+
+
+def names_text(names: Names, clusters: Sequence[str], comments: Mapping[int, str] | None = None) -> str:
+    """Format names.yaml.
+
+    Args:
+        names: what to write.
+        clusters: `lineage` of the clusters that are named.
+        comments: a remark for each cluster, such as what it matches.
+    """
+    notes, done = comments or {}, set()
+    lines = [HEAD + f"clusters: {clusters[0]!r}", "names:" if names.of else "names: {}"]
+    for cluster, name in sorted(names.of.items()):
+        value = _quoted(name)
+        if name in names.colours and name not in done:
+            value = f'{{name: {value}, color: "{"#" + bytes(names.colours[name]).hex()}"}}'
+            done.add(name)
+        lines.append(f"  {cluster}: {value}" + (f"  # {notes[cluster]}" if cluster in notes else ""))
+    return "\n".join(lines) + "\n"
+
+
+def write_names(
+    path: Path, names: Names, clusters: Sequence[str], comments: Mapping[int, str] | None = None
+) -> None:
+    """Write names.yaml; arguments as in `names_text`."""
+    write_text(path, names_text(names, clusters, comments))
+
+
+def _faults(path: Path, file: _NamesFile, num_clusters: int) -> list[str]:
+    unknown = [cluster for cluster in file.names if cluster >= num_clusters]
+    faults = [
+        f"{path}: names.{one}: there is no cluster {one}; clusters are 0 to {num_clusters - 1}"
+        for one in unknown
+    ]
+    colours: dict[str, str] = {}
+    for one in file.names.values():
+        if one.color is not None and colours.setdefault(one.name, one.color) != one.color:
+            faults.append(
+                f"{path}: {one.name!r} has the colors {colours[one.name]} and {one.color}; give it one color"
+            )
+    return faults
+
+
+def _rgb(colour: str) -> Colour:
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    return red, green, blue
+
+
+def _quoted(name: str) -> str:
+    """A name as a YAML scalar in double quotes."""
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,132 @@
+"""names.yaml and legend.json: written, read back, merged, and refused for other clusters."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.core.tensors import write_tensors
+from stages.dataset.truth import UNMATCHED
+from stages.reporting.legend import (
+    Legend,
+    cluster_legend,
+    plain_legend,
+    read_cluster_legend,
+    read_legend,
+    write_cluster_legend,
+)
+from stages.reporting.names import (
+    Names,
+    OtherClustersError,
+    lineage,
+    names_text,
+    read_names,
+    write_names,
+)
+from stages.settings.errors import UserError
+
+CLUSTERS = ("aaaa", "bbbb")
+LETTERS = st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"))
+
+
+@given(st.dictionaries(st.integers(0, 254), st.text(LETTERS, min_size=1, max_size=80)))
+def test_any_names_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, given_names: dict[int, str]
+) -> None:
+    path = tmp_path_factory.mktemp("names") / "names.yaml"
+    colours = {name: (number, 0, 255) for number, name in enumerate(set(given_names.values()))}
+    write_names(path, Names(given_names, colours), CLUSTERS, {0: "a remark"})
+    found = read_names(path, num_clusters=255, clusters=CLUSTERS)
+    assert dict(found.of) == given_names
+    assert dict(found.colours) == colours
+
+
+def test_the_text_is_plain_yaml() -> None:
+    content = yaml.safe_load(names_text(Names({1: "road", 3: 'a "b" \\'}), CLUSTERS))
+    assert content == {"clusters": "aaaa", "names": {1: "road", 3: 'a "b" \\'}}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("names: {9: sky}", "there is no cluster 9; clusters are 0 to 3"),
+        ("names: {-1: sky}", "greater than or equal to 0"),
+        ("names: {0: ''}", "at least 1 character"),
+        ("names: {0: [sky]}", "names.0"),
+        ("names: {0: {name: sky, color: blue}}", "should match pattern"),
+        ("names: {0: {name: sky, colour: '#000000'}}", "colour"),
+        ("names: {0: sky, 0: road}", "duplicate key"),
+        ("names: {0: {name: a, color: '#000000'}, 1: {name: a, color: '#000001'}}", "give it one color"),
+        ("title: {}", "title"),
+        ("- sky", "names.yaml"),
+        ("\x00", "names.yaml"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_key(tmp_path: Path, text: str, fault: str) -> None:
+    (tmp_path / "names.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"names\.yaml") as refused:
+        read_names(tmp_path / "names.yaml", num_clusters=4, clusters=CLUSTERS)
+    assert fault in str(refused.value)
+
+
+def test_names_hold_for_their_clusters_and_those_that_continue_them(tmp_path: Path) -> None:
+    path = tmp_path / "names.yaml"
+    write_names(path, Names({0: "sky"}), ("bbbb",))
+    assert read_names(path, num_clusters=2, clusters=CLUSTERS).of == {0: "sky"}
+    with pytest.raises(OtherClustersError, match="names clusters bbbb, but those in use are cccc"):
+        read_names(path, num_clusters=2, clusters=("cccc",))
+    path.write_text("names: {0: sky}")
+    assert read_names(path, num_clusters=2, clusters=("cccc",)).of == {0: "sky"}
+
+
+def test_an_empty_file_has_no_names(tmp_path: Path) -> None:
+    (tmp_path / "names.yaml").write_text("# nothing yet\n")
+    assert read_names(tmp_path / "names.yaml", num_clusters=2, clusters=CLUSTERS) == Names()
+
+
+def test_lineage_begins_with_the_file_itself(tmp_path: Path) -> None:
+    path = tmp_path / "centroids.safetensors"
+    write_tensors(path, {"centroids": torch.zeros(2, 3)}, {"continues": ["old"]})
+    (own, *before) = lineage(path)
+    assert before == ["old"]
+    write_tensors(path, {"centroids": torch.ones(2, 3)}, {})
+    assert lineage(path) != (own,)
+    assert len(lineage(path)) == 1
+
+
+def test_clusters_with_one_name_are_merged_and_share_a_color() -> None:
+    names = Names({1: "sky", 3: "sky", 2: "road"}, {"road": (1, 2, 3)})
+    legend = plain_legend(5, names)
+    assert legend.names == ("cluster 0", "sky", "road", "sky", "cluster 4")
+    assert legend.merged.tolist() == [0, 1, 2, 1, 4]
+    assert (legend.colours[1] == legend.colours[3]).all()
+    assert legend.colours[2].tolist() == [1, 2, 3]
+    assert len(np.unique(legend.colours, axis=0)) == 4
+
+
+def test_given_names_come_before_matched_classes() -> None:
+    matched = np.array([1, 0, UNMATCHED])
+    legend = Legend(("grass", "water"), matched, Names({0: "pond", 2: "grass"}))
+    assert cluster_legend(legend).names == ("pond", "grass", "grass")
+    assert (legend.cluster_colours[2] == legend.class_colours[0]).all()
+    assert [entry["name"] for entry in legend.entries()] == ["grass", "water", "pond"]
+
+
+def test_a_legend_is_read_back_for_its_own_clusters_alone(tmp_path: Path) -> None:
+    per_class = pd.DataFrame({"class": ["grass", "water"], "cluster": [2, 0]})
+    legend = cluster_legend(read_legend(("grass", "water"), per_class, 3, Names({1: "sky"})))
+    write_cluster_legend(tmp_path / "legend.json", legend, CLUSTERS)
+    found = read_cluster_legend(tmp_path / "legend.json", CLUSTERS)
+    assert found is not None
+    assert found.names == ("water", "sky", "grass")
+    assert (found.colours == legend.colours).all()
+    assert (found.merged == legend.merged).all()
+    assert read_cluster_legend(tmp_path / "legend.json", ("bbbb",)) is None
+    (tmp_path / "legend.json").write_text('{"made_for": "aaaa"}')
+    with pytest.raises(UserError, match=r"legend.json: not a legend"):
+        read_cluster_legend(tmp_path / "legend.json", CLUSTERS)
