@@ -46,5 +46,8 @@ preset: env ## write params.yaml: NAME=folder DATA=path/to/data [BASE=picie] [FO
 table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
 	python -m stages.tools.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-.PHONY: help env repro test test-cuda check bench doctor torture preset table
+parameters: env ## write docs/parameters.md anew, after a change of a setting or its comment
+	python -m stages.tools.parameters
+
+.PHONY: help env repro test test-cuda check bench doctor torture preset table parameters
 .DEFAULT_GOAL := help
