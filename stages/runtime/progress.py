@@ -1,8 +1,11 @@
-"""Progress of long-running work: a bar on a terminal, a line every 30 seconds in a log file.
+"""What a stage prints: results, warnings, and the progress of long-running work.
 
-With several processes only the first one prints.
+Progress is a bar on a terminal and a line every 30 seconds in a log file. With several processes only the
+first one prints. The environment variable QUIET=1 leaves warnings and errors alone; NO_COLOR=1 takes the
+color from warnings.
 """
 
+import math
 import os
 import sys
 import time
@@ -13,6 +16,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 LOG_INTERVAL_SECONDS = 30.0
+YELLOW, PLAIN = "\033[33m", "\033[0m"
 
 
 def track(items: Iterable[Item], what: str, *, total: int | None = None, unit: str = "it") -> Iterator[Item]:
@@ -26,7 +30,7 @@ def track(items: Iterable[Item], what: str, *, total: int | None = None, unit: s
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if not _speaks():
+    if not _speaks() or _is_quiet():
         yield from items
     elif sys.stderr.isatty():
         yield from tqdm(items, desc=what, total=total, unit=unit, delay=0.5, leave=False)
@@ -47,16 +51,27 @@ def _track_in_log(items: Iterable[Item], what: str, total: int | None, unit: str
 
 
 def say(stage: str, **values: object) -> None:
-    """Print one status line of `name value` pairs, for an epoch or a result."""
-    pairs = "  ".join(f"{name} {_shown(value)}" for name, value in values.items())
-    if _speaks():
+    """Print one status line of `name value` pairs, for an epoch or a result; NaN is left out."""
+    pairs = "  ".join(f"{name} {_shown(value)}" for name, value in values.items() if not _is_nan(value))
+    if _speaks() and not _is_quiet():
         print(f"{stage}: {pairs}", flush=True)
 
 
 def warn(stage: str, text: str) -> None:
-    """Print one warning line."""
+    """Print one warning line, which stands out on a terminal."""
     if _speaks():
-        print(f"{stage}: warning: {text}", file=sys.stderr, flush=True)
+        word = "warning"
+        if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+            word = f"{YELLOW}{word}{PLAIN}"
+        print(f"{stage}: {word}: {text}", file=sys.stderr, flush=True)
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _is_quiet() -> bool:
+    return os.environ.get("QUIET", "") not in ("", "0")
 
 
 def _speaks() -> bool:
