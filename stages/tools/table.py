@@ -8,27 +8,24 @@ same pretraining settings pretrain only once.
 import argparse
 import shlex
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-
-import pandas as pd
 
 from stages.core.artefacts import write_csv, write_text
 from stages.runtime.script import run
 from stages.settings.errors import UserError, raise_faults
+from stages.settings.params import read
 from stages.tools.experiments import (
     Experiment,
-    Measure,
-    Metrics,
     Row,
     Table,
     experiments,
     finished,
-    measured,
     read_table,
 )
 from stages.tools.experiments import run as run_command
 from stages.tools.surroundings import obstacles
+from stages.tools.table_text import as_markdown, compare, describe_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = {row.name for row in chosen}
     wanted = [experiment for experiment in all_rows if experiment.row in names]
     if args.dry_run:
+        numbers = {row.name: number for number, row in enumerate(table.rows, start=1)}
         for experiment in wanted:
+            print(f"# row {numbers[experiment.row]}: {experiment.row}, seed {experiment.seed}")
             print(shlex.join(["dvc", *experiment.command("--temp")[3:]]))
         return
     files = {measure.file for measure in table.measures.values()}
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("queued; next: dvc queue start; when it is done, run this command with --collect")
         return
     compared = compare(table, all_rows, finished(files) if missing else done)
-    text = as_markdown(table, compared)
+    text = as_markdown(table, compared, describe_run(read(args.params), args.set))
     write_text(args.out / f"{args.name}.md", text)
     write_csv(args.out / f"{args.name}.csv", compared)
     print(text)
@@ -122,78 +121,6 @@ def _change(text: str) -> tuple[str, str]:
     return key, value
 
 
-ABSENT = "–"
-BASELINE = "k-means on colour and position"
-
-
-def compare(table: Table, experiments: Sequence[Experiment], finished: Mapping[str, Metrics]) -> pd.DataFrame:
-    """List the results of each row and measure, as printed; the color-and-position baseline comes last.
-
-    Columns: row, measure, paper, mean, std (sample std; NaN for one seed), num_seeds (finished ones).
-    """
-    done = [one for one in experiments if one.name in finished]
-    lines = []
-    for row in table.rows:
-        results = [finished[one.name] for one in done if one.row == row.name]
-        for name, measure in table.measures.items():
-            found = _summary(results, measure, measure.key)
-            lines.append((row.name, name, row.paper.get(name), *found))
-    one_by_seed = {one.seed: finished[one.name] for one in done}  # the baseline is the same in every row
-    for name, measure in table.measures.items():
-        if measure.baseline:
-            found = _summary(one_by_seed.values(), measure, measure.baseline)
-            lines.append((BASELINE, name, None, *found))
-    return pd.DataFrame(lines, columns=["row", "measure", "paper", "mean", "std", "num_seeds"])
-
-
-def _summary(results: Iterable[Metrics], measure: Measure, key: str) -> tuple[float, float, int]:
-    values = [value for metrics in results if (value := measured(metrics, measure.file, key)) is not None]
-    scaled = measure.scale * pd.Series(values, dtype=float)
-    return scaled.mean(), scaled.std(), len(scaled)
-
-
-def as_markdown(table: Table, compared: pd.DataFrame) -> str:
-    """Format the comparison as a Markdown table: each measure here and, if given, in the paper."""
-    columns = [(name, whose) for name in table.measures for whose in _whose(table, name)]
-    lines = [f"# {table.title}", "", _says_base(table), ""]
-    lines += ["| | " + " | ".join(" ".join(column) for column in columns) + " | seeds |"]
-    lines += ["| --- |" + " ---: |" * len(columns) + " ---: |"]
-    for row, found in compared.groupby("row", sort=False):
-        by_measure = found.set_index("measure").reindex(list(table.measures))
-        cells = [CELLS[whose](by_measure.loc[name]) for name, whose in columns]
-        lines.append("| " + " | ".join([str(row), *cells, str(found["num_seeds"].max())]) + " |")
-    for row, scores in table.published.items():
-        cells = [
-            f"{scores[name]:.2f}" if whose == "paper" and name in scores else ABSENT
-            for name, whose in columns
-        ]
-        lines.append("| " + " | ".join([f"{row} (published)", *cells, ABSENT]) + " |")
-    needs = [f"{row.name}: needs {row.needs}" for row in table.rows if row.needs]
-    return "\n".join([*lines, "", *(f"- {note}" for note in [*table.notes, *needs]), ""])
-
-
-def _says_base(table: Table) -> str:
-    others = "".join(f" {row.name}: {row.base}." for row in table.rows if row.base)
-    where = f"{table.base} (presets/bases/{table.base}.yaml)" if table.base else "the settings of params.yaml"
-    return f"Base of the rows: {where}.{others}"
-
-
-def _whose(table: Table, measure: str) -> tuple[str, ...]:
-    return ("here", "paper") if any(measure in row.paper for row in table.rows) else ("here",)
-
-
-def _here(line: pd.Series) -> str:
-    spread = "" if pd.isna(line["std"]) else f" ± {line['std']:.1f}"
-    return ABSENT if pd.isna(line["mean"]) else f"{line['mean']:.1f}{spread}"
-
-
-def _paper(line: pd.Series) -> str:
-    return ABSENT if pd.isna(line["paper"]) else f"{line['paper']:.2f}"
-
-
-CELLS = {"here": _here, "paper": _paper}
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.tools.table", description=__doc__)
     parser.add_argument(
@@ -217,6 +144,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--tables", type=Path, default=Path("presets/tables"), help="folder of the table definitions"
     )
     parser.add_argument("--out", type=Path, default=Path("metrics/tables"), help="output folder")
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings of the runs, for the head"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     how.add_argument(

@@ -14,7 +14,7 @@ from stages.settings.params import read
 from stages.tools import experiments as room
 from stages.tools import table
 from stages.tools.experiments import parse, read_table
-from stages.tools.table import as_markdown, compare
+from stages.tools.table_text import as_markdown, compare, describe_run
 from tests.datasets import REPOSITORY, write_params
 from tests.pipeline.pipeline_file import read_stages
 
@@ -36,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables/1.yaml").write_text(SMALL, encoding="utf-8")
+    write_params(tmp_path / "params.yaml")
     return tmp_path
 
 
@@ -88,11 +89,38 @@ def dvc(monkeypatch: pytest.MonkeyPatch) -> FakeDvc:
     return fake
 
 
+def commands(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was printed, without the comments of a dry run."""
+    return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("# row")]
+
+
+def test_dry_run_numbers_the_rows_as_rows_takes_them(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.main(["1", "--tables", "tables", "--seeds", "3", "--rows", "2", "--dry-run"])
+    title, command = capsys.readouterr().out.splitlines()
+    assert title == "# row 2: two changes, seed 3"
+    assert command.startswith("dvc exp run --temp --name table1-two-changes-s3-")
+
+
+def test_the_head_says_what_all_rows_share() -> None:
+    demo = read(REPOSITORY / "presets/demo.yaml")
+    photos = demo.model_copy(
+        update={"prepare": demo.prepare.model_copy(update={"path": "/data/photos", "reader": "folder"})}
+    )
+    assert describe_run(photos, ["train.lr=0.1", "base=ours"]) == (
+        f"Data: photos (preset demo). resnet18 of width 16, {demo.size_px} px, float32, pretraining mocov2, "
+        f"{demo.pretrain.epochs} epochs, training {demo.train.epochs} epochs; "
+        "changed: train.lr=0.1, base=ours."
+    )
+    assert describe_run(demo, []).startswith("Data: demo (preset demo). ")
+
+
 def test_dry_run_prints_each_command_and_runs_none(
     folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table.main(["1", "--tables", "tables", "--seeds", "3,5", "--set", "train.lr=0.1", "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
+    lines = commands(capsys)
     assert dvc.ran == []
     assert len(lines) == 4
     assert lines[0].startswith("dvc exp run --temp --name table1-the-baseline-s3-")
@@ -143,7 +171,7 @@ def test_what_a_row_sets_itself_stays_and_is_said(
     folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table.main(["1", "--tables", "tables", "--seeds", "0", "--set", "global_k=9", "--dry-run"])
-    said, first, second = capsys.readouterr().out.splitlines()
+    said, first, second = commands(capsys)
     assert said == "--set global_k: not applied to 'two changes', which set this key themselves"
     assert "--set-param global_k=9" in first
     assert "--set-param global_k=7" in second
@@ -167,16 +195,16 @@ def test_the_values_of_the_base_are_in_the_command(
 ) -> None:
     argv = ["1", "--tables", "tables", "--seeds", "0", "--dry-run"]
     table.main(argv)
-    first, second = capsys.readouterr().out.splitlines()
+    first, second = commands(capsys)
     assert "--set-param train.lr=0.5 --set-param train.photometric.hue=0.2" in first
     assert "--set-param train.lr=0.25 " in second
     assert "hue" not in second
     table.main([*argv, "--set", "train.lr=0.125"])
-    first, second = capsys.readouterr().out.splitlines()
+    first, second = commands(capsys)
     assert "train.lr=0.125" in first
     assert "train.lr=0.125" in second
     table.main([*argv, "--set", "base=b"])
-    said, first, second = capsys.readouterr().out.splitlines()
+    said, first, second = commands(capsys)
     assert said == "--set base: not applied to 'two changes', which set this key themselves"
     assert "train.lr=0.25" in first
     assert "train.lr=0.25" in second
@@ -322,7 +350,7 @@ def test_measures_are_metrics_of_the_stage_that_a_table_runs_up_to(path: Path) -
 
 def test_a_measure_without_a_number_of_the_paper_has_no_column_for_one() -> None:
     guidance = read_table(REPOSITORY / "presets/tables/guidance.yaml")
-    header = as_markdown(guidance, compare(guidance, [], {})).splitlines()[4]
+    header = as_markdown(guidance, compare(guidance, [], {}), "").splitlines()[6]
     assert header == "| | accuracy here | mIoU here | image share here | seeds |"
 
 
