@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.source import list_data
-from stages.dataset.summary import manifest_sha256
 from stages.dataset.taxonomy import read_taxonomy
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, read
