@@ -6,15 +6,15 @@ there when DVC has deleted the outputs of `prepare`. It decides nothing: without
 
 import csv
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from stages.core.artefacts import atomic_path
-from stages.dataset.listing import printable
-from stages.dataset.source import DataSet, RawFile, hash_files, is_unchanged, listed, read_raw
+from stages.dataset.listing import MOST_EXAMPLES, printable
+from stages.dataset.source import DataSet, RawFile, hash_files, is_unchanged, read_raw
 from stages.runtime.progress import track
 from stages.settings.errors import UserError
 
@@ -42,10 +42,16 @@ class Difference:
 
     def __str__(self) -> str:
         parts = (
-            f"{len(names):,} {what}" + (f" ({listed([printable(name) for name in names])})" if names else "")
+            f"{len(names):,} {what}" + (f" ({_first(names)})" if names else "")
             for what, names in (("added", self.added), ("gone", self.gone), ("changed", self.changed))
         )
         return ", ".join(parts)
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    shown = [printable(name) for name in names[:MOST_EXAMPLES]]
+    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
 
 
 def hash_names(root: Path, names: Iterable[str], known: Mapping[str, RawFile]) -> dict[str, RawFile]:
@@ -58,16 +64,17 @@ def hash_names(root: Path, names: Iterable[str], known: Mapping[str, RawFile]) -
         names: paths relative to it.
         known: files that were hashed before, by name.
     """
-    ordered = sorted(set(names))
+    wanted = sorted(set(names))
+    same = {name: known[name] for name in wanted if name in known and is_unchanged(root, known[name])}
+    unread = [name for name in wanted if name not in same]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = pool.map(partial(_hash_one, root, known), ordered)
-        return {file.name: file for file in track(found, "hash", total=len(ordered), unit="file") if file}
+        found = pool.map(partial(_hash_one, root), unread)
+        return same | {
+            file.name: file for file in track(found, "hash", total=len(unread), unit="file") if file
+        }
 
 
-def _hash_one(root: Path, known: Mapping[str, RawFile], name: str) -> RawFile | None:
-    file = known.get(name)
-    if file is not None and is_unchanged(root, file):
-        return file
+def _hash_one(root: Path, name: str) -> RawFile | None:
     try:
         return read_raw(root, name)[0]
     except (OSError, UserError):
@@ -80,8 +87,9 @@ def raw_files(data: DataSet) -> tuple[RawFile, ...]:
     names = {
         name for item in (*data.train, *data.val) for name in (item.source, item.labels) if name is not None
     }
-    known = {**known_files(data.root), **data.hashed}
-    return (*hash_names(data.root, names, known).values(), *data.other_files)
+    left = names - set(data.hashed)
+    others = hash_names(data.root, left, known_files(data.root)) if left else {}
+    return (*data.hashed.values(), *others.values(), *data.other_files)
 
 
 def manifest_sha256(data: DataSet) -> str:
@@ -138,9 +146,8 @@ def check_manifest(pinned: str, files: Iterable[RawFile]) -> None:
     if not pinned or (found := hash_files(now)) == pinned:
         return
     before = pinned_files(pinned)
-    numbers = f" ({Difference.between(before, now)})" if before else ""
+    numbers = f": {Difference.between(before, now)}" if before else ""
     raise UserError(
-        f"prepare.manifest_sha256: is {pinned}, but the data set has hash {found}: "
-        f"files were changed, added or removed{numbers}; accept the files as they are with `make pin`, or "
-        "restore them"
+        f"prepare.manifest_sha256: files were changed, added or removed{numbers}; accept the files as they "
+        f"are with `make pin`, or restore them (pinned {pinned}, found {found})"
     )

@@ -156,7 +156,7 @@ def is_unchanged(root: Path | None, file: RawFile) -> bool:
     if root is None:
         return True
     try:
-        status = (root / file.name).stat()
+        status = os.stat(f"{root}/{file.name}")  # faster than a Path, for a hundred thousand files
     except OSError:
         return False
     return (status.st_size, status.st_mtime_ns) == (file.size_bytes, file.modified_ns)

@@ -3,7 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from stages.dataset.listing import MASK, MASK_WORDS
 from stages.dataset.source import Findings
@@ -33,6 +33,8 @@ def without_masks(root: Path, names: Sequence[str], found: Findings) -> list[str
     for name in names:
         if folder := _mask_folder(name):
             suspects[folder].append(name)
+    if not suspects:
+        return list(names)
     in_doubt = {name for listed in suspects.values() for name in listed}
     stems = {_stem(name) for name in names if name not in in_doubt and not name.startswith(LABELS)}
     masks = {
@@ -45,7 +47,7 @@ def without_masks(root: Path, names: Sequence[str], found: Findings) -> list[str
 
 def _mask_folder(name: str) -> str:
     """The outermost folder of a file that is named like one of label maps; empty if there is none."""
-    parts = () if name.startswith(LABELS) else PurePosixPath(name).parts[:-1]
+    parts = [] if name.startswith(LABELS) else name.split("/")[:-1]
     for depth, part in enumerate(parts):
         if part.lower() in MASK_WORDS:
             return "/".join(parts[: depth + 1])
