@@ -52,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.views}: has {len(kept_views)} images, but {args.images} has {len(array)}; run `dvc repro`"
         )
     check_data_size(args.params, len(array))
-    backbone = load_backbone(args.backbone, params.backbone)
+    segmenter = build_segmenter(load_backbone(args.backbone, params.backbone), params)
+    init: dict[str, Any] = {}
+    for path in init_path(params.train.init):
+        init = {"init": start_from(path, segmenter, params.train.init_sha256)}
+        say("train", init=path, **init["init"])
     arguments = sys.argv[1:] if argv is None else argv
     if launch("stages.train", arguments, neutral.runtime.nproc, neutral.device):
         return
@@ -63,13 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = StageState(
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )
-    untrained = build_segmenter(backbone, params)
-    init: dict[str, Any] = {}
-    for path in init_path(params.train.init):
-        init = {"init": start_from(path, untrained, params.train.init_sha256)}
-        say("train", init=path, **init["init"])
-    segmenter = place(untrained, device)
-    trainer = build_trainer(segmenter, kept_views, params)
+    trainer = build_trainer(place(segmenter, device), kept_views, params)
     history = train(trainer, ImageSource(array, device), params, state)
 
     if distributed.is_leader():
