@@ -39,11 +39,19 @@ def set_texts(path: Path, changes: Mapping[str, str]) -> None:
         lines[line] = lines[line][:column] + _quoted(value) + lines[line][end:]
     with atomic_path(path) as temporary:
         temporary.write_bytes("".join(lines).encode("utf-8"))
-        if read(temporary).model_dump() != _changed(before.model_dump(), changes):
+        if _content(temporary) != _changed(before.model_dump(), changes):
             wanted = "; ".join(f"{key}: {_quoted(value)}" for key, value in changes.items())
             raise UserError(f"{path}: is written in a way that cannot be edited here; set by hand: {wanted}")
     if was_written:
         remember_written(path)
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """All settings; None if the file is invalid."""
+    try:
+        return read(path).model_dump()
+    except UserError:
+        return None
 
 
 def _quoted(value: str) -> str:

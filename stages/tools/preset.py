@@ -191,8 +191,9 @@ def _fit(params: Any, data: DataSet) -> None:
     if data.class_names:
         _set(params, "pixel_k", max(2, len(data.class_names)), "number of annotated classes (5.1)")
     for fit in tuple(fits(params, len(data.train))):
-        *sections, key = fit.key
-        _set(at(params, tuple(sections)), key, fit.value, fit.why)
+        if (before := at(params, fit.key)) != fit.value:
+            print(f"  {fit.name}: {before} -> {fit.value}, {fit.why}")
+            at(params, fit.key[:-1])[fit.key[-1]] = fit.value
 
 
 def _set(section: Any, key: str, value: int | str, why: str) -> None:
