@@ -40,8 +40,11 @@ torture: env ## kill the pipeline at random and compare the results (KILLS=20)
 bench: env ## measure the speed of the long stages (COMPILE=1: compiled too)
 	python -m tests.bench $(if $(COMPILE),--compile)
 
-preset: env ## write params.yaml: NAME=folder DATA=path/to/data [BASE=picie] [FORCE=1]
-	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(BASE),--base $(BASE)) $(if $(FORCE),--force)
+preset: env ## write params.yaml: NAME=folder DATA=path/to/data [BASE=picie] [FORCE=1] [FAST=1]
+	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(BASE),--base $(BASE)) $(if $(FORCE),--force) $(if $(FAST),--no-estimate)
+
+pin: env ## accept the images as they are now, after photographs were added [WARM=1: start from the last models]
+	python -m stages.tools.pin $(if $(WARM),--warm)
 
 table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
 	python -m stages.tools.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
@@ -49,5 +52,5 @@ table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
 parameters: env ## write docs/parameters.md anew, after a change of a setting or its comment
 	python -m stages.tools.parameters
 
-.PHONY: help env repro test test-cuda check bench doctor torture preset table parameters
+.PHONY: help env repro test test-cuda check bench doctor torture preset table parameters pin
 .DEFAULT_GOAL := help

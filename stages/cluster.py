@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import update_bn
 
 from stages.backbone.batch_norm import split_batch_norms
 from stages.clustering.agreement import agreement, effective_clusters
+from stages.clustering.continuation import continue_clusters, count_shared
 from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
 from stages.core import distributed
 from stages.core.artefacts import write_metrics
@@ -22,14 +24,20 @@ from stages.core.device import autocast, choose_device, place, torch_generator
 from stages.core.images import open_images
 from stages.core.seeds import faiss_seed
 from stages.imaging.batches import ImageSource, shuffled
-from stages.imaging.resample import resample, whole
 from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.watch import Watch
-from stages.segmenter.network import Segmenter, pixel_features
-from stages.segmenter.segmenter_file import load_segmenter, load_trained_clusters, save_final_clusters
+from stages.segmenter.network import Segmenter
+from stages.segmenter.sampling import all_pixel_features, at_size, cluster_maps, sample_pixel_features
+from stages.segmenter.segmenter_file import (
+    Earlier,
+    load_segmenter,
+    load_trained_clusters,
+    open_earlier,
+    save_final_clusters,
+)
 from stages.settings.errors import UserError
 from stages.settings.params import load
 from stages.settings.schema_train import Cluster
@@ -37,14 +45,17 @@ from stages.settings.schema_train import Cluster
 KEYS = ("seed", "size_px", "pixel_k", "precision", "cluster")
 RUNS = 2  # the second run measures the stability of the first
 AGREEMENT_PIXELS = 20_000  # enough for three digits
+CONTINUED_IMAGES = 256  # both clusterings are compared on
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Cluster the pixel features of the images twice and write the centroids of the first run."""
     args = _parse(argv)
     params = load(args.params, *KEYS)
-    watch = Watch("cluster", args.params, KEYS, [args.images, args.segmenter])
     settings = params.cluster
+    earlier = open_earlier(settings)
+    inputs = [args.images, args.segmenter, *([] if earlier is None else earlier.files)]
+    watch = Watch("cluster", args.params, KEYS, inputs)
     segmenter, _ = load_segmenter(args.segmenter)
     _check_metric(segmenter, settings)
     neutral = load(args.params, "device", "runtime")
@@ -71,11 +82,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = describe_clusters(pixels, runs, segmenter.metric)
     say("cluster", **figures)
     if distributed.is_leader():
+        centroids, about = torch.from_numpy(runs[0]), dict[str, Any]()
+        told: dict[str, Any] = {**figures, "environment": describe_environment(device)}
+        if earlier is not None:
+            segmenter.eval()
+            centroids, about, told["numbers"] = keep_numbers(earlier, segmenter, centroids, images, params)
         watch.check()
         moved = None if settings.batch_norm == "running" else segmenter
-        save_final_clusters(args.out, torch.from_numpy(runs[0]), moved)
-        write_metrics(args.metrics, {"cluster": {**figures, "environment": describe_environment(device)}})
+        save_final_clusters(args.out, centroids, moved, about)
+        write_metrics(args.metrics, {"cluster": told})
     distributed.leave()
+
+
+def keep_numbers(
+    earlier: Earlier,
+    segmenter: Segmenter,
+    centroids: Float[Tensor, "K D"],
+    images: ImageSource,
+    params: SimpleNamespace,
+) -> tuple[Float[Tensor, "K D"], dict[str, Any], dict[str, Any]]:
+    """Number the clusters so that those that go on from an earlier run keep their numbers (ours).
+
+    Both networks assign the pixels of the same training images.
+
+    Returns:
+        The centroids in the new order; metadata for their file; figures on what goes on, is new, or is gone.
+    """
+    before, now = (
+        cluster_maps(network, found, images, count=CONTINUED_IMAGES, size_px=size_px, params=params)
+        for network, found, size_px in (
+            (place(earlier.segmenter, images.device), earlier.centroids, earlier.size_px),
+            (segmenter, centroids, params.size_px),
+        )
+    )
+    shared = count_shared(before, now, len(earlier.centroids), len(centroids))
+    found = continue_clusters(shared)
+    say("cluster", continued=len(found.kept), new=list(found.new), gone=list(found.gone), moved=found.moved)
+    ordered = torch.empty_like(centroids)
+    ordered[torch.from_numpy(found.number)] = centroids
+    figures = {
+        "continued": [{"cluster": cluster, "iou": iou} for cluster, iou in found.kept.items()],
+        "new": list(found.new),
+        "gone": list(found.gone),
+        "moved": [{"from": old, "to": new} for old, new in found.moved.items()],
+    }
+    return ordered, earlier.about_continuing(found.new), figures
 
 
 def cluster_sample(
@@ -155,7 +206,7 @@ def estimate_batch_norm(segmenter: Segmenter, images: ImageSource, params: Simpl
     shares = [distributed.share(rows) for rows in batches]
     source = track(images.batches(shares), "batch norm", total=len(batches), unit="batch")
     with autocast(images.device, params.precision):
-        update_bn((_at_size(image, params.size_px) for image in source), segmenter)
+        update_bn((at_size(image, params.size_px) for image in source), segmenter)
 
 
 def describe_clusters(
@@ -170,61 +221,6 @@ def describe_clusters(
         "mean_score": float(score.mean()),
         "stability": agreement(first, second),
     }
-
-
-@torch.no_grad()
-def sample_pixel_features(
-    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
-) -> Float[np.ndarray, "P D"]:
-    """Compute the features of randomly sampled pixels of sampled images, without augmentation (5.1).
-
-    Args:
-        segmenter: network on the device of `images`; in training mode its batch-norm statistics change.
-        images: training images.
-        params: settings; `cluster` has the number of images and the approximate number of pixels, which is
-            split evenly over the images.
-    """
-    settings = params.cluster
-    generator = torch_generator(params.seed, "cluster", "sample")
-    count = min(settings.sample_images, len(images))
-    per_image = max(1, settings.sample_pixels // count)
-    drawn = torch.randperm(len(images), generator=generator)[:count].sort().values
-    batches = list(drawn.split(settings.batch_size))
-    taken = []
-    shares = [distributed.share(rows) for rows in batches]
-    source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
-    for rows, image in zip(batches, source, strict=True):
-        pixels = pixel_features(segmenter, _at_size(image, params.size_px), params.precision)
-        chances = torch.rand(len(rows), pixels.per_image, generator=generator)
-        places = distributed.share(chances).topk(min(per_image, pixels.per_image)).indices
-        chosen = pixels.at(places.to(image.device))
-        taken.append(distributed.assemble(chosen, len(rows)).flatten(0, 1).cpu().numpy())
-    return np.concatenate(taken)
-
-
-@torch.no_grad()
-def all_pixel_features(
-    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
-) -> Iterator[Float[np.ndarray, "P D"]]:
-    """Yield the features of every pixel of every image, batch by batch in random order.
-
-    In training mode the forward pass updates the batch-norm running statistics, as PiCIE does.
-    """
-    order = torch.randperm(len(images), generator=torch_generator(params.seed, "cluster", "order"))
-    batches = [
-        rows for rows in order.split(params.cluster.batch_size) if len(rows) > 1
-    ]  # batch norm needs two images
-    shares = [distributed.share(rows) for rows in batches]
-    source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
-    for rows, image in zip(batches, source, strict=True):
-        pixels = pixel_features(segmenter, _at_size(image, params.size_px), params.precision)
-        yield pixels._replace(feature=distributed.assemble(pixels.feature, len(rows))).all().cpu().numpy()
-
-
-def _at_size(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 3 S S"]:
-    if image.shape[2] == size_px:
-        return image
-    return resample(image, whole(len(image), image.device), (size_px, size_px))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -15,8 +15,9 @@ from stages.core.artefacts import atomic_folder, create_array, write_csv, write_
 from stages.core.images import COLUMNS, IMAGES, INDEX
 from stages.dataset.listing import BAD
 from stages.dataset.pack import RECORD, Job, Packed, Work, pack, record
-from stages.dataset.source import DataSet, RawFile, Remark, is_unchanged, list_data
-from stages.dataset.summary import hash_files, summarise
+from stages.dataset.raw_files import check_manifest, pinned_files, raw_files
+from stages.dataset.source import DataSet, RawFile, Remark, hash_files, is_unchanged, list_data
+from stages.dataset.summary import summarise
 from stages.dataset.survey import decoding, survey
 from stages.dataset.truth import write_classes
 from stages.runtime.progress import say, track
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = survey(list_data(params.prepare))
     # After the import of the reader, so that its code is watched too. `_changes` checks the data files.
     watch = Watch("prepare", args.params, KEYS, [])
+    pinned = params.prepare.manifest_sha256
+    if pinned_files(pinned):  # else it takes reading every file, which packing does
+        check_manifest(pinned, raw_files(data))
     check_data_size(args.params, len(data.train))
     for note in data.notes:
         print(f"prepare: {note}", flush=True)
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = (*(file for one in packed for file in one.files), *data.other_files)
     _check_faults(data, train, val, _changes(data, files), params.prepare.most_damaged)
     manifest = hash_files(files)
-    _check_manifest(params.prepare.manifest_sha256, manifest)
+    check_manifest(pinned, files)
     summary = summarise(data, train, val, state.folder / MAPS, manifest)
     state.check()
     for folder, rows, name in ((args.train_images, train, TRAIN), (args.val_images, val, VAL)):
@@ -179,15 +183,6 @@ def _deliver(array: Path, target: Path, rows: Sequence[Packed]) -> None:
     for place, row in enumerate(np.flatnonzero(kept)):
         written[place] = source[row]
     written.flush()
-
-
-def _check_manifest(expected: str, found: str) -> None:
-    if expected and found != expected:
-        raise UserError(
-            f"prepare.manifest_sha256: is {expected}, but the data set has hash {found}: "
-            "files were changed, added or removed; restore them, or accept the current data "
-            "with `make preset NAME=... DATA=...`"
-        )
 
 
 def _index(rows: Sequence[Packed]) -> pd.DataFrame:

@@ -1,10 +1,12 @@
 """Stage `train`: alternate pixel clustering and training, guided by the kept views (3, 4.1 to 4.3)."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +29,7 @@ from stages.runtime.script import run
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.segmenter.network import Segmenter
-from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter
+from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter, start_from
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
 from stages.training.guidance import Guidance
@@ -50,18 +52,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.views}: has {len(kept_views)} images, but {args.images} has {len(array)}; run `dvc repro`"
         )
     check_data_size(args.params, len(array))
-    backbone = load_backbone(args.backbone, params.backbone)
+    segmenter = build_segmenter(load_backbone(args.backbone, params.backbone), params)
+    init: dict[str, Any] = {}
+    for path in init_path(params.train.init):
+        init = {"init": start_from(path, segmenter, params.train.init_sha256)}
+        say("train", init=path, **init["init"])
     arguments = sys.argv[1:] if argv is None else argv
     if launch("stages.train", arguments, neutral.runtime.nproc, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device))
     distributed.check_batch("train.batch_size", params.train.batch_size)
-    watch = Watch("train", args.params, KEYS, [args.images, args.views, args.backbone])
+    inputs = [args.images, args.views, args.backbone, *init_path(params.train.init)]
+    watch = Watch("train", args.params, KEYS, inputs)
     state = StageState(
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )
-    segmenter = place(build_segmenter(backbone, params), device)
-    trainer = build_trainer(segmenter, kept_views, params)
+    trainer = build_trainer(place(segmenter, device), kept_views, params)
     history = train(trainer, ImageSource(array, device), params, state)
 
     if distributed.is_leader():
@@ -69,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         about = describe_segmenter(params.backbone, params.train, params.size_px)
         save_segmenter(args.out, segmenter, trainer.centroids(), about)
         write_csv(args.history, history)
-        figures = {**history.iloc[-1].dropna().to_dict(), **trainer.clusters()}
+        figures = {**history.iloc[-1].dropna().to_dict(), **trainer.clusters(), **init}
         write_metrics(args.metrics, {"train": {**figures, "environment": describe_environment(device)}})
         state.finish()
     distributed.leave()
@@ -110,6 +116,11 @@ def train(trainer: Trainer, images: ImageSource, params: SimpleNamespace, state:
         say("train", **{**row, "epoch": f"{epoch + 1}/{settings.epochs}"})
         epoch, step = epoch + 1, 0
     return history.table(trainer.names_of_epoch_figures())
+
+
+def init_path(init: str) -> list[Path]:
+    """Path of `train.init`, if set; relative to DVC_ROOT, because DVC experiments run in a copy."""
+    return [Path(os.environ.get("DVC_ROOT", ".")) / init] if init else []
 
 
 def build_segmenter(backbone: Trunk, params: SimpleNamespace) -> Segmenter:

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from ruamel.yaml import YAML
 
+from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.source import list_data
-from stages.dataset.summary import manifest_sha256
 from stages.settings.schema import Params, Prepare
 from stages.tools.experiments import read_base
 from stages.tools.preset import compose, lay_base, plain

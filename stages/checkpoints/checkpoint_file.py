@@ -1,7 +1,6 @@
 """Reads checkpoints of other projects as named tensors, without executing code from the file."""
 
 import argparse
-import hashlib
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -23,28 +22,6 @@ COMPILED = "_orig_mod."  # in the names of networks that torch.compile has wrapp
 LFS_POINTER = b"version https://git-lfs"
 MOST_NAMES = 5  # tensors listed in a message
 MOST_CHARACTERS = 200  # maximum length of a quoted reader error
-
-
-def check_sha256(path: Path, pinned: str) -> str:
-    """The SHA-256 of a file; must equal `pinned` unless that is empty.
-
-    Raises:
-        UserError: the file is missing, unreadable, or has another hash.
-    """
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); set pretrain.init to a checkpoint, absolute or "
-            "relative to the root of the repository"
-        ) from error
-    if pinned and found != pinned:
-        raise UserError(
-            f"pretrain.init_sha256: is {pinned}, but {path} has the SHA-256 {found}; the file differs or is "
-            "truncated; get the pinned file, or set init_sha256 to this hash"
-        )
-    return found
 
 
 def read_networks(path: Path) -> dict[str, dict[str, Tensor]]:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.backbone.trunk import Trunk
 from stages.backbone.vit import resample_positions
-from stages.checkpoints.checkpoint_file import check_sha256, choose, read_networks
+from stages.checkpoints.checkpoint_file import choose, read_networks
 from stages.core.seeds import derive
+from stages.core.tensors import check_sha256
 from stages.runtime.progress import say
 from stages.settings.errors import UserError
 from stages.settings.schema_pretrain import Pretrain
@@ -102,7 +103,7 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str, key: str 
         UserError: the file has another hash, cannot be read, has another architecture, or contains less than
             99 % of the trunk.
     """
-    sha256 = check_sha256(path, pinned_sha256)
+    sha256 = check_sha256(path, pinned_sha256, "pretrain.init")
     networks = {
         keys: {_unchunked(name): value for name, value in tensors.items()}
         for keys, tensors in read_networks(path).items()

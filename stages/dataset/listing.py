@@ -92,6 +92,8 @@ def printable(name: str) -> str:
 
 def is_odd(name: str) -> bool:
     """Whether a name has control characters or is not UTF-8; spaces of any kind are no fault."""
+    if name.isascii() and name.isprintable():
+        return False
     return any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name)
 
 

@@ -1,7 +1,6 @@
 """Statistics of the data set: counts, image sizes, class fractions, ignored pixels, skipped files."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,8 @@ import numpy as np
 
 from stages.dataset.doubts import doubts_of_files, doubts_of_labels
 from stages.dataset.pack import Packed
-from stages.dataset.source import DataSet, RawFile, read_raw
+from stages.dataset.source import DataSet
 from stages.dataset.truth import IGNORED
-from stages.runtime.progress import track
-from stages.settings.errors import UserError
 
 
 def summarise(
@@ -73,24 +70,3 @@ def _sizes(packed: Sequence[Packed]) -> dict[str, dict[str, int]]:
         }
         for name, values in sides.items()
     }
-
-
-def manifest_sha256(data: DataSet) -> str:
-    """Hash every file that `prepare` can read."""
-    assert data.root is not None, "generated data has no files"
-    names = {
-        name for item in (*data.train, *data.val) for name in (item.source, item.labels) if name is not None
-    }
-    files = []
-    for name in track(sorted(names), "hash", unit="file"):
-        try:
-            files.append(read_raw(data.root, name)[0])
-        except (OSError, UserError):  # `prepare` names what it cannot read and leaves it out
-            continue
-    return hash_files((*files, *data.other_files))
-
-
-def hash_files(files: Iterable[RawFile]) -> str:
-    """Return the SHA-256 of the sorted lines `name, size in bytes, sha256`, one per file."""
-    lines = sorted({f"{file.name}, {file.size_bytes}, {file.sha256}\n" for file in files})
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -7,7 +7,6 @@ names:
   2: {name: road, color: "#d55e00"}
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +19,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.core.artefacts import unreadable, write_text
-from stages.core.tensors import read_tensors
+from stages.core.tensors import fingerprint, read_tensors
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.section import Section
 
 FILE = Path("names.yaml")
-FINGERPRINT_DIGITS = 12
 LONGEST = 80  # characters of a name
 HEAD = """\
 # Names of the pixel clusters: number, name. Clusters with one name count as one. The report page has a
@@ -77,15 +75,26 @@ class Names:
         return np.array(stands, np.uint8)
 
 
-def lineage(centroids: Path) -> tuple[str, ...]:
+class Lineage(tuple[str, ...]):
+    """Fingerprints of clusters: those in use, then earlier ones whose numbers they keep.
+
+    Attributes:
+        void: for each earlier fingerprint, the numbers that have another meaning now.
+    """
+
+    void: Mapping[str, Sequence[int]]
+
+
+def lineage(centroids: Path) -> Lineage:
     """Fingerprints of the clusters in a file of `cluster`, and of earlier clusters whose numbers they keep.
 
     Raises:
         UserError: the file cannot be read.
     """
     _, about = read_tensors(centroids, "centroids")
-    digest = hashlib.sha256(centroids.read_bytes()).hexdigest()
-    return digest[:FINGERPRINT_DIGITS], *about.get("continues", [])
+    found = Lineage((fingerprint(centroids), *about.get("continues", [])))
+    found.void = about.get("void", {})
+    return found
 
 
 def read_names(path: Path, *, num_clusters: int, clusters: Sequence[str]) -> Names:
@@ -94,7 +103,8 @@ def read_names(path: Path, *, num_clusters: int, clusters: Sequence[str]) -> Nam
     Args:
         path: the file.
         num_clusters: K; ids are 0 to K - 1.
-        clusters: `lineage` of the clusters in use.
+        clusters: `lineage` of the clusters in use. Names that were given for clusters that have gone are left
+            out, which is said.
 
     Raises:
         UserError: the file is missing or invalid.
@@ -108,6 +118,8 @@ def read_names(path: Path, *, num_clusters: int, clusters: Sequence[str]) -> Nam
         raise UserError(*lines) from error
     except (OSError, UnicodeError, YAMLError) as error:
         raise UserError(unreadable(path, "a names file", error)) from error
+    if isinstance(clusters, Lineage) and file.clusters is not None and file.clusters in clusters.void:
+        file = _without_gone(path, file, clusters.void[file.clusters], num_clusters)
     raise_faults(_faults(path, file, num_clusters))
     if file.clusters is not None and file.clusters not in clusters:
         raise OtherClustersError(
@@ -119,6 +131,16 @@ def read_names(path: Path, *, num_clusters: int, clusters: Sequence[str]) -> Nam
         {cluster: one.name for cluster, one in sorted(file.names.items())},
         {one.name: _rgb(one.color) for one in file.names.values() if one.color is not None},
     )
+
+
+def _without_gone(path: Path, file: _NamesFile, void: Sequence[int], num_clusters: int) -> _NamesFile:
+    """The file without the names of earlier clusters that none in use continues."""
+    gone = {cluster for cluster in file.names if cluster in void or cluster >= num_clusters}
+    if gone:
+        listed = ", ".join(f"{cluster} {file.names[cluster].name!r}" for cluster in sorted(gone))
+        print(f"{path}: left out, for clusters that are gone: {listed}; name the new ones on the report page")
+    left = {cluster: one for cluster, one in file.names.items() if cluster not in gone}
+    return file.model_copy(update={"names": left})
 
 
 def names_text(names: Names, clusters: Sequence[str], comments: Mapping[int, str] | None = None) -> str:

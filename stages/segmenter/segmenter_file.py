@@ -1,6 +1,8 @@
 """The files of a trained segmenter: its network, and its final clusters."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.backbone.checkpoint import build_backbone, describe
-from stages.core.tensors import read_tensors, write_tensors
+from stages.core.tensors import check_sha256, fingerprint, read_tensors, write_tensors
 from stages.segmenter.network import Segmenter
 from stages.settings.errors import UserError
-from stages.settings.schema_train import Context, Train
+from stages.settings.schema_train import Cluster, Context, Train
 from stages.settings.section import Backbone
 
 BATCH_NORM = "batch_norm."  # prefix in the file of `cluster`
@@ -78,11 +80,100 @@ def load_trained_clusters(path: Path) -> dict[str, Float[Tensor, "K D"]]:
     return {view: tensors[name] for view, name in CLUSTERS.items()}
 
 
-def save_final_clusters(path: Path, centroids: Float[Tensor, "K D"], segmenter: Segmenter | None) -> None:
-    """Write the centroids of `cluster` and, if given, the batch-norm statistics of the network."""
+def save_final_clusters(
+    path: Path, centroids: Float[Tensor, "K D"], segmenter: Segmenter | None, about: Mapping[str, Any]
+) -> None:
+    """Write the centroids of `cluster` and, if given, the batch-norm statistics of the network.
+
+    Args:
+        path: output file.
+        centroids: of the classes.
+        segmenter: network whose statistics are written.
+        about: metadata on earlier clusters whose numbers these keep; empty if there are none.
+    """
     statistics = {} if segmenter is None else dict(segmenter.named_buffers())
     tensors = {"centroids": centroids, **{BATCH_NORM + name: value for name, value in statistics.items()}}
-    write_tensors(path, tensors, {"pixel_k": len(centroids)})
+    write_tensors(path, tensors, {"pixel_k": len(centroids), **about})
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Segmenter and clusters of an earlier run, whose numbers new clusters keep.
+
+    Attributes:
+        segmenter: in evaluation mode, with the batch-norm statistics of its clusters.
+        centroids: its clusters.
+        size_px: side of its input.
+        fingerprints: of its clusters, then of those before, whose numbers they keep.
+        void: for each of those before, the numbers that have another meaning in its clusters.
+        files: that were read.
+    """
+
+    segmenter: Segmenter
+    centroids: Float[Tensor, "J D"]
+    size_px: int
+    fingerprints: tuple[str, ...]
+    void: Mapping[str, Sequence[int]]
+    files: tuple[Path, Path]
+
+    def about_continuing(self, new: Sequence[int]) -> dict[str, Any]:
+        """Metadata of clusters that continue these, except for the numbers `new`, whose names are void."""
+        void = {one: sorted({*self.void.get(one, ()), *new}) for one in self.fingerprints}
+        return {"continues": list(self.fingerprints), "void": void}
+
+
+def open_earlier(settings: Cluster) -> Earlier | None:
+    """Read the segmenter and the clusters in the folder `cluster.previous`; None if it is not set.
+
+    The folder is relative to DVC_ROOT, because DVC experiments run in a copy.
+
+    Raises:
+        UserError: a file is missing, has another hash than `previous_sha256`, or cannot be read.
+    """
+    if not settings.previous:
+        return None
+    folder = Path(os.environ.get("DVC_ROOT", ".")) / settings.previous
+    files = folder / "segmenter.safetensors", folder / "pixel_centroids.safetensors"
+    check_sha256(files[1], settings.previous_sha256, "cluster.previous")
+    segmenter, about = load_segmenter(files[0])
+    centroids = load_final_clusters(files[1], segmenter)
+    _, before = read_tensors(files[1])
+    fingerprints = fingerprint(files[1]), *before.get("continues", [])
+    return Earlier(segmenter, centroids, about["size_px"], fingerprints, before.get("void", {}), files)
+
+
+def start_from(path: Path, segmenter: Segmenter, pinned: str) -> dict[str, Any]:
+    """Load the weights of an earlier segmenter that fit the network; all others keep their values.
+
+    Args:
+        path: segmenter.safetensors of an earlier run.
+        segmenter: network to fill; its image head is never in the file.
+        pinned: value of `train.init_sha256`.
+
+    Returns:
+        The number of weights that were taken; the names of those of the network and of those of the file that
+        were not; the hash of the file.
+
+    Raises:
+        UserError: the file has another hash, cannot be read, or has another backbone.
+    """
+    sha256 = check_sha256(path, pinned, "train.init")
+    tensors, _ = read_tensors(path)
+    found = {name: value for name, value in tensors.items() if name not in CLUSTERS.values()}
+    own = segmenter.state_dict()
+    fits = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
+    if lacking := [name for name in own if name.startswith("backbone.") and name not in fits]:
+        raise UserError(
+            f"{path}: has another backbone than params.yaml ({lacking[0]} does not fit); set the section "
+            "backbone to that of the earlier run, or train.init: ''"
+        )
+    segmenter.load_state_dict({**own, **fits})
+    return {
+        "matched": len(fits),
+        "not_started": [name for name in own if name not in fits],
+        "not_taken": [name for name in found if name not in fits],
+        "sha256": sha256,
+    }
 
 
 def load_final_clusters(path: Path, segmenter: Segmenter) -> Float[Tensor, "K D"]:

@@ -18,6 +18,7 @@ from stages.settings.section import (
     Positive,
     PositiveFraction,
     Section,
+    Sha256,
 )
 
 
@@ -66,7 +67,7 @@ class Prepare(Section):
 
     reader: Literal["demo", "folder", "cocostuff", "cityscapes"]
     path: str
-    manifest_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    manifest_sha256: Sha256
     protocol: Literal["own", "picie", "picie_long", "stego"]
     taxonomy: Literal[
         "own", "cocostuff27", "cocostuff15", "cocostuff171", "cityscapes27", "cityscapes19", "cityscapes7"
@@ -175,6 +176,7 @@ class Runtime(Section):
     num_workers: Annotated[int, Field(ge=0)]
     nproc: Annotated[int, Field(ge=0)]
     checkpoint_seconds: NonNegative
+    check_data: Annotated[list[Literal["files"]], Field(max_length=1)]
 
 
 class Params(Section):

@@ -12,6 +12,7 @@ from stages.settings.section import (
     Positive,
     PositiveFraction,
     Section,
+    Sha256,
 )
 
 
@@ -37,7 +38,7 @@ class Pretrain(Section):
     method: Literal["mocov2", "swav", "none", "supervised"]
     init: str
     init_key: str
-    init_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    init_sha256: Sha256
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=2)]
     image_px: Annotated[int, Field(ge=16)]

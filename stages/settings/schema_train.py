@@ -12,6 +12,7 @@ from stages.settings.section import (
     Photometric,
     Positive,
     Section,
+    Sha256,
     low_first,
 )
 
@@ -92,6 +93,8 @@ class Context(Section):
 class Train(Section):
     """Pixel-cluster training."""
 
+    init: str
+    init_sha256: Sha256
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     lr: Positive
@@ -144,3 +147,5 @@ class Cluster(Section):
     restarts: Count
     unit_centroids: bool
     batch_norm: Literal["batch", "running", "fresh"]
+    previous: str
+    previous_sha256: Sha256

@@ -17,13 +17,16 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from stages.core.artefacts import atomic_path
-from stages.dataset.source import DataSet, list_data
-from stages.dataset.summary import manifest_sha256
+from stages.dataset.raw_files import raw_files, write_listing
+from stages.dataset.source import DataSet, hash_files, list_data
 from stages.readers.folder.splitting import rule_for
 from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.settings.params import read
-from stages.settings.schema import Prepare
+from stages.settings.schema import Params, Prepare
+from stages.tools import answers
+from stages.tools.fitting import at, fits
+from stages.tools.params_text import is_as_written, remember_written
 from stages.tools.surroundings import git, git_obstacle
 
 OUTPUTS = ("data/images", "data/truth", "models", "metrics", ".dvc", ".state", ".git")
@@ -41,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--params", type=Path, default=Path("params.yaml"), help="output file (default: params.yaml)"
     )
     parser.add_argument("--base", help="name of a file in presets/bases/, whose values replace the preset's")
+    parser.add_argument("--no-estimate", action="store_true", help="do not measure how long it will take")
     parser.add_argument("--force", action="store_true", help="overwrite uncommitted edits")
     args = parser.parse_args(argv)
 
-    params = compose(args.name)
+    params, data = compose(args.name), None
     if args.base is not None:
         lay_base(params, args.base)
     if not args.force:
@@ -56,13 +60,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         params["prepare"]["path"] = str(args.data)
         if params["prepare"]["reader"] == "folder":
             _set(params["prepare"]["split"], "by", *_split_rule(args.data))
-        _fit(params, list_data(Prepare.model_validate(plain(params)["prepare"])))
+        data = list_data(Prepare.model_validate(plain(params)["prepare"]))
+        print("\n".join(answers.found(data)))
+        _fit(params, data)
+        files = raw_files(data)
+        params["prepare"]["manifest_sha256"] = hash_files(files)
     elif args.data is not None:
         raise UserError(f"preset {args.name} generates its own data; remove DATA (--data)")
     with atomic_path(args.params) as written:
         written.write_text(as_text(params), encoding="utf-8")
-        read(written)
+        whole = read(written)
+    remember_written(args.params)
+    if data is not None and data.root is not None:
+        write_listing(data.root, files)
+        _answer(whole, data, with_estimate=not args.no_estimate and whole.prepare.reader == "folder")
     print(f"{args.params}: preset {args.name} is active; next: dvc repro")
+
+
+def _answer(params: Params, data: DataSet, *, with_estimate: bool) -> None:
+    """Print how the settings were chosen, how long the run will take, and what would make it better."""
+    print("\n".join([*answers.split(params), *answers.classes(params, data), *answers.better(params, data)]))
+    if with_estimate:
+        from stages.tools.estimate import describe_estimate, estimate  # torch takes seconds to load
+
+        print("\n".join(describe_estimate(estimate(params, data))))
 
 
 def _check_apart(data: Path) -> None:
@@ -166,30 +187,13 @@ def plain(params: CommentedMap) -> Any:
 
 
 def _fit(params: Any, data: DataSet) -> None:
-    """Pin the data set and lower settings that exceed its size; print every change."""
-    for note in data.notes:
-        print(f"  {note}")
-    params["prepare"]["manifest_sha256"] = manifest_sha256(data)
-    num_images, pretrain, train = len(data.train), params["pretrain"], params["train"]
-    print(
-        f"{data.root}: {num_images} training images, {len(data.val)} validation images, "
-        f"{len(data.class_names)} named classes"
-    )
+    """Set the number of classes, and lower settings that exceed the data set; print every change."""
     if data.class_names:
         _set(params, "pixel_k", max(2, len(data.class_names)), "number of annotated classes (5.1)")
-    largest = max(2, 2 ** (num_images.bit_length() - 2))
-    if pretrain["batch_size"] > largest:
-        _set(pretrain, "batch_size", largest, "at most half of the images")
-        _set(pretrain, "bn_splits", 1, "so that each group has at least two images")
-    queue = max(1, num_images // 2 // pretrain["batch_size"]) * pretrain["batch_size"]
-    if pretrain["queue_size"] > queue:
-        _set(pretrain, "queue_size", queue, "at most half of the images, in whole batches")
-    if pretrain["swav"]["queue_size"] > queue:
-        _set(pretrain["swav"], "queue_size", queue, "at most half of the images, in whole batches")
-    if train["batch_size"] > largest:
-        _set(train, "batch_size", largest, "at most half of the images")
-    if params["global_k"] > num_images // 8:
-        _set(params, "global_k", max(2, num_images // 8), "at least eight images per view cluster")
+    for fit in tuple(fits(params, len(data.train))):
+        if (before := at(params, fit.key)) != fit.value:
+            print(f"  {fit.name}: {before} -> {fit.value}, {fit.why}")
+            at(params, fit.key[:-1])[fit.key[-1]] = fit.value
 
 
 def _set(section: Any, key: str, value: int | str, why: str) -> None:
@@ -199,7 +203,7 @@ def _set(section: Any, key: str, value: int | str, why: str) -> None:
 
 
 def _check_committed(params: Path) -> None:
-    if not params.exists():
+    if not params.exists() or is_as_written(params):
         return
     if (obstacle := git_obstacle(Path())) is not None:
         raise UserError(

@@ -28,8 +28,8 @@ from stages.dataset.listing import (
     NO_PICTURE,
     OTHER_FORMAT,
 )
+from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.source import Remark, list_data
-from stages.dataset.summary import manifest_sha256
 from stages.dataset.truth import IGNORED, read_truth
 from stages.settings.errors import UserError
 from tests.datasets import noise, prepare_settings, write_image, write_params

@@ -76,6 +76,8 @@ def read_stages(root: Path = REPOSITORY) -> dict[str, Stage]:
         if "foreach" not in entry:
             stages[name] = _stage(name, entry)
             continue
+        if isinstance(entry["foreach"], str):  # a list of params.yaml, which is empty for the demo
+            continue
         for key, item in entry["foreach"].items():
             values = {"key": key, **{f"item.{part}": value for part, value in item.items()}}
             stages[f"{name}@{key}"] = _stage(f"{name}@{key}", _filled(entry["do"], values))

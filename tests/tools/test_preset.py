@@ -1,6 +1,7 @@
 """`python -m stages.tools.preset`: another params.yaml, fitted to the data."""
 
 import functools
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.source import list_data
-from stages.dataset.summary import manifest_sha256
 from stages.dataset.taxonomy import read_taxonomy
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, read
-from stages.tools import preset
+from stages.tools import pin, preset
+from stages.tools.estimate import duration
 from stages.tools.experiments import read_base
 from tests.datasets import REPOSITORY, TAXONOMIES, folder_manifest, make_coco, make_folder, noise, write_image
 
@@ -41,7 +43,7 @@ def test_the_demo_preset_is_the_committed_file(repository: Path) -> None:
 
 def test_the_folder_preset_is_fitted_to_a_small_data_set(repository: Path) -> None:
     make_folder(repository / "photos", num_train=40, num_val=2)
-    preset.main(["folder", "--data", "photos"])
+    preset.main(["folder", "--data", "photos", "--no-estimate"])
     params = read(Path("params.yaml"))
     assert params.prepare.path == "photos"
     assert params.prepare.manifest_sha256 == folder_manifest(Path("photos"))
@@ -231,13 +233,93 @@ def test_the_split_follows_what_is_there(repository: Path, lists: bool, by: str)
     if lists:
         (root / "train.txt").write_text("0\n1\n2\n")
         (root / "val.txt").write_text("3\n")
-    preset.main(["folder", "--data", "photos"])
+    preset.main(["folder", "--data", "photos", "--no-estimate"])
     assert read(Path("params.yaml")).prepare.split.by == by
+
+
+FEW = """\
+extends: folder
+preset: few
+size_px: 32
+backbone: {width: 8}
+prepare: {train_px: 32}
+pretrain: {epochs: 2, image_px: 32}
+embed: {image_px: 32}
+train:
+  epochs: 2
+  fpn_dim: 8
+  image_loss: {view_px: 32}
+  clustering: {sample_pixels: 500, iterations: 2}
+"""
+
+
+def test_a_flat_folder_is_enough_and_the_answer_says_what_to_expect(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("presets/few.yaml").write_text(FEW)
+    for number in range(40):
+        write_image(repository / f"photos/trip {number % 3}/{number}.png", noise(number, 40, 30))
+    (repository / "photos/film.mov").write_bytes(b"x")
+    preset.main(["few", "--data", "photos"])
+    params, said = read(Path("params.yaml")), capsys.readouterr().out
+    data = list_data(params.prepare)
+    assert len(data.train) + len(data.val) == 40
+    assert params.prepare.split.by == "fraction"
+    assert f"photos: {len(data.train)} training images, {len(data.val)} validation images" in said
+    assert "left out 1: picture of a format that is not read; convert it to PNG or JPEG (film.mov)" in said
+    assert "prepare.split: each image by its content, about 20% for validation" in said
+    assert f"pixel_k: {params.pixel_k}, the default: without labels nothing says how many classes" in said
+    (line,) = [line for line in said.splitlines() if line.startswith("`dvc repro` will take ")]
+    amounts = re.findall(r"([\d.]+) (s|min|h|days)", line)
+    seconds = [
+        float(amount) * {"s": 1, "min": 60, "h": 3600, "days": 86400}[unit] for amount, unit in amounts
+    ]
+    assert len(seconds) == 2
+    assert 0 < seconds[0] <= seconds[1] < 3600
+    assert re.search(r"at best prepare .*, pretrain .*, train .*, others ", said)
+
+
+def test_the_checkpoint_that_is_proposed_for_few_images_fits_the_preset(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folder(repository / "photos", num_train=40, num_val=2)
+    preset.main(["folder", "--data", "photos", "--no-estimate"])
+    assert "method: none\n    init: path/to/dino_resnet50_pretrain.pth\n" in capsys.readouterr().out
+    text = Path("params.yaml").read_text().replace("arch: resnet18", "arch: resnet50")
+    text = text.replace("method: mocov2", "method: none").replace("init: ''", "init: path/to/dino.pth", 1)
+    Path("params.yaml").write_text(text)
+    params = read(Path("params.yaml"))
+    assert (params.backbone.width, params.backbone.stem_stride, params.pretrain.method) == (64, 4, "none")
+    assert params.pretrain.init == "path/to/dino.pth"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (5400, "1.5 h"), (200_000, "2.3 days")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_what_a_preset_has_written_is_no_edit(repository: Path) -> None:
+    make_folder(repository / "photos", num_train=40, num_val=2)
+    preset.main(["folder", "--data", "photos", "--no-estimate"])
+    preset.main(["demo"])
+    preset.main(["folder", "--data", "photos", "--no-estimate"])
+    write_image(repository / "photos/images/train/new.png", noise(5, 20, 20))
+    pin.main([])
+    preset.main(["folder", "--data", "photos", "--no-estimate"])
+    text = Path("params.yaml").read_text().replace("seed: 0 ", "seed: 7 ")
+    Path("params.yaml").write_text(text)
+    write_image(repository / "photos/images/train/newer.png", noise(6, 20, 20))
+    pin.main([])  # keeps the edit, which stays one
+    with pytest.raises(UserError, match="has uncommitted edits"):
+        preset.main(["demo"])
+    assert read(Path("params.yaml")).seed == 7
 
 
 def test_without_labels_the_number_of_classes_is_the_users(repository: Path) -> None:
     make_folder(repository / "photos", labels=False)
-    preset.main(["folder", "--data", "photos"])
+    preset.main(["folder", "--data", "photos", "--no-estimate"])
     assert read(Path("params.yaml")).pixel_k == preset.compose("folder")["pixel_k"]
 
 
@@ -247,7 +329,7 @@ def test_data_where_the_pipeline_writes_is_refused(repository: Path, data: str) 
     photos = make_folder(repository / "data/images/mine", num_train=2, num_val=1)
     Path("link").symlink_to("data/images/mine")
     with pytest.raises(UserError) as raised:
-        preset.main(["folder", "--data", data])
+        preset.main(["folder", "--data", data, "--no-estimate"])
     assert "is where the pipeline writes its results" in str(raised.value)
     assert len(list(photos.rglob("*.png"))) > 2
     assert Path("params.yaml").read_bytes() == Path("presets/demo.yaml").read_bytes()
@@ -255,7 +337,7 @@ def test_data_where_the_pipeline_writes_is_refused(repository: Path, data: str) 
 
 def test_data_beside_the_results_is_taken(repository: Path) -> None:
     make_folder(repository / "data/photos", num_train=40, num_val=2)
-    preset.main(["folder", "--data", "data/photos"])
+    preset.main(["folder", "--data", "data/photos", "--no-estimate"])
     assert read(Path("params.yaml")).prepare.path == "data/photos"
 
 
@@ -317,7 +399,7 @@ report:
 def test_a_preset_of_ones_own_extends_another(repository: Path) -> None:
     Path("presets/mine.yaml").write_text(OWN)
     make_folder(repository / "photos", num_train=40, num_val=2)
-    preset.main(["mine", "--data", "photos"])
+    preset.main(["mine", "--data", "photos", "--no-estimate"])
     params, lines = read(Path("params.yaml")), Path("params.yaml").read_text().splitlines()
     assert (params.preset, params.seed, params.report.views_per_cluster) == ("mine", 3, 4)
     assert params.size_px == preset.compose("folder")["size_px"]
@@ -336,4 +418,4 @@ def test_a_key_that_does_not_exist_is_named(repository: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_named(repository: Path) -> None:
     with pytest.raises(UserError, match=r"^nowhere: "):
-        preset.main(["folder", "--data", "nowhere"])
+        preset.main(["folder", "--data", "nowhere", "--no-estimate"])

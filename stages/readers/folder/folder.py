@@ -6,7 +6,8 @@
     root/labels.csv              optional: value,class for label maps with other values or colors #rrggbb
 
 Images are split into training and validation by folder (images/train, images/val, labels/val), by lists
-(train.txt and val.txt with one id or path below images/ per line), or randomly (by a fraction and a seed).
+(train.txt and val.txt with one id or path below images/ per line), or by a fraction, which draws from the
+content of each image and a seed. Without a folder images/, a fraction takes all images below root.
 Label maps of training images are never read. docs/files.md says what is done with every oddity.
 """
 
@@ -28,10 +29,12 @@ from stages.dataset.listing import (
     normal,
     printable,
 )
-from stages.dataset.source import DataSet, Findings, Item, listed
+from stages.dataset.raw_files import hash_names, known_files
+from stages.dataset.source import DataSet, Findings, Item, RawFile, listed
 from stages.dataset.taxonomy import Taxonomy, mapped, plain
 from stages.dataset.truth import IGNORED
-from stages.readers.folder.splitting import SPLITS, by_lists, by_lot
+from stages.readers.folder.flat import without_masks
+from stages.readers.folder.splitting import SPLITS, by_content, by_lists
 from stages.settings.errors import UserError
 from stages.settings.schema import Prepare
 
@@ -56,17 +59,22 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
         )
     found, split = Findings(), settings.split
     names = list_images(root, found.left_out, RESERVED)
+    hashed: dict[str, RawFile] = {}
+    labels = "labels"
     if split.by == "folder":
         train, val = (_images(root, f"images/{part}", names, found) for part in SPLITS)
         labels = "labels/val"
+    elif split.by == "lists":
+        train, val = by_lists(root, _images(root, "images", names, found), found)
     else:
-        images = _images(root, "images", names, found)
-        train, val = (
-            by_lists(root, images, found)
-            if split.by == "lists"
-            else by_lot(images, split.val_fraction, split.seed, found)
-        )
-        labels = "labels"
+        if (root / "images").is_dir():
+            images = _images(root, "images", names, found)
+        else:
+            names = without_masks(root, names, found)
+            photographs = [name for name in names if not name.startswith("labels/")]
+            images = _by_id(root, "", photographs, found)
+        hashed = hash_names(root, [item.source for item in images], known_files(root))
+        train, val = by_content(images, hashed, split.val_fraction, split.seed, found)
     taxonomy = plain(())
     if (root / labels).is_dir():
         val = _with_labels(root, labels, val, names, found)
@@ -76,13 +84,13 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
     decode = FileDecoder(root, taxonomy, upright=settings.protocol == "own")
     return DataSet(
         train, val, taxonomy.class_names, decode, other_files=tuple(found.files), root=root,
-        notes=tuple(found.notes), left_out=found.left_out,
+        notes=tuple(found.notes), left_out=found.left_out, hashed=hashed,
     )  # fmt: skip
 
 
 def _images(root: Path, below: str, names: Sequence[str], found: Findings) -> tuple[Item, ...]:
     """The images below a folder, by id."""
-    folder, before = root / below, len(found.faults)
+    folder = root / below
     if not folder.is_dir():
         purpose = {
             "images/train": "training images",
@@ -90,14 +98,19 @@ def _images(root: Path, below: str, names: Sequence[str], found: Findings) -> tu
         }
         found.faults.append(f"{folder}: no such folder; put the {purpose.get(below, 'images')} in it")
         return ()
-    ids = defaultdict(list)
+    inside = [name for name in names if name.startswith(f"{below}/")]
+    return _by_id(folder, f"{below}/", inside, found)
+
+
+def _by_id(folder: Path, prefix: str, names: Sequence[str], found: Findings) -> tuple[Item, ...]:
+    """The images of a folder, by id: the name without `prefix` and suffix."""
+    before, ids = len(found.faults), defaultdict(list)
     for name in names:
-        if name.startswith(f"{below}/"):
-            if is_odd(name):
-                found.faults.append(
-                    f"{printable(name)}: the name has control characters or is not UTF-8; rename it"
-                )
-            ids[name.removeprefix(f"{below}/").removesuffix(Path(name).suffix)].append(name)
+        if is_odd(name):
+            found.faults.append(
+                f"{printable(name)}: the name has control characters or is not UTF-8; rename it"
+            )
+        ids[name.removeprefix(prefix).removesuffix(Path(name).suffix)].append(name)
     if not ids and len(found.faults) == before:
         found.faults.append(f"{folder}: has no images ({', '.join(SUFFIXES)}); add images")
     for sources in ids.values():

@@ -1,11 +1,11 @@
-"""Split of user images into training and validation, by list files or at random."""
+"""Split of user images into training and validation, by list files or by the content of each image."""
 
-from collections.abc import Collection, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from stages.core.seeds import numpy_generator
 from stages.dataset.listing import nearest, normal
-from stages.dataset.source import Findings, Item, listed
+from stages.dataset.source import Findings, Item, RawFile, listed
 
 SPLITS = ("train", "val")
 
@@ -18,7 +18,7 @@ def rule_for(root: Path) -> tuple[str, str]:
         return "lists", "train.txt or val.txt exists"
     if (root / "images").is_dir():
         return "fraction", "images/ has no subfolders or lists for training and validation"
-    return "folder", "default layout"
+    return "fraction", "there is no folder images/"
 
 
 def by_lists(
@@ -60,17 +60,37 @@ def _below_images(line: str, known: Collection[str]) -> str:
     return next((cut for cut in cuts if cut in known), cuts[-1])
 
 
-def by_lot(
-    images: Sequence[Item], val_fraction: float, seed: int, found: Findings
+def by_content(
+    images: Sequence[Item], hashed: Mapping[str, RawFile], val_fraction: float, seed: int, found: Findings
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """Split images at random into training and validation, with at least one image each."""
-    if len(images) < 2:
-        found.faults.append("prepare.split.by: fraction requires at least two images; add images")
+    """Split images by a number in [0, 1) that follows from the content: validation is below the share.
+
+    So an image stays on its side when others are added or renamed, and copies of an image share a side. The
+    share of validation images is close to `val_fraction`, as in a draw. Each side has at least one image: if
+    no number is below the share, the lowest one; if all are, all but the highest.
+
+    Args:
+        images: sorted by id.
+        hashed: file of each image that can be read, by source.
+        val_fraction: share of validation images.
+        seed: another seed gives other numbers.
+        found: takes the fault that there are too few images.
+    """
+    numbers = {item.source: _number(item, hashed, seed) for item in images}
+    lowest, highest = min(numbers.values(), default=0.0), max(numbers.values(), default=0.0)
+    if lowest == highest:
+        found.faults.append("prepare.split.by: fraction requires at least two different images; add images")
         return tuple(images), ()
-    count = min(max(1, round(val_fraction * len(images))), len(images) - 1)
-    drawn = set(numpy_generator(seed, "split").permutation(len(images))[:count].tolist())
-    train, val = (
-        tuple(item for place, item in enumerate(images) if (place in drawn) == is_val)
-        for is_val in (False, True)
-    )
+    if lowest >= val_fraction:
+        is_val = {source: number == lowest for source, number in numbers.items()}
+    else:
+        is_val = {source: number < min(val_fraction, highest) for source, number in numbers.items()}
+    train, val = (tuple(item for item in images if is_val[item.source] == side) for side in (False, True))
     return train, val
+
+
+def _number(item: Item, hashed: Mapping[str, RawFile], seed: int) -> float:
+    """A number in [0, 1) from the content of an image; from its name if it cannot be read."""
+    file = hashed.get(item.source)
+    text = f"{seed} {file.sha256 if file else item.source}"
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8]) / 2**64

@@ -1,0 +1,153 @@
+"""The raw files as they were pinned: names, sizes, times and hashes, and what is different now.
+
+`make preset` and `make pin` write the listing. It lies in .state, which DVC and git leave alone, so it is
+there when DVC has deleted the outputs of `prepare`. It decides nothing: without it, every file is read again.
+"""
+
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from stages.core.artefacts import atomic_path
+from stages.dataset.listing import MOST_EXAMPLES, printable
+from stages.dataset.source import DataSet, RawFile, hash_files, is_unchanged, read_raw
+from stages.runtime.progress import track
+from stages.settings.errors import UserError
+
+LISTING = Path(".state/raw_files.csv")
+NUM_THREADS = 8  # disks and network drives serve several readers faster than one
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Names of the files that differ between two listings, sorted."""
+
+    added: tuple[str, ...]
+    gone: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    @classmethod
+    def between(cls, before: Iterable[RawFile], now: Iterable[RawFile]) -> "Difference":
+        """Compare names and contents."""
+        old, new = ({file.name: file.sha256 for file in files} for files in (before, now))
+        return cls(
+            tuple(sorted(set(new) - set(old))),
+            tuple(sorted(set(old) - set(new))),
+            tuple(sorted(name for name in set(old) & set(new) if old[name] != new[name])),
+        )
+
+    def __str__(self) -> str:
+        parts = (
+            f"{len(names):,} {what}" + (f" ({_first(names)})" if names else "")
+            for what, names in (("added", self.added), ("gone", self.gone), ("changed", self.changed))
+        )
+        return ", ".join(parts)
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    shown = [printable(name) for name in names[:MOST_EXAMPLES]]
+    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
+
+
+def hash_names(root: Path, names: Iterable[str], known: Mapping[str, RawFile]) -> dict[str, RawFile]:
+    """Hash files; those in `known` of the same size and modification time are not read again.
+
+    Files that cannot be read are left out: `prepare` names them.
+
+    Args:
+        root: folder of the data set.
+        names: paths relative to it.
+        known: files that were hashed before, by name.
+    """
+    wanted = sorted(set(names))
+    same = {name: known[name] for name in wanted if name in known and is_unchanged(root, known[name])}
+    unread = [name for name in wanted if name not in same]
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        found = pool.map(partial(_hash_one, root), unread)
+        return same | {
+            file.name: file for file in track(found, "hash", total=len(unread), unit="file") if file
+        }
+
+
+def _hash_one(root: Path, name: str) -> RawFile | None:
+    try:
+        return read_raw(root, name)[0]
+    except (OSError, UserError):
+        return None
+
+
+def raw_files(data: DataSet) -> tuple[RawFile, ...]:
+    """Every file that `prepare` can read, with its hash: images, label maps, lists and class files."""
+    assert data.root is not None, "generated data has no files"
+    names = {
+        name for item in (*data.train, *data.val) for name in (item.source, item.labels) if name is not None
+    }
+    left = names - set(data.hashed)
+    others = hash_names(data.root, left, known_files(data.root)) if left else {}
+    return (*data.hashed.values(), *others.values(), *data.other_files)
+
+
+def manifest_sha256(data: DataSet) -> str:
+    """Hash of the names, sizes and contents of all files that `prepare` can read."""
+    return hash_files(raw_files(data))
+
+
+def _path() -> Path:
+    return Path(os.environ.get("DVC_ROOT", ".")) / LISTING
+
+
+def write_listing(root: Path, files: Iterable[RawFile]) -> None:
+    """Store the listing of the pinned files."""
+    with atomic_path(_path()) as temporary, temporary.open("w", newline="", errors="surrogateescape") as out:
+        lines = csv.writer(out)
+        lines.writerow([os.path.realpath(root)])
+        for file in files:
+            lines.writerow([file.name, file.size_bytes, file.sha256, file.modified_ns])
+
+
+def _read_listing() -> tuple[str, tuple[RawFile, ...]]:
+    """Folder and files of the stored listing; empty if there is none that can be read."""
+    try:
+        with _path().open(newline="", errors="surrogateescape") as stored:
+            (root,), *rows = csv.reader(stored)
+        return root, tuple(RawFile(name, int(size), sha, int(time)) for name, size, sha, time in rows)
+    except (FileNotFoundError, ValueError):
+        return "", ()
+
+
+def known_files(root: Path) -> dict[str, RawFile]:
+    """The stored listing by name, if it is of this folder; else empty."""
+    stored, files = _read_listing()
+    return {file.name: file for file in files} if stored == os.path.realpath(root) else {}
+
+
+def pinned_files(manifest: str) -> tuple[RawFile, ...]:
+    """The files that are pinned as `manifest`, if the stored listing is theirs; else empty."""
+    _, files = _read_listing()
+    return files if hash_files(files) == manifest else ()
+
+
+def check_manifest(pinned: str, files: Iterable[RawFile]) -> None:
+    """Compare the files of a data set with those that are pinned.
+
+    Args:
+        pinned: `prepare.manifest_sha256`; '' accepts any files.
+        files: all files that `prepare` can read.
+
+    Raises:
+        UserError: files were added, removed or changed; with their numbers, if the listing is there.
+    """
+    now = tuple(files)
+    if not pinned or (found := hash_files(now)) == pinned:
+        return
+    before = pinned_files(pinned)
+    numbers = f": {Difference.between(before, now)}" if before else ""
+    raise UserError(
+        f"prepare.manifest_sha256: files were changed, added or removed{numbers}; accept the files as they "
+        f"are with `make pin`, or restore them (pinned {pinned}, found {found})"
+    )

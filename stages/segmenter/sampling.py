@@ -1,0 +1,102 @@
+"""Pixel features of training images, and cluster maps of a sample of them."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stages.core import distributed
+from stages.core.device import torch_generator
+from stages.imaging.batches import ImageSource
+from stages.imaging.resample import resample, whole
+from stages.runtime.progress import track
+from stages.segmenter.network import Segmenter, pixel_features
+from stages.segmenter.pixels import assign_pixels
+
+
+@torch.no_grad()
+def sample_pixel_features(
+    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
+) -> Float[np.ndarray, "P D"]:
+    """Compute the features of randomly sampled pixels of sampled images, without augmentation (5.1).
+
+    Args:
+        segmenter: network on the device of `images`; in training mode its batch-norm statistics change.
+        images: training images.
+        params: settings; `cluster` has the number of images and the approximate number of pixels, which is
+            split evenly over the images.
+    """
+    settings = params.cluster
+    generator = torch_generator(params.seed, "cluster", "sample")
+    count = min(settings.sample_images, len(images))
+    per_image = max(1, settings.sample_pixels // count)
+    drawn = torch.randperm(len(images), generator=generator)[:count].sort().values
+    batches = list(drawn.split(settings.batch_size))
+    taken = []
+    shares = [distributed.share(rows) for rows in batches]
+    source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
+    for rows, image in zip(batches, source, strict=True):
+        pixels = pixel_features(segmenter, at_size(image, params.size_px), params.precision)
+        chances = torch.rand(len(rows), pixels.per_image, generator=generator)
+        places = distributed.share(chances).topk(min(per_image, pixels.per_image)).indices
+        chosen = pixels.at(places.to(image.device))
+        taken.append(distributed.assemble(chosen, len(rows)).flatten(0, 1).cpu().numpy())
+    return np.concatenate(taken)
+
+
+@torch.no_grad()
+def all_pixel_features(
+    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
+) -> Iterator[Float[np.ndarray, "P D"]]:
+    """Yield the features of every pixel of every image, batch by batch in random order.
+
+    In training mode the forward pass updates the batch-norm running statistics, as PiCIE does.
+    """
+    order = torch.randperm(len(images), generator=torch_generator(params.seed, "cluster", "order"))
+    batches = [
+        rows for rows in order.split(params.cluster.batch_size) if len(rows) > 1
+    ]  # batch norm needs two images
+    shares = [distributed.share(rows) for rows in batches]
+    source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
+    for rows, image in zip(batches, source, strict=True):
+        pixels = pixel_features(segmenter, at_size(image, params.size_px), params.precision)
+        yield pixels._replace(feature=distributed.assemble(pixels.feature, len(rows))).all().cpu().numpy()
+
+
+def at_size(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 3 S S"]:
+    """Images at the working size."""
+    if image.shape[2] == size_px:
+        return image
+    return resample(image, whole(len(image), image.device), (size_px, size_px))
+
+
+@torch.no_grad()
+def cluster_maps(
+    segmenter: Segmenter,
+    centroids: Float[Tensor, "K D"],
+    images: ImageSource,
+    *,
+    count: int,
+    size_px: int,
+    params: SimpleNamespace,
+) -> Int64[np.ndarray, "N h w"]:
+    """Cluster of every feature pixel of the same sampled images, whatever the network.
+
+    Args:
+        segmenter: network on the device of `images`, in evaluation mode.
+        centroids: of the clusters.
+        images: training images.
+        count: largest number of images.
+        size_px: side of the network input.
+        params: `seed`, `precision` and `cluster` of params.yaml.
+    """
+    generator = torch_generator(params.seed, "cluster", "continue")
+    drawn = torch.randperm(len(images), generator=generator)[:count].sort().values
+    maps = []
+    for image in images.batches(drawn.split(params.cluster.batch_size)):
+        pixels = pixel_features(segmenter, at_size(image, size_px), params.precision)
+        maps.append(assign_pixels(pixels, centroids.to(images.device), segmenter.metric).cpu().numpy())
+    return np.concatenate(maps)

@@ -1,0 +1,54 @@
+"""What `make preset` answers: what it found, and what would make the result better."""
+
+from collections.abc import Iterator
+
+from stages.dataset.source import DataSet
+from stages.settings.schema import Params
+
+FEW_IMAGES = (
+    1000  # below, pretraining from scratch sees too little: a published model is likely better (ours)
+)
+
+
+def found(data: DataSet) -> Iterator[str]:
+    """Number of images, what is left out, and notes on the lists and rules."""
+    yield (
+        f"{data.root}: {len(data.train):,} training images, {len(data.val):,} validation images, "
+        f"{len(data.class_names)} named classes"
+    )
+    for note in data.notes:
+        yield f"  {note}"
+    for reason, names in sorted(data.left_out.items()):
+        yield f"  left out {names.count:,}: {reason} ({names})"
+
+
+def split(params: Params) -> Iterator[str]:
+    """How the images are split, if by a fraction."""
+    rule = params.prepare.split
+    if rule.by == "fraction":
+        yield (
+            f"  prepare.split: each image by its content, about {rule.val_fraction:.0%} for validation; it "
+            "stays on its side when images are added"
+        )
+
+
+def classes(params: Params, data: DataSet) -> Iterator[str]:
+    """Where the number of classes comes from, if there are no labels to say it."""
+    if not data.class_names:
+        yield (
+            f"  pixel_k: {params.pixel_k}, the default: without labels nothing says how many classes there "
+            "are. Change it in params.yaml to about the number of things and materials to tell apart; "
+            "docs/photographs.md says how to choose"
+        )
+
+
+def better(params: Params, data: DataSet) -> Iterator[str]:
+    """What would make the result better."""
+    if len(data.train) < FEW_IMAGES and not params.pretrain.init:
+        yield (
+            f"  {len(data.train):,} training images are few to pretrain on. A published checkpoint, such as "
+            "DINO's ResNet-50 (github.com/facebookresearch/dino: dino_resnet50_pretrain.pth), usually gives "
+            "better features. In params.yaml, set backbone.arch: resnet50, and in the section pretrain:"
+        )
+        yield "    method: none"
+        yield "    init: path/to/dino_resnet50_pretrain.pth"

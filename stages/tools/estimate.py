@@ -1,0 +1,199 @@
+"""How long `dvc repro` will take on this machine: a few steps at the sizes of params.yaml, extrapolated.
+
+Steps run on random images, on a CPU in batches of at most 8 images: there an image takes about as long as in
+a larger batch. The first step of a kind is not counted. The range goes from the fastest step to the slowest
+with a margin, for what is not measured and for a machine that does other things too.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.backbone.checkpoint import build_backbone, describe
+from stages.core.device import choose_device, place, torch_generator
+from stages.dataset.protocols import square_image
+from stages.dataset.source import DataSet
+from stages.imaging.batches import ImageSource, shuffled
+from stages.postprocessing.dense_crf import mean_field
+from stages.pretraining.pretrainer import Pretrainer
+from stages.runtime.pool import count_cores
+from stages.segmenter.network import Segmenter, pixel_features
+from stages.settings.errors import UserError
+from stages.settings.schema import Params
+from stages.training.guidance import Guidance
+from stages.training.trainer import Trainer
+
+CPU_BATCH = 8  # images of a measured step
+MOST_STEPS, MOST_SECONDS = 4, 10.0  # of one measurement
+DECODED = 8  # images that are opened to measure `prepare`
+MARGIN = 1.3  # of the upper bound
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds: from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def __add__(self, other: "Span") -> "Span":
+        return Span(self.low + other.low, self.high + other.high)
+
+    def times(self, factor: float) -> "Span":
+        """So many of them."""
+        return Span(self.low * factor, self.high * factor)
+
+
+def estimate(params: Params, data: DataSet) -> dict[str, Span]:
+    """Seconds of the long stages, and of all others together."""
+    device = choose_device(params.device)
+    size = params.train.batch_size if device.type == "cuda" else min(CPU_BATCH, params.train.batch_size)
+    rng = np.random.default_rng(0)
+    shape = (2 * size, params.prepare.train_px, params.prepare.train_px, 3)
+    images = ImageSource(rng.integers(0, 256, shape, np.uint8), device)
+    num_images = len(data.train)
+    found = {"prepare": _prepare(params, data)}
+    with contextlib.redirect_stdout(None):  # the lines of a run that is none
+        if params.pretrain.method in ("mocov2", "swav"):
+            found["pretrain"] = _pretrain(params, images, num_images)
+        segmenter = _segmenter(params, device)
+        found["train"] = _train(params, images, num_images, segmenter)
+        found["others"] = _others(params, images, num_images, len(data.val), segmenter)
+    return found
+
+
+def describe_estimate(found: dict[str, Span]) -> Iterator[str]:
+    """The estimate in words."""
+    total = sum(found.values(), Span(0, 0))
+    parts = ", ".join(f"{stage} {duration(span.low)}" for stage, span in found.items())
+    where = "a GPU" if torch.cuda.is_available() else f"a CPU, torch threads: {torch.get_num_threads()}"
+    yield f"`dvc repro` will take {duration(total.low)} to {duration(MARGIN * total.high)} here, on {where}"
+    yield f"  (at best {parts}; from a few steps on random images)"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that fits, rounded."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return (
+                f"{seconds / length:.0f} {unit}"
+                if seconds >= 10 * length
+                else f"{seconds / length:.1f} {unit}"
+            )
+    return f"{max(1, round(seconds))} s"
+
+
+def _measure(step: Callable[[int], object], device: torch.device, *, warm_up: bool = True) -> Span:
+    """Fastest and slowest of a few steps after a first one."""
+    start, spent = time.perf_counter(), []
+    for number in range(MOST_STEPS):
+        before = time.perf_counter()
+        step(number)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(time.perf_counter() - before)
+        if time.perf_counter() - start > MOST_SECONDS:
+            break
+    counted = spent[1:] if warm_up and len(spent) > 1 else spent
+    return Span(min(counted), max(counted))
+
+
+def _prepare(params: Params, data: DataSet) -> Span:
+    """Open, decode and scale images that are spread over the data set; every core does its share."""
+    items, settings = (*data.train, *data.val), params.prepare
+    spent = []
+    for item in items[:: max(1, len(items) // DECODED)][:DECODED]:
+        start = time.perf_counter()
+        try:
+            square_image(data.decode(item).image, settings.train_px, settings.protocol, item.tile)
+        except UserError:  # `prepare` names what is damaged
+            continue
+        spent.append(time.perf_counter() - start)
+    workers = params.runtime.num_workers or count_cores()
+    mean = sum(spent) / max(1, len(spent))
+    return Span(mean, mean).times(len(items) / workers)
+
+
+def _pretrain(params: Params, images: ImageSource, num_images: int) -> Span:
+    size = len(images) // 2
+    queue = max(1, params.pretrain.queue_size // size) * size
+    swav = params.pretrain.swav.model_copy(update={"queue_size": 0})
+    changes: dict[str, Any] = {"batch_size": size, "queue_size": queue, "bn_splits": 1, "swav": swav}
+    settings = params.pretrain.model_copy(update=changes)
+    pretrainer = Pretrainer(
+        settings, params.backbone, None, num_images=max(num_images, 2 * size), seed=0,
+        precision=params.precision, device=images.device,
+    )  # fmt: skip
+    (image,) = images.batches([torch.arange(size)])
+    step = _measure(lambda number: pretrainer.train_step(image, 0, number, 100), images.device)
+    return step.times(settings.epochs * num_images / size)
+
+
+def _segmenter(params: Params, device: torch.device) -> Segmenter:
+    train = params.train
+    return place(
+        Segmenter(
+            build_backbone(describe(params.backbone)),
+            fpn_dim=train.fpn_dim,
+            feature_stride=train.feature_stride,
+            context=train.context,
+            num_view_clusters=params.global_k if train.image_loss.weight > 0 else 0,
+            head=train.image_loss.head,
+            metric=train.pixel_loss.metric,
+            freeze=train.freeze,
+        ),
+        device,
+    )
+
+
+def _train(params: Params, images: ImageSource, num_images: int, segmenter: Segmenter) -> Span:
+    size = len(images) // 2
+    settings = params.train.model_copy(update={"batch_size": size})
+    rng = np.random.default_rng(0)
+    kept = np.where(
+        rng.random((len(images), 6)) < 0.4, rng.integers(0, params.global_k, (len(images), 6)), -1
+    )
+    guidance = Guidance(
+        settings.image_loss, settings.photometric, torch.from_numpy(kept), num_labels=params.global_k,
+        crop_ratio=params.crop_ratio, seed=0, precision=params.precision,
+    )  # fmt: skip
+    trainer = Trainer(
+        segmenter, settings, guidance, pixel_k=params.pixel_k, size_px=params.size_px, seed=0,
+        precision=params.precision,
+    )  # fmt: skip
+    batches = shuffled(len(images), size, torch_generator(0, "estimate"))
+    start = _measure(lambda _: trainer.start_epoch(images, batches, 0), images.device)
+    (image,) = images.batches([batches[0]])
+    step = _measure(lambda number: trainer.train_step(image, batches[0], 0, number, 100), images.device)
+    clustered = num_images
+    if settings.clustering.kmeans == "sample":
+        clustered = min(settings.clustering.sample_images, num_images)
+    an_epoch = start.times(clustered / len(images)) + step.times(num_images / size)
+    return an_epoch.times(settings.epochs)
+
+
+def _others(params: Params, images: ImageSource, num_images: int, num_val: int, segmenter: Segmenter) -> Span:
+    """Passes without gradients of embed, cluster and predict, and the CRF."""
+    side, size = params.size_px, len(images) // 2
+    image = torch.rand(size, 3, side, side, device=images.device)
+    segmenter.eval()
+    one = _measure(lambda _: pixel_features(segmenter, image, params.precision), images.device).times(
+        1 / size
+    )
+    views = 6 * num_images * (params.embed.image_px / side) ** 2
+    passes = one.times(views + min(params.cluster.sample_images, num_images) + num_val)
+    if params.refine.backend == "none" or images.device.type == "cuda":
+        return passes
+    crf = SimpleNamespace(**params.refine.model_dump(exclude={"backend", "temperature"}))
+    rng = np.random.default_rng(0)
+    noise, unary = rng.integers(0, 256, (side, side, 3), np.uint8), rng.random((params.pixel_k, side, side))
+    unary = (unary / unary.sum(0)).astype(np.float32)
+    refined = _measure(lambda _: mean_field(noise, unary, **vars(crf)), images.device)
+    workers = params.runtime.num_workers or count_cores()
+    return passes + refined.times(num_val / workers)

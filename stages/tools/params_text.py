@@ -1,0 +1,87 @@
+"""Edits of params.yaml that leave every other byte as it is, and a memory of what these tools wrote."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages.core.artefacts import atomic_path, write_text
+from stages.settings.errors import UserError
+from stages.settings.params import read
+
+SCALAR = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*"|[^\s#,}]+""")
+WRITTEN = Path(".state/params.sha256")  # of the params.yaml that `make preset` or `make pin` wrote last
+
+
+def set_texts(path: Path, changes: Mapping[str, str]) -> None:
+    """Set texts under dotted keys of params.yaml; settings, comments and edits around them stay.
+
+    Raises:
+        UserError: the file is invalid, or a value is written in a way that cannot be replaced.
+    """
+    before = read(path)
+    text = path.read_bytes().decode("utf-8")
+    was_written = is_as_written(path)
+    lines = text.splitlines(keepends=True)
+    root = YAML().load(text)
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        section = root
+        for part in sections:
+            section = section[part]
+        line, column = section.lc.value(name)
+        found = SCALAR.match(lines[line], column)
+        end = found.end() if found else column
+        lines[line] = lines[line][:column] + _quoted(value) + lines[line][end:]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes("".join(lines).encode("utf-8"))
+        if _content(temporary) != _changed(before.model_dump(), changes):
+            wanted = "; ".join(f"{key}: {_quoted(value)}" for key, value in changes.items())
+            raise UserError(f"{path}: is written in a way that cannot be edited here; set by hand: {wanted}")
+    if was_written:
+        remember_written(path)
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """All settings; None if the file is invalid."""
+    try:
+        return read(path).model_dump()
+    except UserError:
+        return None
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _changed(content: dict[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        section = content
+        for part in sections:
+            section = section[part]
+        section[name] = value
+    return content
+
+
+def remember_written(path: Path) -> None:
+    """Store that the file is as a tool wrote it, so that its difference to git is no edit of the user."""
+    write_text(_memory(), _sha256(path) + "\n")
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether a tool wrote the file exactly as it is now."""
+    memory = _memory()
+    return memory.exists() and path.exists() and memory.read_text(encoding="utf-8").strip() == _sha256(path)
+
+
+def _memory() -> Path:
+    return Path(os.environ.get("DVC_ROOT", ".")) / WRITTEN
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

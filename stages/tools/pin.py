@@ -1,0 +1,159 @@
+"""Accept the images of the data set as they are now: pin them in params.yaml (`make pin`).
+
+It rewrites `prepare.manifest_sha256` and nothing else. With --warm it also keeps the models of the last run
+in models/previous, and sets params.yaml to start from them. With --check it changes nothing: it compares the
+files with those that are pinned, by name, size and time; the stage `check_data` of dvc.yaml does that.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.core.artefacts import atomic_path
+from stages.core.images import read_index
+from stages.dataset.raw_files import (
+    Difference,
+    check_manifest,
+    pinned_files,
+    raw_files,
+    write_listing,
+)
+from stages.dataset.source import DataSet, RawFile, hash_files, list_data
+from stages.runtime.progress import warn
+from stages.runtime.script import run
+from stages.runtime.watch import hash_file
+from stages.settings.errors import UserError
+from stages.settings.params import read
+from stages.settings.schema import Params
+from stages.tools.fitting import advice
+from stages.tools.params_text import set_texts
+from stages.tools.preset import PRESETS, compose, plain
+
+MODELS, PREVIOUS = Path("models"), Path("models/previous")
+# Files of the last run, and the settings of path and hash that take each.
+WARM = {
+    "backbone.safetensors": ("pretrain.init", "pretrain.init_sha256"),
+    "segmenter.safetensors": ("train.init", "train.init_sha256"),
+    "pixel_centroids.safetensors": ("cluster.previous", "cluster.previous_sha256"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Pin the data set, or check it."""
+    parser = argparse.ArgumentParser(prog="python -m stages.tools.pin", description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
+    parser.add_argument("--warm", action="store_true", help="start from the models of the last run")
+    parser.add_argument("--check", action="store_true", help="only compare; exit code 2 if files differ")
+    args = parser.parse_args(argv)
+
+    params = read(args.params)
+    if args.check:
+        check(params)
+        return
+    has_files = params.prepare.reader != "demo"
+    if not has_files and not args.warm:
+        raise UserError(
+            "prepare.reader: demo draws its own images, so there is nothing to pin; for your own images run "
+            "`make preset NAME=folder DATA=...`"
+        )
+    changes = _keep_models() if args.warm else {}
+    if has_files:
+        data = list_data(params.prepare)
+        files = raw_files(data)
+        manifest = hash_files(files)
+        _say_difference(params, data, files, manifest)
+        changes["prepare.manifest_sha256"] = manifest
+    set_texts(args.params, changes)
+    if has_files:
+        write_listing(_root(data), files)
+        _advise(args.params, len(data.train))
+    for key, value in changes.items():
+        print(f"  {key}: {value}")
+    print(f"{args.params}: next: dvc repro")
+
+
+def check(params: Params) -> None:
+    """Compare the files of the data set with those that are pinned.
+
+    Raises:
+        UserError: files were added, removed or changed.
+    """
+    settings = params.prepare
+    if settings.reader == "demo" or not settings.manifest_sha256:
+        print("check_data: no files are pinned (prepare.manifest_sha256)")
+        return
+    try:
+        data = list_data(settings)
+    except UserError:
+        if Path(settings.path).exists():
+            raise
+        warn("check_data", f"{settings.path}: is not there, so nothing says whether images were added")
+        return
+    files = raw_files(data)
+    check_manifest(settings.manifest_sha256, files)
+    if set(pinned_files(settings.manifest_sha256)) != set(files):  # other times, or no listing yet
+        write_listing(_root(data), files)
+    print(f"check_data: {len(files):,} files are as they were pinned")
+
+
+def _root(data: DataSet) -> Path:
+    assert data.root is not None, "generated data has no files"
+    return data.root
+
+
+def _say_difference(params: Params, data: DataSet, files: Sequence[RawFile], manifest: str) -> None:
+    """Print what was added, gone and changed since the last pin, or else since the last run."""
+    print(f"{data.root}: {len(data.train):,} training images, {len(data.val):,} validation images")
+    pinned = params.prepare.manifest_sha256
+    if manifest == pinned:
+        print("  the files are those that are pinned")
+    elif before := pinned_files(pinned) if pinned else ():
+        print(f"  since the last pin: {Difference.between(before, files)}")
+    elif before := _images_of_last_run():
+        images = {item.source for item in (*data.train, *data.val)}
+        now = [file for file in files if file.name in images]
+        print(f"  images, since the last run: {Difference.between(before, now)}")
+    else:
+        print("  what is new cannot be told: there is no listing of the files as they were")
+
+
+def _images_of_last_run() -> tuple[RawFile, ...]:
+    """The images that `prepare` packed, if its outputs are there."""
+    folders = [Path("data/images") / split for split in ("train", "val")]
+    if not all((folder / "index.csv").exists() for folder in folders):
+        return ()
+    rows = [row for folder in folders for row in read_index(folder).itertuples()]
+    return tuple(RawFile(str(row.source), 0, str(row.sha256)) for row in rows)
+
+
+def _advise(path: Path, num_images: int) -> None:
+    """Print which settings could be raised or must be lowered; change none."""
+    params = read(path)
+    preset = PRESETS / f"{params.preset}.yaml"
+    now = params.model_dump()
+    for line in advice(now, plain(compose(params.preset)) if preset.exists() else now, num_images):
+        print(f"  {line}")
+
+
+def _keep_models() -> dict[str, str]:
+    """Copy the models of the last run to where no stage writes; return the settings that use them.
+
+    DVC deletes the outputs of a stage one by one, so a folder beside them stays.
+    """
+    if missing := [name for name in WARM if not (MODELS / name).is_file()]:
+        raise UserError(
+            f"{MODELS / missing[0]}: not found, so there is no model to start from; run `dvc repro` or "
+            "`dvc checkout` first, or leave out WARM=1 (--warm)"
+        )
+    changes = {}
+    for name, (place, pinned) in WARM.items():
+        with atomic_path(PREVIOUS / name) as temporary:
+            shutil.copyfile(MODELS / name, temporary)
+        changes[place] = str(PREVIOUS if place == "cluster.previous" else PREVIOUS / name)
+        changes[pinned] = hash_file(PREVIOUS / name)
+    return changes
+
+
+if __name__ == "__main__":
+    run(main)

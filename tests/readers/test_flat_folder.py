@@ -1,0 +1,164 @@
+"""A folder of photographs and nothing else, as it comes from a camera; and the split that stays."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stages.dataset.listing import ELSEWHERE, MASK, SPARE_LABELS, TRAIN_LABELS
+from stages.dataset.source import DataSet, list_data
+from stages.settings.errors import UserError
+from tests.datasets import noise, prepare_settings, write_image
+
+
+def listed(root: Path, fraction: float = 0.3, seed: int = 0) -> DataSet:
+    split = {"split__by": "fraction", "split__val_fraction": fraction, "split__seed": seed}
+    return list_data(prepare_settings(reader="folder", path=str(root), **split))
+
+
+def sources(data: DataSet) -> list[str]:
+    return sorted(item.source for item in (*data.train, *data.val))
+
+
+def photographs(root: Path, count: int, first: int = 0) -> Path:
+    for number in range(first, first + count):
+        write_image(root / f"{number:03d}.png", noise(number, 8, 8))
+    return root
+
+
+def test_all_images_in_subfolders_of_any_name_are_read(tmp_path: Path) -> None:
+    names = ["a.jpg", "2019/b.PNG", "2019/at the sea/c.webp", "Images/d.bmp", "é/e.tif", "label/f.png"]
+    for number, name in enumerate(names):
+        write_image(tmp_path / name, noise(number, 8, 8))
+    (tmp_path / "notes.txt").write_text("x")
+    data = listed(tmp_path)
+    assert sources(data) == sorted(names)
+    assert {item.id for item in (*data.train, *data.val)} == {name.rpartition(".")[0] for name in names}
+    assert data.notes == (
+        f"{tmp_path}: has no folder images/; every image in it and its subfolders is a photograph",
+    )
+    assert {reason: names.count for reason, names in data.left_out.items()} == {"no picture by its suffix": 1}
+
+
+@pytest.mark.parametrize("folder", ["masks", "sub/GT", "annotations/labels/deep"])
+def test_label_maps_in_a_folder_of_their_own_are_no_photographs(tmp_path: Path, folder: str) -> None:
+    photographs(tmp_path / "camera", 4)
+    for number in range(3):
+        write_image(tmp_path / folder / f"{number:03d}.png", noise(90 + number, 8, 8))
+    data = listed(tmp_path)
+    assert sources(data) == [f"camera/{number:03d}.png" for number in range(4)]
+    assert {reason: names.count for reason, names in data.left_out.items()} == {MASK: 3}
+
+
+def test_labels_are_for_validation_images_and_never_read_for_others(tmp_path: Path) -> None:
+    photographs(tmp_path, 10)
+    for number in range(11):
+        write_image(tmp_path / f"labels/{number:03d}.png", noise(50 + number, 8, 8)[..., 0] % 2)
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    data = listed(tmp_path)
+    assert sources(data) == [f"{number:03d}.png" for number in range(10)]
+    assert [item.labels for item in data.val] == [f"labels/{item.id}.png" for item in data.val]
+    assert {item.labels for item in data.train} == {None}
+    counts = {reason: names.count for reason, names in data.left_out.items()}
+    assert counts == {TRAIN_LABELS: len(data.train), SPARE_LABELS: 1}
+
+
+def test_a_folder_images_wins_and_what_lies_beside_it_is_counted(tmp_path: Path) -> None:
+    photographs(tmp_path / "images", 5)
+    photographs(tmp_path / "loose", 2, first=20)
+    write_image(tmp_path / "alone.png", noise(30, 8, 8))
+    data = listed(tmp_path)
+    assert sources(data) == [f"images/{number:03d}.png" for number in range(5)]
+    assert data.left_out[ELSEWHERE].count == 3
+    assert data.left_out[ELSEWHERE].examples == ["alone.png", "loose/020.png", "loose/021.png"]
+
+
+def test_train_and_val_without_images_are_folders_like_any_other(tmp_path: Path) -> None:
+    photographs(tmp_path / "train", 4)
+    photographs(tmp_path / "val", 2, first=10)
+    data = listed(tmp_path)
+    assert len(sources(data)) == 6
+    assert data.notes[1] == (
+        f"{tmp_path}: train/ and val/ are taken for subfolders like any other; to split by them, move them "
+        "into a folder images/"
+    )
+
+
+def test_two_names_that_differ_in_their_suffix_are_refused(tmp_path: Path) -> None:
+    photographs(tmp_path, 3)
+    write_image(tmp_path / "001.jpg", noise(9, 8, 8))
+    with pytest.raises(UserError) as raised:
+        listed(tmp_path)
+    assert (
+        str(raised.value) == "001.jpg and 001.png: share an id, the path without suffix; rename one of them"
+    )
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no images \(\.jpg, .*\); add images"):
+        listed(tmp_path)
+
+
+# The split
+
+
+def val_of(data: DataSet) -> set[str]:
+    return {item.source for item in data.val}
+
+
+def test_an_image_stays_on_its_side_when_others_come_or_go(tmp_path: Path) -> None:
+    root = photographs(tmp_path, 40)
+    before = listed(root)
+    photographs(root, 25, first=100)
+    after = listed(root)
+    assert val_of(after) & {item.source for item in before.train} == set()
+    assert val_of(before) <= val_of(after)
+    for number in range(0, 40, 3):
+        (root / f"{number:03d}.png").unlink()
+    assert val_of(listed(root)) == {name for name in val_of(after) if (root / name).exists()}
+
+
+def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
+    root = photographs(tmp_path / "one", 30)
+    other = tmp_path / "two" / "in another place"
+    other.mkdir(parents=True)
+    for number in range(30):
+        shutil.copy(root / f"{number:03d}.png", other / f"x{99 - number}.png")
+    renamed = {f"in another place/x{99 - int(name[:3])}.png" for name in val_of(listed(root))}
+    assert val_of(listed(tmp_path / "two")) == renamed
+
+
+def test_copies_of_an_image_share_a_side(tmp_path: Path) -> None:
+    root = photographs(tmp_path, 20)
+    for number in range(20):
+        shutil.copy(root / f"{number:03d}.png", root / f"copy {number:03d}.png")
+    val = val_of(listed(root))
+    assert {f"copy {name}" for name in val if not name.startswith("copy")} == {
+        name for name in val if name.startswith("copy")
+    }
+
+
+def test_the_share_is_close_to_the_fraction(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"{number}.png").write_bytes(b"%d" % number)  # nothing is decoded while listing
+    for fraction in (0.05, 0.2, 0.5):
+        share = len(listed(tmp_path, fraction).val) / 1000
+        assert abs(share - fraction) < 4 * (fraction * (1 - fraction) / 1000) ** 0.5
+    assert val_of(listed(tmp_path, 0.2, seed=1)) != val_of(listed(tmp_path, 0.2))
+
+
+@pytest.mark.parametrize("fraction", [0.0001, 0.9999])
+def test_each_side_has_an_image(tmp_path: Path, fraction: float) -> None:
+    data = listed(photographs(tmp_path, 3), fraction)
+    assert sorted((len(data.train), len(data.val))) == [1, 2]
+    assert (len(data.val) == 1) == (fraction < 0.5)
+
+
+def test_copies_of_one_image_cannot_be_split(tmp_path: Path) -> None:
+    for number in range(3):
+        write_image(tmp_path / f"{number}.png", noise(0, 8, 8))
+    with pytest.raises(UserError) as raised:
+        listed(tmp_path)
+    assert str(raised.value) == (
+        "prepare.split.by: fraction requires at least two different images; add images"
+    )

@@ -1,0 +1,186 @@
+"""`python -m stages.tools.pin`: images that were added, removed or changed are noticed, and accepted."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.core.tensors import write_tensors
+from stages.dataset.raw_files import LISTING
+from stages.dataset.source import list_data
+from stages.settings.errors import UserError
+from stages.settings.params import read
+from stages.tools import pin, preset
+from tests.datasets import REPOSITORY, noise, write_image, write_params
+
+MODELS = ("backbone", "segmenter", "pixel_centroids")
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Forty photographs that are pinned by the preset `folder`, with edits of params.yaml after that."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    shutil.copytree(REPOSITORY / "presets", "presets")
+    add(tmp_path / "photos", range(40))
+    preset.main(["folder", "--data", "photos", "--no-estimate"])
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("seed: 0 ", "seed:   7 ", 1) + "# a word at the end")
+    return tmp_path / "photos"
+
+
+def add(root: Path, numbers: range) -> None:
+    for number in numbers:
+        write_image(root / f"{number:03d}.png", noise(number, 8, 8))
+
+
+def message(argv: list[str]) -> str:
+    before = Path("params.yaml").read_bytes()
+    with pytest.raises(UserError) as raised:
+        pin.main(argv)
+    assert Path("params.yaml").read_bytes() == before
+    return str(raised.value)
+
+
+def test_nothing_has_changed(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pin.main(["--check"])
+    assert capsys.readouterr().out == "check_data: 40 files are as they were pinned\n"
+
+
+def test_what_was_added_removed_and_changed_is_named(photos: Path) -> None:
+    add(photos, range(100, 105))
+    (photos / "003.png").unlink()
+    write_image(photos / "004.png", noise(77, 8, 8))
+    said = message(["--check"])
+    assert said.startswith(
+        "prepare.manifest_sha256: files were changed, added or removed: 5 added (100.png, 101.png, 102.png, "
+        "...), 1 gone (003.png), 1 changed (004.png); accept the files as they are with `make pin`, "
+        "or restore them"
+    )
+
+
+def test_a_pin_changes_the_hash_and_no_other_byte(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, before = read(Path("params.yaml")).prepare.manifest_sha256, Path("params.yaml").read_bytes()
+    add(photos, range(100, 102))
+    (photos / "003.png").unlink()
+    pin.main([])
+    new = read(Path("params.yaml")).prepare.manifest_sha256
+    assert new != old
+    after = Path("params.yaml").read_bytes()
+    assert after.replace(f"'{new}'".encode(), old.encode()) == before.replace(
+        f"'{old}'".encode(), old.encode()
+    )
+    said = capsys.readouterr().out
+    assert "since the last pin: 2 added (100.png, 101.png), 1 gone (003.png), 0 changed" in said
+    pin.main(["--check"])
+    again = Path("params.yaml").read_bytes()
+    pin.main([])
+    assert Path("params.yaml").read_bytes() == again
+    assert "the files are those that are pinned" in capsys.readouterr().out
+
+
+def test_a_file_with_other_line_ends_and_quotes_is_edited_in_place(photos: Path) -> None:
+    old = read(Path("params.yaml")).prepare.manifest_sha256
+    text = Path("params.yaml").read_text().replace(old, f'"{old}"').replace("\n", "\r\n")
+    Path("params.yaml").write_bytes(text.encode())
+    add(photos, range(100, 101))
+    pin.main([])
+    new = read(Path("params.yaml")).prepare.manifest_sha256
+    assert Path("params.yaml").read_bytes() == text.replace(f'"{old}"', f"'{new}'").encode()
+
+
+def test_a_file_that_was_only_touched_or_copied_is_no_change(photos: Path) -> None:
+    for number in range(40):
+        os.utime(photos / f"{number:03d}.png", ns=(0, number))
+    pin.main(["--check"])
+    Path(LISTING).unlink()  # as in a fresh clone
+    pin.main(["--check"])
+    assert Path(LISTING).exists()
+
+
+def test_without_a_listing_the_images_of_the_last_run_say_what_is_new(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = list_data(read(Path("params.yaml")).prepare)
+    for split, items in (("train", data.train), ("val", data.val)):
+        folder = Path("data/images") / split
+        folder.mkdir(parents=True)
+        rows = [(item.id, item.source, 8, 8, _sha256(photos / item.source)) for item in items]
+        lines = ["id,source,width,height,sha256", *(",".join(map(str, row)) for row in rows)]
+        (folder / "index.csv").write_text("\n".join(lines) + "\n")
+    Path(LISTING).unlink()
+    add(photos, range(100, 101))
+    assert "added or removed; accept" in message(["--check"])
+    pin.main([])
+    assert "images, since the last run: 1 added (100.png), 0 gone, 0 changed" in capsys.readouterr().out
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_settings_that_could_be_raised_or_must_be_lowered_are_named(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read(Path("params.yaml"))
+    assert before.pretrain.batch_size < 32
+    add(photos, range(100, 160))
+    pin.main([])
+    said = capsys.readouterr().out
+    assert f"pretrain.batch_size: {before.pretrain.batch_size} could be raised to 32" in said
+    assert f"global_k: {before.global_k} could be raised to " in said
+    for path in sorted(photos.iterdir())[4:]:
+        path.unlink()
+    pin.main([])
+    assert f"global_k: {before.global_k} is too large now; lower it to 2" in capsys.readouterr().out
+    assert read(Path("params.yaml")).global_k == before.global_k
+
+
+def test_a_folder_that_is_not_there_stops_nothing(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos.rename(photos.with_name("elsewhere"))
+    pin.main(["--check"])
+    assert "photos: is not there, so nothing says whether images were added" in capsys.readouterr().err
+    assert message([]).startswith("photos: no such folder")
+
+
+def test_the_models_of_the_last_run_are_kept_and_used(photos: Path) -> None:
+    assert message(["--warm"]).startswith(
+        "models/backbone.safetensors: not found, so there is no model to start"
+    )
+    for place, name in enumerate(MODELS):
+        write_tensors(Path(f"models/{name}.safetensors"), {"x": torch.full((1,), place)}, {})
+    pin.main(["--warm"])
+    params = read(Path("params.yaml"))
+    assert (params.pretrain.init, params.train.init, params.cluster.previous) == (
+        "models/previous/backbone.safetensors",
+        "models/previous/segmenter.safetensors",
+        "models/previous",
+    )
+    hashes = (params.pretrain.init_sha256, params.train.init_sha256, params.cluster.previous_sha256)
+    assert hashes == tuple(_sha256(Path(f"models/previous/{name}.safetensors")) for name in MODELS)
+    assert hashes == tuple(_sha256(Path(f"models/{name}.safetensors")) for name in MODELS)
+    assert params.seed == 7
+
+
+def test_the_demo_has_nothing_to_pin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params(Path("params.yaml"))
+    assert message([]).startswith("prepare.reader: demo draws its own images, so there is nothing to pin")
+    pin.main(["--check"])
+    assert "no files are pinned" in capsys.readouterr().out
+
+
+def test_what_cannot_be_edited_is_said(photos: Path) -> None:
+    text = Path("params.yaml").read_text()
+    old = read(Path("params.yaml")).prepare.manifest_sha256
+    Path("params.yaml").write_text(text.replace(f"sha256: {old}", f"sha256: &pinned {old}"))
+    add(photos, range(100, 101))
+    assert (
+        "is written in a way that cannot be edited here; set by hand: prepare.manifest_sha256: '"
+        in message([])
+    )
