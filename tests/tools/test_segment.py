@@ -385,6 +385,17 @@ def test_the_exif_orientation_is_applied_and_said(ready: Any, capsys: pytest.Cap
     assert "segment: 1 images were turned as their EXIF orientation says" in capsys.readouterr().out
 
 
+def test_what_is_no_image_is_refused_in_python(ready: Any) -> None:
+    model = segment.load(".", device="cpu")
+    for picture in (
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ):
+        with pytest.raises(ValueError, match=r"expected RGB uint8 \[H, W, 3\], got"):
+            model(picture)
+
+
 def test_a_batch_is_what_its_images_are_one_by_one(ready: Any) -> None:
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (40, 60, 3), dtype=np.uint8) for _ in range(3)]

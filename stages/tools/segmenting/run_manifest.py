@@ -147,11 +147,8 @@ def begin(
                 "with --out"
             )
         manifest.images = {name: Done(**done) for name, done in before["images"].items()}
-    todo = [
-        name
-        for name in photographs.names
-        if not manifest.has(name, photographs.root / name, outputs[name], bits)
-    ]
+    root = photographs.root
+    todo = [one for one in photographs.names if not manifest.has(one, root / one, outputs[one], bits)]
     for name in todo:
         manifest.images.pop(name, None)
     # Before the first file, so that after a kill all files of the run are known to be its own.

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,11 +70,18 @@ class TrainedModel:
         self.device = choose_device(device, "--device")
         self.segmenter, self.centroids = place(segmenter, self.device), centroids.to(self.device)
         self.size_px: int = about["size_px"]
+        self.backbone: dict[str, Any] = about["backbone"]
         digest = hashlib.sha256((folder / SEGMENTER).read_bytes()).hexdigest()
         self.fingerprint = f"{digest[:12]}-{self.lineage[0]}"
 
-    def __call__(self, picture: UInt8[np.ndarray, "H W 3"]) -> Segmentation:
-        """Segment one RGB image of any size."""
+    def __call__(self, picture: np.ndarray) -> Segmentation:
+        """Segment one RGB image of any size.
+
+        Raises:
+            ValueError: it is no such image.
+        """
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            raise ValueError(f"expected RGB uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
         return self.segment([picture])[0]
 
     def segment(self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Segmentation]:
@@ -205,6 +212,8 @@ def _resize(picture: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Float
     """`resample` of a whole image, with a band of rows in floating point at a time."""
     start, length = torch.zeros(1), torch.ones(1)
     columns = interpolation_matrix(start, length, picture.shape[1], size[1])[0]
-    bands = torch.from_numpy(picture).split(max(1, BAND_ELEMENTS // (3 * picture.shape[1])))
+    bands = torch.from_numpy(np.require(picture, requirements="CW")).split(
+        max(1, BAND_ELEMENTS // (3 * picture.shape[1]))
+    )
     narrow = [to_unit(band[None]) @ columns.T for band in bands]
     return resample(torch.cat(narrow, dim=2), whole(1), size)
