@@ -212,7 +212,7 @@ def _resize(picture: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Float
     """`resample` of a whole image, with a band of rows in floating point at a time."""
     start, length = torch.zeros(1), torch.ones(1)
     columns = interpolation_matrix(start, length, picture.shape[1], size[1])[0]
-    bands = torch.from_numpy(np.require(picture, requirements="CW")).split(
+    bands = torch.from_numpy(np.require(picture, requirements=["C", "W"])).split(
         max(1, BAND_ELEMENTS // (3 * picture.shape[1]))
     )
     narrow = [to_unit(band[None]) @ columns.T for band in bands]
