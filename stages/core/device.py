@@ -20,10 +20,14 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
-def choose_device(name: str) -> torch.device:
-    """The device named by `device` in params.yaml: auto, cpu, cuda or cuda:<index>.
+def choose_device(name: str, source: str = "params.yaml: device") -> torch.device:
+    """The device of a name: auto, cpu, cuda or cuda:<index>.
 
     Also enables deterministic kernels where torch provides them.
+
+    Args:
+        name: the name.
+        source: the setting or flag that gave it, for messages.
 
     Raises:
         UserError: CUDA is requested but not available; there is no silent fallback to the CPU.
@@ -31,15 +35,13 @@ def choose_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name.startswith("cuda") and not available:
         raise UserError(
-            f"params.yaml: device: {name!r} needs a CUDA GPU, but torch {torch.__version__} finds none; "
-            "set device: auto or cpu, or install the GPU driver"
+            f"{source}: {name!r} needs a CUDA GPU, but torch {torch.__version__} finds none; "
+            f"{_choice(source)} auto or cpu, or install the GPU driver"
         )
     device = torch.device("cuda" if name == "auto" and available else "cpu" if name == "auto" else name)
     if device.type == "cuda":
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise UserError(
-                f"params.yaml: device: {name!r}, but only {torch.cuda.device_count()} GPU(s) are visible"
-            )
+            raise UserError(f"{source}: {name!r}, but only {torch.cuda.device_count()} GPU(s) are visible")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
         keep_freed_memory()
@@ -49,6 +51,10 @@ def choose_device(name: str) -> torch.device:
     torch.backends.cudnn.benchmark = False
     print(f"device: {describe(device)}", flush=True)
     return device
+
+
+def _choice(source: str) -> str:
+    return f"pass {source}" if source.startswith("--") else "set device:"
 
 
 def describe(device: torch.device) -> str:

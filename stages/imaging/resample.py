@@ -91,10 +91,14 @@ def enlarge(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[T
 def shrink(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[Tensor, "N D h w"]:
     """Downsample a feature map by averaging over cells.
 
-    On a GPU, adaptive pooling has no deterministic gradient, but pooling over equal cells has.
+    On a GPU, adaptive pooling has no deterministic gradient, but pooling over equal cells has; ONNX knows
+    the latter alone.
     """
-    cell, rest = zip(*map(divmod, feature.shape[2:], size), strict=True)
-    if feature.device.type == "cuda" and not any(rest):
+    # In an exported model, sides are not known as numbers, but cells are; sides are multiples of them.
+    sides = ((int(source), int(target)) for source, target in zip(feature.shape[2:], size, strict=True))
+    cell, rest = zip(*(divmod(source, target) for source, target in sides), strict=True)
+    is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if (feature.device.type == "cuda" or is_traced) and not any(rest):
         return F.avg_pool2d(feature, cell)
     return F.adaptive_avg_pool2d(feature, size)
 

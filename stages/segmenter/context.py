@@ -65,7 +65,7 @@ def appearance_kernel(
         position_bandwidth: theta_alpha, in the unit of `position`.
         color_bandwidth: theta_beta, in the unit of `color`.
     """
-    place = (position / position_bandwidth).expand(len(color), -1, -1)
+    place = (position / position_bandwidth).expand(color.shape[0], -1, -1)
     return torch.exp(-_squared_distance(torch.cat([place, color / color_bandwidth], dim=2)) / 2)
 
 
@@ -162,9 +162,12 @@ class ContextModule(nn.Module):
         kernel = self._kernels()
         if self._settings.color == "lab":
             image = to_lab(image)
-        unit = min(image.shape[2:])  # one unit for both axes, so that kernels are round in any image
-        rows, columns = (torch.arange(side, device=image.device) / unit for side in image.shape[2:])
-        position = torch.cartesian_prod(rows, columns)
+        rows, columns = (torch.arange(side, device=image.device) for side in image.shape[2:])
+        # One unit for both axes, so that kernels are round in any image; a tensor, so that `export` can
+        # write the network for images of any size.
+        unit = torch.minimum(rows[-1], columns[-1]) + 1
+        grid = torch.meshgrid(rows / unit, columns / unit, indexing="ij")
+        position = torch.stack(grid, dim=2).flatten(0, 1)
         appearance = appearance_kernel(
             image.flatten(2).transpose(1, 2),
             position,

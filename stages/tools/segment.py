@@ -1,208 +1,224 @@
-"""Segment any folder of images with the trained model; this tool is not a stage and reads no params.yaml.
+"""Segment any photographs with the trained model; this tool is not a stage.
 
-Outputs for each image: `<name>.png`, a palette image of its cluster ids at full size, and the visualization
-`<name>_overlay.jpg`. `legend.json` maps clusters to colors; `segment.json` lists all files of the run. No
-file that this tool has not written is ever replaced. A damaged image is named and left out; the exit code is
-then 1.
+Outputs for each image, at its own size and as it is displayed: `<name>.png`, a palette image of cluster ids,
+and the visualization `<name>_overlay.jpg`. For all: `legend.json` with ids, names and colors, `manifest.csv`
+with a row for each image, and `segment.json`, which lists all files of the run. Run again, it goes on where
+it was stopped and does not repeat what is done. No file that this tool has not written is ever replaced. A
+damaged image is named and left out; the exit code is then 1.
 """
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import hashlib
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from stages.core.artefacts import write_json
-from stages.core.device import choose_device, place
-from stages.dataset.decode import decode_image
-from stages.dataset.listing import (
-    BAD,
-    NO_ENTRY,
-    SAME_NAME,
-    SUFFIXES,
-    UNREADABLE,
-    LeftOut,
-    list_images,
-    printable,
-)
-from stages.dataset.source import Remark, read_raw
+from stages.dataset.listing import BAD, NO_ENTRY, SAME_NAME, UNREADABLE, LeftOut, printable
+from stages.dataset.source import Remark
 from stages.dataset.survey import bits_in_use, describe_bits
-from stages.imaging.batches import to_unit
-from stages.imaging.resample import interpolation_matrix, resample, whole
-from stages.reporting.palette import palette
+from stages.reporting.legend import write_cluster_legend
 from stages.runtime.progress import track
 from stages.runtime.script import run
-from stages.segmenter.network import Segmenter, pixel_features
-from stages.segmenter.pixels import pixel_logits
-from stages.segmenter.segmenter_file import load_final_clusters, load_segmenter
 from stages.settings.errors import UserError
-from stages.tools.segment_outputs import (
-    BAND_ELEMENTS,
-    LEGEND,
-    check_apart,
-    check_outputs,
-    output_names,
-    write_manifest,
-    write_outputs,
-)
+from stages.tools.segmenting import coco, cvat, label_studio
+from stages.tools.segmenting.formats import Annotated, Label, Write, unique_labels
+from stages.tools.segmenting.label_files import output_names, write_outputs
+from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs, open_photograph
+from stages.tools.segmenting.run_manifest import LEGEND, TABLE, Done, RunManifest, begin, shares, write_table
+from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
-LONGEST_SIDE = 4  # maximum longer side, as a multiple of the training size
 SOME_LEFT_OUT = 1  # exit code
+TURNED = "were turned as their EXIF orientation says; their label maps are as displayed"
+GPU_BATCH, BATCH_PIXELS = 16, 1 << 25  # images at once, and pixels at full size that wait for a batch
+FORMATS: dict[str, tuple[Write, tuple[str, ...]]] = {
+    "masks": (lambda *_: None, ()),
+    "coco": (coco.write_coco, (coco.FILE,)),
+    "labelstudio": (label_studio.write_label_studio, (label_studio.FILE, label_studio.INTERFACE)),
+    "cvat": (cvat.write_cvat, (cvat.FILE, cvat.LABELS)),
+}
+
+Opened = tuple[str, np.ndarray]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Segment the images one by one and write label maps, overlays and a legend."""
+    """Segment the images and write all outputs."""
     args = _parse(argv)
-    segmenter, about = load_segmenter(args.segmenter)
-    centroids = load_final_clusters(args.centroids, segmenter)
-    check_apart(args.images, args.out)
+    log: Callable[[str], None] = (lambda _: None) if args.quiet else lambda text: print(f"segment: {text}")
     left_out, remarks = LeftOut(), LeftOut()
-    names = _images(args.images, left_out)
-    before = check_outputs(args.out, names, may_replace=args.overwrite)
-    bits = bits_in_use(args.images, names)
+    formats = list(dict.fromkeys(name for names in args.format for name in names))
+    if "coco" in formats:
+        coco.require_pycocotools()
+    photographs = find_photographs(args.photos, args.out, left_out)
+    params = (args.params or args.model.absolute().parent / PARAMS) if args.refine else None
+    with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stdout):  # the device
+        model = load(args.model, device=args.device, names=args.names, refine=params)
+    log(f"names of clusters: {model.named_by}")
+    bits = bits_in_use(photographs.root, photographs.names)
     if bits is not None:
-        print(f"segment: {describe_bits(bits)}", flush=True)
-    device = choose_device(args.device)
-    segmenter, centroids = place(segmenter, device), centroids.to(device)
-    colours = palette(len(centroids))
-    # Before the first file, so that after a kill all files of the run are known to be its own.
-    planned = [LEGEND, *(one for name in names for one in output_names(name))]
-    write_manifest(args.out, {**before, **dict.fromkeys(planned)})
-    written = [LEGEND]
-    for name in track(names, "segment", unit="image"):
-        try:
-            picture, found = _open(args.images, name, bits or 16)
-        except UserError as fault:
-            left_out.add(BAD, f"{printable(name)}: {fault}")
-            continue
-        for remark in found:
-            remarks.add(remark.text(), name)
-        clusters = segment(segmenter, centroids, picture, about["size_px"], device)
-        write_outputs(args.out, name, picture, clusters, colours)
-        written += output_names(name)
-    legend = {f"cluster {number}": colour.tolist() for number, colour in enumerate(colours)}
-    write_json(args.out / LEGEND, {"rgb": legend})
-    times = {name: (args.out / name).stat().st_mtime_ns for name in written}
-    write_manifest(args.out, {**before, **times})
-    _report(args.out, len(written) // 2, left_out, remarks)
+        log(describe_bits(bits))
+    extra = [LEGEND, TABLE, *(file for name in formats for file in FORMATS[name][1])]
+    manifest, todo = begin(
+        args.out,
+        photographs,
+        _made_by(model, photographs),
+        extra,
+        bits=bits or 0,
+        scores=args.scores,
+        overwrite=args.overwrite,
+    )
+    if before := len(photographs.names) - len(todo):
+        log(f"{before:,} images are done already")
+    _segment_all(model, manifest, photographs, todo, bits or 0, left_out, remarks, args)
+    _finish(args.out, model, manifest, photographs, formats, log)
+    for text, names in remarks.items():
+        log(f"{names.count:,} images {text} ({names})")
+    _report(left_out, log, is_broken_fine=args.skip_broken)
 
 
-def _open(folder: Path, name: str, bits: int) -> tuple[np.ndarray, Remark]:
-    """Decode an image.
-
-    Raises:
-        UserError: it cannot be read or decoded.
-    """
-    try:
-        picture, remarks = decode_image(read_raw(folder, name)[1], bits=bits)
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})") from error
-    return np.array(picture), remarks
+def _made_by(model: TrainedModel, photographs: Photographs) -> dict[str, str]:
+    """What decides the outputs, in the words of a message."""
+    names = repr((model.legend.names, model.legend.colours.tolist(), model.legend.merged.tolist()))
+    return {
+        "model": model.fingerprint,
+        "folder of photographs": str(photographs.root),
+        "list of names and colors": hashlib.sha256(names.encode()).hexdigest()[:12],
+        "choice of --refine": "none" if model.crf is None else model.crf.model_dump_json(),
+    }
 
 
-def _report(out: Path, count: int, left_out: LeftOut, remarks: LeftOut) -> None:
-    """Say what was done and what was not.
+def _segment_all(
+    model: TrainedModel,
+    manifest: RunManifest,
+    photographs: Photographs,
+    todo: Sequence[str],
+    bits: int,
+    left_out: LeftOut,
+    remarks: LeftOut,
+    args: argparse.Namespace,
+) -> None:
+    """Segment the images that are yet to be done, and write their files."""
+
+    def opened() -> Iterator[Opened]:
+        for name in todo if args.quiet else track(todo, "segment", unit="image"):
+            try:
+                picture, found, is_turned = open_photograph(photographs.root, name, bits or 16)
+            except UserError as fault:
+                left_out.add(BAD, f"{printable(name)}: {fault}")
+                continue
+            for remark in (one for one in Remark if one in found):
+                remarks.add(remark.text(), name)
+            if is_turned:
+                remarks.add(TURNED, name)
+            yield name, picture
+
+    for batch in _batches(opened(), model):
+        names, pictures = zip(*batch, strict=True)
+        for name, picture, found in zip(names, pictures, model.segment(pictures), strict=True):
+            outputs = output_names(name, scores=args.scores)
+            height, width = found.ids.shape
+            confidence = round(float(found.confidence.mean(dtype=np.float64)), 6)
+            write_outputs(args.out, outputs, picture, found, model.legend.colours)
+            state = (photographs.root / name).stat()
+            done = Done(state.st_size, state.st_mtime_ns, bits, width, height, confidence, shares(found.ids))
+            manifest.add(name, done, outputs)
+
+
+def _batches(opened: Iterator[Opened], model: TrainedModel) -> Iterator[list[Opened]]:
+    """Group images that follow each other and have one working size; on a CPU one by one: as fast."""
+    most = GPU_BATCH if model.device.type == "cuda" else 1
+    batch: list[Opened] = []
+    for one in opened:
+        pixels = sum(picture.shape[0] * picture.shape[1] for _, picture in [*batch, one])
+        if batch and (
+            len(batch) == most
+            or pixels > BATCH_PIXELS
+            or model.working_size(batch[0][1]) != model.working_size(one[1])
+        ):
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _finish(
+    out: Path,
+    model: TrainedModel,
+    manifest: RunManifest,
+    photographs: Photographs,
+    formats: Sequence[str],
+    log: Callable[[str], None],
+) -> None:
+    """Write the files for all images together."""
+    labels: list[Label] = unique_labels(model.legend)
+    names = [name for name in photographs.names if name in manifest.images]
+    images = []
+    for name in names:
+        done = manifest.images[name]
+        mask = out / output_names(name, scores=False)[0]
+        images.append(Annotated(name, mask, done.width, done.height, done.confidence))
+    write_cluster_legend(out / LEGEND, model.legend, model.lineage)
+    write_table(manifest, names, {label.id: label.name for label in labels})
+    written = [LEGEND, TABLE]
+    for name in formats:
+        write, files = FORMATS[name]
+        write(out, images, labels, model.fingerprint)
+        written += files
+    manifest.files.update({name: (out / name).stat().st_mtime_ns for name in written})
+    manifest.save()
+    log(f"{out} has the label maps of {len(names):,} images, and {', '.join(written)}")
+
+
+def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bool) -> None:
+    """Say what was not done; what is broken is said even if the tool is to be quiet.
 
     Raises:
         SystemExit: some images were not segmented.
     """
-    print(f"segment: wrote {count:,} images to {out}; color legend: {out / LEGEND}")
-    for text, names in remarks.items():
-        print(f"segment: {names.count:,} images {text} ({names})")
+    broken = {BAD, SAME_NAME, NO_ENTRY, UNREADABLE}
     for reason, names in sorted(left_out.items()):
-        print(f"segment: left out {names.count:,}: {reason} ({names})")
-    if {BAD, SAME_NAME, NO_ENTRY, UNREADABLE} & set(left_out):
+        if reason in broken:
+            print(f"segment: left out {names.count:,}: {reason} ({names})", file=sys.stderr)
+        else:
+            log(f"left out {names.count:,}: {reason} ({names})")
+    if broken & set(left_out) and not is_broken_fine:
         raise SystemExit(SOME_LEFT_OUT)
 
 
-def segment(
-    segmenter: Segmenter, centroids: Tensor, picture: np.ndarray, size_px: int, device: torch.device
-) -> np.ndarray:
-    """Segment an image uint8 [H, W, 3] of any size into cluster ids uint8 [H, W].
-
-    The image is resized so that its shorter side is `size_px`, the training size; both sides are rounded to
-    multiples of the stride of the context grid. Panoramas are shrunk further, because the cost of the context
-    module is quadratic in the grid size. Scores are brought to full size band by band, so memory does not
-    grow with the number of clusters times the pixels.
-    """
-    height, width = picture.shape[:2]
-    step = segmenter.context_stride
-    scale = min(size_px / min(height, width), LONGEST_SIDE * size_px / max(height, width))
-    target = tuple(max(1, round(side * scale / step)) * step for side in (height, width))
-    image = _resize(picture, (target[0], target[1])).to(device)
-    pixels = pixel_features(segmenter, image, "float32")
-    scores = pixel_logits(pixels, centroids, segmenter.metric)[0].permute(2, 0, 1)
-    begin, length = torch.zeros(1, device=device), torch.ones(1, device=device)
-    rows, columns = (
-        interpolation_matrix(begin, length, source, full)[0]
-        for source, full in zip(scores.shape[1:], (height, width), strict=True)
-    )
-    clusters = np.empty((height, width), np.uint8)
-    band = max(1, BAND_ELEMENTS // (len(centroids) * width))
-    for start, part in zip(range(0, height, band), rows.split(band), strict=True):
-        full = torch.einsum("bh,khw->kbw", part, scores).flatten(0, 1) @ columns.T
-        best = full.unflatten(0, (len(centroids), len(part))).argmax(0)
-        clusters[start : start + len(part)] = best.byte().cpu().numpy()
-    return clusters
+def device_name(text: str) -> str:
+    """A name of a device, as a flag gives it."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:<index>, got {text!r}")
+    return text
 
 
-def _resize(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """`resample` of a whole image, with a band of rows in floating point at a time."""
-    start, length = torch.zeros(1), torch.ones(1)
-    columns = interpolation_matrix(start, length, picture.shape[1], size[1])[0]
-    bands = torch.from_numpy(picture).split(max(1, BAND_ELEMENTS // (3 * picture.shape[1])))
-    narrow = [to_unit(band[None]) @ columns.T for band in bands]
-    return resample(torch.cat(narrow, dim=2), whole(1), size)
-
-
-def _images(folder: Path, left_out: LeftOut) -> list[str]:
-    """The images below a folder, one for each name of an output.
-
-    Raises:
-        UserError: there are none.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; pass a folder of images")
-    names, stems = [], set()
-    for name in sorted(list_images(folder, left_out)):
-        stem = output_names(name)[0]
-        if stem in stems:
-            left_out.add(SAME_NAME, name)
-        else:
-            stems.add(stem)
-            names.append(name)
-    if not names:
-        reasons = "".join(f"; left out {found.count:,}: {why} ({found})" for why, found in left_out.items())
-        raise UserError(f"{folder}: has no images ({', '.join(SUFFIXES)}){reasons}; pass a folder of images")
+def _formats(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(FORMATS)}")
     return names
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.tools.segment", description=__doc__)
-    parser.add_argument(
-        "--images", type=Path, required=True, help="folder of images of any size and aspect ratio"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="output folder, apart from the folder of the images"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace files of an earlier run; never those of others"
-    )
-    parser.add_argument(
-        "--segmenter",
-        type=Path,
-        default=Path("models/segmenter.safetensors"),
-        help="trained segmenter from `train`",
-    )
-    parser.add_argument(
-        "--centroids",
-        type=Path,
-        default=Path("models/pixel_centroids.safetensors"),
-        help="pixel centroids from `cluster`",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
+    add = parser.add_argument
+    add("photos", nargs="+", metavar="PHOTOS", help=f"images of any size: {HELP}".replace("pass ", ""))
+    add("--out", type=Path, required=True, help="output folder, apart from the folders of images")
+    add("--model", type=Path, default=Path("models"), help="folder of the trained model (default: models)")
+    add("--names", type=Path, help="names.yaml; default: the legend of the report, or else numbers")
+    add("--format", type=_formats, action="append", default=[], help=f"of {', '.join(FORMATS)}; masks always")
+    add("--scores", action="store_true", help="write <name>_confidence.png: gray, 255 is a confidence of 1")
+    add("--refine", action="store_true", help="align borders with image edges by the dense CRF; slower")
+    add("--params", type=Path, help="settings of --refine; default: params.yaml beside the folder of --model")
+    add("--overwrite", action="store_true", help="do all again, over files of segment; never those of others")
+    add("--skip-broken", action="store_true", help="exit code 0 even if images had to be left out")
+    add("--quiet", action="store_true", help="say only what went wrong")
+    add("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:<index>")
     return parser.parse_args(argv)
 
 

@@ -63,6 +63,5 @@ def test_the_flow_runs_on_a_vit(bench: Any, patch_px: int) -> None:
 
     rng = np.random.default_rng(0)
     write_image(Path("photos/wide.png"), rng.integers(0, 255, (37, 90, 3), dtype=np.uint8))
-    files = "--segmenter segmenter.safetensors --centroids pixel_centroids.safetensors --device cpu"
-    segment.main(["--images", "photos", "--out", "segmented", *files.split()])
+    segment.main(["photos", "--out", "segmented", "--model", ".", "--device", "cpu"])
     assert Path("segmented/wide.png").exists()

@@ -6,17 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 
+from stages.postprocessing.dense_crf import mean_field
+from stages.reporting.legend import plain_legend, write_cluster_legend
+from stages.reporting.names import Names, lineage
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.tools import segment
+from stages.tools.segmenting import run_manifest, trained_model
 from tests.datasets import write_image
 
-SEGMENT = ["--images", "photos", "--out", "found", "--device", "cpu"]
-SEGMENT += ["--segmenter", "segmenter.safetensors", "--centroids", "pixel_centroids.safetensors"]
+FLAGS = ["--out", "found", "--device", "cpu", "--model", "."]
+SEGMENT = ["photos", *FLAGS]
+NAMES = """names: {0: sky, 2: sky, 1: {name: road, color: "#102030"}}"""
 
 
 @pytest.fixture
@@ -36,11 +43,12 @@ def test_every_image_gets_a_map_and_an_overlay_of_its_own_size(ready: Any) -> No
         assert (labels.mode, labels.size) == ("P", size)
         assert np.asarray(labels).max() < 3
         assert Image.open(f"found/{name}_overlay.jpg").size == size
-    legend = json.loads(Path("found/legend.json").read_text())["rgb"]
-    assert list(legend) == ["cluster 0", "cluster 1", "cluster 2"]
+    legend = json.loads(Path("found/legend.json").read_text())["clusters"]
+    assert [row["name"] for row in legend] == ["cluster 0", "cluster 1", "cluster 2"]
     colours = np.asarray(Image.open("found/square.png").convert("RGB"))
     clusters = np.asarray(Image.open("found/square.png"))
-    np.testing.assert_array_equal(colours, np.array(list(legend.values()))[clusters])
+    table = np.array([list(bytes.fromhex(row["color"][1:])) for row in legend])
+    np.testing.assert_array_equal(colours, table[clusters])
 
 
 def test_at_the_working_size_it_is_what_the_network_says(ready: Any) -> None:
@@ -62,7 +70,7 @@ def test_a_panorama_is_shrunk_to_what_fits(ready: Any) -> None:
 
 def test_a_folder_without_images_is_refused(ready: Any) -> None:
     Path("empty").mkdir()
-    message = ready.fault(segment.main, [*SEGMENT, "--images", "empty"])
+    message = ready.fault(segment.main, ["empty", *FLAGS])
     assert message.startswith("empty: has no images (.jpg, .jpeg, .png,")
 
 
@@ -80,12 +88,16 @@ def test_a_damaged_image_is_named_and_the_others_are_done(
 ) -> None:
     Path("photos/notes.png").write_text("shopping list")
     assert _run() == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr()
     assert (
         "segment: left out 1: damaged (notes.png: is not an image format supported by Pillow; replace or "
         "remove it)"
-    ) in said
-    assert "segment: wrote 3 images to found" in said
+    ) in output.err
+    assert "segment: found has the label maps of 3 images" in output.out
+    assert _run("--skip-broken", "--quiet") == 0
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "notes.png" in output.err
     assert Path("found/legend.json").exists()
     assert sorted(path.name for path in Path("found").rglob("*.png")) == [
         "square.png",
@@ -94,7 +106,12 @@ def test_a_damaged_image_is_named_and_the_others_are_done(
     ]
     assert list(json.loads(Path("found/segment.json").read_text())["files"]) == [
         "legend.json",
-        *(f"{name}{end}" for name in ("square", "tiny", "trip/wide") for end in (".png", "_overlay.jpg")),
+        "manifest.csv",
+        *(
+            f"{name}{end}"
+            for name in ("notes", "square", "tiny", "trip/wide")
+            for end in (".png", "_overlay.jpg")
+        ),
     ]
 
 
@@ -132,15 +149,35 @@ def test_files_of_others_are_never_replaced(ready: Any) -> None:
     assert [path.name for path in Path("found").iterdir()] == ["square.png"]
 
 
-def test_own_files_are_replaced_when_asked(ready: Any) -> None:
+def test_what_is_done_is_not_done_again(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run() == 0
-    assert ready.fault(segment.main, SEGMENT) == (
-        "found: has 7 files of an earlier run (legend.json, square.png, square_overlay.jpg); pass "
-        "--overwrite to replace them, or choose another folder with --out"
-    )
+    before = {path: path.stat().st_mtime_ns for path in Path("found").rglob("*.png")}
     write_image(Path("photos/more.png"), np.zeros((9, 9, 3), dtype=np.uint8))
-    assert _run("--overwrite") == 0
-    assert len(json.loads(Path("found/segment.json").read_text())["files"]) == 9
+    write_image(Path("photos/tiny.bmp"), np.ones((9, 9, 3), dtype=np.uint8))
+    capsys.readouterr()
+    assert _run("--scores") == 0
+    assert "done already" not in capsys.readouterr().out, "maps of confidence are missing"
+    assert _run() == 0
+    assert "segment: 4 images are done already" in capsys.readouterr().out
+    assert Image.open("found/tiny.png").size == (9, 9)
+    assert Path("found/square.png").stat().st_mtime_ns > before[Path("found/square.png")]
+    rows = pd.read_csv("found/manifest.csv")
+    assert rows["source"].tolist() == ["more.png", "square.png", "tiny.bmp", "trip/wide.jpg"]
+
+
+def test_another_model_or_other_options_replace_files_only_when_asked(ready: Any) -> None:
+    assert _run() == 0
+    Path("names.yaml").write_text(NAMES)
+    assert ready.fault(segment.main, [*SEGMENT, "--names", "names.yaml"]) == (
+        "found: has 8 files of a run with another list of names and colors (legend.json, manifest.csv, "
+        "square.png); pass --overwrite to replace them, or choose another folder with --out"
+    )
+    assert _run("--names", "names.yaml", "--overwrite") == 0
+    assert _run("--names", "names.yaml") == 0
+    values = torch.randn(3, 8)
+    save_file({"centroids": values}, "pixel_centroids.safetensors", {"about": "{}"})
+    message = ready.fault(segment.main, [*SEGMENT, "--names", "names.yaml"])
+    assert "of a run with another model (legend.json" in message
 
 
 def test_a_label_map_that_was_corrected_by_hand_is_no_longer_its_own(ready: Any) -> None:
@@ -160,17 +197,30 @@ def test_a_file_of_others_with_the_name_of_the_manifest_is_kept(ready: Any) -> N
     assert Path("found/segment.json").read_text() == '{"mine": 1}'
 
 
-def test_after_a_kill_the_files_of_the_run_are_its_own(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+def test_after_a_kill_the_run_goes_on(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if the kill comes between the files of an image and the note that it is done."""
+    add, added = run_manifest.RunManifest.add, []
+
+    def add_and_stop(manifest: Any, name: str, *rest: Any) -> None:
+        if added:
+            raise KeyboardInterrupt
+        added.append(name)
+        add(manifest, name, *rest)
+        manifest.save()
 
     with monkeypatch.context() as inner:
-        inner.setattr(segment, "_report", killed)
-        inner.setattr(segment, "write_json", killed)
+        inner.setattr(run_manifest.RunManifest, "add", add_and_stop)
         with pytest.raises(KeyboardInterrupt):
             segment.main(SEGMENT)
-    assert Path("found/square.png").exists()
-    assert _run("--overwrite") == 0
+    assert sorted(path.name for path in Path("found").rglob("*.png")) == ["square.png", "tiny.png"]
+    first = Path("found/square.png").stat().st_mtime_ns
+    capsys.readouterr()
+    assert _run() == 0
+    assert "segment: 1 images are done already" in capsys.readouterr().out
+    assert Path("found/square.png").stat().st_mtime_ns == first
+    assert len(pd.read_csv("found/manifest.csv")) == 3
 
 
 def test_remarks_and_the_range_are_said(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,10 +232,19 @@ def test_remarks_and_the_range_are_said(ready: Any, capsys: pytest.CaptureFixtur
     assert "segment: 1 images have transparent pixels; they are laid over white (cut.png)" in said
 
 
-def test_a_folder_that_is_not_there_is_no_folder_without_permission(ready: Any) -> None:
-    assert ready.fault(segment.main, [*SEGMENT, "--images", "typo"]) == (
-        "typo: no such folder; pass a folder of images"
+def test_what_is_not_there_is_said(ready: Any) -> None:
+    ends = "; pass images, folders of images, or patterns such as 'photos/**/*.jpg'"
+    assert ready.fault(segment.main, ["photos", "typo", "photos/*.gif", *FLAGS]) == (
+        f"typo: no such file or folder{ends}\nphotos/*.gif: matches no file{ends}"
     )
+
+
+def test_flags_are_named_in_messages(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ready.fault(segment.main, [*SEGMENT, "--device", "cuda"]).startswith("--device: 'cuda' needs a")
+    for flags in (["--device", "gpu"], ["--format", "coco,yolo"]):
+        with pytest.raises(SystemExit):
+            segment.main([*SEGMENT, *flags])
+    assert "'yolo' is none of masks, coco, labelstudio, cvat" in capsys.readouterr().err
 
 
 def test_a_tall_narrow_image(ready: Any) -> None:
@@ -203,7 +262,7 @@ def test_what_is_no_picture_of_the_users_is_left_out(ready: Any, capsys: pytest.
     Path("photos/gone.png").symlink_to("nowhere")
     assert _run() == 0
     said = capsys.readouterr().out
-    assert "segment: wrote 3 images" in said
+    assert "label maps of 3 images" in said
     assert "left out 2: hidden, or made by the system (" in said
     assert "left out 1: label map among the images, by its name (square_mask.png)" in said
     assert "left out 1: link to nothing (gone.png)" in said
@@ -218,19 +277,131 @@ def test_an_overlay_that_is_too_wide_for_its_format_is_shrunk(ready: Any) -> Non
 
 @pytest.mark.parametrize("band", [1, 1000, 1 << 24])
 def test_bands_are_what_the_whole_image_is(ready: Any, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The argmax of upsampled scores, computed without holding clusters times pixels."""
-    monkeypatch.setattr(segment, "BAND_ELEMENTS", band)
+    """Argmax and softmax of upsampled scores, computed without holding clusters times pixels."""
+    monkeypatch.setattr(trained_model, "BAND_ELEMENTS", band)
+    picture = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    found = segment.load(".", device="cpu")(picture)
+    full = _scores(ready, picture, (32, 40))  # multiples of the stride of the context grid
+    assert (found.ids == full.argmax(1)[0].numpy()).mean() > 0.99
+    likely = torch.softmax(full / 0.1, dim=1).amax(1)[0].numpy()
+    np.testing.assert_allclose(found.confidence, likely, atol=1e-3)
+
+
+def _scores(ready: Any, picture: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """Cosine of each pixel to each centroid, at full size."""
     segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
     centroids = ready.tensors("pixel_centroids.safetensors")[0]["centroids"]
-    picture = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    found = segment.segment(segmenter, centroids, picture, 32, torch.device("cpu"))
-    image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
-    size = (32, 40)  # multiples of the stride of the context grid
+    image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
     small = F.interpolate(image, size, mode="bilinear", antialias=True)
     with torch.no_grad():
         scores = torch.einsum("ndhw,kd->nkhw", F.normalize(segmenter(small)), centroids)
-    full = F.interpolate(scores, picture.shape[:2], mode="bilinear", align_corners=False)
-    assert (found == full.argmax(1)[0].numpy()).mean() > 0.99
+    return F.interpolate(scores, picture.shape[:2], mode="bilinear", align_corners=False)
+
+
+def test_merged_clusters_are_one_id_and_their_confidence_is_summed(ready: Any) -> None:
+    Path("names.yaml").write_text(NAMES)
+    picture = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    found = segment.load(".", device="cpu", names=Path("names.yaml"))(picture)
+    full = _scores(ready, picture, (32, 40))
+    best = full.argmax(1)[0].numpy()
+    assert found.names == ("sky", "road", "sky")
+    assert (found.ids == np.array([0, 1, 0])[best]).mean() > 0.99
+    likely = torch.softmax(full / 0.1, dim=1)[0].numpy()
+    summed = np.where(found.ids == 0, likely[0] + likely[2], likely[1])
+    np.testing.assert_allclose(found.confidence, summed, atol=1e-3)
+
+
+def test_legend_and_table_have_names_colors_and_shares(ready: Any) -> None:
+    Path("names.yaml").write_text(NAMES)
+    assert _run("--names", "names.yaml", "--scores") == 0
+    rows = json.loads(Path("found/legend.json").read_text())["clusters"]
+    assert [(row["name"], row["merged_into"]) for row in rows] == [("sky", 0), ("road", 1), ("sky", 0)]
+    assert rows[1]["color"] == "#102030"
+    table = pd.read_csv("found/manifest.csv")
+    ids = np.asarray(Image.open("found/trip/wide.png"))
+    row = table.set_index("source").loc["trip/wide.jpg"]
+    assert list(table)[5:] == ["share of sky", "share of road"]
+    assert (row["mask"], row["width"], row["height"]) == ("trip/wide.png", 90, 50)
+    assert row["share of sky"] == pytest.approx((ids == 0).mean(), abs=1e-5)
+    gray = Image.open("found/trip/wide_confidence.png")
+    assert (gray.mode, gray.size) == ("L", (90, 50))
+    assert np.asarray(gray).mean() / 255 == pytest.approx(row["confidence"], abs=2e-3)
+
+
+def test_names_come_from_the_report_of_the_same_clusters(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ready.folder.parent / "metrics/report/legend.json"
+    legend = plain_legend(3, Names({1: "road"}))
+    assert _run() == 0
+    assert f"segment: names of clusters: numbers: there is no {path}" in capsys.readouterr().out
+    for clusters, said in (("other", f"numbers: {path} is of other clusters"), ("own", str(path))):
+        own = lineage(Path("pixel_centroids.safetensors"))
+        write_cluster_legend(path, legend, own if clusters == "own" else ("other",))
+        assert _run("--overwrite") == 0
+        assert f"segment: names of clusters: {said}\n" in capsys.readouterr().out
+    assert json.loads(Path("found/legend.json").read_text())["clusters"][1]["name"] == "road"
+    Path("names.yaml").write_text("clusters: 'other'\nnames: {0: sky}")
+    assert "names clusters other" in ready.fault(segment.main, [*SEGMENT, "--names", "names.yaml"])
+
+
+def test_refined_labels_are_the_marginals_of_the_crf(ready: Any) -> None:
+    """At the working size the tool does what stage `refine` does."""
+    assert _run("--refine", "--params", "params.yaml", "--scores") == 0
+    picture = np.asarray(Image.open("photos/square.png"))
+    unary = torch.softmax(_scores(ready, picture, (32, 32)) / 0.1, dim=1)[0].numpy()
+    settings = ready.read("refine").refine.model_dump(exclude={"backend", "temperature"})
+    marginals = mean_field(picture, unary, **settings)
+    ids = np.asarray(Image.open("found/square.png"))
+    assert (ids == marginals.argmax(0)).mean() > 0.99
+    assert ready.fault(segment.main, [*SEGMENT, "--refine", "--params", "typo.yaml"]) == (
+        "typo.yaml: not found; --refine takes its settings from there: pass --params FILE"
+    )
+
+
+def test_files_folders_and_patterns_keep_their_paths_below_the_common_folder(ready: Any) -> None:
+    for name in ("one/a.png", "two/a.png", "two/deep/b.png", "c.png"):
+        write_image(Path("more") / name, np.zeros((9, 9, 3), dtype=np.uint8))
+    segment.main(["more/one", "more/two/*.png", "more/two/deep/b.png", "more/one/a.png", *FLAGS])
+    sources = pd.read_csv("found/manifest.csv")["source"].tolist()
+    assert sources == ["one/a.png", "two/a.png", "two/deep/b.png"]
+    assert all(Path("found", name).exists() for name in sources)
+    assert ready.fault(segment.main, ["more/c.png", *FLAGS, "--out", "more"]).startswith("--out more: is the")
+
+
+def test_another_folder_never_replaces_label_maps_of_the_same_names(ready: Any) -> None:
+    for folder in ("one", "two"):
+        write_image(Path(folder, "a.png"), np.zeros((9, 9, 3), dtype=np.uint8))
+    segment.main(["one", *FLAGS])
+    assert "another folder of photographs" in ready.fault(segment.main, ["two", *FLAGS])
+
+
+def test_the_exif_orientation_is_applied_and_said(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save("photos/turned.jpg", exif=exif)
+    assert _run() == 0
+    assert Image.open("found/turned.png").size == (20, 30)
+    assert "segment: 1 images were turned as their EXIF orientation says" in capsys.readouterr().out
+
+
+def test_what_is_no_image_is_refused_in_python(ready: Any) -> None:
+    model = segment.load(".", device="cpu")
+    for picture in (
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ):
+        with pytest.raises(ValueError, match=r"expected RGB uint8 \[H, W, 3\], got"):
+            model(picture)
+
+
+def test_a_batch_is_what_its_images_are_one_by_one(ready: Any) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (40, 60, 3), dtype=np.uint8) for _ in range(3)]
+    model = segment.load(".", device="cpu")
+    for picture, found in zip(pictures, model.segment(pictures), strict=True):
+        assert (model(picture).ids == found.ids).mean() > 0.999
 
 
 def test_sixteen_bits_are_brought_to_eight_and_not_cut_off(ready: Any) -> None:
@@ -244,5 +415,5 @@ def test_sixteen_bits_are_brought_to_eight_and_not_cut_off(ready: Any) -> None:
 def test_of_two_images_of_one_name_one_is_left_out(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
     write_image(Path("photos/square.jpg"), np.zeros((8, 8, 3), dtype=np.uint8))
     assert _run() == 1
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "left out 1: same name as another image but for the suffix (square.png)" in said

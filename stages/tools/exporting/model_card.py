@@ -1,0 +1,170 @@
+"""The model card: what an exported model is, what it was trained on, how well it does, and how to use it.
+
+Sections as of Mitchell et al., "Model Cards for Model Reporting" (2019), as far as a run knows them.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.core.artefacts import read_metrics
+from stages.reporting.legend import css
+from stages.tools.segmenting.trained_model import PARAMS, TrainedModel
+
+USE = {
+    "onnx": """\
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("{file}")
+picture = np.asarray(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))
+ids, scores = session.run(["ids", "scores"], {{"images": picture[None]}})
+clusters = json.loads(session.get_modelmeta().custom_metadata_map["clusters"])
+for number in np.unique(ids):
+    print(clusters[number]["name"], f"{{(ids == number).mean():.1%}}")
+""",
+    "torch": """\
+import json
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+files = {{"about.json": ""}}
+model = torch.jit.load("{file}", _extra_files=files)
+picture = np.asarray(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))
+with torch.no_grad():
+    ids, scores = model(torch.from_numpy(picture.copy())[None])
+clusters = json.loads(json.loads(files["about.json"])["clusters"])
+for number in ids.unique():
+    print(clusters[number]["name"], f"{{(ids == number).float().mean():.1%}}")
+""",
+}
+SCORES = {
+    "raw": ("metrics/evaluate/raw.json", "raw"),
+    "raw + dense CRF": ("metrics/evaluate/refined.json", "refined"),
+    "baseline: k-means on color and position": ("metrics/evaluate/raw.json", "colour_position"),
+}
+FIGURES = ("accuracy", "miou", "effective_clusters", "image_share")
+
+
+def model_card(model: TrainedModel, project: Path, file: str, form: str, checked: str) -> str:
+    """Write the card.
+
+    Args:
+        model: the trained model.
+        project: folder with the metrics and settings of the run; what it lacks is said to be unknown.
+        file: name of the exported file.
+        form: onnx or torch.
+        checked: how the file was compared with the original.
+    """
+    return "\n".join(
+        [
+            f"# {file}",
+            "",
+            "Unsupervised semantic segmentation (FS^4, arXiv 2202.11981): the classes are clusters that the",
+            "training found in images without labels.",
+            "",
+            f"Model {model.fingerprint}. {checked}",
+            "",
+            "## Use",
+            "",
+            "Input `images`: RGB uint8 [N, H, W, 3], images of any size, one size in a call. Output `ids`:",
+            "uint8 [N, H, W]; of merged clusters the lowest id. Output `scores`: float32 [N, K, H, W], the",
+            "similarity of each pixel to each cluster, before merging: 4 K H W bytes for each image.",
+            f"Inside, images are resized so that the shorter side is {model.size_px} px, as in training.",
+            "",
+            "```python",
+            USE[form].format(file=file) + "```",
+            "",
+            "## Clusters",
+            "",
+            "| id | name | color | counts as |",
+            "| --- | --- | --- | --- |",
+            *_clusters(model),
+            "",
+            "## Training data",
+            "",
+            *_data(project),
+            "",
+            "## Scores",
+            "",
+            *_scores(project),
+            "",
+            "## Limits",
+            "",
+            *_limits(project),
+            "",
+            "## Settings",
+            "",
+            *_settings(project),
+            "",
+        ]
+    )
+
+
+def _clusters(model: TrainedModel) -> Iterator[str]:
+    legend = model.legend
+    for number, name in enumerate(legend.names):
+        shown = name.replace("|", "\\|")
+        yield f"| {number} | {shown} | {css(legend.colours[number])} | {int(legend.merged[number])} |"
+
+
+def _read(project: Path, path: str, name: str) -> Mapping[str, Any] | None:
+    """Figures of a metrics file; None if the run has none."""
+    return read_metrics(project / path).get(name) if (project / path).is_file() else None
+
+
+def _data(project: Path) -> Iterator[str]:
+    figures = _read(project, "metrics/prepare.json", "prepare")
+    if figures is None:
+        yield "Unknown: there is no metrics/prepare.json beside the model."
+        return
+    yield f"{figures['train_images']:,} training images and {figures['val_images']:,} validation images"
+    yield f"(manifest {str(figures['manifest_sha256'])[:12]}). No labels were used in training."
+    yield from (f"- {note}" for note in figures["notes"])
+
+
+def _scores(project: Path) -> Iterator[str]:
+    found = {
+        title: figures
+        for title, (path, name) in SCORES.items()
+        if (figures := _read(project, path, name)) is not None
+    }
+    if not found:
+        yield "Unknown: there are no metrics/evaluate/*.json beside the model."
+        return
+    columns = [one for one in FIGURES if any(one in figures for figures in found.values())]
+    yield "Of the run that lies beside the model, on its validation images:"
+    yield ""
+    yield "| | " + " | ".join(columns) + " |"
+    yield "| --- " * (len(columns) + 1) + "|"
+    for title, figures in found.items():
+        cells = [f"{figures[one]:.4g}" if one in figures else "-" for one in columns]
+        yield f"| {title} | " + " | ".join(cells) + " |"
+
+
+def _limits(project: Path) -> Iterator[str]:
+    yield "- A cluster is what looks alike to the network. It need not be one thing, nor all of a thing."
+    yield "- Every pixel gets a cluster, also in images unlike those of the training."
+    yield "- The exported file does without the dense CRF of the pipeline."
+    figures = _read(project, "metrics/prepare.json", "prepare")
+    yield from (f"- Data: {warning}" for warning in ([] if figures is None else figures["warnings"]))
+    trained = _read(project, "metrics/train.json", "train")
+    if trained is not None and trained["collapsed"]:
+        yield "- Training collapsed: few clusters hold most pixels."
+
+
+def _settings(project: Path) -> Iterator[str]:
+    path = project / PARAMS
+    if not path.is_file():
+        yield f"Unknown: there is no {PARAMS} beside the model."
+        return
+    yield f"`{PARAMS}` of the run that lies beside the model:"
+    yield ""
+    yield "```yaml"
+    yield path.read_text(encoding="utf-8").rstrip()
+    yield "```"

@@ -1,0 +1,87 @@
+"""Label maps as pre-annotations of other programs; each format is a module beside this one."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int64
+from PIL import Image
+
+from stages.reporting.legend import ClusterLegend, css
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label of the masks.
+
+    Attributes:
+        id: value in the masks; the lowest of merged clusters.
+        name: unique among the labels.
+        colour: CSS color.
+    """
+
+    id: int
+    name: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """An image with its label map on disk.
+
+    Attributes:
+        source: path of the photograph below the folder that all have in common, with slashes.
+        mask: the label map.
+        width: px.
+        height: px.
+        confidence: mean over the pixels, 0 to 1.
+    """
+
+    source: str
+    mask: Path
+    width: int
+    height: int
+    confidence: float
+
+    def masks(self, labels: Sequence[Label]) -> Iterator[tuple[Label, Bool[np.ndarray, "H W"]]]:
+        """Yield each label that occurs, with its pixels."""
+        with Image.open(self.mask) as image:
+            ids = np.asarray(image)
+        present = set(np.unique(ids).tolist())
+        yield from ((label, ids == label.id) for label in labels if label.id in present)
+
+
+Write = Callable[[Path, Sequence[Annotated], Sequence[Label], str], None]
+
+
+def unique_labels(legend: ClusterLegend) -> list[Label]:
+    """The labels that masks may have; labels of one name get the number of their cluster as well."""
+    ids = [int(one) for one in np.unique(legend.merged)]
+    names = [legend.names[one] for one in ids]
+    return [
+        Label(
+            one,
+            name if names.count(name) == 1 else f"{name} (cluster {one})",
+            css(legend.colours[one]),
+        )
+        for one, name in zip(ids, names, strict=True)
+    ]
+
+
+def runs(mask: Bool[np.ndarray, "H W"]) -> Int64[np.ndarray, " R"]:
+    """Lengths of the runs of equal pixels, row by row, the first of background and so perhaps 0."""
+    flat = mask.ravel()
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
+    lengths = np.diff(ends, prepend=0)
+    return np.insert(lengths, 0, 0) if flat[0] else lengths
+
+
+def write_list(path: Path, head: str, items: Iterator[Mapping[str, object]], tail: str) -> None:
+    """Write JSON objects one by one, so that memory does not grow with their number."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(head)
+        for number, item in enumerate(items):
+            file.write(("," if number else "") + "\n" + json.dumps(item, ensure_ascii=False))
+        file.write("\n" + tail)

@@ -1,0 +1,53 @@
+"""Files that `segment` writes for an image: label map, overlay, and map of confidence."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from stages.core.artefacts import atomic_path
+from stages.reporting.palette import colourise
+from stages.tools.segmenting.trained_model import BAND_ELEMENTS, Segmentation
+
+OVERLAY_SHARE = 0.5  # opacity of the colors over the image
+LONGEST_JPEG = 65_500  # px; JPEG stores sides in 16 bits, and libjpeg stops here
+
+
+def output_names(name: str, *, scores: bool) -> tuple[str, ...]:
+    """Names of the files that are written for an image, relative to the output folder; label map first."""
+    stem = name.removesuffix(Path(name).suffix)
+    return (f"{stem}.png", f"{stem}_overlay.jpg", *([f"{stem}_confidence.png"] if scores else []))
+
+
+def write_outputs(
+    out: Path,
+    names: tuple[str, ...],
+    picture: UInt8[np.ndarray, "H W 3"],
+    found: Segmentation,
+    colours: UInt8[np.ndarray, "K 3"],
+) -> None:
+    """Write the files of `output_names`; `picture` becomes the overlay."""
+    labels = Image.fromarray(found.ids, mode="P")
+    labels.putpalette(colours.flatten().tolist())
+    with atomic_path(out / names[0]) as temporary:
+        labels.save(temporary, format="PNG")
+    mixed = picture  # overwritten band by band: a large image is in memory once
+    band = max(1, BAND_ELEMENTS // (3 * picture.shape[1]))
+    for start in range(0, len(picture), band):
+        rows = slice(start, start + band)
+        drawn = colourise(found.ids[rows], colours)
+        mixed[rows] = (1 - OVERLAY_SHARE) * picture[rows] + OVERLAY_SHARE * drawn
+    overlay = Image.fromarray(mixed)
+    if max(overlay.size) > LONGEST_JPEG:
+        overlay.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
+    with atomic_path(out / names[1]) as temporary:
+        overlay.save(temporary, format="JPEG", quality=92)
+    for name in names[2:]:
+        with atomic_path(out / name) as temporary:
+            Image.fromarray(to_gray(found.confidence)).save(temporary, format="PNG")
+
+
+def to_gray(confidence: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """Gray levels: 255 is a confidence of 1."""
+    return np.rint(confidence * 255).astype(np.uint8)

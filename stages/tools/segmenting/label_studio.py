@@ -1,0 +1,75 @@
+"""Label Studio: tasks with predictions, and the labeling interface that they are for.
+
+https://labelstud.io/guide/predictions and https://labelstud.io/tags/brushlabels. A brush mask is RGBA,
+run-length encoded as by the package rle-pack of thi.ng/umbrella: 32 bits for the number of values, 5 for the
+bits of a value less 1, four times 4 for the bits of each size of run less 1; then, for each run, a bit of 1,
+2 for the size in use, the length less 1 in so many bits, and the value.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+import numpy as np
+from jaxtyping import Bool
+
+from stages.core.artefacts import atomic_path, write_text
+from stages.tools.segmenting.formats import Annotated, Label, runs, write_list
+
+FILE, INTERFACE = "label_studio.json", "label_studio.xml"
+URL = "/data/local-files/?d="  # Label Studio serves files of its own machine under this address
+CHANNELS = 4  # RGBA
+VALUE_BITS = 8
+LENGTH_BITS = (3, 4, 8, 16)
+
+
+def write_label_studio(out: Path, images: Sequence[Annotated], labels: Sequence[Label], model: str) -> None:
+    """Write label_studio.json and label_studio.xml; arguments as of `write_coco`."""
+    with atomic_path(out / FILE) as temporary:
+        write_list(temporary, "[", _tasks(images, labels, model), "]\n")
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Image", name="image", value="$image", zoom="true")
+    brush = ElementTree.SubElement(view, "BrushLabels", name="labels", toName="image")
+    for label in labels:
+        ElementTree.SubElement(brush, "Label", value=label.name, background=label.colour)
+    ElementTree.indent(view)
+    write_text(out / INTERFACE, ElementTree.tostring(view, encoding="unicode") + "\n")
+
+
+def _tasks(images: Sequence[Annotated], labels: Sequence[Label], model: str) -> Iterator[dict[str, Any]]:
+    for image in images:
+        regions = [
+            {
+                "id": hashlib.sha256(f"{image.source} {label.id}".encode()).hexdigest()[:10],
+                "from_name": "labels",
+                "to_name": "image",
+                "type": "brushlabels",
+                "original_width": image.width,
+                "original_height": image.height,
+                "image_rotation": 0,
+                "value": {"format": "rle", "rle": list(encode_brush(mask)), "brushlabels": [label.name]},
+            }
+            for label, mask in image.masks(labels)
+        ]
+        prediction = {"model_version": model, "score": image.confidence, "result": regions}
+        yield {"data": {"image": URL + quote(image.source)}, "predictions": [prediction]}
+
+
+def encode_brush(mask: Bool[np.ndarray, "H W"]) -> bytes:
+    """Encode a mask whose pixels are RGBA (255, 255, 255, 255) inside and 0 outside."""
+    header = f"{mask.size * CHANNELS:032b}{VALUE_BITS - 1:05b}"
+    parts = [header, *(f"{bits - 1:04b}" for bits in LENGTH_BITS)]
+    longest = 1 << LENGTH_BITS[-1]
+    for number, length in enumerate((runs(mask) * CHANNELS).tolist()):
+        value = "1" * VALUE_BITS if number % 2 else "0" * VALUE_BITS
+        while length:
+            part = min(length, longest)
+            size = next(index for index, bits in enumerate(LENGTH_BITS) if part <= 1 << bits)
+            parts.append(f"1{size:02b}{part - 1:0{LENGTH_BITS[size]}b}{value}")
+            length -= part
+    text = "".join(parts)
+    text += "0" * (-len(text) % 8)
+    return int(text, 2).to_bytes(len(text) // 8, "big")

@@ -1,0 +1,159 @@
+"""The photographs that `segment` is given: files, folders and patterns, as names below one folder."""
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stages.dataset.decode import decode_image
+from stages.dataset.listing import (
+    NO_PICTURE,
+    OTHER_FORMAT,
+    OTHER_PICTURES,
+    OWN_OUTPUT,
+    SAME_NAME,
+    SUFFIXES,
+    LeftOut,
+    Names,
+    list_images,
+    own_outputs,
+)
+from stages.dataset.source import Remark, read_raw
+from stages.settings.errors import UserError, raise_faults
+
+ORIENTATION = 0x0112  # EXIF tag; 1: as stored
+HELP = "pass images, folders of images, or patterns such as 'photos/**/*.jpg'"
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Images to segment.
+
+    Attributes:
+        root: deepest folder that has all of them; outputs have their paths below it.
+        names: paths relative to `root`, with slashes, sorted; no two differ only in their suffix.
+    """
+
+    root: Path
+    names: list[str]
+
+
+def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut) -> Photographs:
+    """List the images.
+
+    Args:
+        given: files, folders and patterns.
+        out: output folder.
+        left_out: takes everything that is not segmented, with its reason.
+
+    Raises:
+        UserError: something given is not there, there are no images, or `out` is not apart from a folder.
+    """
+    folders, files = _sort(given)
+    for folder in folders:
+        _check_apart(folder, out)
+    bases = [os.path.abspath(folder) for folder in folders] + [os.path.abspath(file.parent) for file in files]
+    root = Path(os.path.commonpath(bases))
+    if files and root.resolve() == out.resolve():
+        raise UserError(f"--out {out}: is the folder of the images; choose another, so that none is replaced")
+    found = set(_files(files, root, left_out))
+    for folder in folders:
+        inner = LeftOut()
+        below = os.path.relpath(os.path.abspath(folder), root)
+        prefix = "" if below == "." else f"{below}/"
+        found |= {prefix + name for name in list_images(folder, inner)}
+        for reason, some in inner.items():
+            total = left_out.setdefault(reason, Names())
+            total.count += some.count
+            total.examples += [prefix + name for name in some.examples]
+    names = _one_for_each_output(sorted(found), left_out)
+    if not names:
+        reasons = "".join(f"; left out {some.count:,}: {why} ({some})" for why, some in left_out.items())
+        raise UserError(f"{' '.join(given)}: has no images ({', '.join(SUFFIXES)}){reasons}; {HELP}")
+    return Photographs(root, names)
+
+
+def open_photograph(root: Path, name: str, bits: int) -> tuple[np.ndarray, Remark, bool]:
+    """Decode an image: RGB uint8 [H, W, 3] as displayed, remarks, and whether its EXIF orientation turned it.
+
+    Raises:
+        UserError: it cannot be read or decoded.
+    """
+    try:
+        content = read_raw(root, name)[1]
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})") from error
+    picture, remarks = decode_image(content, bits=bits)
+    return np.array(picture), remarks, _is_turned(content)
+
+
+def _is_turned(content: bytes) -> bool:
+    try:
+        with Image.open(BytesIO(content)) as image:
+            return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    except Exception:  # a damaged EXIF block, which the decoder ignores as well
+        return False
+
+
+def _sort(given: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The folders and the files that are given.
+
+    Raises:
+        UserError: something is not there; the error lists everything.
+    """
+    folders: list[Path] = []
+    files: list[Path] = []
+    faults = []
+    for one in given:
+        matches = [one] if os.path.lexists(one) else sorted(glob.glob(one, recursive=True))
+        if not matches:
+            what = "matches no file" if glob.has_magic(one) else "no such file or folder"
+            faults.append(f"{one}: {what}; {HELP}")
+        for match in map(Path, matches):
+            (folders if match.is_dir() else files).append(match)
+    raise_faults(faults)
+    return folders, files
+
+
+def _files(files: Iterable[Path], root: Path, left_out: LeftOut) -> list[str]:
+    """Names of the files that are images, by their suffix."""
+    names = []
+    for file in files:
+        name = Path(os.path.relpath(os.path.abspath(file), root)).as_posix()
+        suffix = file.suffix.lower()
+        if file.name in own_outputs(file.absolute().parent):
+            left_out.add(OWN_OUTPUT, name)
+        elif suffix not in SUFFIXES:
+            left_out.add(OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE, name)
+        else:
+            names.append(name)
+    return names
+
+
+def _one_for_each_output(names: Iterable[str], left_out: LeftOut) -> list[str]:
+    """The names without those that differ from another one only in their suffix."""
+    kept: dict[str, str] = {}
+    for name in names:
+        if kept.setdefault(os.path.splitext(name)[0], name) != name:
+            left_out.add(SAME_NAME, name)
+    return list(kept.values())
+
+
+def _check_apart(images: Path, out: Path) -> None:
+    """Refuse an output folder that is, holds, or lies in a folder of images.
+
+    Raises:
+        UserError: outputs could replace images, or be taken for images by the next run.
+    """
+    given, target = images.resolve(), out.resolve()
+    if given == target or given in target.parents or target in given.parents:
+        how = "is" if given == target else "lies in" if given in target.parents else "holds"
+        raise UserError(
+            f"--out {out}: {how} the folder of the images, {images}; choose a folder apart from it, so that "
+            "no image is replaced and no output is taken for an image"
+        )

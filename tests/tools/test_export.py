@@ -1,0 +1,205 @@
+"""`export` through its command line: files that other programs run, compared with the trained model."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stages.reporting.legend import plain_legend, write_cluster_legend
+from stages.reporting.names import Names, lineage
+from stages.segmenter.segmenter_file import load_segmenter
+from stages.tools import export, segment
+from tests.datasets import REPOSITORY, write_image
+
+SIZES = [(1, 32, 32), (2, 70, 90), (1, 37, 333), (1, 200, 9)]
+
+
+@pytest.fixture
+def ready(bench: Any) -> Any:
+    bench.write_segmenter()
+    bench.write_centroids()
+    return bench
+
+
+def _export(form: str, out: str, *more: str) -> None:
+    export.main(["--format", form, "--out", out, "--model", ".", "--images", "images/val", *more])
+
+
+def _predict(form: str, path: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if form == "onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        ids, scores = session.run(["ids", "scores"], {"images": images})
+        return np.asarray(ids), np.asarray(scores)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ids, scores = torch.jit.load(path)(torch.from_numpy(images))
+    return ids.numpy(), scores.numpy()
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train__context__similarity": "none"},
+        {
+            "train__context__color": "lab",
+            "train__context__norm": "softmax",
+            "train__context__combine": "log_sum",
+        },
+        {"backbone__stem_stride": 4, "train__feature_stride": 4, "train__context__stride": 8},
+        {"backbone__stem_stride": 1, "train__context__residual": "concat"},
+    ],
+    ids=["default", "no context", "lab", "strides", "stem 1"],
+)
+def test_the_exported_model_segments_images_of_any_size_as_the_original(
+    bench: Any, form: str, changes: dict[str, Any]
+) -> None:
+    bench.params(**changes)
+    bench.write_segmenter()
+    bench.write_centroids()
+    _export(form, "model.bin")
+    model = segment.load(".", device="cpu")
+    rng = np.random.default_rng(0)
+    for size in SIZES:
+        images = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        ids, scores = _predict(form, "model.bin", images)
+        assert (ids.dtype, ids.shape) == (np.uint8, size)
+        assert scores.shape == (size[0], 3, *size[1:])
+        for image, found in zip(images, ids, strict=True):
+            assert (model(image).ids == found).mean() > 0.999
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_scores_are_cosines_of_pixels_and_centroids(ready: Any, form: str) -> None:
+    _export(form, "model.bin")
+    segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
+    centroids = ready.tensors("pixel_centroids.safetensors")[0]["centroids"]
+    images = np.load("images/val/images.npy")[:2]
+    with torch.no_grad():
+        feature = F.normalize(segmenter(torch.from_numpy(images.copy()).permute(0, 3, 1, 2) / 255))
+        scores = torch.einsum("ndhw,kd->nkhw", feature, centroids)
+        scores = F.interpolate(scores, (32, 32), mode="bilinear")
+    np.testing.assert_allclose(_predict(form, "model.bin", images)[1], scores.numpy(), atol=1e-5)
+
+
+def test_names_are_in_the_file_and_merged_clusters_are_one_id(ready: Any) -> None:
+    Path("names.yaml").write_text("names: {0: sky, 2: sky}")
+    _export("onnx", "model.onnx", "--names", "names.yaml")
+    about = {one.key: one.value for one in onnx.load("model.onnx").metadata_props}
+    assert [row["name"] for row in json.loads(about["clusters"])] == ["sky", "cluster 1", "sky"]
+    ids, scores = _predict("onnx", "model.onnx", np.load("images/val/images.npy"))
+    np.testing.assert_array_equal(ids, np.array([0, 1, 0])[scores.argmax(1)])
+    assert 2 in scores.argmax(1)
+
+
+def test_a_file_that_differs_from_the_original_is_not_written(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    flags = ["--format", "onnx", "--out", "model.onnx", "--model", ".", "--images", "images/val"]
+    message = ready.fault(export.main, flags)
+    assert message.startswith(
+        "--out model.onnx: not written, because the scores of the exported model differ"
+    )
+    assert not Path("model.onnx").exists()
+    assert not Path("model.md").exists()
+
+
+def test_files_are_replaced_only_when_asked(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("model.md").write_text("mine")
+    flags = ["--format", "torch", "--out", "model.pt", "--model", "."]
+    assert ready.fault(export.main, flags) == (
+        "--out model.pt: model.md exists; pass --overwrite to replace it"
+    )
+    export.main([*flags, "--overwrite"])
+    assert "compared on 2 images of noise, because there is no" in capsys.readouterr().out
+    assert Path("model.md").read_text().startswith("# model.pt")
+
+
+def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
+    for name in ("prepare", "train"):
+        path = Path("metrics", f"{name}.json")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text((REPOSITORY / path).read_text())
+    Path("metrics/evaluate").mkdir()
+    raw = {"raw": {"accuracy": 0.25, "details": [{"miou": 0.125}]}}
+    Path("metrics/evaluate/raw.json").write_text(json.dumps(raw))
+    bench.write_segmenter()
+    bench.write_centroids()
+    Path("models").mkdir()
+    for name in ("segmenter", "pixel_centroids"):
+        Path(f"{name}.safetensors").rename(f"models/{name}.safetensors")
+    legend = plain_legend(3, Names({1: "road | street"}))
+    own = lineage(Path("models/pixel_centroids.safetensors"))
+    write_cluster_legend(Path("metrics/report/legend.json"), legend, own)
+    export.main(["--format", "torch", "--out", "model.pt", "--images", "images/val"])
+    card = Path("model.md").read_text()
+    assert "1,280 training images and 160 validation images" in card
+    assert "| raw | 0.25 | 0.125 |" in card
+    assert "| 1 | road \\| street |" in card
+    assert Path("params.yaml").read_text().strip() in card
+    assert "Compared on 4 images of images/val: largest difference of a score" in card
+
+
+def test_a_vit_is_refused_with_the_way_around(bench: Any) -> None:
+    bench.params(backbone__arch="vit_small", backbone__width=2)
+    bench.write_segmenter()
+    bench.write_centroids()
+    message = bench.fault(export.main, ["--format", "onnx", "--out", "model.onnx", "--model", "."])
+    assert message.startswith(".: has a ViT as its backbone, and only ResNets can be exported so far")
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_the_lines_of_the_card_run_without_this_project(ready: Any, form: str) -> None:
+    _export(form, "model.bin")
+    write_image(Path("photo.jpg"), np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    lines = re.findall(r"```python\n(.*?)```", Path("model.md").read_text(), re.DOTALL)[0]
+    _run_alone(lines)
+
+
+def test_the_lines_of_the_documentation_run_without_this_project(ready: Any) -> None:
+    _export("onnx", "model.onnx")
+    write_image(Path("photo.jpg"), np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    page = (REPOSITORY / "docs/masks.md").read_text(encoding="utf-8")
+    (lines,) = (one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "onnxruntime" in one)
+    assert len(lines.strip().splitlines()) <= 12
+    _run_alone(lines)
+
+
+def _run_alone(lines: str) -> None:
+    """Run lines in a folder, in which no module of this project can be imported."""
+    guard = "import sys\nsys.modules['stages'] = None\n"
+    ended = subprocess.run([sys.executable, "-c", guard + lines], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    shares = re.findall(r"cluster \d (\d+\.\d)%", ended.stdout)
+    assert sum(map(float, shares)) == pytest.approx(100, abs=0.2)
+
+
+def test_the_lines_of_the_documentation_on_python_run(ready: Any) -> None:
+    write_image(Path("photo.jpg"), np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    page = (REPOSITORY / "docs/masks.md").read_text(encoding="utf-8")
+    (lines,) = (one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import load" in one)
+    found: dict[str, Any] = {}
+    exec(lines.replace('"models"', '"."'), found)
+    assert found["found"].ids.shape == found["found"].confidence.shape == (40, 60)
+
+
+def test_what_an_installation_needs_has_its_version_in_requirements() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("#")[0].strip() for line in lines} - {""}
+    names = {line.partition("==")[0] for line in pinned}
+    assert set(project["dependencies"]) <= names
+    assert set(project["optional-dependencies"]["export"]) <= pinned

@@ -1,0 +1,163 @@
+"""Label maps in the formats of other programs, read back by their own libraries or by their specification."""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from stages.tools import segment
+from stages.tools.segmenting.label_studio import encode_brush
+from tests.datasets import write_image
+
+NAMES = "names: {0: sky & sea, 2: sky & sea}"
+FLAGS = ["--out", "found", "--device", "cpu", "--model", ".", "--names", "names.yaml"]
+SOURCES = ["one/wide.jpg", "two words/tall.png"]
+
+
+@pytest.fixture
+def ready(bench: Any) -> Any:
+    bench.write_segmenter()
+    bench.write_centroids()
+    Path("names.yaml").write_text(NAMES)
+    rng = np.random.default_rng(0)
+    for name, height, width in ((SOURCES[0], 50, 90), (SOURCES[1], 41, 33)):
+        write_image(Path("photos") / name, rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return bench
+
+
+def _ids(source: str) -> np.ndarray:
+    return np.asarray(Image.open(Path("found", source).with_suffix(".png")))
+
+
+def test_coco_is_read_back_by_pycocotools(ready: Any) -> None:
+    segment.main(["photos", "--format", "coco", *FLAGS])
+    found = COCO("found/coco.json")
+    assert [found.cats[one]["name"] for one in found.getCatIds()] == ["sky & sea", "cluster 1"]
+    assert [one["file_name"] for one in found.loadImgs(found.getImgIds())] == SOURCES
+    for image in found.loadImgs(found.getImgIds()):
+        ids = _ids(image["file_name"])
+        assert ids.shape == (image["height"], image["width"])
+        again = np.full(ids.shape, 255)
+        for annotation in found.loadAnns(found.getAnnIds(imgIds=image["id"])):
+            inside = found.annToMask(annotation).astype(bool)
+            assert annotation["area"] == inside.sum()
+            rows, columns = np.nonzero(inside)
+            left, top, width, height = annotation["bbox"]
+            assert (left, top) == (columns.min(), rows.min())
+            assert (left + width - 1, top + height - 1) == (columns.max(), rows.max())
+            again[inside] = annotation["category_id"] - 1
+        np.testing.assert_array_equal(again, ids)
+    found.showAnns([])
+    assert coco_mask.area(found.annToRLE(found.anns[1])) == found.anns[1]["area"]
+
+
+def _decode_brush(code: bytes) -> np.ndarray:
+    """By the JavaScript of thi.ng's rle-pack that Label Studio's converter quotes."""
+    bits, place = "".join(f"{byte:08b}" for byte in code), 0
+
+    def read(count: int) -> int:
+        nonlocal place
+        place += count
+        return int(bits[place - count : place], 2)
+
+    total, word = read(32), read(5) + 1
+    sizes = [read(4) + 1 for _ in range(4)]
+    out: list[int] = []
+    while len(out) < total:
+        is_run = read(1)
+        length = read(sizes[read(2)]) + 1
+        out += [read(word)] * length if is_run else [read(word) for _ in range(length)]
+    return np.array(out, np.uint8)
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
+def test_a_brush_mask_is_decoded_by_the_specification(mask: np.ndarray) -> None:
+    found = _decode_brush(encode_brush(mask)).reshape(*mask.shape, 4)
+    np.testing.assert_array_equal(found, np.repeat(mask[..., None], 4, axis=2) * 255)
+
+
+def test_a_long_run_of_a_brush_mask_is_cut_into_parts() -> None:
+    mask = np.ones((300, 301), bool)
+    assert _decode_brush(encode_brush(mask)).tolist() == [255] * mask.size * 4
+
+
+def test_label_studio_gets_predictions_and_its_interface(ready: Any) -> None:
+    segment.main(["photos", "--format", "labelstudio", *FLAGS])
+    tasks = json.loads(Path("found/label_studio.json").read_text())
+    view = ElementTree.parse("found/label_studio.xml").getroot()
+    (brush,) = view.iter("BrushLabels")
+    (shown,) = view.iter("Image")
+    labels = [label.get("value") for label in brush]
+    assert labels == ["sky & sea", "cluster 1"]
+    rows = pd.read_csv("found/manifest.csv")
+    assert len(tasks) == 2
+    for task, source, confidence in zip(tasks, SOURCES, rows["confidence"], strict=True):
+        address = "/data/local-files/?d=" + source.replace(" ", "%20")
+        assert task["data"] == {(shown.get("value") or "").removeprefix("$"): address}
+        (prediction,) = task["predictions"]
+        assert prediction["score"] == pytest.approx(confidence, abs=1e-5)
+        ids = _ids(source)
+        again = np.full(ids.shape, 255)
+        for region in prediction["result"]:
+            assert (region["from_name"], region["to_name"]) == (brush.get("name"), shown.get("name"))
+            assert region["type"] == "brushlabels"
+            assert (region["original_height"], region["original_width"]) == ids.shape
+            value = region["value"]
+            assert value["format"] == "rle"
+            mask = _decode_brush(bytes(value["rle"])).reshape(*ids.shape, 4)[..., 3] == 255
+            again[mask] = {"sky & sea": 0, "cluster 1": 1}[value["brushlabels"][0]]
+        np.testing.assert_array_equal(again, ids)
+        assert len({region["id"] for region in prediction["result"]}) == len(prediction["result"])
+
+
+def test_cvat_gets_masks_by_its_specification(ready: Any) -> None:
+    segment.main(["photos", "--format", "cvat", *FLAGS])
+    root = ElementTree.parse("found/cvat.xml").getroot()
+    assert (root.tag, root.findtext("version")) == ("annotations", "1.1")
+    names = [label.findtext("name") for label in root.findall("meta/task/labels/label")]
+    given = json.loads(Path("found/cvat_labels.json").read_text())
+    assert names == [label["name"] for label in given] == ["sky & sea", "cluster 1"]
+    images = root.findall("image")
+    assert [image.get("name") for image in images] == SOURCES
+    for image in images:
+        ids = _ids(str(image.get("name")))
+        assert [image.get("height"), image.get("width")] == [str(side) for side in ids.shape]
+        again = np.full(ids.shape, 255)
+        for element in image.findall("mask"):
+            left, top, width, height = (
+                int(element.attrib[key]) for key in ("left", "top", "width", "height")
+            )
+            pixels: list[bool] = []
+            for number, length in enumerate(element.attrib["rle"].split(",")):
+                pixels += [number % 2 == 1] * int(length)
+            box = np.array(pixels).reshape(height, width)
+            assert box.any(0).all() or box.any(1).any()
+            again[top : top + height, left : left + width][box] = names.index(element.attrib["label"])
+        np.testing.assert_array_equal(again, ids)
+
+
+def test_several_formats_at_once_and_later_without_a_new_segmentation(ready: Any) -> None:
+    segment.main(["photos", *FLAGS])
+    before = Path("found/one/wide.png").stat().st_mtime_ns
+    segment.main(["photos", "--format", "coco,cvat", "--format", "masks", *FLAGS])
+    assert {"coco.json", "cvat.xml"} <= {path.name for path in Path("found").iterdir()}
+    assert Path("found/one/wide.png").stat().st_mtime_ns == before
+
+
+def test_without_pycocotools_the_message_says_what_to_install(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
+    message = ready.fault(segment.main, ["photos", "--format", "coco", *FLAGS])
+    assert message.startswith("--format coco: needs pycocotools; install it with pip install")
+    assert not Path("found").exists()
