@@ -43,8 +43,11 @@ bench: env ## measure the speed of the long stages (COMPILE=1: compiled too)
 preset: env ## write params.yaml: NAME=folder DATA=path/to/data [BASE=picie] [FORCE=1]
 	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(BASE),--base $(BASE)) $(if $(FORCE),--force)
 
+names: env ## write a first names.yaml, from matched classes if there are labels (FORCE=1: replace names)
+	python -m stages.tools.name_clusters $(if $(FORCE),--force)
+
 table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
 	python -m stages.tools.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-.PHONY: help env repro test test-cuda check bench doctor torture preset table
+.PHONY: help env repro test test-cuda check bench doctor torture preset names table
 .DEFAULT_GOAL := help
