@@ -18,7 +18,7 @@ GREY = (118, 122, 128, 255)  # readable on light and dark backgrounds
 GAP_PX = 6
 NAME_PX = 92
 FONT_PX = 15
-PHOTO_QUALITY = 85  # of WebP: no artefacts to be seen in small pictures that a browser enlarges
+PHOTO_QUALITY = 80  # of WebP: no artefacts to be seen when a browser enlarges a small picture
 
 
 @dataclass(frozen=True)
