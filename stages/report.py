@@ -30,7 +30,7 @@ from stages.reporting.palette import colourise
 from stages.reporting.pictures import Pictures, Row, draw_exemplars, exemplars, panel, save
 from stages.reporting.regions import draw_regions, purest_regions
 from stages.reporting.verdict import Evidence, verdict
-from stages.reporting.wall import Split, draw_wall
+from stages.reporting.wall import Split, draw_wall, spread
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.watch import Watch
@@ -113,7 +113,7 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
 def _drawn(inputs: Inputs, params: SimpleNamespace, legend: Legend, pictures: Pictures) -> dict[str, Any]:
     """What the page shows in pictures and colors."""
     val, report = inputs.val, params.report
-    shown = _spread(len(val.images), report.num_images)
+    shown = spread(len(val.images), report.num_images)
     wall = list(track(draw_wall(val, shown, legend, pictures), "report", unit="image", total=len(shown)))
     found = purest_regions(val.scores, legend.merged, report.regions_per_cluster)
     regions = {
@@ -147,14 +147,9 @@ def _drawn(inputs: Inputs, params: SimpleNamespace, legend: Legend, pictures: Pi
     }
 
 
-def _spread(count: int, most: int) -> np.ndarray:
-    """Up to `most` indices, evenly spaced over `count` images."""
-    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
-
-
 def _draw_panels(folder: Path, val: Split, legend: Legend) -> None:
     """Draw panels.png for a README."""
-    shown = _spread(len(val.images), PANEL_SPREAD)[:PANEL_COLUMNS]
+    shown = spread(len(val.images), PANEL_SPREAD)[:PANEL_COLUMNS]
     predicted = cluster_maps(val.scores[shown], val.images.shape[1])
     rows = [
         Row("image", val.images[shown], is_labels=False),

@@ -96,14 +96,18 @@ ROWS = {
 
 def render(**content: Any) -> str:
     """Render the page as HTML; styles and script are in it, and it links only to pictures in its folder."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+    return environment().get_template("page.html").render(**content)
+
+
+def environment(*folders: Path) -> Environment:
+    """Templates of this room, and of `folders`; what they are given is escaped."""
+    return Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(**content)
 
 
 def score_table(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:

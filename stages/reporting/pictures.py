@@ -28,10 +28,12 @@ class Pictures:
     Attributes:
         folder: folder of the page.
         is_inline: write no files; the page itself holds the pictures.
+        prefix: of the names of the files.
     """
 
     folder: Path
-    is_inline: bool
+    is_inline: bool = False
+    prefix: str = ""
 
     def photo(self, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> str:
         """Store a photograph as WebP; returns what `src` of an image is to be."""
@@ -54,8 +56,8 @@ class Pictures:
         if self.is_inline:
             kind = Path(name).suffix.removeprefix(".")
             return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-        (self.folder / name).write_bytes(content)
-        return name
+        (self.folder / f"{self.prefix}{name}").write_bytes(content)
+        return f"{self.prefix}{name}"
 
 
 class Row(NamedTuple):

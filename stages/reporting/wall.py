@@ -66,6 +66,11 @@ class Split:
     refined: UInt8[np.ndarray, "M S S"]
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """Up to `most` indices, evenly spaced over `count` images."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
 def draw_wall(split: Split, shown: np.ndarray, legend: Legend, pictures: Pictures) -> Iterator[Shot]:
     """Store the pictures of the images with the indices `shown`, one image in memory at a time."""
     class_names = split.truth.class_names
