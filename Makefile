@@ -46,11 +46,14 @@ preset: env ## write params.yaml: NAME=folder DATA=path/to/data [BASE=picie] [FO
 pin: env ## accept the images as they are now, after photographs were added [WARM=1: start from the last models]
 	python -m stages.tools.pin $(if $(WARM),--warm)
 
+names: env ## write a first names.yaml, from matched classes if there are labels (FORCE=1: replace names)
+	python -m stages.tools.name_clusters $(if $(FORCE),--force)
+
 table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
 	python -m stages.tools.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 parameters: env ## write docs/parameters.md anew, after a change of a setting or its comment
 	python -m stages.tools.parameters
 
-.PHONY: help env repro test test-cuda check bench doctor torture preset table parameters pin
+.PHONY: help env repro test test-cuda check bench doctor torture preset table parameters pin names
 .DEFAULT_GOAL := help

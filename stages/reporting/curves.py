@@ -1,36 +1,38 @@
-"""Training curves: one small panel for each column of a training history."""
+"""Training curves: one small panel for each column of a training history, drawn as SVG by the page."""
 
-import math
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from stages.settings.errors import UserError
 
 X_COLUMN = "epoch"
-COLUMNS = 4
-PANEL_INCHES = (2.7, 1.9)
-DPI = 110
-LINE, TEXT, GRID = "#2f7ebc", "#767a80", "#767a8040"  # readable on light and dark backgrounds
+WIDTH, HEIGHT = 240, 90  # of a panel, in its own units
 
 
-def draw_histories(histories: Mapping[str, pd.DataFrame], folder: Path) -> dict[str, str | None]:
-    """Draw <name>.png for each history; map each name to its file, or to None without trained epochs."""
-    return {
-        name: f"{name}.png" if draw_curves(history, folder / f"{name}.png") else None
-        for name, history in histories.items()
-    }
+@dataclass(frozen=True)
+class Curve:
+    """One panel.
+
+    Attributes:
+        name: what is drawn.
+        points: the line in SVG coordinates, "x,y x,y"; a lone epoch is a short level line.
+        low, high, last: of the values, formatted.
+        first_epoch, last_epoch: range of the axis.
+    """
+
+    name: str
+    points: str
+    low: str
+    high: str
+    last: str
+    first_epoch: str
+    last_epoch: str
 
 
-def draw_curves(history: pd.DataFrame, path: Path) -> bool:
-    """Plot every numeric column against the epoch.
-
-    Returns:
-        False if there is nothing to plot: without trained epochs the history has no rows.
+def curves(history: pd.DataFrame) -> list[Curve]:
+    """Make a panel of every numeric column against the epoch; none if no epoch was trained.
 
     Raises:
         UserError: the history has no column `epoch`.
@@ -39,27 +41,22 @@ def draw_curves(history: pd.DataFrame, path: Path) -> bool:
         raise UserError(f"history: has columns {', '.join(history.columns)}, but no column {X_COLUMN!r}")
     values = history.apply(pd.to_numeric, errors="coerce").dropna(axis=1, how="all")
     names = [name for name in values.columns if name != X_COLUMN]
-    if values.empty or not names:
-        return False
-    rows = math.ceil(len(names) / COLUMNS)
-    figure = Figure(
-        figsize=(COLUMNS * PANEL_INCHES[0], rows * PANEL_INCHES[1]), dpi=DPI, layout="constrained"
+    return [_curve(str(name), values[X_COLUMN], values[name]) for name in names if not values.empty]
+
+
+def _curve(name: str, epochs: pd.Series, values: pd.Series) -> Curve:
+    """Gaps in a column are left out of its line."""
+    known = values.notna()
+    x, y = epochs[known].to_numpy(float), values[known].to_numpy(float)
+    low, high = float(y.min()), float(y.max())
+    across = WIDTH * (x - epochs.min()) / max(float(epochs.max() - epochs.min()), 1)
+    down = HEIGHT * (high - y) / (high - low) if high > low else np.full(len(y), HEIGHT / 2)
+    places = [f"{right:.1f},{below:.1f}" for right, below in zip(across, down, strict=True)]
+    if len(places) == 1:
+        places.append(f"{across[0] + WIDTH / 20:.1f},{down[0]:.1f}")
+    return Curve(
+        name.replace("_", " "),
+        " ".join(places),
+        *(f"{value:.4g}" for value in (low, high, float(y[-1]))),
+        *(f"{epoch:g}" for epoch in (epochs.min(), epochs.max())),
     )
-    for place, name in enumerate(names, start=1):
-        _draw(figure.add_subplot(rows, COLUMNS, place), values[X_COLUMN], values[name], str(name))
-    figure.savefig(path, transparent=True, metadata={"Software": None})
-    return True
-
-
-def _draw(axes: Axes, epochs: pd.Series, values: pd.Series, name: str) -> None:
-    """Draw one panel, titled with the name and the last value."""
-    axes.plot(epochs, values, color=LINE, linewidth=1.8, marker="o", markersize=2.5)
-    axes.set_title(name.replace("_", " "), loc="left", fontsize=9, color=TEXT, parse_math=False)
-    axes.set_title(f"{values.iloc[-1]:.4g}", loc="right", fontsize=9, color=LINE)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.tick_params(colors=TEXT, labelsize=7.5, length=0)
-    axes.grid(color=GRID, linewidth=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(GRID)

@@ -1,14 +1,17 @@
 """The HTML page: a template filled with results; all names are HTML-escaped."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float16, UInt8
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel
 
 from stages.postprocessing.score_maps import chunks, cluster_maps
 from stages.reporting.legend import Legend, css
@@ -86,21 +89,25 @@ COLUMNS = (
 ROWS = {
     "raw": "prediction",
     "refined": "prediction + CRF",
-    "colour_position": "k-means on colour and position",
+    "colour_position": "k-means on color and position",
     "truth": "truth",
 }
 
 
 def render(**content: Any) -> str:
-    """Render the page as HTML; it links only to the images in its own folder."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+    """Render the page as HTML; styles and script are in it, and it links only to pictures in its folder."""
+    return environment().get_template("page.html").render(**content)
+
+
+def environment(*folders: Path) -> Environment:
+    """Templates of this room, and of `folders`; what they are given is escaped."""
+    return Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(**content)
 
 
 def score_table(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
@@ -144,12 +151,16 @@ def reading_table(readings: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 def class_bars(legend: Legend, per_class: pd.DataFrame) -> list[dict[str, Any]]:
     """List the classes by decreasing IoU; classes without IoU come last."""
-    table = per_class.assign(colour=[css(colour) for colour in legend.class_colours])
+    table = per_class.assign(
+        colour=[css(colour) for colour in legend.class_colours],
+        key=[f"c{class_id}" for class_id in range(len(legend.class_names))],
+    )
     for column in ("iou", "accuracy"):
         table[column] = pd.to_numeric(table[column], errors="coerce")
     table = table.sort_values("iou", ascending=False, kind="stable", na_position="last")
     return [
         {
+            "key": row["key"],
             "name": str(row["class"]),
             "colour": row["colour"],
             "iou": _percent(row["iou"]),
@@ -159,23 +170,20 @@ def class_bars(legend: Legend, per_class: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def share_bars(
-    legend: Legend, raw: Float[np.ndarray, " K"], refined: Float[np.ndarray, " K"]
-) -> list[dict[str, Any]]:
-    """List the clusters by decreasing pixel fraction; bar widths are scaled so that the longest is 100 %."""
-    scale = 1 / max(float(np.maximum(raw, refined).max()), 1e-9)
-    return [
-        {
-            "cluster": int(cluster),
-            "name": legend.cluster_name(int(cluster)),
-            "colour": css(legend.cluster_colours[cluster]),
-            "raw": _percent(raw[cluster]),
-            "refined": _percent(refined[cluster]),
-            "raw_width": _percent(raw[cluster] * scale),
-            "refined_width": _percent(refined[cluster] * scale),
-        }
-        for cluster in np.argsort(-raw, kind="stable")
-    ]
+def settings_rows(params: SimpleNamespace) -> list[tuple[str, str]]:
+    """List all settings as (dotted key, value in YAML)."""
+    rows: list[tuple[str, str]] = []
+
+    def add(key: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                add(f"{key}.{name}", item)
+        else:
+            rows.append((key, json.dumps(value, ensure_ascii=False)))
+
+    for key, value in vars(params).items():
+        add(key, value.model_dump() if isinstance(value, BaseModel) else value)
+    return rows
 
 
 def _shown(row: Mapping[str, float | None], key: str, _: str, kind: str) -> str:

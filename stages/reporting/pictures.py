@@ -1,5 +1,7 @@
-"""Images composed of tiles, with a transparent background for light and dark pages."""
+"""Pictures of the page: compact files, or data URIs if the page is to be a single file."""
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,53 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from stages.dataset.truth import IGNORED
+from stages.reporting.palette import IGNORED_COLOUR
+
 GREY = (118, 122, 128, 255)  # readable on light and dark backgrounds
 GAP_PX = 6
 NAME_PX = 92
 FONT_PX = 15
-Tile = UInt8[np.ndarray, "h w 3"]
+PHOTO_QUALITY = 80  # of WebP: no artefacts to be seen when a browser enlarges a small picture
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where the pictures of a page go.
+
+    Attributes:
+        folder: folder of the page.
+        is_inline: write no files; the page itself holds the pictures.
+        prefix: of the names of the files.
+    """
+
+    folder: Path
+    is_inline: bool = False
+    prefix: str = ""
+
+    def photo(self, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> str:
+        """Store a photograph as WebP; returns what `src` of an image is to be."""
+        content = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(
+            content, format="WEBP", quality=PHOTO_QUALITY, method=6
+        )
+        return self._source(f"{name}.webp", content.getvalue())
+
+    def labels(self, name: str, labels: UInt8[np.ndarray, "h w"], colours: UInt8[np.ndarray, "n 3"]) -> str:
+        """Store a label map as a palette PNG, ignored pixels in gray; returns `src`."""
+        places = np.where(labels == IGNORED, len(colours), labels).astype(np.uint8)
+        picture = Image.fromarray(places, mode="P")
+        picture.putpalette([*colours.flatten().tolist(), *IGNORED_COLOUR])
+        content = io.BytesIO()
+        picture.save(content, format="PNG", optimize=True)
+        return self._source(f"{name}.png", content.getvalue())
+
+    def _source(self, name: str, content: bytes) -> str:
+        if self.is_inline:
+            kind = Path(name).suffix.removeprefix(".")
+            return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        (self.folder / f"{self.prefix}{name}").write_bytes(content)
+        return f"{self.prefix}{name}"
 
 
 class Row(NamedTuple):
@@ -49,27 +93,17 @@ def panel(rows: Sequence[Row], *, tile_px: int, columns: int) -> Image.Image:
     return picture
 
 
-def strip(tiles: Sequence[Tile], *, tile_px: int, columns: int) -> Image.Image:
-    """Arrange photographs side by side, with space for `columns` tiles."""
-    pitch = tile_px + GAP_PX
-    picture = Image.new("RGBA", (columns * pitch - GAP_PX, tile_px))
-    for column, tile in enumerate(tiles):
-        picture.paste(_resized(tile, tile_px, is_labels=False), (column * pitch, 0))
-    return picture
-
-
 def save(picture: Image.Image, path: Path) -> None:
     """Write a PNG without metadata."""
     picture.save(path, optimize=True)
 
 
-def _resized(tile: Tile, side_px: int, *, is_labels: bool) -> Image.Image:
+def _resized(tile: UInt8[np.ndarray, "h w 3"], side_px: int, *, is_labels: bool) -> Image.Image:
     filter_ = Image.Resampling.NEAREST if is_labels else Image.Resampling.BICUBIC
     return Image.fromarray(np.ascontiguousarray(tile)).resize((side_px, side_px), filter_)
 
 
 NOT_KEPT = -1
-VIEW_PX = 96
 
 
 @dataclass(frozen=True)
@@ -79,11 +113,6 @@ class Exemplars:
     pseudo_label: int
     num_kept: int
     views: tuple[tuple[int, int], ...]
-
-    @property
-    def file(self) -> str:
-        """File name of the image."""
-        return f"views_{self.pseudo_label:04d}.png"
 
 
 def exemplars(
@@ -111,8 +140,8 @@ def exemplars(
     return found
 
 
-def crop(image: UInt8[np.ndarray, "T T 3"], box: Float[np.ndarray, " 4"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Crop an image to a box (top, left, height, width) in fractions of its side."""
+def crop(image: UInt8[np.ndarray, "T T *c"], box: Float[np.ndarray, " 4"]) -> UInt8[np.ndarray, "h w *c"]:
+    """Crop an image or a label map to a box (top, left, height, width) in fractions of its side."""
     side = len(image)
     top, left = (round(float(start) * side) for start in box[:2])
     height, width = (max(1, round(float(length) * side)) for length in box[2:])
@@ -123,11 +152,13 @@ def draw_exemplars(
     found: Sequence[Exemplars],
     images: UInt8[np.ndarray, "N T T 3"],
     boxes: Float[np.ndarray, "V 4"],
-    folder: Path,
-    *,
-    columns: int,
-) -> None:
-    """Draw one strip of views per pseudo-label, with space for `columns` views."""
-    for row in found:
-        tiles = [crop(images[image], boxes[view]) for image, view in row.views]
-        save(strip(tiles, tile_px=VIEW_PX, columns=columns), folder / row.file)
+    pictures: Pictures,
+) -> list[list[str]]:
+    """Store the views of each pseudo-label; returns their `src`."""
+    return [
+        [
+            pictures.photo(f"view_{row.pseudo_label:04d}_{place}", crop(images[image], boxes[view]))
+            for place, (image, view) in enumerate(row.views)
+        ]
+        for row in found
+    ]

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stages.settings.schema_pretrain import Pretrain
+from stages.settings.schema_report import Report
 from stages.settings.schema_train import Cluster, Train
 from stages.settings.section import (
     Backbone,
@@ -160,14 +161,6 @@ class Evaluate(Section):
     baseline_grid: Count
     baseline_iterations: Count
     baseline_restarts: Count
-
-
-class Report(Section):
-    """The HTML report."""
-
-    num_images: Count
-    num_clusters: Count
-    views_per_cluster: Count
 
 
 class Runtime(Section):

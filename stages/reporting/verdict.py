@@ -1,0 +1,229 @@
+"""The verdict: what is good and what is wrong in a run, in plain words, each with what to change (ours)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from stages.settings.schema import WeakLabels
+
+# A lead over k-means on color and position below these may be chance: about twice the spread (standard
+# deviation) between seeds in README's tables.
+LEAD = {"accuracy": 0.05, "miou": 0.02}
+# Where clusters followed images this much more than the truth does, scores fell: CamVid in README, from a
+# guidance weight of 0.3.
+IMAGE_SHARE_ABOVE_TRUTH = 0.2
+# Without truth: more than any truth in README has (58 %).
+IMAGE_SHARE_HIGH = 0.65
+# The smallest data sets of README have 468 images; below, pretraining sees too little variety.
+FEW_TRAIN_IMAGES = 400
+# A single image is then more than 2 % of the score.
+FEW_VAL_IMAGES = 50
+# IoU below which a class counts as not found: about what two unrelated tenths of the pixels have.
+LOST_BELOW = 0.05
+# Points of accuracy that the CRF may cost before it counts as harmful.
+CRF_COST = 0.01
+
+LONGER = "pretrain longer (pretrain.epochs), start from a published model (pretrain.init), or add photographs"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is good, wrong, or to be known.
+
+    Attributes:
+        kind: how it is meant.
+        text: what was found, a sentence.
+        remedy: what to change, a sentence; empty if nothing is.
+    """
+
+    kind: Literal["good", "wrong", "note"]
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is based on.
+
+    Attributes:
+        metrics: figures of `raw`, `refined`, `colour_position` and `truth` from `evaluate`.
+        per_class: scores of each class; empty without truth.
+        label: figures of `label`.
+        data: summary of `prepare`.
+        num_clusters: K of the pixel clusters.
+        global_k: number of pseudo-labels.
+        guidance: train.image_loss.weight.
+        weak: limits of the figures of `label`.
+        collapse_below: train.clustering.collapse_below.
+        unused_names: why names.yaml is not used; empty if it is.
+    """
+
+    metrics: Mapping[str, Mapping[str, float | None]]
+    per_class: pd.DataFrame
+    label: Mapping[str, Any]
+    data: Mapping[str, Any]
+    num_clusters: int
+    global_k: int
+    guidance: float
+    weak: WeakLabels
+    collapse_below: float
+    unused_names: str = ""
+
+
+def verdict(evidence: Evidence) -> list[Finding]:
+    """Judge a run; what is wrong comes first, then what is to be known, then what is good."""
+    found = [
+        *_against_baseline(evidence.metrics),
+        *_collapse(evidence),
+        *_images(evidence.metrics),
+        *_crf(evidence.metrics),
+        *_lost_classes(evidence.per_class),
+        *(_pseudo_labels(evidence) if evidence.guidance > 0 else ()),
+        *_data(evidence.data),
+    ]
+    if evidence.unused_names:
+        found.append(Finding("wrong", f"The given names are not used. {evidence.unused_names}."))
+    order: Sequence[str] = ("wrong", "note", "good")
+    return sorted(found, key=lambda finding: order.index(finding.kind))
+
+
+def _against_baseline(metrics: Mapping[str, Mapping[str, float | None]]) -> Iterator[Finding]:
+    """Whether the network finds more than color and position tell."""
+    raw, baseline = metrics["raw"], metrics.get("colour_position", {})
+    if raw.get("accuracy") is None:
+        yield Finding(
+            "note",
+            "There are no labels, so nothing here says whether clusters are the things that you mean. Look "
+            "at the images and at the regions of each cluster, and give the clusters names.",
+        )
+        return
+    leads = {
+        key: float(mine) - float(theirs)
+        for key in LEAD
+        if (mine := raw.get(key)) is not None and (theirs := baseline.get(key)) is not None
+    }
+    if not leads:
+        return
+    points = " and ".join(
+        f"{abs(100 * lead):.1f} points of {'accuracy' if key == 'accuracy' else 'mean IoU'} "
+        f"{'ahead' if lead > 0 else 'behind'}"
+        for key, lead in leads.items()
+    )
+    text = f"Against k-means on color and position, which uses no network, the prediction is {points}"
+    if min(leads.values()) <= 0:
+        yield Finding("wrong", f"{text}. The network has learned less than colors tell.", _then(LONGER))
+    elif any(lead < LEAD[key] for key, lead in leads.items()):
+        yield Finding("wrong", f"{text}. Another seed could turn this around.", _then(LONGER))
+    else:
+        yield Finding("good", f"{text}.")
+
+
+def _collapse(evidence: Evidence) -> Iterator[Finding]:
+    """Whether most pixels are in a few clusters; the limit is that of `train`."""
+    effective, count = float(evidence.metrics["raw"]["effective_clusters"] or 0), evidence.num_clusters
+    text = f"Effectively {effective:.1f} of {count} clusters are in use"
+    if (effective - 1) / (count - 1) < evidence.collapse_below:
+        yield Finding(
+            "wrong",
+            f"The clusters have collapsed: {text[0].lower()}{text[1:]}.",
+            "Set train.pixel_loss.balance: inverse, lower train.lr or train.image_loss.weight, or pretrain "
+            "longer.",
+        )
+    else:
+        yield Finding("good", f"{text}.")
+
+
+def _images(metrics: Mapping[str, Mapping[str, float | None]]) -> Iterator[Finding]:
+    """Whether clusters describe whole images instead of what is in them."""
+    share, truth = metrics["raw"].get("image_share"), metrics.get("truth", {}).get("image_share")
+    if share is None:
+        return
+    text = f"{100 * share:.0f} % of a pixel's cluster can be told from its image alone"
+    if truth is not None:
+        text += f"; of its true class, {100 * truth:.0f} %"
+    if share > (IMAGE_SHARE_HIGH if truth is None else truth + IMAGE_SHARE_ABOVE_TRUTH):
+        yield Finding(
+            "wrong",
+            f"Clusters follow whole images instead of what is in them: {text}.",
+            "Lower train.image_loss.weight; if it is low, lower global_k or train for fewer epochs.",
+        )
+    else:
+        yield Finding("good", f"Clusters do not follow whole images: {text}.")
+
+
+def _crf(metrics: Mapping[str, Mapping[str, float | None]]) -> Iterator[Finding]:
+    raw, refined = metrics["raw"].get("accuracy"), metrics["refined"].get("accuracy")
+    if raw is not None and refined is not None and refined < raw - CRF_COST:
+        yield Finding(
+            "wrong",
+            f"The CRF costs {100 * (raw - refined):.1f} points of accuracy.",
+            "Lower refine.appearance_weight or refine.appearance_px, or set refine.backend: none.",
+        )
+
+
+def _lost_classes(per_class: pd.DataFrame) -> Iterator[Finding]:
+    """Classes that occur and that no cluster finds."""
+    iou, pixels = (pd.to_numeric(per_class[column], errors="coerce") for column in ("iou", "pixels"))
+    lost = per_class["class"][(iou.fillna(0) < LOST_BELOW) & (pixels > 0)].astype(str).tolist()
+    if lost:
+        yield Finding(
+            "wrong",
+            f"{len(lost)} of {len(per_class)} classes are not found: {', '.join(lost)}.",
+            "The confusion matrix shows which clusters hold their pixels. Small classes need a larger "
+            "pixel_k or a larger size_px.",
+        )
+
+
+def _pseudo_labels(evidence: Evidence) -> Iterator[Finding]:
+    """Whether the pseudo-labels that guide training may mislead it; limits are those of `label`."""
+    label, weak = evidence.label, evidence.weak
+    signs = [
+        (
+            label["agreement_with_order"] > weak.order_above,
+            f"The pseudo-labels follow the order of the files ({label['agreement_with_order']:.2f}; 0 is "
+            "chance, 1 is identical), as frames of a video do",
+            "Unless your folders are sorted by content, lower global_k or train.image_loss.weight.",
+        ),
+        (
+            label["agreement_with_position"] > weak.position_above,
+            "The pseudo-labels follow the position of a view in its image "
+            f"({label['agreement_with_position']:.2f}; 0 is chance, 1 is identical)",
+            "Pretrain longer, set select_views.pool: whole, or lower train.image_loss.weight.",
+        ),
+        (
+            label["stability"] < weak.stability_below,
+            f"The pseudo-labels are not stable: a second clustering agrees by only {label['stability']:.2f} "
+            "(0 is chance, 1 is identical)",
+            "Pretrain longer, or lower global_k.",
+        ),
+        (
+            label["effective_clusters"] < weak.used_below * evidence.global_k,
+            f"Effectively only {label['effective_clusters']:.1f} of {evidence.global_k} pseudo-labels are in "
+            "use",
+            "Pretrain longer, lower global_k, or set label.centres: kmeans.",
+        ),
+    ]
+    bad = [Finding("wrong", f"{text}.", remedy) for is_bad, text, remedy in signs if is_bad]
+    yield from bad or [Finding("good", "The pseudo-labels, which guide training, show no sign of weakness.")]
+
+
+def _data(data: Mapping[str, Any]) -> Iterator[Finding]:
+    """Few photographs, and what `prepare` warned of."""
+    if (count := data["train_images"]) < FEW_TRAIN_IMAGES:
+        yield Finding(
+            "wrong",
+            f"There are only {count:,} photographs to learn from.",
+            "Add photographs, with or without labels, or start from a published model (pretrain.init).",
+        )
+    if (count := data["val_images"]) < FEW_VAL_IMAGES:
+        yield Finding(
+            "note", f"There are only {count:,} validation images, so the figures on this page are uncertain."
+        )
+    for warning in data["warnings"]:
+        yield Finding("wrong", f"Check the data: {warning}.")
+
+
+def _then(remedy: str) -> str:
+    return f"{remedy[0].upper()}{remedy[1:]}."

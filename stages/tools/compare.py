@@ -1,0 +1,80 @@
+"""Compare two runs on one page: scores, settings, sizes of clusters, and the same images side by side.
+
+A run is a revision: an experiment as `dvc exp show` names it, a branch, a tag or a commit. Its results are
+read from git and from DVC's cache; the working tree is neither read nor changed.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.core.artefacts import atomic_folder
+from stages.reporting.page import environment
+from stages.reporting.pictures import Pictures
+from stages.reporting.wall import draw_wall
+from stages.runtime.progress import track
+from stages.runtime.script import run
+from stages.settings.errors import UserError
+from stages.tools.differences import (
+    changed_settings,
+    cluster_rows,
+    in_order,
+    score_differences,
+    shared_images,
+)
+from stages.tools.revision import read_run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read both runs and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m stages.tools.compare", description=__doc__)
+    parser.add_argument("revisions", nargs=2, metavar="REVISION", help="experiment, branch, tag or commit")
+    parser.add_argument("--out", type=Path, required=True, help="output folder, new or written by this tool")
+    parser.add_argument("--images", type=int, default=60, help="most validation images (default: 60)")
+    args = parser.parse_args(argv)
+    _check_out(args.out)
+    with tempfile.TemporaryDirectory() as scratch:
+        one, other = (read_run(name, Path(scratch) / str(n)) for n, name in enumerate(args.revisions))
+        places = shared_images(one, other, args.images)
+        with atomic_folder(args.out) as folder:
+            walls = [
+                list(
+                    track(
+                        draw_wall(each.split, places[side], each.legend, Pictures(folder, prefix=prefix)),
+                        "draw",
+                    )
+                )
+                for side, prefix, each in ((0, "a_", one), (1, "b_", other))
+            ]
+            page = (
+                environment(Path(__file__).parent)
+                .get_template("compare.html")
+                .render(
+                    runs=args.revisions,
+                    has_truth=one.split.truth.has_labels,
+                    size_px=one.split.images.shape[1],
+                    scores=score_differences(one.metrics, other.metrics),
+                    settings=list(changed_settings(one.settings, other.settings)),
+                    clusters=cluster_rows(one, other),
+                    pairs=in_order(walls[0], walls[1]),
+                )
+            )
+            (folder / "compare.html").write_text(page, encoding="utf-8")
+    print(
+        f"{args.out / 'compare.html'}: {args.revisions[0]} beside {args.revisions[1]}, {len(walls[0])} images"
+    )
+
+
+def _check_out(out: Path) -> None:
+    """Refuse to replace a folder of something else.
+
+    Raises:
+        UserError: the folder has files and none of them is a page of this tool.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "compare.html").exists():
+        raise UserError(f"--out {out}: exists and is not a page of this tool; choose another folder")
+
+
+if __name__ == "__main__":
+    run(main)

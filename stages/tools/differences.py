@@ -1,0 +1,85 @@
+"""How two runs differ: rows of scores, settings and clusters, and pairs of images."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.reporting.page import COLUMNS, label_shares
+from stages.reporting.wall import Shot, spread
+from stages.settings.errors import UserError
+from stages.tools.revision import Run
+
+
+def shared_images(one: Run, other: Run, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of up to `most` images that both runs have, evenly spaced, in each of them.
+
+    Raises:
+        UserError: they share none.
+    """
+    keys = [
+        dict(
+            zip(
+                zip(run.index["source"], run.index["sha256"], strict=True), range(len(run.index)), strict=True
+            )
+        )
+        for run in (one, other)
+    ]
+    shared = [key for key in keys[0] if key in keys[1]]
+    if not shared:
+        raise UserError(f"{one.revision} and {other.revision} have no validation image in common")
+    chosen = [shared[place] for place in spread(len(shared), most)]
+    return np.array([keys[0][key] for key in chosen]), np.array([keys[1][key] for key in chosen])
+
+
+def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Keys whose values differ, with both; a key that a run does not have has a dash."""
+    for key in dict.fromkeys((*one, *other)):
+        values = [json.dumps(run[key], ensure_ascii=False) if key in run else "–" for run in (one, other)]
+        if values[0] != values[1]:
+            yield key, values[0], values[1]
+
+
+def score_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows of (name, first, second, second minus first): percent, or a number for counts."""
+    rows = []
+    for partition, name in (("raw", "prediction"), ("refined", "prediction + CRF")):
+        for key, heading, kind in COLUMNS:
+            values = [run[partition].get(key) for run in (one, other)]
+            if None not in values:
+                scale = 100 if kind == "fraction" else 1
+                first, second = (scale * float(value) for value in values)
+                rows.append((f"{name}: {heading}", f"{first:.1f}", f"{second:.1f}", f"{second - first:+.1f}"))
+    return rows
+
+
+def cluster_rows(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
+    """Share of each name in percent, after the CRF; by rank of size where clusters have no names."""
+    shares = [dict(_shares(run)) for run in (one, other)]
+    if not any(run.legend.class_names or run.legend.names.of for run in (one, other)):
+        ranked = [sorted(table.values(), reverse=True) for table in shares]
+        shares = [
+            {f"number {rank} by size": share for rank, share in enumerate(table, 1)} for table in ranked
+        ]
+    rows = []
+    for name in dict.fromkeys((*shares[0], *shares[1])):
+        first, second = (table.get(name, 0.0) for table in shares)
+        rows.append((name, f"{first:.1f}", f"{second:.1f}", f"{second - first:+.1f}"))
+    return rows
+
+
+def _shares(run: Run) -> Iterator[tuple[str, float]]:
+    shares = label_shares(run.split.refined, len(run.legend.merged))
+    for stands in np.unique(run.legend.merged).tolist():
+        yield run.legend.cluster_name(stands), 100 * float(shares[run.legend.merged == stands].sum())
+
+
+def in_order(one: Sequence[Shot], other: Sequence[Shot]) -> list[tuple[Shot, Shot]]:
+    """Pairs of the same image, those first whose accuracy differs most; without truth as in the data set."""
+
+    def difference(pair: tuple[Shot, Shot]) -> float:
+        first, second = (shot.score for shot in pair)
+        return 0.0 if first is None or second is None else abs(second - first)
+
+    return sorted(zip(one, other, strict=True), key=lambda pair: -difference(pair))

@@ -1,0 +1,109 @@
+"""The results of a revision, read from git and from DVC's cache without touching the working tree."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
+from ruamel.yaml import YAML
+
+from stages.core.artefacts import read_array, read_csv, read_metrics
+from stages.core.images import open_images, read_index
+from stages.dataset.truth import read_truth
+from stages.postprocessing.score_maps import open_scores
+from stages.reporting.legend import Legend, read_legend
+from stages.reporting.names import Names, OtherClustersError, lineage, read_names
+from stages.reporting.wall import Split
+from stages.settings.errors import UserError
+
+NEEDED = (
+    "params.yaml",
+    "data/images/val",
+    "data/truth",
+    "data/predictions.npy",
+    "data/refined.npy",
+    "models/pixel_centroids.safetensors",
+    "metrics/evaluate/raw.json",
+    "metrics/evaluate/refined.json",
+    "metrics/evaluate/raw_per_class.csv",
+)
+NAMES = "names.yaml"  # older commits have none
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the two runs.
+
+    Attributes:
+        revision: as it was asked for.
+        settings: values by dotted key.
+        metrics: figures of `raw`, `refined`, `colour_position` and `truth`.
+        index: the validation images, one row each.
+        split: their pixels, truth, scores and refined maps.
+        legend: names and colors.
+    """
+
+    revision: str
+    settings: Mapping[str, Any]
+    metrics: dict[str, Any]
+    index: pd.DataFrame
+    split: Split
+    legend: Legend
+
+
+def read_run(revision: str, folder: Path) -> Run:
+    """Copy what is `NEEDED` of a revision to a scratch folder, and open it.
+
+    Raises:
+        UserError: there is no such revision, or its results are neither in git nor in DVC's cache.
+    """
+    try:
+        files = DVCFileSystem(str(Path.cwd()), rev=revision)
+        for path in (*NEEDED, *([NAMES] if files.exists(NAMES) else [])):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            files.get(path, str(folder / path), recursive=True)
+    except DvcException as error:
+        raise UserError(f"{revision}: {error}; `dvc exp show` and `git log` list revisions") from error
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{revision}: {error}; its results are neither in git nor in DVC's cache: run `dvc fetch "
+            "--all-commits` if you have a remote, or check it out and run `dvc repro`"
+        ) from error
+    images = open_images(folder / "data/images/val")
+    scores = open_scores(folder / "data/predictions.npy", len(images))
+    truth = read_truth(folder / "data/truth")
+    index = read_index(folder / "data/images/val")
+    refined = read_array(folder / "data/refined.npy", memory_map=True)
+    evaluated = folder / "metrics/evaluate"
+    names = _names(folder, scores.shape[1])
+    return Run(
+        revision,
+        dict(flat(YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text(encoding="utf-8")))),
+        {**read_metrics(evaluated / "raw.json"), **read_metrics(evaluated / "refined.json")},
+        index,
+        Split(images, index["source"].tolist(), truth, scores, refined),
+        read_legend(truth.class_names, read_csv(evaluated / "raw_per_class.csv"), scores.shape[1], names),
+    )
+
+
+def _names(folder: Path, num_clusters: int) -> Names:
+    """The names of a run; none if it has no file, or one for other clusters, as the page of the run says."""
+    if not (folder / NAMES).exists():
+        return Names()
+    clusters = lineage(folder / "models/pixel_centroids.safetensors")
+    try:
+        return read_names(folder / NAMES, num_clusters=num_clusters, clusters=clusters)
+    except OtherClustersError:
+        return Names()
+
+
+def flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted key."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

@@ -1,0 +1,158 @@
+"""The verdict: each sign of a bad run is found beyond its limit, with a remedy, and not before it."""
+
+import copy
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from stages.reporting.verdict import Evidence, Finding, verdict
+from stages.settings.schema import WeakLabels
+
+WEAK = WeakLabels(stability_below=0.3, position_above=0.3, order_above=0.3, used_below=0.3)
+METRICS: dict[str, dict[str, float | None]] = {
+    "raw": {"accuracy": 0.5, "miou": 0.3, "effective_clusters": 9.0, "image_share": 0.5},
+    "refined": {"accuracy": 0.52, "miou": 0.31, "effective_clusters": 9.0, "image_share": 0.5},
+    "colour_position": {"accuracy": 0.2, "miou": 0.1, "effective_clusters": 10.0, "image_share": 0.1},
+    "truth": {"image_share": 0.45},
+}
+LABEL = {
+    "stability": 0.8,
+    "effective_clusters": 15.0,
+    "agreement_with_position": 0.1,
+    "agreement_with_order": 0.1,
+}
+GOOD = {
+    "metrics": METRICS,
+    "per_class": pd.DataFrame({"class": ["sky", "cow"], "iou": [0.5, 0.06], "pixels": [100, 50]}),
+    "label": LABEL,
+    "data": {"train_images": 1000, "val_images": 100, "warnings": []},
+    "num_clusters": 11,
+    "global_k": 20,
+    "guidance": 0.1,
+    "weak": WEAK,
+    "collapse_below": 0.2,
+}
+
+
+def _verdict(**changes: Any) -> list[Finding]:
+    """The verdict on a good run with changes; dotted keys, written with __, go into its tables."""
+    given = copy.deepcopy(GOOD)
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        table: Any = given
+        for part in path:
+            table = table[part]
+        table[last] = value
+    return verdict(Evidence(**given))
+
+
+def _wrong(**changes: Any) -> list[Finding]:
+    return [finding for finding in _verdict(**changes) if finding.kind == "wrong"]
+
+
+def test_a_good_run_has_good_findings_alone() -> None:
+    found = _verdict()
+    assert {finding.kind for finding in found} == {"good"}
+    assert [finding.text for finding in found] == [
+        "Against k-means on color and position, which uses no network, the prediction is 30.0 points of "
+        "accuracy ahead and 20.0 points of mean IoU ahead.",
+        "Effectively 9.0 of 11 clusters are in use.",
+        "Clusters do not follow whole images: 50 % of a pixel's cluster can be told from its image alone; of "
+        "its true class, 45 %.",
+        "The pseudo-labels, which guide training, show no sign of weakness.",
+    ]
+
+
+SIGNS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
+    (
+        {"metrics__raw__accuracy": 0.19, "metrics__refined__accuracy": 0.19},
+        {"metrics__raw__accuracy": 0.26, "metrics__refined__accuracy": 0.26},
+        "1.0 points of accuracy behind",
+        "pretrain.epochs",
+    ),
+    ({"metrics__raw__miou": 0.11}, {"metrics__raw__miou": 0.13}, "Another seed", "pretrain.init"),
+    ({"metrics__raw__miou": 0.1}, {}, "0.0 points of mean IoU behind", "add photographs"),
+    (
+        {"metrics__raw__effective_clusters": 2.9},
+        {"metrics__raw__effective_clusters": 3.1},  # (3 - 1) / (11 - 1) is the limit
+        "The clusters have collapsed: effectively 2.9 of 11 clusters are in use.",
+        "train.pixel_loss.balance: inverse",
+    ),
+    (
+        {"metrics__raw__image_share": 0.66},
+        {"metrics__raw__image_share": 0.64},
+        "Clusters follow whole images instead of what is in them: 66 %",
+        "Lower train.image_loss.weight",
+    ),
+    (
+        {"metrics__raw__image_share": 0.66, "metrics__truth": {}},
+        {"metrics__raw__image_share": 0.64, "metrics__truth": {}},
+        "66 % of a pixel's cluster can be told from its image alone.",
+        "Lower train.image_loss.weight",
+    ),
+    (
+        {"metrics__refined__accuracy": 0.48},
+        {"metrics__refined__accuracy": 0.495},
+        "The CRF costs 2.0 points",
+        "refine.",
+    ),
+    (
+        {"per_class": pd.DataFrame({"class": ["sky", "cow"], "iou": [0.5, 0.04], "pixels": [9, 9]})},
+        {"per_class": pd.DataFrame({"class": ["sky", "cow"], "iou": [0.5, ""], "pixels": [9, 0]})},
+        "1 of 2 classes are not found: cow.",
+        "pixel_k",
+    ),
+    (
+        {"label__agreement_with_order": 0.31},
+        {"label__agreement_with_order": 0.3},
+        "follow the order of the files (0.31;",
+        "global_k",
+    ),
+    (
+        {"label__agreement_with_position": 0.31},
+        {"label__agreement_with_position": 0.3},
+        "follow the position of a view in its image (0.31;",
+        "select_views.pool: whole",
+    ),
+    ({"label__stability": 0.29}, {"label__stability": 0.3}, "not stable", "Pretrain longer"),
+    (
+        {"label__effective_clusters": 5.9},
+        {"label__effective_clusters": 6.0},
+        "only 5.9 of 20 pseudo-labels",
+        "label.centres: kmeans",
+    ),
+    ({"data__train_images": 399}, {"data__train_images": 400}, "only 399 photographs", "Add photographs"),
+    ({"data__warnings": ["two are alike"]}, {}, "Check the data: two are alike.", ""),
+    ({"unused_names": "names.yaml: old"}, {}, "The given names are not used. names.yaml: old.", ""),
+]
+
+
+@pytest.mark.parametrize(("bad", "bearable", "text", "remedy"), SIGNS, ids=[text for _, _, text, _ in SIGNS])
+def test_what_is_wrong_is_found_beyond_its_limit(
+    bad: dict[str, Any], bearable: dict[str, Any], text: str, remedy: str
+) -> None:
+    (found,) = _wrong(**bad)
+    assert text in found.text
+    assert remedy in found.remedy
+    assert bool(found.remedy) == bool(remedy)
+    assert _wrong(**bearable) == []
+
+
+def test_what_is_wrong_comes_first() -> None:
+    kinds = [finding.kind for finding in _verdict(data__val_images=10, label__stability=0.1)]
+    assert kinds == ["wrong", "note", "good", "good", "good"]
+
+
+def test_without_truth_it_says_that_nothing_is_scored() -> None:
+    free = {"effective_clusters": 9.0, "image_share": 0.5}
+    found = _verdict(
+        metrics={"raw": free, "refined": free, "colour_position": free},
+        per_class=pd.DataFrame({"class": [], "iou": [], "pixels": []}),
+    )
+    assert [finding.kind for finding in found] == ["note", "good", "good", "good"]
+    assert "There are no labels" in found[0].text
+
+
+def test_pseudo_labels_without_guidance_do_not_matter() -> None:
+    assert _wrong(guidance=0.0, label__stability=0.1, label__agreement_with_order=0.9) == []

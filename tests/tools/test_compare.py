@@ -1,0 +1,133 @@
+"""Two runs side by side, read from git and DVC's cache while the working tree stays as it is."""
+
+import contextlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.settings.errors import UserError
+from stages.tools import compare
+from tests.datasets import write_params
+from tests.report_inputs import INPUTS, SIZE, VAL, write_report_inputs
+
+PLACES = {
+    "images": "data/images",
+    "truth": "data/truth",
+    "predictions": "data/predictions.npy",
+    "refined": "data/refined.npy",
+    "centroids": "models/pixel_centroids.safetensors",
+    "raw": "metrics/evaluate/raw.json",
+    "refined-scores": "metrics/evaluate/refined.json",
+    "per-class": "metrics/evaluate/raw_per_class.csv",
+}
+
+
+def _call(*command: str) -> str:
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def _commit(tag: str) -> None:
+    _call("git", "add", "--all")
+    _call("git", "commit", "--quiet", "--message", tag)
+    _call("git", "tag", tag)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tagged runs, `flat` and `steep`; predictions are in DVC's cache, all else in git."""
+    root, inputs = tmp_path_factory.mktemp("repository"), tmp_path_factory.mktemp("inputs")
+    with contextlib.chdir(root):
+        _make(root, inputs)
+    return root
+
+
+@pytest.fixture
+def repository(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, the current folder."""
+    shutil.copytree(made, tmp_path / "repository")
+    monkeypatch.chdir(tmp_path / "repository")
+    return tmp_path / "repository"
+
+
+def _make(root: Path, inputs: Path) -> None:
+    write_report_inputs(inputs)
+    np.save(inputs / "truth/val.npy", np.zeros((VAL, SIZE, SIZE), np.uint8))
+    for name, place in PLACES.items():
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        source = inputs / INPUTS[name]
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, root / place)
+    write_params(root / "params.yaml", {"train.lr": 0.001})
+    _call("git", "init", "--quiet")
+    for key, value in (("user.name", "a"), ("user.email", "a@b")):
+        _call("git", "config", key, value)
+    dvc = (sys.executable, "-m", "dvc")
+    _call(*dvc, "init", "--quiet")
+    scores = np.zeros((VAL, 4, 8, 8), np.float16)
+    scores[:, 3] = 1  # all right: class 0 is cluster 3
+    np.save("data/predictions.npy", scores)
+    _call(*dvc, "add", "--quiet", "data/predictions.npy")
+    _commit("flat")
+    scores[1, 1] = 2  # in the image with the number 1, all wrong
+    np.save("data/predictions.npy", scores)
+    np.save("data/refined.npy", np.full((VAL, SIZE, SIZE), 1, np.uint8))
+    write_params(root / "params.yaml", {"train.lr": 0.5})
+    (root / "names.yaml").write_text("names: {1: meadow}\n")
+    _call(*dvc, "add", "--quiet", "data/predictions.npy")
+    _commit("steep")
+    (root / "params.yaml").write_text("not: read\n")
+
+
+def test_two_runs_side_by_side(repository: Path, tmp_path: Path) -> None:
+    before = _call("git", "status", "--porcelain")
+    compare.main(["flat", "steep", "--out", str(tmp_path / "page")])
+    page = (tmp_path / "page/compare.html").read_text()
+    assert "<td>0.001</td><td>0.5</td>" in page
+    assert page.count('<th scope="row">train.') == 1
+    assert re.findall(r'<th scope="row">meadow</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', page) == [
+        ("0.0", "100.0", "+100.0")
+    ]
+    shown = re.findall(r"<h3>(.*?)</h3><span class=\"score\">(.*?)</span>", page)
+    assert shown == [
+        ("&lt;i&gt;1.png", "100 % → 0 %"),
+        ("&lt;i&gt;0.png", "100 % → 100 %"),
+        ("&lt;i&gt;2.png", "100 % → 100 %"),
+    ]
+    pictures = set(re.findall(r'<img src="([^"]+)"', page))
+    written = {path.name for path in (tmp_path / "page").iterdir()}
+    assert pictures < written
+    assert "http" not in page
+    assert _call("git", "status", "--porcelain") == before
+    assert (repository / "params.yaml").read_text() == "not: read\n"
+    compare.main(["flat", "steep", "--out", str(tmp_path / "page"), "--images", "1"])
+    assert (tmp_path / "page/compare.html").read_text().count("<h3>") == 1
+
+
+def test_what_cannot_be_compared_is_named(repository: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "page")]
+    with pytest.raises(UserError, match=r"^nowhere: unknown Git revision 'nowhere'; `dvc exp show`"):
+        compare.main(["flat", "nowhere", *out])
+    shutil.rmtree(repository / ".dvc/cache")
+    with pytest.raises(UserError, match=r"^flat: .*data/predictions\.npy.*neither in git nor in DVC's cache"):
+        compare.main(["flat", "steep", *out])
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_folder_of_something_else_is_kept(repository: Path) -> None:
+    with pytest.raises(UserError, match="exists and is not a page of this tool; choose another folder"):
+        compare.main(["flat", "steep", "--out", "data"])
+    assert (repository / "data/refined.npy").exists()
+
+
+def test_runs_on_other_images_are_refused(repository: Path, tmp_path: Path) -> None:
+    index = repository / "data/images/val/index.csv"
+    index.write_text(index.read_text().replace(".png", ".jpg"))
+    _commit("others")
+    with pytest.raises(UserError, match="flat and others have no validation image in common"):
+        compare.main(["flat", "others", "--out", str(tmp_path / "page")])
