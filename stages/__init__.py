@@ -1,7 +1,7 @@
 """Fully self-supervised semantic segmentation (FS^4) as a pipeline: from a folder of images to classes.
 
 prepare       decodes and packs each image once; stores label maps, if any, separately for evaluation
-pretrain      trains a self-supervised backbone (MoCo v2 or SwAV) or loads a published checkpoint
+pretrain      trains a self-supervised backbone (MoCo v2, SwAV, DenseCL, SlotCon) or loads a checkpoint
 embed         computes one feature for each of the six pyramid views of every image
 label         assigns each view a pseudo-label and a score: the nearest cluster center and its similarity
 select_views  keeps the views with the highest scores to guide the training

@@ -1,4 +1,4 @@
-"""The network for instance-level pretraining: the backbone with a projection head."""
+"""Networks for self-supervised pretraining: the backbone with its projection heads."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stages.backbone.resnet import global_feature
 from stages.backbone.trunk import Trunk
 
 
@@ -14,6 +15,16 @@ class Encoded(NamedTuple):
 
     feature: Float[Tensor, "N C"]  # global feature of the backbone
     embedding: Float[Tensor, "N D"]  # unit length, float32
+
+
+class DenseEncoded(NamedTuple):
+    """Output of the dense encoder; S are the cells of the last feature map, row by row."""
+
+    feature: Float[Tensor, "N C"]  # global feature of the backbone
+    embedding: Float[Tensor, "N D"]  # unit length, float32
+    cell_feature: Float[Tensor, "N S C"]  # cells of the backbone, unit length, float32
+    cell: Float[Tensor, "N S D"]  # cells of the dense head, unit length, float32
+    pooled: Float[Tensor, "N D"]  # mean of the dense head over the cells, unit length, float32
 
 
 class Encoder(nn.Module):
@@ -37,7 +48,7 @@ class Encoder(nn.Module):
             nn.Linear(channels, projection_dim),
         )
 
-    def forward(self, image: Float[Tensor, "N 3 H W"]) -> Encoded:
+    def forward(self, image: Float[Tensor, "N 3 H W"]) -> Encoded | DenseEncoded:
         """Global features and unit embeddings, in float32."""
         feature = self.backbone.global_feature(image)
         return Encoded(feature, F.normalize(self.head(feature).float(), dim=1))
@@ -45,3 +56,56 @@ class Encoder(nn.Module):
     def heads(self) -> dict[str, Tensor]:
         """The projection head, by the names of `nets.heads`."""
         return {f"projection.{name}": value for name, value in self.head.state_dict().items()}
+
+
+class DenseEncoder(Encoder):
+    """The encoder with a second head for every cell of the last feature map (DenseCL, 3.2).
+
+    Args:
+        backbone: ResNet to pretrain.
+        projection_dim: D of the embeddings of images and of cells.
+        head_batch_norm: whether both heads have batch norm; DenseCL has none.
+    """
+
+    def __init__(self, backbone: Trunk, projection_dim: int, *, head_batch_norm: bool) -> None:
+        super().__init__(backbone, projection_dim, head_batch_norm=head_batch_norm)
+        channels = backbone.channels[-1]
+        norm: nn.Module = nn.BatchNorm2d(channels) if head_batch_norm else nn.Identity()
+        self.dense_head = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, bias=not head_batch_norm),
+            norm,
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, projection_dim, 1),
+        )
+
+    def forward(self, image: Float[Tensor, "N 3 H W"]) -> DenseEncoded:
+        """Global features and embeddings, and those of each cell, in float32."""
+        feature_map = self.backbone(image).layer4
+        feature = global_feature(feature_map)
+        dense = self.dense_head(feature_map).float()
+        return DenseEncoded(
+            feature,
+            F.normalize(self.head(feature).float(), dim=1),
+            _unit_cells(feature_map.float()),
+            _unit_cells(dense),
+            F.normalize(dense.mean((2, 3)), dim=1),
+        )
+
+
+def _unit_cells(feature_map: Float[Tensor, "N C H W"]) -> Float[Tensor, "N S C"]:
+    return F.normalize(feature_map.flatten(2).transpose(1, 2), dim=2)
+
+
+def dilate(backbone: Trunk) -> None:
+    """Give layer 4 of a ResNet dilation in place of its stride, so that its map has twice the side (ours).
+
+    The weights keep their meaning: every second cell of the larger map is a cell of the smaller one (the
+    "a trous" trick of DeepLab). Published views of 224 px have 7 x 7 cells; small views would have 3 x 3.
+    """
+    for module in backbone.get_submodule("layer4").modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if module.stride == (2, 2):
+            module.stride = (1, 1)
+        elif module.kernel_size == (3, 3):
+            module.dilation = module.padding = (2, 2)

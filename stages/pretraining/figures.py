@@ -97,23 +97,27 @@ class Moments:
 CHANCE_MARGIN = 0.01  # maximum distance of the loss from ln K
 COLLAPSED_UNIFORMITY = -0.05  # embeddings within 0.16 of each other (root mean square); -4 is uniform
 COLLAPSED_RANK = 1.5  # effective number of directions in which features vary
+FEWEST_PROTOTYPES = 1.5  # effective number of prototypes in use
 
 SEEN = {
     "stuck_at_chance": "the loss stays at ln({candidates}) = {chance:.4g}, the level of random guessing",
     "collapsed": "all images have nearly the same embedding (uniformity {uniformity:.2g}; -4 is uniform)",
     "one_direction": "features vary along a single direction (effective rank {effective_rank:.3g})",
+    "one_prototype": "nearly all cells belong to one of {prototypes} prototypes ({used:.3g} in effect)",
 }
 LOOK_FIRST = "look at the images first, which may be empty or alike (warnings of `prepare`); else "
 # Remedies from issues of MoCo, SwAV and lightly, most frequent first.
+_MOCO = {
+    "stuck_at_chance": "raise pretrain.lr, lower pretrain.temperature, or update the key encoder faster "
+    "(pretrain.key_momentum: 0 and pretrain.queue_size: 0 select values automatically)",
+    "collapsed": "lower pretrain.lr, raise pretrain.key_momentum, or augment more strongly "
+    "(pretrain.crop_area)",
+    "one_direction": "lower pretrain.lr or pretrain.weight_decay, or augment colors more strongly "
+    "(pretrain.photometric)",
+}
 CURES = {
-    "mocov2": {
-        "stuck_at_chance": "raise pretrain.lr, lower pretrain.temperature, or update the key encoder faster "
-        "(pretrain.key_momentum: 0 and pretrain.queue_size: 0 select values automatically)",
-        "collapsed": "lower pretrain.lr, raise pretrain.key_momentum, or augment more strongly "
-        "(pretrain.crop_area)",
-        "one_direction": "lower pretrain.lr or pretrain.weight_decay, or augment colors more strongly "
-        "(pretrain.photometric)",
-    },
+    "mocov2": _MOCO,
+    "densecl": _MOCO,
     "swav": {
         "stuck_at_chance": "lower pretrain.swav.epsilon to 0.03, raise pretrain.swav.freeze_epochs, "
         "lower pretrain.swav.local_crops, or set pretrain.head_batch_norm: false",
@@ -121,33 +125,57 @@ CURES = {
         "(pretrain.swav.queue_from_epoch)",
         "one_direction": "lower pretrain.lr, or lower pretrain.swav.num_prototypes",
     },
+    "slotcon": {
+        "collapsed": "lower pretrain.lr, raise pretrain.key_momentum, or augment more strongly "
+        "(pretrain.crop_area)",
+        "one_direction": "lower pretrain.lr or pretrain.weight_decay, or augment colors more strongly "
+        "(pretrain.photometric)",
+        "one_prototype": "lower pretrain.lr, lower pretrain.slotcon.centre_momentum, or raise "
+        "pretrain.slotcon.teacher_temperature",
+    },
 }
 NAN_CURES = {
-    "mocov2": "lower pretrain.lr, or raise pretrain.warmup_epochs",
+    **dict.fromkeys(("mocov2", "densecl", "slotcon"), "lower pretrain.lr, or raise pretrain.warmup_epochs"),
     "swav": "lower pretrain.lr, raise pretrain.swav.epsilon, or start the queue later "
     "(pretrain.swav.queue_from_epoch)",
 }
 
 
-def find_faults(figures: Mapping[str, Any], num_candidates: int) -> list[str]:
+class Expected(NamedTuple):
+    """What a method's figures are compared with."""
+
+    num_candidates: int | None  # random guessing has a loss of its logarithm; None: no fixed level
+    num_prototypes: int | None = None  # whose use tells of a collapse; None: none do
+
+
+def find_faults(figures: Mapping[str, Any], expected: Expected) -> list[str]:
     """Names of the faults found after an epoch.
 
     Args:
-        figures: loss, uniformity and effective_rank of the epoch.
-        num_candidates: number of candidates K; random guessing has a loss of ln K.
+        figures: loss, uniformity, effective_rank and usage of the epoch.
+        expected: numbers of candidates and of prototypes.
     """
+    candidates, prototypes = expected
     signs = {
-        "stuck_at_chance": abs(figures["loss"] - math.log(num_candidates)) < CHANCE_MARGIN,
+        "stuck_at_chance": candidates is not None
+        and abs(figures["loss"] - math.log(candidates)) < CHANCE_MARGIN,
         "collapsed": figures["uniformity"] > COLLAPSED_UNIFORMITY,
         "one_direction": figures["effective_rank"] < COLLAPSED_RANK,
+        "one_prototype": prototypes is not None and figures["usage"] * prototypes < FEWEST_PROTOTYPES,
     }
     return [name for name, seen in signs.items() if seen]
 
 
-def explain(fault: str, figures: Mapping[str, Any], num_candidates: int, method: str) -> str:
+def explain(fault: str, figures: Mapping[str, Any], expected: Expected, method: str) -> str:
     """Description of a fault, with remedies."""
-    chance = math.log(num_candidates)
-    seen = SEEN[fault].format(candidates=num_candidates, chance=chance, **figures)
+    candidates, prototypes = expected
+    numbers = {
+        "candidates": candidates,
+        "chance": math.log(candidates or 1),
+        "prototypes": prototypes,
+        "used": figures["usage"] * (prototypes or 1),
+    }
+    seen = SEEN[fault].format(**numbers, **figures)
     first = "" if fault == "stuck_at_chance" else LOOK_FIRST
     return f"{fault}: {seen}; {first}{CURES[method][fault]}"
 
@@ -163,14 +191,15 @@ def is_settled(epoch: int, settings: Pretrain) -> bool:
     return epoch > max(settings.warmup_epochs, frozen)
 
 
-def summarise(history: pd.DataFrame, settings: Pretrain, num_candidates: int) -> dict[str, Any]:
+def summarise(history: pd.DataFrame, settings: Pretrain, expected: Expected) -> dict[str, Any]:
     """The figures of the last epoch, the chance-level loss, and the number of epochs with each fault."""
     if not len(history):
         return {}
     rows = [row for row in history.to_dict("records") if is_settled(row["epoch"], settings)]
-    found = [fault for row in rows for fault in find_faults(row, num_candidates)]
+    found = [fault for row in rows for fault in find_faults(row, expected)]
+    chance = {} if expected.num_candidates is None else {"chance_loss": math.log(expected.num_candidates)}
     return {
         **history.iloc[-1].to_dict(),
-        "chance_loss": math.log(num_candidates),
-        "epochs_with_fault": {fault: found.count(fault) for fault in SEEN},
+        **chance,
+        "epochs_with_fault": {fault: found.count(fault) for fault in CURES[settings.method]},
     }

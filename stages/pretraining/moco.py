@@ -4,6 +4,7 @@ The paper uses it as the instance-level self-supervised method (4.1, 5.1).
 """
 
 import copy
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from stages.backbone.batch_norm import split_batch_norms
 from stages.core import distributed
 from stages.core.device import autocast
-from stages.pretraining.encoder import Encoded, Encoder
+from stages.pretraining.encoder import DenseEncoded, Encoded, Encoder
 from stages.pretraining.figures import Measured, alignment, perplexity, uniformity
 from stages.pretraining.views import Views
 from stages.settings.schema_pretrain import Pretrain
 
 LARGEST_QUEUE = 65536
+Encodings = Encoded | DenseEncoded
 
 
 class MoCo(nn.Module):
@@ -60,11 +62,15 @@ class MoCo(nn.Module):
         self.register_buffer("queue", queue)
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
         self.register_buffer("used", torch.zeros(2))  # sum of the shares of the queue, and their number
-        self._keys: Tensor | None = None
+        self._keys: tuple[Tensor, ...] = ()
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The networks to compile."""
         return self.encoder, self.key_encoder
+
+    @property
+    def num_prototypes(self) -> None:
+        """There are no prototypes."""
 
     @property
     def num_candidates(self) -> int:
@@ -72,64 +78,75 @@ class MoCo(nn.Module):
         others = self._settings.batch_size - 1 if self._settings.batch_negatives else 0
         return 1 + others + len(self.queue)
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: int) -> Measured:
+    @property
+    def view_px(self) -> int:
+        """Side of a view."""
+        return self._settings.image_px
+
+    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
         """Loss and figures of this process's share of a batch; `epoch` is not used."""
-        size = self._settings.image_px
         low, high = self._settings.crop_area
-        first, second = (views.draw(image, (low, high), size) for _ in range(2))
+        first, second = (views.draw(image, (low, high), self.view_px) for _ in range(2))
         order = views.permutation(image)
-        loss, accuracy, query, key = self._recognise(first, second, order)
+        loss, accuracy, query, keys = self._recognise(first, second, order)
         if self._settings.symmetric:
             swapped_loss, swapped_accuracy, _, _ = self._recognise(second, first, order)
             loss, accuracy = (loss + swapped_loss) / 2, (accuracy + swapped_accuracy) / 2
-        self._keys = key
-        aligned = alignment(query.embedding.detach(), distributed.share(key))
-        return Measured(loss, accuracy, aligned, uniformity(key), query.feature.detach())
+        self._keys = keys
+        aligned = alignment(query.embedding.detach(), distributed.share(keys[0]))
+        return Measured(loss, accuracy, aligned, uniformity(keys[0]), query.feature.detach())
 
     def _recognise(
         self, queried: Float[Tensor, "n 3 S S"], keyed: Float[Tensor, "n 3 S S"], order: Tensor
-    ) -> tuple[Tensor, Tensor, Encoded, Float[Tensor, "N D"]]:
+    ) -> tuple[Tensor, Tensor, Encodings, tuple[Tensor, ...]]:
         """Loss and accuracy of one view's queries against the other's keys; the queries; all keys."""
         with autocast(queried.device, self._precision):
             query, key = self.encoder(queried), self.keys(keyed, order)
+        loss, accuracy = self._recognise_images(query, key)
+        return loss, accuracy, query, (key.embedding,)
+
+    def _recognise_images(self, query: Encodings, key: Encodings) -> tuple[Tensor, Tensor]:
+        """InfoNCE of the global embeddings, and its accuracy; counts the use of the queue."""
         loss, accuracy, used = info_nce(
             query.embedding,
-            key,
+            key.embedding,
             self.queue,
             self._settings.temperature,
             batch_negatives=self._settings.batch_negatives,
-            start=distributed.rank() * len(queried),
+            start=distributed.rank() * len(query.embedding),
         )
         self.used += torch.stack([distributed.mean(used), torch.ones_like(used)])
-        return loss, accuracy, query, key
+        return loss, accuracy
 
     @torch.no_grad()
-    def keys(self, view: Float[Tensor, "n 3 H W"], order: Tensor) -> Float[Tensor, "N D"]:
-        """Embeddings of the whole batch, without gradient; `order` permutes it to shuffle the groups."""
-        shuffled = self.key_encoder(distributed.share(distributed.gather(view)[order])).embedding
-        return distributed.gather(shuffled)[torch.argsort(order)]
+    def keys(self, view: Float[Tensor, "n 3 H W"], order: Tensor) -> Encodings:
+        """Encodings of the whole batch, without gradient; `order` permutes it to shuffle the groups."""
+        shuffled = self.key_encoder(distributed.share(distributed.gather(view)[order]))
+        back = torch.argsort(order)
+        return type(shuffled)(*(distributed.gather(part)[back] for part in shuffled))
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Update the key encoder and the queue."""
         self.update_key_encoder()
-        assert self._keys is not None
-        self.enqueue(self._keys)
+        self.enqueue(*self._keys)
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
         """theta_k <- m theta_k + (1 - m) theta_q (MoCo, Eq. 2). Buffers are not averaged."""
-        pairs = zip(self.key_encoder.parameters(), self.encoder.parameters(), strict=True)
-        keys, queries = zip(*pairs, strict=True)
-        torch._foreach_lerp_(list(keys), list(queries), 1 - self._key_momentum)
+        follow(self.key_encoder.parameters(), self.encoder.parameters(), self._key_momentum)
+
+    def _queues(self) -> tuple[Float[Tensor, "Q D"], ...]:
+        return (self.queue,)
 
     @torch.no_grad()
-    def enqueue(self, keys: Float[Tensor, "N D"]) -> None:
-        """Replace the oldest keys of the queue by the newest."""
-        size = self.queue.shape[0]
-        places = (self.position + torch.arange(len(keys), device=keys.device)) % size
-        self.queue[places] = keys
-        self.position.copy_((self.position + len(keys)) % size)
+    def enqueue(self, *keys: Float[Tensor, "N D"]) -> None:
+        """Replace the oldest keys of each queue by the newest."""
+        size, count = len(self.queue), len(keys[0])
+        places = (self.position + torch.arange(count, device=self.queue.device)) % size
+        for queue, newest in zip(self._queues(), keys, strict=True):
+            queue[places] = newest
+        self.position.copy_((self.position + count) % size)
 
     def take_usage(self) -> float:
         """Effective share of the queue that acted as negatives since the last call."""
@@ -140,6 +157,12 @@ class MoCo(nn.Module):
     def heads(self) -> dict[str, Tensor]:
         """The projection head of the query encoder."""
         return self.encoder.heads()
+
+
+@torch.no_grad()
+def follow(slow: Iterable[Tensor], fast: Iterable[Tensor], momentum: float) -> None:
+    """slow <- momentum slow + (1 - momentum) fast, for each pair of parameters, in place."""
+    torch._foreach_lerp_(list(slow), list(fast), 1 - momentum)
 
 
 def choose_queue_size(settings: Pretrain, num_images: int) -> int:

@@ -1,4 +1,4 @@
-"""Instance-level self-supervised pretraining, from scratch or from a published checkpoint (4.1, 5.1)."""
+"""Self-supervised pretraining, from scratch or from a published checkpoint (4.1, 5.1)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,19 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.backbone.checkpoint import build_backbone, describe
 from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published
 from stages.core import distributed
 from stages.core.device import compile_networks, place, restore_optimizer, torch_generator
 from stages.core.seeds import derive
-from stages.pretraining.encoder import Encoder
-from stages.pretraining.figures import Moments, explain, find_faults, is_settled, summarise
-from stages.pretraining.moco import MoCo, choose_key_momentum, choose_queue_size
+from stages.pretraining.figures import Expected, Moments, explain, find_faults, is_settled, summarise
+from stages.pretraining.methods import build_method
 from stages.pretraining.optimizer import build_optimizer, warmup_cosine
-from stages.pretraining.swav import SwAV
 from stages.pretraining.views import Views
-from stages.runtime.progress import say, warn
+from stages.runtime.progress import warn
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 
@@ -49,17 +46,9 @@ class Pretrainer:
     ) -> None:
         torch.manual_seed(derive(seed, "pretrain", "weights"))
         self._settings, self._seed, self._device = settings, seed, device
-        encoder = Encoder(
-            build_backbone(describe(backbone)),
-            settings.projection_dim,
-            head_batch_norm=settings.head_batch_norm,
+        method = build_method(
+            settings, backbone, start, num_images=num_images, seed=seed, precision=precision
         )
-        if start is not None:
-            start.fill(encoder.backbone)
-            say("pretrain", projection_of_checkpoint=start.fill_head("projection", encoder.head))
-        method = _build(encoder, settings, num_images, seed, precision)
-        if start is not None and isinstance(method, SwAV):
-            say("pretrain", prototypes_of_checkpoint=start.fill_head("prototypes", method.prototypes))
         self._method = place(method, device)
         if compiled:
             compile_networks(self._method.networks())
@@ -67,7 +56,7 @@ class Pretrainer:
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
         self._optimizer = build_optimizer(settings, self._parameters)
         self._faults: list[str] = []
-        self._moments = Moments(encoder.backbone.channels[-1], device)
+        self._moments = Moments(self.backbone.channels[-1], device)
 
     @property
     def backbone(self) -> Trunk:
@@ -96,7 +85,9 @@ class Pretrainer:
         self._set_lr(epoch * num_steps + step, num_steps)
         generator = torch_generator(self._seed, "pretrain", "views", epoch, step)
         measured = self._method(
-            image, Views(self._settings.photometric, self._settings.crop_aspect, generator), epoch
+            image,
+            Views(self._settings.photometric, self._settings.crop_aspect, generator),
+            epoch + step / num_steps,
         )
         self._optimizer.zero_grad()
         measured.loss.backward()
@@ -114,16 +105,19 @@ class Pretrainer:
             epoch: number of completed epochs.
             figures: figures of the last epoch.
         """
-        candidates = self._method.num_candidates
-        faults = find_faults(figures, candidates) if is_settled(epoch, self._settings) else []
+        expected = self._expected()
+        faults = find_faults(figures, expected) if is_settled(epoch, self._settings) else []
         for fault in faults:
             if fault not in self._faults:
-                warn("pretrain", explain(fault, figures, candidates, self._settings.method))
+                warn("pretrain", explain(fault, figures, expected, self._settings.method))
         self._faults = faults
 
     def summary(self, history: pd.DataFrame) -> dict[str, Any]:
         """Summary of the whole run."""
-        return summarise(history, self._settings, self._method.num_candidates)
+        return summarise(history, self._settings, self._expected())
+
+    def _expected(self) -> Expected:
+        return Expected(self._method.num_candidates, self._method.num_prototypes)
 
     def epoch_figures(self) -> dict[str, float]:
         """`EPOCH_FIGURES`; resets their accumulators."""
@@ -153,20 +147,3 @@ class Pretrainer:
         self._method.load_state_dict(saved["method"])
         restore_optimizer(self._optimizer, saved["optimizer"])
         self._moments.load_state_dict(saved["moments"])
-
-
-def _build(encoder: Encoder, settings: Pretrain, num_images: int, seed: int, precision: str) -> MoCo | SwAV:
-    if settings.method == "swav":
-        return SwAV(encoder, settings, precision=precision)
-    queue_size = choose_queue_size(settings, num_images)
-    num_steps = settings.epochs * (num_images // settings.batch_size)
-    key_momentum = choose_key_momentum(settings, num_steps)
-    say("pretrain", images=num_images, steps=num_steps, queue_size=queue_size, key_momentum=key_momentum)
-    return MoCo(
-        encoder,
-        settings,
-        queue_size=queue_size,
-        key_momentum=key_momentum,
-        precision=precision,
-        generator=torch_generator(seed, "pretrain", "queue"),
-    )

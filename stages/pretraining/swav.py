@@ -48,11 +48,15 @@ class SwAV(nn.Module):
         return (self.encoder,)
 
     @property
+    def num_prototypes(self) -> None:
+        """Codes use all prototypes alike by construction, so their number tells of no fault."""
+
+    @property
     def num_candidates(self) -> int:
         """Number of prototypes; the chance-level loss is its logarithm."""
         return self._own.num_prototypes
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: int) -> Measured:
+    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
         """Loss and figures of this process's share of a batch."""
         own = self._own
         with torch.no_grad():
@@ -90,7 +94,7 @@ class SwAV(nn.Module):
             return self.encoder(drawn.flatten(0, 1).contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
-    def _codes(self, batch: Float[Tensor, "2 N D"], epoch: int) -> list[Float[Tensor, "N P"]]:
+    def _codes(self, batch: Float[Tensor, "2 N D"], epoch: float) -> list[Float[Tensor, "N P"]]:
         """Codes of both large views, computed together with the queue once it is full."""
         own, num_images = self._own, batch.shape[1]
         if own.queue_size and epoch >= own.queue_from_epoch and self.filled >= own.queue_size:

@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.schema import Params
+from stages.settings.schema_pretrain import DENSE_METHODS, QUEUE_METHODS
 
 TYPES = {
     "int_type": "int",
@@ -114,13 +115,13 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
     trains = params.pretrain.method not in ("none", "supervised")
     if trains and params.pretrain.batch_size > num_images:
         yield f"pretrain.batch_size: {params.pretrain.batch_size} {too_many}; lower it, or add images"
-    if params.pretrain.method == "mocov2" and params.pretrain.queue_size > num_images:
+    if params.pretrain.method in QUEUE_METHODS and params.pretrain.queue_size > num_images:
         yield (
             f"pretrain.queue_size: {params.pretrain.queue_size} {too_many}, so images would be their own "
             "negatives; about half of the images is a good size"
         )
     clusters_views = params.label.centres == "kmeans" or (
-        params.label.centres == "auto" and params.pretrain.method == "mocov2"
+        params.label.centres == "auto" and params.pretrain.method in (*QUEUE_METHODS, *DENSE_METHODS)
     )
     views = min(num_images * (NUM_VIEWS if params.label.fit_views == "all" else 1), params.label.sample_views)
     if clusters_views and params.global_k > views:

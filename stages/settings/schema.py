@@ -239,6 +239,7 @@ class Params(Section):
             )
 
     def _check_patches(self) -> None:
+        self.pretrain.check_vit(self.backbone.arch)
         patch, feature = self.backbone.patch_px, self.train.feature_stride
         if patch % feature:
             raise ValueError(f"train.feature_stride: must divide backbone.patch_px {patch}, got {feature}")

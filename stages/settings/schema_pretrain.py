@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from stages.settings.section import (
     Count,
+    Fraction,
     FractionRange,
     NonNegative,
     Photometric,
@@ -14,6 +15,10 @@ from stages.settings.section import (
     Section,
     Sha256,
 )
+
+QUEUE_METHODS = ("mocov2", "densecl")  # methods with a queue of keys of `queue_size`
+DENSE_METHODS = ("densecl", "slotcon")  # methods that learn from the cells of the last feature map
+PerView = Annotated[list[Fraction], Field(min_length=2, max_length=2)]  # of the first and of the second view
 
 
 class SwAV(Section):
@@ -32,10 +37,38 @@ class SwAV(Section):
     queue_from_epoch: Annotated[int, Field(ge=0)]
 
 
+class Dense(Section):
+    """Feature maps of the dense methods."""
+
+    image_px: Annotated[int, Field(ge=16)]
+    dilate: bool
+
+
+class DenseCL(Section):
+    """Settings specific to DenseCL."""
+
+    weight: Fraction
+    warmup_epochs: NonNegative
+
+
+class SlotCon(Section):
+    """Settings specific to SlotCon."""
+
+    num_prototypes: Annotated[int, Field(ge=2)]
+    hidden_dim: Count
+    student_temperature: Positive
+    teacher_temperature: Positive
+    centre_momentum: Annotated[float, Field(ge=0, lt=1)]
+    grouping_weight: Fraction
+    overlap: PositiveFraction
+    blur_probability: PerView
+    solarize_probability: PerView
+
+
 class Pretrain(Section):
     """Backbone: trained from scratch, trained from a checkpoint, or used without training."""
 
-    method: Literal["mocov2", "swav", "none", "supervised"]
+    method: Literal["mocov2", "swav", "densecl", "slotcon", "none", "supervised"]
     init: str
     init_key: str
     init_sha256: Sha256
@@ -58,6 +91,9 @@ class Pretrain(Section):
     symmetric: bool
     bn_splits: Count
     swav: SwAV
+    dense: Dense
+    densecl: DenseCL
+    slotcon: SlotCon
     photometric: Photometric
 
     @model_validator(mode="after")
@@ -71,7 +107,7 @@ class Pretrain(Section):
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "Pretrain":
-        if self.method == "mocov2" and self.queue_size % self.batch_size:
+        if self.method in QUEUE_METHODS and self.queue_size % self.batch_size:
             raise ValueError(
                 f"queue_size: {self.queue_size} is not a multiple of batch_size {self.batch_size}; "
                 "the queue stores whole batches, so set it to a multiple"
@@ -87,3 +123,16 @@ class Pretrain(Section):
                 "at least two images"
             )
         return self
+
+    def check_vit(self, arch: str) -> None:
+        """Refuse a vision transformer for methods that would leave its class token untrained.
+
+        Raises:
+            ValueError: the method is a dense one.
+        """
+        if self.method in DENSE_METHODS:
+            raise ValueError(
+                f"pretrain.method: {self.method} trains the cells of a ResNet's last feature map, but "
+                f"backbone.arch: {arch} has a class token, which it would not train; set backbone.arch: "
+                "resnet18 or resnet50, or pretrain.method: mocov2 or swav"
+            )

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from stages.backbone.resnet import ResNet
 from stages.core.device import autocast, place
 from stages.imaging.batches import ImageSource
 from stages.pretrain import pretrain
-from stages.pretraining.encoder import Encoder
+from stages.pretraining.encoder import DenseEncoder, Encoder
 from stages.pretraining.pretrainer import Pretrainer
+from stages.pretraining.slotcon import SlotEncoder
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 from tests.bench.interleaved import compare
@@ -34,7 +36,7 @@ NO_STATE: Any = SimpleNamespace(resume=lambda *_: (0, 0), is_due=lambda: False)
 
 def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterator[str]:
     """One line for each method."""
-    for method in ("mocov2", "swav"):
+    for method in ("mocov2", "swav", "densecl", "slotcon"):
         yield _measure(method, device, turns, compiled)
 
 
@@ -55,8 +57,7 @@ def _measure(method: str, device: torch.device, turns: int, compiled: bool) -> s
         compiled=compiled,
     )
     images = ImageSource(stored, device)
-    encoder = Encoder(ResNet(arch, 64, 4), settings.projection_dim, head_batch_norm=settings.head_batch_norm)
-    place(encoder, device)
+    encoder = place(_encoder(settings, ResNet(arch, 64, 4)), device)
     passes = [(_random(*shape, device), learns) for shape, learns in _passes(settings)]
 
     def whole() -> None:
@@ -67,9 +68,9 @@ def _measure(method: str, device: torch.device, turns: int, compiled: bool) -> s
         for _ in range(NUM_STEPS):
             for view, learns in passes:
                 with torch.set_grad_enabled(learns), autocast(device, precision):
-                    embedding = encoder(view).embedding
+                    encoded = encoder(view)
                 if learns:
-                    embedding.sum().backward()
+                    torch.stack([part.float().sum() for part in encoded]).sum().backward()
             encoder.zero_grad()
 
     found = compare(whole, bare, turns=turns, device=device)
@@ -86,6 +87,7 @@ def _settings(method: str, image_px: int, batch_size: int) -> Pretrain:
     settings = read_preset("demo").pretrain
     swav = settings.swav.model_copy(update={"local_px": image_px * 96 // 224, "queue_size": batch_size})
     changes: dict[str, Any] = {"image_px": image_px, "batch_size": batch_size, "queue_size": batch_size}
+    changes["dense"] = settings.dense.model_copy(update={"image_px": image_px, "dilate": False})
     return settings.model_copy(update={**changes, "method": method, "epochs": 1, "swav": swav})
 
 
@@ -95,7 +97,16 @@ def _passes(settings: Pretrain) -> list[tuple[tuple[int, int], bool]]:
     if settings.method == "swav":
         local = settings.swav.local_crops * size, settings.swav.local_px
         return [((2 * size, side), True), (local, True)]
-    return [((size, side), learns) for learns in (True, False)] * (2 if settings.symmetric else 1)
+    both_ways = settings.symmetric or settings.method == "slotcon"
+    return [((size, side), learns) for learns in (True, False)] * (2 if both_ways else 1)
+
+
+def _encoder(settings: Pretrain, trunk: ResNet) -> nn.Module:
+    if settings.method == "slotcon":
+        own = settings.slotcon
+        return SlotEncoder(trunk, own.hidden_dim, settings.projection_dim, own.num_prototypes)
+    kind = DenseEncoder if settings.method == "densecl" else Encoder
+    return kind(trunk, settings.projection_dim, head_batch_norm=settings.head_batch_norm)
 
 
 def _random(count: int, side: int, device: torch.device) -> torch.Tensor:

@@ -19,7 +19,7 @@ def test_goodput_is_the_bare_work_by_the_whole(monkeypatch: pytest.MonkeyPatch) 
     assert found == (4, 3, 0.75)
 
 
-@pytest.mark.parametrize("method", ["mocov2", "swav"])
+@pytest.mark.parametrize("method", ["mocov2", "swav", "densecl", "slotcon"])
 def test_pretraining_is_measured(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setitem(pretraining.SETUPS, "cpu", ("resnet18", 32, 40, 4, "float32"))
     line = pretraining._measure(method, torch.device("cpu"), turns=1, compiled=False)

@@ -13,6 +13,7 @@ from stages.pretraining.figures import (
     CURES,
     NAN_CURES,
     SEEN,
+    Expected,
     Moments,
     explain,
     find_faults,
@@ -64,7 +65,8 @@ def test_perplexity_counts_what_takes_part(share: list[float], expected: int) ->
     assert float(perplexity(torch.tensor([share]))) == pytest.approx(expected)
 
 
-SOUND = {"loss": 2.0, "uniformity": -3.0, "effective_rank": 20.0}
+SOUND = {"loss": 2.0, "uniformity": -3.0, "effective_rank": 20.0, "usage": 0.5}
+EXPECTED = Expected(64)
 
 
 @pytest.mark.parametrize(
@@ -77,27 +79,48 @@ SOUND = {"loss": 2.0, "uniformity": -3.0, "effective_rank": 20.0}
     ],
 )
 def test_each_fault_has_its_signs_and_cures(change: dict[str, float], fault: str) -> None:
-    assert find_faults(SOUND, 64) == []
-    assert find_faults(SOUND | {"loss": math.log(64) + 0.02}, 64) == []
+    assert find_faults(SOUND, EXPECTED) == []
+    assert find_faults(SOUND | {"loss": math.log(64) + 0.02}, EXPECTED) == []
     figures = SOUND | change
-    assert find_faults(figures, 64) == [fault]
+    assert find_faults(figures, EXPECTED) == [fault]
     for method in NAN_CURES:
-        text = explain(fault, figures, 64, method)
-        assert text.startswith(f"{fault}: ")
-        assert text.endswith(CURES[method][fault])
-        assert "{" not in text
-    assert all(set(cures) == set(SEEN) for cures in CURES.values())
+        if fault in CURES[method]:
+            text = explain(fault, figures, EXPECTED, method)
+            assert text.startswith(f"{fault}: ")
+            assert text.endswith(CURES[method][fault])
+            assert "{" not in text
+
+
+def test_every_fault_that_a_method_can_have_has_cures() -> None:
+    with_candidates = {"stuck_at_chance", "collapsed", "one_direction"}
+    assert {method: set(cures) for method, cures in CURES.items()} == {
+        **dict.fromkeys(("mocov2", "swav", "densecl"), with_candidates),
+        "slotcon": {"collapsed", "one_direction", "one_prototype"},
+    }
+    assert set(SEEN) == {fault for cures in CURES.values() for fault in cures}
+    assert set(NAN_CURES) == set(CURES)
+
+
+def test_a_method_without_candidates_has_no_chance_level_but_prototypes_may_collapse() -> None:
+    slots = Expected(None, 32)
+    assert find_faults(SOUND | {"loss": 0.0, "usage": 1.6 / 32}, slots) == []
+    figures = SOUND | {"usage": 1.4 / 32}
+    assert find_faults(figures, slots) == ["one_prototype"]
+    assert find_faults(figures, EXPECTED) == []
+    assert explain("one_prototype", figures, slots, "slotcon").startswith(
+        "one_prototype: nearly all cells belong to one of 32 prototypes (1.4 in effect); look at the images"
+    )
 
 
 def test_faults_are_counted_where_training_has_settled() -> None:
     rows = [{"epoch": epoch, **SOUND, "loss": math.log(8)} for epoch in (1, 2, 3)]
     settings = SETTINGS.model_copy(update={"warmup_epochs": 1.0})
-    summary = summarise(pd.DataFrame(rows), settings, 8)
+    summary = summarise(pd.DataFrame(rows), settings, Expected(8))
     assert summary["epochs_with_fault"] == {"stuck_at_chance": 2, "collapsed": 0, "one_direction": 0}
     assert summary["chance_loss"] == pytest.approx(math.log(8))
     swav = settings.swav.model_copy(update={"freeze_epochs": 2})
     frozen = settings.model_copy(update={"method": "swav", "swav": swav})
-    assert summarise(pd.DataFrame(rows), frozen, 8)["epochs_with_fault"]["stuck_at_chance"] == 1
+    assert summarise(pd.DataFrame(rows), frozen, Expected(8))["epochs_with_fault"]["stuck_at_chance"] == 1
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def flow(bench: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> A
     return run
 
 
-@pytest.mark.parametrize("method", ["mocov2", "swav"])
+@pytest.mark.parametrize("method", ["mocov2", "swav", "densecl", "slotcon"])
 @pytest.mark.parametrize("base", [{}, picie()], ids=["ours", "picie"])
 def test_every_stage_runs_and_repeats_its_bytes(flow: Any, method: str, base: dict[str, Any]) -> None:
     changes = {"pretrain__method": method, **base}

@@ -77,6 +77,18 @@ SWITCHES: list[dict[str, Any]] = [
     {"pretrain__method": "swav"},
     {"pretrain__method": "swav", "pretrain__swav__local_crops": 0},
     {"pretrain__method": "swav", "pretrain__swav__freeze_epochs": 0},
+    {"pretrain__method": "densecl"},
+    {"pretrain__method": "densecl", "pretrain__dense__dilate": False},
+    {"pretrain__method": "densecl", "pretrain__densecl__warmup_epochs": 2.0},
+    {"pretrain__method": "densecl", "pretrain__symmetric": False, "pretrain__head_batch_norm": False},
+    {"pretrain__method": "densecl", "precision": "bfloat16"},
+    {"pretrain__method": "slotcon"},
+    {"pretrain__method": "slotcon", "pretrain__slotcon__grouping_weight": 1.0},
+    {"pretrain__method": "slotcon", "pretrain__slotcon__overlap": 1.0},
+    {"pretrain__method": "slotcon", "pretrain__slotcon__blur_probability": [0.0, 0.0]},
+    {"pretrain__method": "slotcon", "pretrain__slotcon__solarize_probability": [1.0, 1.0]},
+    {"pretrain__method": "slotcon", "pretrain__optimizer": "lars"},
+    {"pretrain__method": "slotcon", "precision": "bfloat16"},
 ]
 
 
@@ -90,6 +102,61 @@ def test_swav_leaves_its_prototypes_and_their_projection_beside_the_trunk(bench:
     assert tensors["projection.3.weight"].shape == (16, 64)
     backbone = load_backbone(Path(OUTPUTS[0]), bench.read("backbone").backbone)
     assert torch.equal(backbone.state_dict()["conv1.weight"], tensors["conv1.weight"])
+
+
+def test_densecl_leaves_the_head_of_images_and_slotcon_none(bench: Any) -> None:
+    """And the trunk that was dilated is an ordinary one for the stages that follow."""
+    for method, heads in (("densecl", {"projection.0.weight", "projection.3.weight"}), ("slotcon", set())):
+        bench.params(pretrain__method=method, pretrain__epochs=1)
+        pretrain.main(ARGV)
+        tensors, about = bench.tensors(OUTPUTS[0])
+        assert heads <= set(about["heads"])
+        assert {name.split(".")[0] for name in about["heads"]} == {name.split(".")[0] for name in heads}
+        trunk = load_backbone(Path(OUTPUTS[0]), bench.read("backbone").backbone)
+        assert trunk(torch.zeros(1, 3, 32, 32)).layer4.shape == (1, 64, 2, 2)
+        assert all(torch.isfinite(value).all() for value in tensors.values())
+
+
+def test_densecl_without_cells_is_moco(bench: Any) -> None:
+    weights = {}
+    for method in ("mocov2", "densecl"):
+        bench.params(pretrain__method=method, pretrain__densecl__weight=0.0, pretrain__dense__dilate=False)
+        pretrain.main(ARGV)
+        weights[method] = bench.tensors(OUTPUTS[0])[0]
+    assert weights["mocov2"].keys() == weights["densecl"].keys()
+    for name, value in weights["mocov2"].items():
+        torch.testing.assert_close(weights["densecl"][name], value, msg=name)
+
+
+@pytest.mark.parametrize("method", ["densecl", "slotcon"])
+def test_maps_of_few_cells_are_pointed_out(
+    bench: Any, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    bench.params(pretrain__method=method, pretrain__epochs=0)
+    pretrain.main(ARGV)
+    said = capsys.readouterr()
+    assert "pretrain: view_px 32  cells 4 x 4" in said.out
+    assert (
+        f"pretrain: warning: the last feature map has only 4 x 4 cells, from which method: {method} learns; "
+        "raise pretrain.dense.image_px to 49 or more, set pretrain.dense.dilate: true, or lower "
+        "backbone.stem_stride\n"
+    ) in said.err
+    bench.params(pretrain__method=method, pretrain__epochs=0, pretrain__dense__image_px=49)
+    pretrain.main(ARGV)
+    said = capsys.readouterr()
+    assert "cells 7 x 7" in said.out
+    assert "warning" not in said.err
+
+
+@pytest.mark.parametrize("method", ["densecl", "slotcon"])
+def test_a_vit_is_refused_by_the_methods_of_cells(bench: Any, method: str) -> None:
+    vit = {"backbone__arch": "vit_small", "backbone__width": 2, "train__feature_stride": 2}
+    bench.params(pretrain__method=method, **vit)
+    assert bench.fault(pretrain.main, ARGV) == (
+        f"params.yaml:\n  pretrain.method: {method} trains the cells of a ResNet's last feature map, but "
+        "backbone.arch: vit_small has a class token, which it would not train; set backbone.arch: resnet18 "
+        "or resnet50, or pretrain.method: mocov2 or swav"
+    )
 
 
 def test_every_switch_runs_and_gives_a_result_of_its_own(bench: Any) -> None:
@@ -118,7 +185,18 @@ def test_there_is_a_state_for_every_step(bench: Any, monkeypatch: pytest.MonkeyP
     assert bench.count_saves(pretrain.main, ARGV, monkeypatch) in (2, 3, 4)
 
 
-@pytest.mark.parametrize(("after", "method"), [(1, "mocov2"), (2, "mocov2"), (1, "swav")])
+@pytest.mark.parametrize(
+    ("after", "method"),
+    [
+        (1, "mocov2"),
+        (2, "mocov2"),
+        (1, "swav"),
+        (1, "densecl"),
+        (3, "densecl"),
+        (1, "slotcon"),
+        (3, "slotcon"),
+    ],
+)
 def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
     bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: int, method: str
 ) -> None:
@@ -269,8 +347,9 @@ def test_an_index_of_other_images_is_refused(bench: Any) -> None:
     )
 
 
-def test_a_loss_that_is_no_number_ends_it(bench: Any) -> None:
-    bench.params(pretrain__lr=1e30, pretrain__warmup_epochs=0.0)
+@pytest.mark.parametrize("method", ["mocov2", "densecl", "slotcon"])
+def test_a_loss_that_is_no_number_ends_it(bench: Any, method: str) -> None:
+    bench.params(pretrain__method=method, pretrain__lr=1e30, pretrain__warmup_epochs=0.0)
     assert bench.fault(pretrain.main, ARGV) == (
         "pretrain: the loss is not finite in epoch 1, at step 2; lower pretrain.lr, "
         "or raise pretrain.warmup_epochs"
@@ -307,7 +386,15 @@ def test_the_state_lies_with_the_repository_and_not_with_a_copy_of_it(
     assert not (bench.folder / ".state").exists()
 
 
-@pytest.mark.parametrize(("method", "networks"), [("mocov2", ["Encoder"] * 2), ("swav", ["Encoder"])])
+@pytest.mark.parametrize(
+    ("method", "networks"),
+    [
+        ("mocov2", ["Encoder"] * 2),
+        ("swav", ["Encoder"]),
+        ("densecl", ["DenseEncoder"] * 2),
+        ("slotcon", ["SlotEncoder"] * 2),
+    ],
+)
 def test_compiled_networks_do_the_same(
     bench: Any, compiled: list[str], method: str, networks: list[str]
 ) -> None:

@@ -14,11 +14,14 @@ from tests.datasets import REPOSITORY
 from tests.stages.pretrain_in_float64 import run_all
 from tests.tensors import assert_near
 
-# Sync batch norm, groups of its own for each process, and the other method.
+# Sync batch norm, groups of its own for each process, and the other methods.
 CASES: dict[str, dict[str, Any]] = {
     "one_group": {"pretrain__bn_splits": 1},
     "two_groups": {"pretrain__bn_splits": 2},
     "swav": {"pretrain__method": "swav", "pretrain__bn_splits": 1},
+    "densecl": {"pretrain__method": "densecl", "pretrain__bn_splits": 1},
+    "densecl_in_groups": {"pretrain__method": "densecl", "pretrain__bn_splits": 2},
+    "slotcon": {"pretrain__method": "slotcon"},
 }
 
 QUEUES_OF_9 = {"pretrain__queue_size": 9, "pretrain__swav__queue_size": 9}

@@ -372,7 +372,7 @@ def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
         (
             ["cocoo"],
             "presets/cocoo.yaml: not found; available: cityscapes27, cityscapes27_picie, cityscapes27_stego, "
-            "cocostuff15, cocostuff27, cocostuff27_picie, demo, folder",
+            "cocostuff15, cocostuff27, cocostuff27_picie, cocostuff27_slotcon, demo, folder",
         ),
         (["demo", "--base", "piecie"], "presets/bases/piecie.yaml: not found; available: ours, picie"),
         (["folder"], "preset folder reads images from a folder; set it with DATA=... (--data)"),

@@ -1,0 +1,142 @@
+"""DenseCL (Wang et al., 2021): MoCo v2 with a second contrast, between the cells of the last feature map."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stages.core import distributed
+from stages.core.device import autocast
+from stages.pretraining.encoder import DenseEncoded, Encoder
+from stages.pretraining.figures import Measured
+from stages.pretraining.moco import Encodings, MoCo
+from stages.pretraining.views import Views
+from stages.settings.schema_pretrain import Pretrain
+
+
+class DenseCL(MoCo):
+    """The two encoders and two queues: of keys of images, and of keys of cells, one for each image.
+
+    A cell's positive is the cell of the other view that is nearest in the backbone's own features, so no
+    geometry between the views is needed. Its negatives are the pooled cells of other images.
+
+    Args:
+        encoder: the query encoder, a `DenseEncoder`; the key encoder starts as its copy.
+        settings: `pretrain` of params.yaml.
+        queue_size: length Q of both queues.
+        key_momentum: share of the old key encoder that each step keeps.
+        precision: precision of the forward passes.
+        generator: draws the initial queues.
+    """
+
+    dense_queue: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: Pretrain,
+        *,
+        queue_size: int,
+        key_momentum: float,
+        precision: str,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(
+            encoder,
+            settings,
+            queue_size=queue_size,
+            key_momentum=key_momentum,
+            precision=precision,
+            generator=generator,
+        )
+        queue = F.normalize(torch.randn(queue_size, settings.projection_dim, generator=generator), dim=1)
+        self.register_buffer("dense_queue", queue)
+        self._dense_weight = 0.0  # of the current step
+
+    @property
+    def view_px(self) -> int:
+        """Side of a view."""
+        return self._settings.dense.image_px
+
+    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
+        """Loss and figures of this process's share of a batch.
+
+        Args:
+            image: RGB in [0, 1].
+            views: random views of this step.
+            epoch: epochs so far; with a fraction for the steps of this one.
+        """
+        own = self._settings.densecl
+        self._dense_weight = own.weight * min(1.0, epoch / own.warmup_epochs if own.warmup_epochs else 1.0)
+        return super().forward(image, views, epoch)
+
+    def _recognise(
+        self, queried: Float[Tensor, "n 3 S S"], keyed: Float[Tensor, "n 3 S S"], order: Tensor
+    ) -> tuple[Tensor, Tensor, Encodings, tuple[Tensor, ...]]:
+        """(1 - lambda) times the loss of images + lambda times that of cells (DenseCL, 3.3)."""
+        with autocast(queried.device, self._precision):
+            query, key = self.encoder(queried), self.keys(keyed, order)
+        assert isinstance(key, DenseEncoded)
+        loss, accuracy = self._recognise_images(query, key)
+        own = DenseEncoded(*map(distributed.share, key))
+        dense_loss = dense_info_nce(
+            query.cell,
+            matched(own.cell, nearest_cells(query.cell_feature, own.cell_feature)),
+            key.pooled,
+            self.dense_queue,
+            self._settings.temperature,
+            batch_negatives=self._settings.batch_negatives,
+            start=distributed.rank() * len(queried),
+        )
+        loss = (1 - self._dense_weight) * loss + self._dense_weight * dense_loss
+        return loss, accuracy, query, (key.embedding, key.pooled)
+
+    def _queues(self) -> tuple[Float[Tensor, "Q D"], ...]:
+        return self.queue, self.dense_queue
+
+
+@torch.no_grad()
+def nearest_cells(query: Float[Tensor, "n S C"], key: Float[Tensor, "n S C"]) -> Int[Tensor, "n S"]:
+    """Index of the key cell with the largest cosine, for each query cell (DenseCL, 3.4).
+
+    Args:
+        query: unit cells of the query backbone.
+        key: unit cells of the key backbone, of the same images.
+    """
+    return (query @ key.transpose(1, 2)).argmax(2)
+
+
+def matched(cell: Float[Tensor, "n S D"], index: Int[Tensor, "n S"]) -> Float[Tensor, "n S D"]:
+    """The cells of these indices."""
+    return cell.gather(1, index[:, :, None].expand(-1, -1, cell.shape[2]))
+
+
+def dense_info_nce(
+    query: Float[Tensor, "n S D"],
+    positive: Float[Tensor, "n S D"],
+    pooled: Float[Tensor, "N D"],
+    queue: Float[Tensor, "Q D"],
+    temperature: float,
+    *,
+    batch_negatives: bool,
+    start: int = 0,
+) -> Float[Tensor, ""]:
+    """InfoNCE loss of cells (DenseCL, 3.3), the mean over all cells.
+
+    Args:
+        query: unit cells of one view of some images.
+        positive: unit cell of the other view for each of them.
+        pooled: unit mean cell of each image of the batch; row `start` + i belongs to query image i.
+        queue: unit mean cells of other images.
+        temperature: softmax temperature.
+        batch_negatives: whether the mean cells of the batch's other images are also negatives, as for images.
+        start: row of the first query image in `pooled`.
+    """
+    candidates = [(query * positive).sum(2, keepdim=True)]
+    if batch_negatives:
+        rows = torch.arange(len(pooled), device=query.device)
+        is_own = rows == start + torch.arange(len(query), device=query.device)[:, None]
+        candidates.append((query @ pooled.T).masked_fill(is_own[:, None], -torch.inf))
+    candidates.append(query @ queue.T)
+    logits = (torch.cat(candidates, dim=2) / temperature).flatten(0, 1)
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=query.device))

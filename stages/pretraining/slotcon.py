@@ -1,0 +1,239 @@
+"""SlotCon (Wen et al., 2022): cells are grouped by prototypes, and the groups (slots) are contrasted.
+
+A student and a momentum teacher see two overlapping views. The student learns to group the cells of their
+intersection as the teacher does, and to recognize each slot in the other view.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stages.backbone.batch_norm import split_batch_norms
+from stages.backbone.resnet import global_feature
+from stages.backbone.trunk import Trunk
+from stages.core import distributed
+from stages.core.device import autocast
+from stages.pretraining.figures import Measured, perplexity, uniformity
+from stages.pretraining.moco import follow
+from stages.pretraining.slots import (
+    Grouped,
+    active,
+    align,
+    group,
+    grouping_loss,
+    rising_momentum,
+    slot_sums,
+)
+from stages.pretraining.views import Look, Views
+from stages.settings.schema_pretrain import Pretrain
+
+HEAD_STD = 0.02  # of the initial weights of projector and predictor, as in DINO
+
+
+class Projected(NamedTuple):
+    """Output of the encoder."""
+
+    feature: Float[Tensor, "N C"]  # global feature of the backbone
+    cell: Float[Tensor, "N D h w"]  # of the projector, float32
+
+
+class Recognised(NamedTuple):
+    """How well the slots of one view are recognized in the other; means over all processes' queries."""
+
+    loss: Float[Tensor, ""]
+    accuracy: Float[Tensor, ""]
+    alignment: Float[Tensor, ""]
+
+
+class SlotEncoder(nn.Module):
+    """Backbone, projector of every cell, and prototypes: all that the teacher averages.
+
+    Args:
+        backbone: ResNet to pretrain.
+        hidden_dim: channels between the three layers of the projector.
+        projection_dim: D of cells, slots and prototypes.
+        num_prototypes: K.
+    """
+
+    def __init__(self, backbone: Trunk, hidden_dim: int, projection_dim: int, num_prototypes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = nn.Sequential(
+            nn.Conv2d(backbone.channels[-1], hidden_dim, 1),
+            nn.BatchNorm2d(hidden_dim),
+            nn.GELU(),
+            nn.Conv2d(hidden_dim, hidden_dim, 1),
+            nn.BatchNorm2d(hidden_dim),
+            nn.GELU(),
+            nn.Conv2d(hidden_dim, projection_dim, 1),
+        )
+        self.projector.apply(_initialise)
+        self.prototypes = nn.Parameter(torch.randn(num_prototypes, projection_dim))
+
+    def forward(self, image: Float[Tensor, "N 3 H W"]) -> Projected:
+        """Global features and projected cells."""
+        feature_map = self.backbone(image).layer4
+        return Projected(global_feature(feature_map), self.projector(feature_map).float())
+
+
+class SlotCon(nn.Module):
+    """Student, teacher, and the predictor of slots.
+
+    Batch norms use the whole batch of a view over all processes, whatever `bn_splits` says.
+
+    Args:
+        encoder: the student; the teacher starts as its copy.
+        settings: `pretrain` of params.yaml.
+        teacher_momentum: share of the old teacher that the first step keeps; rises to 1 by a half cosine.
+        precision: precision of the forward passes; grouping and losses are float32.
+    """
+
+    centre: Tensor
+    assigned: Tensor
+
+    def __init__(
+        self, encoder: SlotEncoder, settings: Pretrain, *, teacher_momentum: float, precision: str
+    ) -> None:
+        super().__init__()
+        self._settings, self._own, self._precision = settings, settings.slotcon, precision
+        self._first_momentum, self._momentum = teacher_momentum, teacher_momentum
+        dim, hidden = settings.projection_dim, self._own.hidden_dim
+        self.encoder = encoder
+        self.predictor = nn.Sequential(
+            nn.Linear(dim, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.GELU(),
+            nn.Linear(hidden, dim),
+        )
+        self.predictor.apply(_initialise)
+        split_batch_norms(self, 1)
+        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+        self.register_buffer("centre", torch.zeros(self._own.num_prototypes))
+        self.register_buffer("assigned", torch.zeros(self._own.num_prototypes))
+        self._mean_score: Tensor | None = None
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The networks to compile; the predictor sees another number of slots at each step."""
+        return self.encoder, self.teacher
+
+    @property
+    def num_candidates(self) -> None:
+        """The number of slots differs from step to step, so there is no fixed chance level."""
+
+    @property
+    def num_prototypes(self) -> int:
+        """Number of prototypes."""
+        return self._own.num_prototypes
+
+    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
+        """Loss and figures of this process's share of a batch.
+
+        Args:
+            image: RGB in [0, 1].
+            views: random views of this step.
+            epoch: epochs so far; with a fraction for the steps of this one.
+        """
+        own, (low, high) = self._own, self._settings.crop_area
+        self._momentum = rising_momentum(self._first_momentum, epoch / self._settings.epochs)
+        looks = list(map(Look, own.blur_probability, own.solarize_probability))
+        pair, common = views.draw_overlapping(
+            image, (low, high), self._settings.dense.image_px, own.overlap, looks
+        )
+        projected = [self._project(self.encoder, view) for view in pair]
+        student = [self._group(self.encoder, one) for one in projected]
+        with torch.no_grad():
+            targets = [self._project(self.teacher, view) for view in pair]
+            teacher = [self._group(self.teacher, one) for one in targets]
+            self._remember(torch.cat([one.score for one in teacher]))
+        aligned = [
+            [align(one.score, box) for one, box in zip(side, common, strict=True)]
+            for side in (student, teacher)
+        ]
+        ways = ((0, 1), (1, 0))
+        grouping = torch.stack([self._grouping(aligned[0][i], aligned[1][j]) for i, j in ways]).mean()
+        known = [self._recognise(student[i], teacher[j]) for i, j in ways]
+        slots = Recognised(*(torch.stack(part).mean() for part in zip(*known, strict=True)))
+        with torch.no_grad():
+            pooled = F.normalize(distributed.gather(targets[1].cell.mean((2, 3))), dim=1)
+        return Measured(
+            own.grouping_weight * grouping + (1 - own.grouping_weight) * slots.loss,
+            slots.accuracy,
+            slots.alignment,
+            uniformity(pooled),
+            projected[0].feature.detach(),
+        )
+
+    def _project(self, encoder: SlotEncoder, view: Float[Tensor, "n 3 S S"]) -> Projected:
+        with autocast(view.device, self._precision):
+            return encoder(view)
+
+    def _group(self, encoder: SlotEncoder, projected: Projected) -> Grouped:
+        return group(projected.cell, encoder.prototypes, self._own.teacher_temperature)
+
+    def _grouping(self, student: Float[Tensor, "n K h w"], teacher: Float[Tensor, "n K h w"]) -> Tensor:
+        own = self._own
+        return grouping_loss(student, teacher, self.centre, own.student_temperature, own.teacher_temperature)
+
+    def _recognise(self, student: Grouped, teacher: Grouped) -> Recognised:
+        """The slot loss of one view's slots against those of the other, over all processes.
+
+        Queries are the slots that are active in both views of their image, keys all active ones of the whole
+        batch. With fewer than two queries there is no loss: batch norm needs two.
+        """
+        is_known = active(teacher.score)
+        is_asked = (active(student.score) & is_known).flatten()
+        count = distributed.total(is_asked.sum())
+        if count < 2:
+            zero = student.slot.sum() * 0
+            return Recognised(zero, zero.detach(), zero.detach() + 2)  # 2: the alignment of chance
+        is_key = distributed.gather(is_known.flatten().float()) > 0
+        keys = distributed.gather(F.normalize(teacher.slot, dim=2).flatten(0, 1))[is_key]
+        start = distributed.rank() * len(is_asked)
+        target = (is_key.long().cumsum(0) - 1)[start : start + len(is_asked)][is_asked]
+        with autocast(keys.device, self._precision):
+            predicted = self.predictor(student.slot.flatten(0, 1)[is_asked])
+        query = F.normalize(predicted.float(), dim=1)
+        loss, accuracy, alignment = slot_sums(query, keys, target, self._settings.temperature)
+        share = (
+            distributed.world_size() / count
+        )  # of sums, so that the mean over processes is the global mean
+        return Recognised(loss * share, accuracy * share, alignment * share)
+
+    @torch.no_grad()
+    def _remember(self, score: Float[Tensor, "m K h w"]) -> None:
+        """Note the teacher's mean score and the prototype of each of its cells."""
+        self._mean_score = distributed.mean(score.mean((0, 2, 3)))
+        prototypes = torch.arange(score.shape[1], device=score.device)
+        chosen = (score.argmax(1).flatten()[:, None] == prototypes).float().sum(0)
+        self.assigned += distributed.total(chosen)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Update the teacher and the centre of its scores."""
+        follow(self.teacher.parameters(), self.encoder.parameters(), self._momentum)
+        assert self._mean_score is not None
+        self.centre.lerp_(self._mean_score, 1 - self._own.centre_momentum)
+
+    def take_usage(self) -> float:
+        """Effective share of prototypes that were nearest to some cell of the teacher since the last call."""
+        used = perplexity((self.assigned / self.assigned.sum())[None])
+        self.assigned.zero_()
+        return float(used) / self._own.num_prototypes
+
+    def heads(self) -> dict[str, Tensor]:
+        """None: the prototypes group the cells of an image, and later stages label whole views."""
+        return {}
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=HEAD_STD)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
