@@ -1,7 +1,6 @@
 """Schema of params.yaml: every key with its type and range.
 
-This module and its neighbors describe the whole file, so the first stage already reports faults in the last
-section. The schema has no defaults and does not affect results, so editing it invalidates no stage.
+It describes the whole file, so the first stage reports faults in the last section. Editing it runs no stage.
 """
 
 from typing import Annotated, Literal

@@ -55,15 +55,17 @@ DOORS = {
 NOT_IMPORTED = {
     "prepare cityscapes": "core/seeds",
     "prepare cocostuff": "core/seeds",
+    "prepare folder": "core/seeds",
     "embed": "backbone/batch_norm core/distributed core/history imaging/photometric",
-    "label": "core/distributed core/history core/images pseudo_labels/pyramid",
-    "select_views": "clustering/kmeans clustering/lloyd core/device core/distributed core/history "
-    "core/images core/seeds",
+    "label": "clustering/continuation core/distributed core/history core/images pseudo_labels/pyramid",
+    "select_views": "clustering/continuation clustering/kmeans clustering/lloyd core/device core/distributed "
+    "core/history core/images core/seeds",
+    "train": "clustering/continuation segmenter/sampling",
     "cluster": "core/history imaging/photometric",
-    "predict": "backbone/batch_norm core/distributed core/history imaging/photometric",
+    "predict": "backbone/batch_norm core/distributed core/history imaging/photometric segmenter/sampling",
     "refine": "core/distributed core/history core/tensors",
-    "evaluate@raw": "core/device core/distributed core/history core/tensors",
-    "evaluate@refined": "core/device core/distributed core/history core/tensors",
+    "evaluate@raw": "clustering/continuation core/device core/distributed core/history core/tensors",
+    "evaluate@refined": "clustering/continuation core/device core/distributed core/history core/tensors",
     "report": "core/device core/distributed core/history core/seeds",
 }
 

@@ -384,6 +384,8 @@ def test_every_preset_has_the_same_keys_in_the_same_order_and_the_same_types(who
 
     ours, demo = load_yaml(str(whole)), load_yaml(str(REPOSITORY / "presets/demo.yaml"))
     assert keys(ours) == keys(demo)
+    for content in (ours, demo):
+        content["runtime"].pop("check_data")  # a list that is empty in the demo
     assert _kinds(ours) == _kinds(demo)
 
 
