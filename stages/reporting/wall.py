@@ -119,5 +119,7 @@ def _accuracy(classes: np.ndarray, truth: UInt8[np.ndarray, "S S"]) -> float | N
 def _in_words(shares: np.ndarray, names: Sequence[str]) -> str:
     """The largest parts of a label map, such as "sky 40 %, water 12 %"; shares by id, the last is ignored."""
     order = np.argsort(-shares[:-1], kind="stable")[:MOST_NAMED]
-    parts = [f"{names[one]} {shares[one]:.0%}" for one in order.tolist() if shares[one] >= SHOWS_ABOVE]
+    parts = [
+        f"{names[one]} {100 * shares[one]:.0f} %" for one in order.tolist() if shares[one] >= SHOWS_ABOVE
+    ]
     return ", ".join(parts) or "no labeled pixel"

@@ -50,12 +50,14 @@ def score_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[
             if None not in values:
                 scale = 100 if kind == "fraction" else 1
                 first, second = (scale * float(value) for value in values)
-                rows.append((f"{name}: {heading}", f"{first:.1f}", f"{second:.1f}", f"{second - first:+.1f}"))
+                digits = 0 if kind == "count" else 1
+                one_shown, other_shown = (f"{value:.{digits}f}" for value in (first, second))
+                rows.append((f"{name}: {heading}", one_shown, other_shown, f"{second - first:+.{digits}f}"))
     return rows
 
 
 def cluster_rows(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
-    """Share of each name in percent, after the CRF; by rank of size where clusters have no names."""
+    """Share of each name in percent, after the CRF, largest first; by rank where clusters have no names."""
     shares = [dict(_shares(run)) for run in (one, other)]
     if not any(run.legend.class_names or run.legend.names.of for run in (one, other)):
         ranked = [sorted(table.values(), reverse=True) for table in shares]
@@ -63,7 +65,8 @@ def cluster_rows(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
             {f"number {rank} by size": share for rank, share in enumerate(table, 1)} for table in ranked
         ]
     rows = []
-    for name in dict.fromkeys((*shares[0], *shares[1])):
+    names = dict.fromkeys((*shares[0], *shares[1]))
+    for name in sorted(names, key=lambda name: -max(table.get(name, 0.0) for table in shares)):
         first, second = (table.get(name, 0.0) for table in shares)
         rows.append((name, f"{first:.1f}", f"{second:.1f}", f"{second - first:+.1f}"))
     return rows

@@ -392,7 +392,7 @@ extends: folder
 preset: mine
 seed: 3            # a seed of my own
 report:
-  views_per_cluster: 4
+  single_file: true
 """
 
 
@@ -401,11 +401,11 @@ def test_a_preset_of_ones_own_extends_another(repository: Path) -> None:
     make_folder(repository / "photos", num_train=40, num_val=2)
     preset.main(["mine", "--data", "photos", "--no-estimate"])
     params, lines = read(Path("params.yaml")), Path("params.yaml").read_text().splitlines()
-    assert (params.preset, params.seed, params.report.views_per_cluster) == ("mine", 3, 4)
+    assert (params.preset, params.seed, params.report.single_file) == ("mine", 3, True)
     assert params.size_px == preset.compose("folder")["size_px"]
     assert any(line.startswith("seed: 3 ") and line.endswith(" # a seed of my own") for line in lines)
     # The blank line between sections is that of demo.yaml.
-    place = lines.index("  views_per_cluster: 4")
+    (place,) = (number for number, line in enumerate(lines) if line.startswith("  single_file: true "))
     assert (lines[place + 1], lines[place + 2].split(":")[0]) == ("", "runtime")
 
 
