@@ -4,7 +4,7 @@ import ctypes
 import functools
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -97,6 +97,18 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def send_all(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy several CPU tensors to another device in one asynchronous copy; shapes and types stay."""
+    if device.type == "cpu":
+        return list(parts)
+    # The largest elements first, so that each part begins at a multiple of its element size.
+    order = sorted(range(len(parts)), key=lambda place: -parts[place].element_size())
+    flat = [parts[place].contiguous().flatten().view(torch.uint8) for place in order]
+    pieces = send(torch.cat(flat), device).split([len(part) for part in flat])
+    sent = dict(zip(order, pieces, strict=True))
+    return [sent[place].view(part.dtype).view(part.shape) for place, part in enumerate(parts)]
 
 
 @functools.cache

@@ -76,7 +76,7 @@ class MoCo(nn.Module):
         """Loss and figures of this process's share of a batch; `epoch` is not used."""
         size = self._settings.image_px
         low, high = self._settings.crop_area
-        first, second = (views.draw(image, (low, high), size) for _ in range(2))
+        first, second = views.draw_several(image, (low, high), size, 2)
         order = views.permutation(image)
         loss, accuracy, query, key = self._recognise(first, second, order)
         if self._settings.symmetric:
