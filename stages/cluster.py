@@ -18,7 +18,7 @@ from stages.clustering.agreement import agreement, effective_clusters
 from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
 from stages.core import distributed
 from stages.core.artefacts import write_metrics
-from stages.core.device import autocast, choose_device, place, torch_generator
+from stages.core.device import autocast, choose_device, place, set_numerics, torch_generator
 from stages.core.images import open_images
 from stages.core.seeds import faiss_seed
 from stages.imaging.batches import ImageSource, shuffled
@@ -34,7 +34,7 @@ from stages.settings.errors import UserError
 from stages.settings.params import load
 from stages.settings.schema_train import Cluster
 
-KEYS = ("seed", "size_px", "pixel_k", "precision", "cluster")
+KEYS = ("seed", "size_px", "pixel_k", "precision", "deterministic", "cluster")
 RUNS = 2  # the second run measures the stability of the first
 AGREEMENT_PIXELS = 20_000  # enough for three digits
 
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if launch("stages.cluster", arguments, neutral.runtime.nproc, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device))
+    set_numerics(params.precision, deterministic=params.deterministic)
     split_batch_norms(segmenter, 1)
     images = ImageSource(open_images(args.images), device)
     place(segmenter, device)

@@ -15,7 +15,7 @@ from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published, init_path, read_start, start_trunk
 from stages.core import distributed
 from stages.core.artefacts import write_csv, write_metrics
-from stages.core.device import choose_device, torch_generator
+from stages.core.device import choose_device, set_numerics, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, shuffled
@@ -29,7 +29,7 @@ from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.settings.params import check_data_size, load
 
-KEYS = ("seed", "precision", "compile", "backbone", "pretrain")
+KEYS = ("seed", "precision", "deterministic", "compile", "backbone", "pretrain")
 UNTRAINED = ("none", "supervised")  # methods that use the initial model without training
 Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbone, heads, history, summary
 
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if trains and launch("stages.pretrain", arguments, neutral.runtime.nproc, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device))
+    set_numerics(params.precision, deterministic=params.deterministic)
     distributed.check_batch("pretrain.batch_size", params.pretrain.batch_size)
     watch = Watch("pretrain", args.params, KEYS, [args.images, *init_path(params.pretrain)])
     state = StageState(

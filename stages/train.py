@@ -15,7 +15,7 @@ from stages.backbone.checkpoint import load_backbone
 from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.artefacts import read_array, write_csv, write_metrics
-from stages.core.device import choose_device, place, torch_generator
+from stages.core.device import choose_device, place, set_numerics, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
 from stages.core.seeds import derive
@@ -34,7 +34,7 @@ from stages.training.guidance import Guidance
 from stages.training.trainer import FIGURES, Trainer
 
 KEYS = (
-    "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "compile",
+    "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "deterministic", "compile",
     "backbone", "train",
 )  # fmt: skip
 REMEDY = "lower train.lr"  # for a loss of NaN or infinity
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if launch("stages.train", arguments, neutral.runtime.nproc, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device))
+    set_numerics(params.precision, deterministic=params.deterministic)
     distributed.check_batch("train.batch_size", params.train.batch_size)
     watch = Watch("train", args.params, KEYS, [args.images, args.views, args.backbone])
     state = StageState(

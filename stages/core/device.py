@@ -23,7 +23,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 def choose_device(name: str) -> torch.device:
     """The device named by `device` in params.yaml: auto, cpu, cuda or cuda:<index>.
 
-    Also enables deterministic kernels where torch provides them.
+    Also selects plain float32 and deterministic algorithms; see `set_numerics`.
 
     Raises:
         UserError: CUDA is requested but not available; there is no silent fallback to the CPU.
@@ -44,11 +44,24 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
         torch.set_flush_denormal(True)  # denormals in Gaussian tails are about 100 times slower
-    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs 6 % of a small step
-    torch.backends.cudnn.benchmark = False
+    set_numerics("float32", deterministic=True)
     print(f"device: {describe(device)}", flush=True)
     return device
+
+
+def set_numerics(precision: str, *, deterministic: bool) -> None:
+    """Select the arithmetic of convolutions and the algorithms of a GPU, for this process.
+
+    Args:
+        precision: with `tf32`, a GPU rounds the inputs of float32 convolutions to 10 bits of mantissa. Matrix
+            products, and with them losses, clustering and attention, keep float32.
+        deterministic: use algorithms that repeat their bytes, where torch has them (it warns where it has
+            none). Otherwise cuDNN also tries several algorithms at each new shape and keeps the fastest.
+    """
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def describe(device: torch.device) -> str:
@@ -120,7 +133,7 @@ def constant(
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Autocast context for forward passes in `precision` (float32 or bfloat16); losses stay in float32."""
+    """Autocast context for forward passes in `precision`; losses stay in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 

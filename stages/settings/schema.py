@@ -187,7 +187,8 @@ class Params(Section):
     pixel_k: Annotated[int, Field(ge=2, le=255)]
     select_ratio: PositiveFraction
     crop_ratio: Annotated[float, Field(gt=0, lt=1)]
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "tf32", "bfloat16"]
+    deterministic: bool
     compile: bool
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     backbone: Backbone
