@@ -67,7 +67,7 @@ def resample(
     """
     top, left, height, width, flip = boxes
     left, width = left + flip * width, width * (1 - 2 * flip)  # a mirrored box runs from right to left
-    views = len(top) // max(1, len(image))
+    views = len(top) // len(image) if len(image) else 1
     vertical = [_by_image(part, views) for part in (top, height)]
     blur = None if blur_sigma_px is None else _by_image(blur_sigma_px, views)
     if image.shape[2] == image.shape[3] and size[0] == size[1]:  # one call for both sides
@@ -105,10 +105,12 @@ def _cut(
 ) -> Float[Tensor, "VN C h w"]:
     """Like `separable`, for few channels and several views of each image, without a copy of the images."""
     count, channels, height, width = image.shape
-    lines = torch.bmm(rows.reshape(count, -1, height), image.permute(0, 2, 3, 1).reshape(count, height, -1))
-    lines = lines.view(count, -1, rows.shape[1], width, channels).permute(1, 0, 4, 2, 3)
-    cut = torch.bmm(lines.reshape(len(columns), -1, width), columns.transpose(1, 2))
-    return cut.view(len(columns), channels, rows.shape[1], -1)
+    target, views = rows.shape[1], len(columns) // max(1, count)
+    pixels = image.permute(0, 2, 3, 1).reshape(count, height, width * channels)
+    lines = torch.bmm(rows.reshape(count, views * target, height), pixels)
+    lines = lines.view(count, views, target, width, channels).permute(1, 0, 4, 2, 3)
+    cut = torch.bmm(lines.reshape(len(columns), channels * target, width), columns.transpose(1, 2))
+    return cut.view(len(columns), channels, target, columns.shape[1])
 
 
 def enlarge(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[Tensor, "N D h w"]:
@@ -153,11 +155,11 @@ def separable(
     """
     if image.shape[1] >= MANY_CHANNELS and image.is_contiguous(memory_format=torch.channels_last):
         count, channels, height, width = image.shape
-        pixels = image.to(rows.dtype).permute(0, 2, 3, 1).reshape(-1, width, channels)
+        pixels = image.to(rows.dtype).permute(0, 2, 3, 1).reshape(count * height, width, channels)
         of_line = (
             columns.expand(len(pixels), -1, -1) if len(columns) == 1 else columns.repeat_interleave(height, 0)
         )
-        across = torch.bmm(of_line, pixels).view(count, height, -1)
+        across = torch.bmm(of_line, pixels).view(count, height, columns.shape[1] * channels)
         lines = torch.bmm(rows.expand(count, -1, -1), across)
         return lines.view(count, rows.shape[1], columns.shape[1], channels).permute(0, 3, 1, 2)
     across = torch.matmul(image.to(rows.dtype), columns.transpose(1, 2)[:, None])
