@@ -18,7 +18,7 @@ from stages.clustering.agreement import agreement, effective_clusters
 from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
 from stages.core import distributed
 from stages.core.artefacts import write_metrics
-from stages.core.device import autocast, choose_device, place, set_numerics, torch_generator
+from stages.core.device import autocast, choose_device, enough_memory, place, set_numerics, torch_generator
 from stages.core.images import open_images
 from stages.core.seeds import faiss_seed
 from stages.imaging.batches import ImageSource, shuffled
@@ -39,6 +39,7 @@ RUNS = 2  # the second run measures the stability of the first
 AGREEMENT_PIXELS = 20_000  # enough for three digits
 
 
+@enough_memory("cluster.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Cluster the pixel features of the images twice and write the centroids of the first run."""
     args = _parse(argv)

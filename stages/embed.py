@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.backbone.checkpoint import load_backbone
 from stages.backbone.trunk import Trunk
-from stages.core.device import autocast, choose_device, place, set_numerics
+from stages.core.device import autocast, choose_device, enough_memory, place, set_numerics
 from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, in_order, normalise
 from stages.imaging.resample import Boxes, resample
@@ -26,6 +26,7 @@ from stages.settings.schema import Embed
 KEYS = ("crop_ratio", "precision", "deterministic", "backbone", "embed")
 
 
+@enough_memory("embed.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Embed every view of every image and write the features as one array."""
     parser = argparse.ArgumentParser(prog="python -m stages.embed", description=__doc__)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.core.device import choose_device, place, set_numerics
+from stages.core.device import choose_device, enough_memory, place, set_numerics
 from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, in_order
 from stages.runtime.progress import track
@@ -25,6 +25,7 @@ KEYS = ("size_px", "precision", "deterministic", "predict")
 LOWEST = -60_000.0  # score; float16 ends at -65,504
 
 
+@enough_memory("predict.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Score the images batch by batch and write the scores."""
     parser = argparse.ArgumentParser(prog="python -m stages.predict", description=__doc__)

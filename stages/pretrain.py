@@ -15,7 +15,7 @@ from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published, init_path, read_start, start_trunk
 from stages.core import distributed
 from stages.core.artefacts import write_csv, write_metrics
-from stages.core.device import choose_device, set_numerics, torch_generator
+from stages.core.device import choose_device, enough_memory, set_numerics, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, shuffled
@@ -34,6 +34,7 @@ UNTRAINED = ("none", "supervised")  # methods that use the initial model without
 Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbone, heads, history, summary
 
 
+@enough_memory("pretrain.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Pretrain on the packed images and write the backbone, the training history and the metrics."""
     args = _parse(argv)

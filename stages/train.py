@@ -15,7 +15,7 @@ from stages.backbone.checkpoint import load_backbone
 from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.artefacts import read_array, write_csv, write_metrics
-from stages.core.device import choose_device, place, set_numerics, torch_generator
+from stages.core.device import choose_device, enough_memory, place, set_numerics, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
 from stages.core.seeds import derive
@@ -40,6 +40,7 @@ KEYS = (
 REMEDY = "lower train.lr"  # for a loss of NaN or infinity
 
 
+@enough_memory("train.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the segmenter and write it with its training history and metrics."""
     args = _parse(argv)

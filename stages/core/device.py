@@ -1,10 +1,11 @@
 """Device selection and numerical precision."""
 
+import contextlib
 import ctypes
 import functools
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -62,6 +63,26 @@ def set_numerics(precision: str, *, deterministic: bool) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+@contextlib.contextmanager
+def enough_memory(key: str) -> Iterator[None]:
+    """Report what to do when the memory of the device runs out; also a decorator.
+
+    Args:
+        key: the batch size, as in params.yaml.
+
+    Raises:
+        UserError: the memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"params.yaml: {key}: the memory of the GPU ran out ({str(error).partition('. ')[0]}); "
+            f"lower {key}, set precision: bfloat16, share each batch among more GPUs "
+            "(runtime.nproc: 0), or end other programs that use the GPU"
+        ) from error
 
 
 def describe(device: torch.device) -> str:
