@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_metric(segmenter, settings)
     neutral = load(args.params, "device", "runtime")
     arguments = sys.argv[1:] if argv is None else argv
-    if launch("stages.cluster", arguments, neutral.runtime.nproc, neutral.device):
+    if launch("stages.cluster", arguments, neutral.runtime, neutral.device):
         return
-    device = distributed.join(choose_device(neutral.device))
+    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, deterministic=params.deterministic)
     split_batch_norms(segmenter, 1)
     images = ImageSource(open_images(args.images), device)

@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = read_start(params.pretrain, params.backbone)
     trains = params.pretrain.method not in UNTRAINED
     arguments = sys.argv[1:] if argv is None else argv
-    if trains and launch("stages.pretrain", arguments, neutral.runtime.nproc, neutral.device):
+    if trains and launch("stages.pretrain", arguments, neutral.runtime, neutral.device):
         return
-    device = distributed.join(choose_device(neutral.device))
+    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, deterministic=params.deterministic)
     distributed.check_batch("pretrain.batch_size", params.pretrain.batch_size)
     watch = Watch("pretrain", args.params, KEYS, [args.images, *init_path(params.pretrain)])

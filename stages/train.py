@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data_size(args.params, len(array))
     backbone = load_backbone(args.backbone, params.backbone)
     arguments = sys.argv[1:] if argv is None else argv
-    if launch("stages.train", arguments, neutral.runtime.nproc, neutral.device):
+    if launch("stages.train", arguments, neutral.runtime, neutral.device):
         return
-    device = distributed.join(choose_device(neutral.device))
+    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, deterministic=params.deterministic)
     distributed.check_batch("train.batch_size", params.train.batch_size)
     watch = Watch("train", args.params, KEYS, [args.images, args.views, args.backbone])

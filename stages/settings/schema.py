@@ -17,6 +17,7 @@ from stages.settings.section import (
     NonNegative,
     Positive,
     PositiveFraction,
+    Runtime,
     Section,
 )
 
@@ -167,14 +168,6 @@ class Report(Section):
     num_images: Count
     num_clusters: Count
     views_per_cluster: Count
-
-
-class Runtime(Section):
-    """Settings that do not affect results; no stage depends on them."""
-
-    num_workers: Annotated[int, Field(ge=0)]
-    nproc: Annotated[int, Field(ge=0)]
-    checkpoint_seconds: NonNegative
 
 
 class Params(Section):
