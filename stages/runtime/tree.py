@@ -1,4 +1,4 @@
-"""Nested dicts and lists of tensors and JSON values, as one tree of JSON values and a flat dict of tensors."""
+"""Nested dicts and lists of tensors and JSON values, as a tree of JSON values and a flat dict of tensors."""
 
 from collections.abc import Mapping
 from typing import Any
