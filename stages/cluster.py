@@ -20,7 +20,7 @@ from stages.clustering.continuation import continue_clusters, count_shared
 from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
 from stages.core import distributed
 from stages.core.artefacts import write_metrics
-from stages.core.device import autocast, choose_device, place, torch_generator
+from stages.core.device import autocast, choose_device, enough_memory, place, set_numerics, torch_generator
 from stages.core.images import open_images
 from stages.core.seeds import faiss_seed
 from stages.imaging.batches import ImageSource, shuffled
@@ -42,12 +42,13 @@ from stages.settings.errors import UserError
 from stages.settings.params import load
 from stages.settings.schema_train import Cluster
 
-KEYS = ("seed", "size_px", "pixel_k", "precision", "cluster")
+KEYS = ("seed", "size_px", "pixel_k", "precision", "deterministic", "cluster")
 RUNS = 2  # the second run measures the stability of the first
 AGREEMENT_PIXELS = 20_000  # enough for three digits
 CONTINUED_IMAGES = 256  # both clusterings are compared on
 
 
+@enough_memory("cluster.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Cluster the pixel features of the images twice and write the centroids of the first run."""
     args = _parse(argv)
@@ -60,9 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_metric(segmenter, settings)
     neutral = load(args.params, "device", "runtime")
     arguments = sys.argv[1:] if argv is None else argv
-    if launch("stages.cluster", arguments, neutral.runtime.nproc, neutral.device):
+    if launch("stages.cluster", arguments, neutral.runtime, neutral.device):
         return
-    device = distributed.join(choose_device(neutral.device))
+    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
+    set_numerics(params.precision, deterministic=params.deterministic)
     split_batch_norms(segmenter, 1)
     images = ImageSource(open_images(args.images), device)
     place(segmenter, device)

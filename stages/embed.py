@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.backbone.checkpoint import load_backbone
 from stages.backbone.trunk import Trunk
-from stages.core.device import autocast, choose_device, place
+from stages.core.device import autocast, choose_device, enough_memory, place, set_numerics
 from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, in_order, normalise
 from stages.imaging.resample import Boxes, resample
@@ -23,9 +23,10 @@ from stages.runtime.watch import Watch
 from stages.settings.params import load
 from stages.settings.schema import Embed
 
-KEYS = ("crop_ratio", "precision", "backbone", "embed")
+KEYS = ("crop_ratio", "precision", "deterministic", "backbone", "embed")
 
 
+@enough_memory("embed.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Embed every view of every image and write the features as one array."""
     parser = argparse.ArgumentParser(prog="python -m stages.embed", description=__doc__)
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = load_backbone(args.backbone, params.backbone)
     neutral = load(args.params, "device", "runtime")
     device = choose_device(neutral.device)
+    set_numerics(params.precision, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
     state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)

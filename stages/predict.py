@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.core.device import choose_device, place
+from stages.core.device import choose_device, enough_memory, place, set_numerics
 from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, in_order
 from stages.runtime.progress import track
@@ -21,10 +21,11 @@ from stages.segmenter.segmenter_file import load_final_clusters, load_segmenter
 from stages.settings.params import load
 from stages.settings.schema import Predict
 
-KEYS = ("size_px", "precision", "predict")
+KEYS = ("size_px", "precision", "deterministic", "predict")
 LOWEST = -60_000.0  # score; float16 ends at -65,504
 
 
+@enough_memory("predict.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Score the images batch by batch and write the scores."""
     parser = argparse.ArgumentParser(prog="python -m stages.predict", description=__doc__)
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     centroids = load_final_clusters(args.centroids, segmenter)
     neutral = load(args.params, "device", "runtime")
     device = choose_device(neutral.device)
+    set_numerics(params.precision, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     side = params.size_px // segmenter.feature_stride
     watch = Watch("predict", args.params, KEYS, [args.images, args.segmenter, args.centroids])

@@ -15,7 +15,7 @@ from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published, init_path, read_start, start_trunk
 from stages.core import distributed
 from stages.core.artefacts import write_csv, write_metrics
-from stages.core.device import choose_device, torch_generator
+from stages.core.device import choose_device, enough_memory, set_numerics, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, shuffled
@@ -29,11 +29,12 @@ from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.settings.params import check_data_size, load
 
-KEYS = ("seed", "precision", "compile", "backbone", "pretrain")
+KEYS = ("seed", "precision", "deterministic", "compile", "backbone", "pretrain")
 UNTRAINED = ("none", "supervised")  # methods that use the initial model without training
 Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbone, heads, history, summary
 
 
+@enough_memory("pretrain.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Pretrain on the packed images and write the backbone, the training history and the metrics."""
     args = _parse(argv)
@@ -43,9 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = read_start(params.pretrain, params.backbone)
     trains = params.pretrain.method not in UNTRAINED
     arguments = sys.argv[1:] if argv is None else argv
-    if trains and launch("stages.pretrain", arguments, neutral.runtime.nproc, neutral.device):
+    if trains and launch("stages.pretrain", arguments, neutral.runtime, neutral.device):
         return
-    device = distributed.join(choose_device(neutral.device))
+    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
+    set_numerics(params.precision, deterministic=params.deterministic)
     distributed.check_batch("pretrain.batch_size", params.pretrain.batch_size)
     watch = Watch("pretrain", args.params, KEYS, [args.images, *init_path(params.pretrain)])
     state = StageState(

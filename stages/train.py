@@ -17,7 +17,7 @@ from stages.backbone.checkpoint import load_backbone
 from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.artefacts import read_array, write_csv, write_metrics
-from stages.core.device import choose_device, place, torch_generator
+from stages.core.device import choose_device, enough_memory, place, set_numerics, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
 from stages.core.seeds import derive
@@ -36,12 +36,13 @@ from stages.training.guidance import Guidance
 from stages.training.trainer import FIGURES, Trainer
 
 KEYS = (
-    "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "compile",
+    "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "deterministic", "compile",
     "backbone", "train",
 )  # fmt: skip
 REMEDY = "lower train.lr"  # for a loss of NaN or infinity
 
 
+@enough_memory("train.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the segmenter and write it with its training history and metrics."""
     args = _parse(argv)
@@ -58,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         init = {"init": start_from(path, segmenter, params.train.init_sha256)}
         say("train", init=path, **init["init"])
     arguments = sys.argv[1:] if argv is None else argv
-    if launch("stages.train", arguments, neutral.runtime.nproc, neutral.device):
+    if launch("stages.train", arguments, neutral.runtime, neutral.device):
         return
-    device = distributed.join(choose_device(neutral.device))
+    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
+    set_numerics(params.precision, deterministic=params.deterministic)
     distributed.check_batch("train.batch_size", params.train.batch_size)
     inputs = [args.images, args.views, args.backbone, *init_path(params.train.init)]
     watch = Watch("train", args.params, KEYS, inputs)

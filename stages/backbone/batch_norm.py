@@ -26,13 +26,16 @@ class SplitBatchNorm(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
+        # Without momentum the statistics are means over all batches, as `update_bn` asks for.
+        share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        if self.splits == distributed.world_size() == 1:
+            statistics = self.running_mean, self.running_var
+            return F.batch_norm(x, *statistics, self.weight, self.bias, True, share, self.eps)
         local = self.splits // distributed.world_size()
         out, mean, variance = self._by_group(x, local) if local else self._over_all(x)
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            weight = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, weight)
-            self.running_var.lerp_(variance, weight)
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance, share)
         return out
 
     def _by_group(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,10 +63,27 @@ class SplitBatchNorm(nn.BatchNorm2d):
         """Accept both vectors and feature maps."""
 
 
+class BatchCounter:
+    """Counts the batches of all batch norms of a network, with one call of an operator in place of many.
+
+    Args:
+        network: its `forward` counts, if it is in training mode.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._norms = [module for module in network.modules() if isinstance(module, SplitBatchNorm)]
+        network.register_forward_pre_hook(self)
+
+    @torch.no_grad()
+    def __call__(self, network: nn.Module, inputs: object) -> None:
+        """Count one batch."""
+        counts = [norm.get_buffer("num_batches_tracked") for norm in self._norms if norm.training]
+        if counts:
+            torch._foreach_add_(counts, 1)
+
+
 def split_batch_norms(module: nn.Module, splits: int) -> None:
     """Replace every batch norm of a network by one with `splits` groups; parameter names and shapes stay.
-
-    Does nothing for one group in one process.
 
     Raises:
         UserError: the groups cannot be split evenly over the processes.
@@ -74,12 +94,11 @@ def split_batch_norms(module: nn.Module, splits: int) -> None:
             f"params.yaml: pretrain.bn_splits: {splits} groups cannot be split over {world} processes; "
             "set 1 (statistics of the whole batch) or a multiple of the number of processes"
         )
-    if splits == world == 1:
-        return
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
                 setattr(parent, name, _split(child, splits))
+    BatchCounter(module)
 
 
 def _split(norm: nn.BatchNorm1d | nn.BatchNorm2d, splits: int) -> SplitBatchNorm:
@@ -87,4 +106,4 @@ def _split(norm: nn.BatchNorm1d | nn.BatchNorm2d, splits: int) -> SplitBatchNorm
     new.weight, new.bias, new.splits = norm.weight, norm.bias, splits
     new.running_mean, new.running_var = norm.running_mean, norm.running_var
     new.num_batches_tracked = norm.num_batches_tracked
-    return new
+    return new.train(norm.training)

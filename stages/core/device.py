@@ -1,10 +1,11 @@
 """Device selection and numerical precision."""
 
+import contextlib
 import ctypes
 import functools
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 def choose_device(name: str, source: str = "params.yaml: device") -> torch.device:
     """The device of a name: auto, cpu, cuda or cuda:<index>.
 
-    Also enables deterministic kernels where torch provides them.
+    Also selects plain float32 and deterministic algorithms; see `set_numerics`.
 
     Args:
         name: the name.
@@ -46,15 +47,48 @@ def choose_device(name: str, source: str = "params.yaml: device") -> torch.devic
     if device.type == "cpu":
         keep_freed_memory()
         torch.set_flush_denormal(True)  # denormals in Gaussian tails are about 100 times slower
-    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs 6 % of a small step
-    torch.backends.cudnn.benchmark = False
+    set_numerics("float32", deterministic=True)
     print(f"device: {describe(device)}", flush=True)
     return device
 
 
 def _choice(source: str) -> str:
     return f"pass {source}" if source.startswith("--") else "set device:"
+
+
+def set_numerics(precision: str, *, deterministic: bool) -> None:
+    """Select the arithmetic of convolutions and the algorithms of a GPU, for this process.
+
+    Args:
+        precision: with `tf32`, a GPU rounds the inputs of float32 convolutions to 10 bits of mantissa. Matrix
+            products, and with them losses, clustering and attention, keep float32.
+        deterministic: use algorithms that repeat their bytes, where torch has them (it warns where it has
+            none). Otherwise cuDNN also tries several algorithms at each new shape and keeps the fastest.
+    """
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+@contextlib.contextmanager
+def enough_memory(key: str) -> Iterator[None]:
+    """Report what to do when the memory of the device runs out; also a decorator.
+
+    Args:
+        key: the batch size, as in params.yaml.
+
+    Raises:
+        UserError: the memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"params.yaml: {key}: the memory of the GPU ran out ({str(error).partition('. ')[0]}); "
+            f"lower {key}, set precision: bfloat16, share each batch among more GPUs "
+            "(runtime.nproc: 0), or end other programs that use the GPU"
+        ) from error
 
 
 def describe(device: torch.device) -> str:
@@ -105,6 +139,18 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device)
 
 
+def send_all(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy several CPU tensors to another device in one asynchronous copy; shapes and types stay."""
+    if device.type == "cpu":
+        return list(parts)
+    # The largest elements first, so that each part begins at a multiple of its element size.
+    order = sorted(range(len(parts)), key=lambda place: -parts[place].element_size())
+    flat = [parts[place].contiguous().flatten().view(torch.uint8) for place in order]
+    pieces = send(torch.cat(flat), device).split([len(part) for part in flat])
+    sent = dict(zip(order, pieces, strict=True))
+    return [sent[place].view(part.dtype).view(part.shape) for place, part in enumerate(parts)]
+
+
 @functools.cache
 def constant(
     values: tuple[float | tuple[float, ...], ...], device: torch.device, dtype: torch.dtype
@@ -114,7 +160,7 @@ def constant(
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Autocast context for forward passes in `precision` (float32 or bfloat16); losses stay in float32."""
+    """Autocast context for forward passes in `precision`; losses stay in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 

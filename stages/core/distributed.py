@@ -6,6 +6,8 @@ summed. Without torchrun, every function behaves as rank 0 of 1.
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,8 +18,12 @@ from torch.autograd.function import FunctionCtx
 from stages.settings.errors import UserError
 
 
-def join(device: torch.device) -> torch.device:
+def join(device: torch.device, timeout_seconds: float) -> torch.device:
     """Join the process group if the program runs under torchrun.
+
+    Args:
+        device: as chosen for one process.
+        timeout_seconds: a process that waits this long for another ends with an error.
 
     Returns:
         The device of this process: the GPU with its local rank, if GPUs are used.
@@ -36,7 +42,8 @@ def join(device: torch.device) -> torch.device:
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     return device
 
 
@@ -123,6 +130,15 @@ def mean(part: Tensor) -> Tensor:
 def from_leader(part: Tensor) -> Tensor:
     """Broadcast the tensor of rank 0."""
     return total(part if is_leader() else torch.zeros_like(part))
+
+
+def object_from_leader(value: Any) -> Any:
+    """Broadcast any value of rank 0, such as nested dicts of CPU tensors."""
+    if world_size() == 1:
+        return value
+    box = [value if is_leader() else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def share_of(part: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def to_unit(image: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N 3 H W"]:
 
 def normalise(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
     """Normalize RGB in [0, 1] by the ImageNet mean and standard deviation; channels-last in memory."""
-    mean, std = (constant(one, image.device, image.dtype).view(1, 3, 1, 1) for one in (MEAN, STD))
+    mean, std = (constant(one, image.device, image.dtype).view(3, 1, 1) for one in (MEAN, STD))
     return ((image - mean) / std).contiguous(memory_format=torch.channels_last)
 
 

@@ -34,40 +34,45 @@ class Jitter(NamedTuple):
         return Jitter(*send(torch.stack(self), device).unbind())
 
 
+def num_jitter_draws(strengths: Photometric) -> int:
+    """Number of random numbers for each image that `jitter_from` uses."""
+    return 8 if strengths.jitter_together else 12
+
+
 def draw_jitter(count: int, strengths: Photometric, image_px: int, generator: torch.Generator) -> Jitter:
-    """Draw the parameters of `count` images (A.1).
+    """Draw the parameters of `count` images (A.1); the generator is the only source of randomness."""
+    chances = torch.rand(num_jitter_draws(strengths), count, generator=generator)
+    return jitter_from(chances, strengths, image_px)
+
+
+def jitter_from(chances: Float[Tensor, "..."], strengths: Photometric, image_px: int) -> Jitter:
+    """The parameters of any number of images from uniform random numbers (A.1).
 
     Args:
-        count: N.
+        chances: [R, N] or [R, V, N], R = `num_jitter_draws` random numbers in [0, 1) for each image.
         strengths: factors and probabilities.
         image_px: side of the result; blur sigmas are given for `blur_reference_px` and are scaled to this.
             With a reference of 0 they are pixels of the result.
-        generator: the only source of randomness.
     """
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=generator)
-
-    def happens(probability: float) -> Tensor:
-        return torch.rand(count, generator=generator) < probability
-
-    together = happens(strengths.jitter_probability)
-    one = torch.ones(count)
-
-    def jittered() -> Tensor:
-        return together if strengths.jitter_together else happens(strengths.jitter_probability)
-
-    def factor(strength: float) -> Tensor:
-        return torch.where(jittered(), uniform(max(0.0, 1 - strength), 1 + strength), one)
-
-    brightness, contrast, saturation = (
-        factor(strength) for strength in (strengths.brightness, strengths.contrast, strengths.saturation)
+    together, values = (
+        (chances[:1], chances[1:5]) if strengths.jitter_together else (chances[1:8:2], chances[2:9:2])
     )
-    hue = torch.where(jittered(), uniform(-strengths.hue, strengths.hue), 0 * one)
-    saturation = torch.where(happens(strengths.gray_probability), 0 * one, saturation)
+    gray, is_blurred, sigma = chances[-3:]
+    factors = [
+        (max(0.0, 1 - one), 1 + one)
+        for one in (strengths.brightness, strengths.contrast, strengths.saturation)
+    ]
+    ranges = (*factors, (-strengths.hue, strengths.hue))
+    low, width, neutral = (
+        constant(one, chances.device, chances.dtype).view(-1, *[1] * (chances.ndim - 1))
+        for one in (tuple(a for a, _ in ranges), tuple(b - a for a, b in ranges), (1.0, 1.0, 1.0, 0.0))
+    )
+    changed = torch.where(together < strengths.jitter_probability, low + width * values, neutral)
+    brightness, contrast, saturation, hue = changed
+    saturation = saturation * (gray >= strengths.gray_probability)
     scale = image_px / strengths.blur_reference_px if strengths.blur_reference_px else 1.0
-    low, high = (sigma * scale for sigma in strengths.blur_sigma_px)
-    blur = torch.where(happens(strengths.blur_probability), uniform(low, high), 0 * one)
+    least, most = (one * scale for one in strengths.blur_sigma_px)
+    blur = (least + (most - least) * sigma) * (is_blurred < strengths.blur_probability)
     return Jitter(brightness, contrast, saturation, hue, blur)
 
 
@@ -80,26 +85,35 @@ def no_jitter(count: int) -> Jitter:
 def apply_colour(image: Float[Tensor, "N 3 H W"], jitter: Jitter) -> Float[Tensor, "N 3 H W"]:
     """Apply contrast about the mean gray, saturation, hue and brightness; clip to [0, 1]."""
     luma = constant(LUMA, image.device, image.dtype)
-    colours = colour_matrix(jitter).to(image.dtype)
-    mean_gray = torch.einsum("c,nchw->n", luma, image) / (image.shape[2] * image.shape[3])
-    gray_offset = (jitter.brightness * (1 - jitter.contrast) * mean_gray).to(image.dtype)
-    mixed = torch.matmul(colours * jitter.contrast[:, None, None], image.flatten(2))
-    return (mixed + gray_offset[:, None, None]).clamp(0, 1).view_as(image)
+    scale = jitter.brightness * jitter.contrast
+    mean_gray = image.mean((2, 3)) @ luma
+    offset = ((jitter.brightness - scale) * mean_gray).to(image.dtype)
+    colours = _colours(jitter, scale).to(image.dtype)
+    mixed = torch.baddbmm(offset[:, None, None], colours, image.flatten(2))
+    return mixed.clamp_(0, 1).view_as(image)
 
 
 def colour_matrix(jitter: Jitter) -> Float[Tensor, "N 3 3"]:
     """Combine brightness, saturation and hue of each image in one matrix, which maps gray to gray."""
-    identity = torch.eye(3, device=jitter.hue_turns.device)
-    gray = constant(LUMA, identity.device, identity.dtype).expand(3, 3)
-    saturation = jitter.saturation[:, None, None]
-    saturate = saturation * identity + (1 - saturation) * gray
-    return jitter.brightness[:, None, None] * (_hue_rotation(jitter.hue_turns) @ saturate)
+    return _colours(jitter, jitter.brightness)
 
 
-def _hue_rotation(turns: Float[Tensor, " N"]) -> Float[Tensor, "N 3 3"]:
-    """Rotation about the gray axis (1, 1, 1) by Rodrigues' formula."""
-    angle = (2 * math.pi * turns)[:, None, None]
-    identity = torch.eye(3, device=turns.device)
-    axis = torch.ones(3, 3, device=turns.device) / 3
-    cross = constant(CROSS, identity.device, identity.dtype) / math.sqrt(3)
-    return angle.cos() * identity + angle.sin() * cross + (1 - angle.cos()) * axis
+def _colours(jitter: Jitter, scale: Float[Tensor, " N"]) -> Float[Tensor, "N 3 3"]:
+    """Hue is a rotation about the gray axis (Rodrigues' formula), saturation a mix with gray before it.
+
+    A rotation leaves gray as it is, so the product of both is a sum of four constant matrices.
+    """
+    angle = 2 * math.pi * jitter.hue_turns
+    colour = scale * jitter.saturation
+    weights = torch.stack([scale - colour, colour, colour * angle.cos(), colour * angle.sin()], dim=1)
+    parts = constant(_PARTS, weights.device, weights.dtype)
+    return (weights @ parts).view(-1, 3, 3)
+
+
+# Rows: gray, the projection on the gray axis, what is orthogonal to it, and the cross product with it.
+_PARTS = (
+    LUMA * 3,
+    (1 / 3,) * 9,
+    tuple(float(place % 4 == 0) - 1 / 3 for place in range(9)),
+    tuple(one / math.sqrt(3) for row in CROSS for one in row),
+)

@@ -5,6 +5,7 @@ is one pair of batched matrices, `rows @ image @ columns^T`, at the speed of a m
 device, differentiable, and the same for images and feature maps.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -51,25 +52,65 @@ def resample(
     image: Float[Tensor, "N C H W"],
     boxes: Boxes,
     size: tuple[int, int],
-    blur_sigma_px: Float[Tensor, " N"] | None = None,
-) -> Float[Tensor, "N C h w"]:
+    blur_sigma_px: Float[Tensor, " VN"] | None = None,
+) -> Float[Tensor, "VN C h w"]:
     """Crop `boxes` from the images, resize them to `size`, and blur.
 
     Bilinear with half-pixel centers; antialiased when downsampling.
 
     Args:
         image: any feature map.
-        boxes: one box for each image.
+        boxes: one box for each image; or several, first one for each image, then the next for each. The
+            result has their order. Several are possible for fewer than `MANY_CHANNELS` channels.
         size: (rows, columns) of the result.
-        blur_sigma_px: standard deviation of a Gaussian in pixels of the result; 0 means no blur.
+        blur_sigma_px: standard deviation of a Gaussian for each box, in pixels of the result; 0: no blur.
     """
-    rows = interpolation_matrix(boxes.top, boxes.height, image.shape[2], size[0])
-    columns = interpolation_matrix(boxes.left, boxes.width, image.shape[3], size[1])
-    columns = torch.where(boxes.flip[:, None, None] > 0, columns.flip(1), columns)
-    if blur_sigma_px is not None:
-        rows = gaussian_matrix(blur_sigma_px, size[0]) @ rows
-        columns = gaussian_matrix(blur_sigma_px, size[1]) @ columns
-    return separable(image, rows, columns)
+    top, left, height, width, flip = boxes
+    left, width = left + flip * width, width * (1 - 2 * flip)  # a mirrored box runs from right to left
+    views = len(top) // len(image) if len(image) else 1
+    vertical = [_by_image(part, views) for part in (top, height)]
+    blur = None if blur_sigma_px is None else _by_image(blur_sigma_px, views)
+    if image.shape[2] == image.shape[3] and size[0] == size[1]:  # one call for both sides
+        start, length = (torch.cat(pair) for pair in zip(vertical, (left, width), strict=True))
+        both = None if blur is None or blur_sigma_px is None else torch.cat([blur, blur_sigma_px])
+        rows, columns = _weights(start, length, image.shape[2], size[0], both).chunk(2)
+    else:
+        top, height = vertical
+        rows = _weights(top, height, image.shape[2], size[0], blur)
+        columns = _weights(left, width, image.shape[3], size[1], blur_sigma_px)
+    if image.shape[1] >= MANY_CHANNELS:
+        return separable(image, rows, columns)
+    return _cut(image.to(rows.dtype), rows, columns)
+
+
+def _by_image(values: Float[Tensor, " VN"], views: int) -> Float[Tensor, " NV"]:
+    """From all images of each view to all views of each image."""
+    return values if views == 1 else values.view(views, -1).T.flatten()
+
+
+def _weights(
+    start: Float[Tensor, " N"],
+    length: Float[Tensor, " N"],
+    source: int,
+    target: int,
+    blur_sigma_px: Float[Tensor, " N"] | None,
+) -> Float[Tensor, "N T S"]:
+    """Matrices of one side: interpolation, then blur."""
+    weights = interpolation_matrix(start, length, source, target)
+    return weights if blur_sigma_px is None else torch.bmm(gaussian_matrix(blur_sigma_px, target), weights)
+
+
+def _cut(
+    image: Float[Tensor, "N C H W"], rows: Float[Tensor, "NV h H"], columns: Float[Tensor, "VN w W"]
+) -> Float[Tensor, "VN C h w"]:
+    """Like `separable`, for few channels and several views of each image, without a copy of the images."""
+    count, channels, height, width = image.shape
+    target, views = rows.shape[1], len(columns) // max(1, count)
+    pixels = image.permute(0, 2, 3, 1).reshape(count, height, width * channels)
+    lines = torch.bmm(rows.reshape(count, views * target, height), pixels)
+    lines = lines.view(count, views, target, width, channels).permute(1, 0, 4, 2, 3)
+    cut = torch.bmm(lines.reshape(len(columns), channels * target, width), columns.transpose(1, 2))
+    return cut.view(len(columns), channels, target, columns.shape[1])
 
 
 def enlarge(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[Tensor, "N D h w"]:
@@ -80,12 +121,18 @@ def enlarge(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[T
     """
     if feature.device.type == "cpu" and not torch.compiler.is_compiling():
         return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
-    start, length = torch.zeros(1, device=feature.device), torch.ones(1, device=feature.device)
     rows, columns = (
-        interpolation_matrix(start, length, source, target).to(feature.dtype)
+        _enlarging(source, target, feature.device, feature.dtype)
         for source, target in zip(feature.shape[2:], size, strict=True)
     )
     return separable(feature, rows, columns)
+
+
+@functools.cache
+def _enlarging(source: int, target: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "1 T S"]:
+    """The matrix of one side of `enlarge`."""
+    start, length = torch.zeros(1, device=device), torch.ones(1, device=device)
+    return interpolation_matrix(start, length, source, target).to(dtype)
 
 
 def shrink(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[Tensor, "N D h w"]:
@@ -98,7 +145,7 @@ def shrink(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[Te
     sides = ((int(source), int(target)) for source, target in zip(feature.shape[2:], size, strict=True))
     cell, rest = zip(*(divmod(source, target) for source, target in sides), strict=True)
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if (feature.device.type == "cuda" or is_traced) and not any(rest):
+    if (feature.device.type != "cpu" or is_traced) and not any(rest):
         return F.avg_pool2d(feature, cell)
     return F.adaptive_avg_pool2d(feature, size)
 
@@ -111,9 +158,14 @@ def separable(
     Feature maps in channels-last format keep it.
     """
     if image.shape[1] >= MANY_CHANNELS and image.is_contiguous(memory_format=torch.channels_last):
-        across = torch.matmul(columns[:, None], image.to(rows.dtype).permute(0, 2, 3, 1))
-        pixels = torch.matmul(rows, across.flatten(2)).unflatten(2, across.shape[2:])
-        return pixels.permute(0, 3, 1, 2)
+        count, channels, height, width = image.shape
+        pixels = image.to(rows.dtype).permute(0, 2, 3, 1).reshape(count * height, width, channels)
+        of_line = (
+            columns.expand(len(pixels), -1, -1) if len(columns) == 1 else columns.repeat_interleave(height, 0)
+        )
+        across = torch.bmm(of_line, pixels).view(count, height, columns.shape[1] * channels)
+        lines = torch.bmm(rows.expand(count, -1, -1), across)
+        return lines.view(count, rows.shape[1], columns.shape[1], channels).permute(0, 3, 1, 2)
     across = torch.matmul(image.to(rows.dtype), columns.transpose(1, 2)[:, None])
     return torch.matmul(rows[:, None], across)
 
@@ -123,23 +175,28 @@ def interpolation_matrix(
 ) -> Float[Tensor, "N T S"]:
     """Matrix of bilinear weights from `source` cells to `target` cells inside [start, start + length].
 
+    A negative length runs backward and mirrors.
+
     Each row sums to 1; cells beyond the border have no weight.
     """
-    cells = torch.arange(target, device=start.device, dtype=start.dtype) + 0.5
-    scale = length * source / target
-    centre = (start * source)[:, None] + cells[None] * scale[:, None] - 0.5
-    positions = torch.arange(source, device=start.device, dtype=start.dtype)
-    reach = scale.clamp_min(1.0)[:, None, None]
+    scale = length * (source / target)
+    reach = scale.abs().clamp_min(1.0)[:, None, None]
+    centre = torch.addcmul(
+        (start * source - 0.5)[:, None], scale[:, None], _places(target, start.device, start.dtype) + 0.5
+    )
     # Beyond the border, use the nearest cell.
-    centre = centre.clamp(0, source - 1)
-    weights = (1 - (positions[None, None] - centre[:, :, None]).abs() / reach).clamp_min(0)
+    centre = centre.clamp(0, source - 1)[:, :, None]
+    weights = (reach - (_places(source, start.device, start.dtype) - centre).abs()).clamp_min(0)
     return weights / weights.sum(2, keepdim=True)
 
 
 def gaussian_matrix(sigma: Float[Tensor, " N"], size: int) -> Float[Tensor, "N S S"]:
     """Gaussian blur along one side; rows sum to 1, so the border is not darkened."""
-    positions = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
-    squared = (positions[:, None] - positions[None]) ** 2
+    places = _places(size, sigma.device, sigma.dtype)
+    squared = (places[:, None] - places) ** 2
     # Avoid division by 0; at a sigma of 0.01 px, all other cells have weight 0.
-    weights = torch.exp(-squared[None] / (2 * sigma.clamp_min(1e-2)[:, None, None] ** 2))
-    return weights / weights.sum(2, keepdim=True)
+    return torch.softmax(squared * (-0.5 * sigma.clamp_min(1e-2) ** -2)[:, None, None], dim=2)
+
+
+def _places(count: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, " S"]:
+    return torch.arange(count, device=device, dtype=dtype)

@@ -86,7 +86,7 @@ class MoCo(nn.Module):
     def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
         """Loss and figures of this process's share of a batch; `epoch` is not used."""
         low, high = self._settings.crop_area
-        first, second = (views.draw(image, (low, high), self.view_px) for _ in range(2))
+        first, second = views.draw_several(image, (low, high), self.view_px, 2)
         order = views.permutation(image)
         loss, accuracy, query, keys = self._recognise(first, second, order)
         if self._settings.symmetric:

@@ -42,6 +42,11 @@ class SwAV(nn.Module):
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
         self.register_buffer("assigned", torch.zeros(self._own.num_prototypes))
         self._newest: Tensor | None = None
+        self._filled = 0  # `filled`, where the host need not wait for the device
+        self.register_load_state_dict_post_hook(lambda *_: self._read_filled())
+
+    def _read_filled(self) -> None:
+        self._filled = int(self.filled)
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The networks to compile."""
@@ -89,7 +94,7 @@ class SwAV(nn.Module):
     ) -> Encoded:
         """Encode `count` views of each image as one batch."""
         low, high = area
-        drawn = torch.stack([views.draw(image, (low, high), size_px) for _ in range(count)], dim=1)
+        drawn = views.draw_several(image, (low, high), size_px, count).transpose(0, 1)
         with autocast(image.device, self._precision):
             return self.encoder(drawn.flatten(0, 1).contiguous(memory_format=torch.channels_last))
 
@@ -97,7 +102,7 @@ class SwAV(nn.Module):
     def _codes(self, batch: Float[Tensor, "2 N D"], epoch: float) -> list[Float[Tensor, "N P"]]:
         """Codes of both large views, computed together with the queue once it is full."""
         own, num_images = self._own, batch.shape[1]
-        if own.queue_size and epoch >= own.queue_from_epoch and self.filled >= own.queue_size:
+        if own.queue_size and epoch >= own.queue_from_epoch and self._filled >= own.queue_size:
             batch = torch.cat([self.queue, batch], dim=1)
         scores = batch @ self.prototypes.weight.T
         return [sinkhorn(view, own.epsilon, own.sinkhorn_iterations)[-num_images:] for view in scores]
@@ -114,6 +119,7 @@ class SwAV(nn.Module):
         assert self._newest is not None
         self.queue.copy_(torch.cat([self.queue, self._newest], dim=1)[:, self._newest.shape[1] :])
         self.filled += self._newest.shape[1]
+        self._filled += self._newest.shape[1]
 
     def take_usage(self) -> float:
         """Effective share of prototypes that were nearest to some view since the last call.

@@ -9,10 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core import distributed
+from stages.core.device import send
 from stages.imaging.batches import normalise
-from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
+from stages.imaging.photometric import Jitter, apply_colour, jitter_from, num_jitter_draws
 from stages.imaging.resample import Boxes, resample
 from stages.settings.section import Photometric
+
+BOX_DRAWS = 5  # random numbers of a box
 
 
 def random_resized_boxes(
@@ -28,12 +31,16 @@ def random_resized_boxes(
         aspect: smallest ratio of width to height; the largest is its inverse.
         generator: the only source of randomness.
     """
-    uniform = _uniform(count, generator)
-    share, log_aspect = uniform(*area), uniform(math.log(aspect), -math.log(aspect))
-    height = (share.sqrt() * (-log_aspect / 2).exp()).clamp(max=1)
-    width = (share.sqrt() * (log_aspect / 2).exp()).clamp(max=1)
-    top, left = (1 - height) * uniform(0, 1), (1 - width) * uniform(0, 1)
-    return Boxes(top, left, height, width, (uniform(0, 1) < 0.5).float())
+    return resized_boxes(torch.rand(BOX_DRAWS, count, generator=generator), area, aspect)
+
+
+def resized_boxes(chances: Float[Tensor, "5 ..."], area: tuple[float, float], aspect: float) -> Boxes:
+    """`random_resized_boxes` from uniform random numbers, for any number of images."""
+    (low, high), widest = area, -math.log(aspect)
+    half_log = (2 * widest * chances[1] - widest) / 2
+    sides = ((low + (high - low) * chances[0]).sqrt() * torch.stack([-half_log, half_log]).exp()).clamp(max=1)
+    (top, left), (height, width) = (1 - sides) * chances[2:4], sides
+    return Boxes(top, left, height, width, (chances[4] < 0.5).float())
 
 
 def _uniform(count: int, generator: torch.Generator) -> Callable[[float, float], Tensor]:
@@ -118,13 +125,25 @@ class Views:
     def draw(
         self, image: Float[Tensor, "n 3 H W"], area: tuple[float, float], size_px: int
     ) -> Float[Tensor, "n 3 S S"]:
-        """One augmented, normalized view of each image (MoCo v2's augmentations).
+        """One augmented, normalized view of each image (MoCo v2's augmentations)."""
+        return self.draw_several(image, area, size_px, 1)[0]
+
+    def draw_several(
+        self, image: Float[Tensor, "n 3 H W"], area: tuple[float, float], size_px: int, count: int
+    ) -> Float[Tensor, "V n 3 S S"]:
+        """`count` views of each image as `draw` gives them one after the other, with few calls.
 
         Blur and color commute except for clipping, so the blur is part of the resampling.
         """
-        drawn = random_resized_boxes(self._count(image), area, self._aspect, self._generator)
-        crop, jitter = self._crop(image, drawn, size_px, self._strengths)
-        return normalise(apply_colour(crop, jitter))
+        world, size = distributed.world_size(), BOX_DRAWS + num_jitter_draws(self._strengths)
+        drawn = torch.rand(count, size, len(image) * world, generator=self._generator)
+        chances = drawn.tensor_split(world, dim=2)[distributed.rank()].transpose(0, 1)
+        jitter = jitter_from(chances[BOX_DRAWS:], self._strengths, size_px)
+        boxes = resized_boxes(chances[:BOX_DRAWS], area, self._aspect)
+        numbers = send(torch.stack([*boxes, *jitter]).flatten(1), image.device).unbind()
+        boxes, jitter = Boxes(*numbers[: len(boxes)]), Jitter(*numbers[len(boxes) :])
+        crops = resample(image, boxes, (size_px, size_px), jitter.blur_sigma_px)
+        return normalise(apply_colour(crops, jitter)).unflatten(0, (count, -1))
 
     def draw_overlapping(
         self,
@@ -168,9 +187,8 @@ class Views:
     ) -> tuple[Float[Tensor, "n 3 S S"], Jitter]:
         """This process's share of the crops, blurred, and the changes of color that are left to make."""
         boxes = Boxes(*map(distributed.share, drawn))
-        jitter = Jitter(
-            *map(distributed.share, draw_jitter(self._count(image), strengths, size_px, self._generator))
-        ).to(image.device)
+        chances = torch.rand(num_jitter_draws(strengths), self._count(image), generator=self._generator)
+        jitter = jitter_from(distributed.share(chances.T).T, strengths, size_px).to(image.device)
         return resample(image, boxes.to(image.device), (size_px, size_px), jitter.blur_sigma_px), jitter
 
     def _count(self, image: Tensor) -> int:
@@ -178,4 +196,4 @@ class Views:
 
     def permutation(self, image: Float[Tensor, "n 3 H W"]) -> Int[Tensor, " N"]:
         """A random order of the whole batch."""
-        return torch.randperm(self._count(image), generator=self._generator).to(image.device)
+        return send(torch.randperm(self._count(image), generator=self._generator), image.device)

@@ -16,7 +16,7 @@ PACKAGES = {  # package -> distributions that may provide it
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def describe_environment(device: torch.device | None = None) -> dict[str, str | int]:
+def describe_environment(device: torch.device | None = None) -> dict[str, str | int | bool]:
     """Describe what can affect a result besides code, settings and data; equal for clones on one machine.
 
     Args:
@@ -27,6 +27,8 @@ def describe_environment(device: torch.device | None = None) -> dict[str, str | 
         **{name: _version(*distributions) for name, distributions in PACKAGES.items()},
         "device": _name(device or torch.device("cpu")),
         "threads": torch.get_num_threads(),
+        "tf32": torch.backends.cudnn.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike
 from ruamel.yaml import YAML
 from torch import Tensor
@@ -27,6 +26,7 @@ from torch import Tensor
 from stages.core import distributed
 from stages.core.artefacts import atomic_path, create_array, named_faults
 from stages.core.tensors import read_tensors, write_tensors
+from stages.runtime.tree import flatten, unflatten
 from stages.runtime.watch import Watch, hash_file
 from stages.settings.errors import UserError
 
@@ -88,14 +88,22 @@ class StageState:
             ) from error
 
     def load(self) -> Any | None:
-        """Return the last saved state, or None."""
-        path = self.folder / "state.safetensors"
-        if not path.exists():
-            return None
-        tensors, about = read_tensors(path)
-        if self._is_leader:
+        """Return the last saved state, or None; with several processes, the state on the disk of rank 0.
+
+        Raises:
+            UserError: this process has other code, params or inputs than rank 0.
+        """
+        path, found = self.folder / "state.safetensors", None
+        if self._is_leader and path.exists():
+            found = read_tensors(path)
             print(f"{self._watch.stage}: resuming from the state in {self.folder}", flush=True)
-        return _unflatten(about["tree"], tensors)
+        name, found = distributed.object_from_leader((self.folder.name, found))
+        if name != self.folder.name:
+            raise UserError(
+                f"{self._watch.stage}: process {distributed.rank()} has other code, settings or inputs than "
+                "process 0; give all hosts the same files"
+            )
+        return None if found is None else unflatten(found[1]["tree"], found[0])
 
     def resume(self, trainer: Saved, history: Saved) -> tuple[int, int]:
         """Restore trainer and history from the last saved step.
@@ -136,7 +144,7 @@ class StageState:
     def save(self, state: Any) -> None:
         """Save nested dicts and lists of tensors and JSON values, atomically and without pickle."""
         tensors: dict[str, Tensor] = {}
-        tree = _flatten(state, "state", tensors)
+        tree = flatten(state, "state", tensors)
         write_tensors(self.folder / "state.safetensors", tensors, {"tree": tree})
         self._saved_at = time.monotonic()
 
@@ -181,28 +189,6 @@ def _hash_input(path: Path) -> str:
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return " ".join(f"{file.relative_to(path)}:{hash_file(file)}" for file in files)
     return hash_file(path)
-
-
-def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        tensors[name] = value.clone()  # safetensors rejects tensors that share storage
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        return {"dict": [[key, _flatten(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return {"list": [_flatten(item, f"{name}.{place}", tensors) for place, item in enumerate(value)]}
-    return {"value": value}
-
-
-def _unflatten(tree: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
-    ((kind, content),) = tree.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {key: _unflatten(item, tensors) for key, item in content}
-    if kind == "list":
-        return [_unflatten(item, tensors) for item in content]
-    return content
 
 
 class RowWriter:

@@ -1,5 +1,6 @@
 """Context-aware embedding (4.3): every pixel attends to pixels with similar features, color and position."""
 
+import functools
 import math
 
 import torch
@@ -48,12 +49,12 @@ WEIGHTS = KERNELS[:2]
 def cosine_similarity(feature: Float[Tensor, "N P D"]) -> Float[Tensor, "N P P"]:
     """f^s: cosine of every pair of pixel features (4.3)."""
     unit = F.normalize(feature, dim=2)
-    return unit @ unit.transpose(1, 2)
+    return torch.bmm(unit, unit.transpose(1, 2))
 
 
 def appearance_kernel(
     color: Float[Tensor, "N P 3"],
-    position: Float[Tensor, "P 2"],
+    apart: Float[Tensor, "P P"],
     position_bandwidth: Float[Tensor, ""],
     color_bandwidth: Float[Tensor, ""],
 ) -> Float[Tensor, "N P P"]:
@@ -61,17 +62,17 @@ def appearance_kernel(
 
     Args:
         color: RGB in [0, 1].
-        position: (row, column) in shorter sides of the image.
-        position_bandwidth: theta_alpha, in the unit of `position`.
+        apart: |p_i - p_j|^2, `squared_distance` of the positions in shorter sides of the image.
+        position_bandwidth: theta_alpha, in shorter sides of the image.
         color_bandwidth: theta_beta, in the unit of `color`.
     """
-    place = (position / position_bandwidth).expand(color.shape[0], -1, -1)
-    return torch.exp(-_squared_distance(torch.cat([place, color / color_bandwidth], dim=2)) / 2)
+    near, alike = -0.5 * position_bandwidth**-2, -0.5 * color_bandwidth**-2
+    return torch.exp(apart * near + squared_distance(color) * alike)
 
 
-def proximity_kernel(position: Float[Tensor, "P 2"], bandwidth: Float[Tensor, ""]) -> Float[Tensor, "P P"]:
+def proximity_kernel(apart: Float[Tensor, "P P"], bandwidth: Float[Tensor, ""]) -> Float[Tensor, "P P"]:
     """f^p = exp(-|p_i - p_j|^2 / 2 theta_gamma^2) (Eq. 9)."""
-    return torch.exp(-_squared_distance(position / bandwidth) / 2)
+    return torch.exp(apart * (-0.5 * bandwidth**-2))
 
 
 def row_normalise(affinity: Float[Tensor, "N P P"]) -> Float[Tensor, "N P P"]:
@@ -128,7 +129,8 @@ class ContextModule(nn.Module):
         with torch.autocast(feature_map.device.type, enabled=False):
             weights = self.affinity(coarse.float(), shrink(image.float(), grid))
         value = self.value(coarse)
-        context = (weights.to(value.dtype) @ value.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(value)
+        context = torch.bmm(weights.to(value.dtype), value.flatten(2).transpose(1, 2))
+        context = context.transpose(1, 2).view_as(value)
         context = enlarge(context, (feature_map.shape[2], feature_map.shape[3]))
         if self.merge is not None:
             return self.merge(torch.cat([feature_map, context], dim=1))
@@ -162,19 +164,11 @@ class ContextModule(nn.Module):
         kernel = self._kernels()
         if self._settings.color == "lab":
             image = to_lab(image)
-        rows, columns = (torch.arange(side, device=image.device) for side in image.shape[2:])
-        # One unit for both axes, so that kernels are round in any image; a tensor, so that `export` can
-        # write the network for images of any size.
-        unit = torch.minimum(rows[-1], columns[-1]) + 1
-        grid = torch.meshgrid(rows / unit, columns / unit, indexing="ij")
-        position = torch.stack(grid, dim=2).flatten(0, 1)
+        apart = grid_distances(image.shape[2], image.shape[3], image.device, image.dtype)
         appearance = appearance_kernel(
-            image.flatten(2).transpose(1, 2),
-            position,
-            kernel["position_bandwidth"],
-            kernel["color_bandwidth"],
+            image.flatten(2).transpose(1, 2), apart, kernel["position_bandwidth"], kernel["color_bandwidth"]
         )
-        proximity = proximity_kernel(position, kernel["proximity_bandwidth"])
+        proximity = proximity_kernel(apart, kernel["proximity_bandwidth"])
         return kernel["appearance_weight"] * appearance + kernel["proximity_weight"] * proximity
 
     def kernels(self) -> dict[str, float]:
@@ -200,8 +194,9 @@ class ContextModule(nn.Module):
             half = ((first - second) / 2).clamp(-reach, reach)
             first.copy_(middle + half)
             second.copy_(middle - half)
-        for value in self.log_kernel.values():
-            value.clamp_(low, high)
+        values = [self.log_kernel[name] for name in KERNELS]
+        torch._foreach_clamp_min_(values, low)
+        torch._foreach_clamp_max_(values, high)
 
     def _only_ratio_counts(self) -> bool:
         """Whether a common factor of the two weights has no effect, because rows are normalized."""
@@ -211,11 +206,32 @@ class ContextModule(nn.Module):
         return settings.norm == "l1" and (settings.combine == "product" or settings.similarity == "raw")
 
     def _kernels(self) -> dict[str, Float[Tensor, ""]]:
-        return {name: self.log_kernel[name].exp() for name in KERNELS}
+        values = torch.stack([self.log_kernel[name] for name in KERNELS]).exp()
+        return dict(zip(KERNELS, values.unbind(), strict=True))
 
 
-def _squared_distance(points: Float[Tensor, "*N P C"]) -> Float[Tensor, "*N P P"]:
+def squared_distance(points: Float[Tensor, "N P C"]) -> Float[Tensor, "N P P"]:
     """|a|^2 + |b|^2 - 2ab for all pairs, with one matrix product; clamped to be non-negative."""
-    squared = points.square().sum(-1)
-    product = points @ points.transpose(-1, -2)
-    return (squared.unsqueeze(-1) + squared.unsqueeze(-2) - 2 * product).clamp_min(0)
+    squared = points.square().sum(2)
+    apart = torch.baddbmm(squared[:, :, None] + squared[:, None], points, points.transpose(1, 2), alpha=-2)
+    return apart.clamp_min(0)
+
+
+def grid_distances(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "P P"]:
+    """`squared_distance` of the pixels of a grid, in shorter sides of the image.
+
+    One unit for both axes keeps kernels round in any image.
+    """
+    # While `export` traces the network, the sides are not numbers and the grid is made anew for each image.
+    make = _distances if torch.jit.is_tracing() else _kept_distances  # type: ignore[attr-defined]
+    return make(rows, columns, device, dtype)
+
+
+def _distances(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "P P"]:
+    sides = [torch.arange(side, device=device) for side in (rows, columns)]
+    unit = torch.minimum(*(side[-1] for side in sides)) + 1
+    places = torch.meshgrid(*((side / unit).to(dtype) for side in sides), indexing="ij")
+    return squared_distance(torch.stack(places, dim=2).flatten(0, 1)[None])[0]
+
+
+_kept_distances = functools.lru_cache(maxsize=8)(_distances)  # training has few sizes, `segment` any number

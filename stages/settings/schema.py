@@ -17,6 +17,7 @@ from stages.settings.section import (
     NonNegative,
     Positive,
     PositiveFraction,
+    Runtime,
     Section,
     Sha256,
 )
@@ -162,15 +163,6 @@ class Evaluate(Section):
     baseline_restarts: Count
 
 
-class Runtime(Section):
-    """Settings that do not affect results; no stage depends on them."""
-
-    num_workers: Annotated[int, Field(ge=0)]
-    nproc: Annotated[int, Field(ge=0)]
-    checkpoint_seconds: NonNegative
-    check_data: Annotated[list[Literal["files"]], Field(max_length=1)]
-
-
 class Params(Section):
     """The whole of params.yaml, in pipeline order."""
 
@@ -181,7 +173,8 @@ class Params(Section):
     pixel_k: Annotated[int, Field(ge=2, le=255)]
     select_ratio: PositiveFraction
     crop_ratio: Annotated[float, Field(gt=0, lt=1)]
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "tf32", "bfloat16"]
+    deterministic: bool
     compile: bool
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     backbone: Backbone

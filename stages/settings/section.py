@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(gt=0)]
@@ -70,3 +70,23 @@ class Photometric(Section):
     blur_probability: Fraction
     blur_sigma_px: Range
     blur_reference_px: Annotated[int, Field(ge=0)]
+
+
+class Runtime(Section):
+    """Settings that do not affect results; no stage depends on them."""
+
+    num_workers: Annotated[int, Field(ge=0)]
+    nproc: Annotated[int, Field(ge=0)]
+    launcher: str
+    timeout_seconds: Positive
+    checkpoint_seconds: NonNegative
+    check_data: Annotated[list[Literal["files"]], Field(max_length=1)]
+
+    @model_validator(mode="after")
+    def _one_launcher(self) -> "Runtime":
+        if self.launcher and self.nproc != 1:
+            raise ValueError(
+                f"launcher: starts the processes itself, so it requires nproc: 1, got {self.nproc}; "
+                "set the number of processes in the launcher"
+            )
+        return self

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.device import autocast, send, torch_generator
+from stages.core.device import autocast, send_all, torch_generator
 from stages.imaging.batches import ImageSource
 from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample
@@ -83,14 +83,18 @@ class Guidance:
         jitter = draw_jitter(len(row), self._strengths, self._settings.view_px, generator)
         shared = distributed.share(torch.arange(len(rows)))
         mine = torch.isin(row, shared)
-        here, shown = send(row[mine] - shared[0], image.device), view[mine]
+        integers = torch.stack([row - shared[0], kept[row, view]])
+        numbers = torch.stack([*jitter, *self._boxes(view)])
+        (here, label), numbers = send_all([integers[:, mine], numbers[:, mine]], image.device)
+        colours, boxes = Jitter(*numbers[: len(jitter)]), Boxes(*numbers[len(jitter) :])
+        if self._settings.views == "pooled":
+            cut = self._pool(whole_map[here], boxes)
+        else:
+            cut = apply_colour(self._cut(image[here], boxes, colours.blur_sigma_px), colours)
         with autocast(image.device, self._precision):
-            if self._settings.views == "pooled":
-                logits = segmenter.image_head(self._pool(whole_map[here], shown))
-            else:
-                colours = Jitter(*(part[mine] for part in jitter)).to(image.device)
-                logits = segmenter.classify(self._colour(image[here], shown, colours))
-        label = send(kept[row, view][mine], image.device)
+            logits = (
+                segmenter.image_head(cut) if self._settings.views == "pooled" else segmenter.classify(cut)
+            )
         self._label_weight = self._label_weight.to(image.device)
         return guidance_loss(logits, label, self._label_weight, self._settings.label_smoothing)
 
@@ -105,28 +109,23 @@ class Guidance:
         right = 0
         batches = rows.split(batch_size)
         for here, shown, image in zip(batches, view.split(batch_size), images.batches(batches), strict=True):
+            cut = self._cut(image, self._boxes(shown).to(image.device))
             with autocast(image.device, self._precision):
-                logits = segmenter.classify(self._cut(image, shown))
+                logits = segmenter.classify(cut)
             right += int((logits.argmax(1).cpu() == self._held_out[here, shown]).sum())
         segmenter.train()
         return right / len(rows)
 
-    def _cut(self, image: Float[Tensor, "N 3 H W"], view: Int[Tensor, " N"]) -> Float[Tensor, "N 3 S S"]:
-        size = (self._settings.view_px, self._settings.view_px)
-        return resample(image, self._boxes(view).to(image.device), size)
-
-    def _colour(
-        self, image: Float[Tensor, "N 3 H W"], view: Int[Tensor, " N"], jitter: Jitter
+    def _cut(
+        self, image: Float[Tensor, "N 3 H W"], boxes: Boxes, blur_sigma_px: Float[Tensor, " N"] | None = None
     ) -> Float[Tensor, "N 3 S S"]:
-        """Each pyramid view as a separate image (4.2.1), with color jitter."""
-        size = (self._settings.view_px, self._settings.view_px)
-        boxes = self._boxes(view).to(image.device)
-        return apply_colour(resample(image, boxes, size, jitter.blur_sigma_px), jitter)
+        """Each pyramid view as a separate image (4.2.1)."""
+        return resample(image, boxes, (self._settings.view_px, self._settings.view_px), blur_sigma_px)
 
-    def _pool(self, whole_map: Float[Tensor, "N D H W"], view: Int[Tensor, " N"]) -> Float[Tensor, "N D h w"]:
+    def _pool(self, whole_map: Float[Tensor, "N D H W"], boxes: Boxes) -> Float[Tensor, "N D h w"]:
         """Crop each view from the feature map of the whole image, at half its side lengths."""
         size = (max(1, whole_map.shape[2] // 2), max(1, whole_map.shape[3] // 2))
-        return resample(whole_map.float(), self._boxes(view).to(whole_map.device), size)
+        return resample(whole_map.float(), boxes, size)
 
     def _boxes(self, view: Int[Tensor, " N"]) -> Boxes:
         """Box of each view in its image (4.2.1)."""

@@ -35,7 +35,7 @@ def pixel_loss(
         temperature: softmax temperature.
     """
     loss = F.cross_entropy((logits / temperature).flatten(0, 2), target.flatten(), weight=weight)
-    return loss * distributed.share_of(weight[target].sum())
+    return loss if distributed.world_size() == 1 else loss * distributed.share_of(weight[target].sum())
 
 
 def siamese_loss(
@@ -88,6 +88,8 @@ def guidance_loss(
         return logits.sum(), logits.new_zeros(())
     right = (logits.argmax(1) == pseudo_label).float().mean()
     loss = F.cross_entropy(logits, pseudo_label, weight, label_smoothing=label_smoothing)
+    if distributed.world_size() == 1:
+        return loss, right
     share = distributed.share_of(torch.stack([weight[pseudo_label].sum(), logits.new_full((), len(logits))]))
     return loss * share[0], right * share[1]
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.device import autocast
-from stages.imaging.photometric import Jitter, apply_colour, draw_jitter, no_jitter
+from stages.core.device import autocast, send
+from stages.imaging.photometric import Jitter, apply_colour, jitter_from, no_jitter, num_jitter_draws
 from stages.imaging.resample import Boxes, resample, whole
 from stages.segmenter.network import Segmenter
 from stages.segmenter.pixels import Pixels
@@ -34,11 +34,23 @@ class Plan(NamedTuple):
         return cls(boxes, (first, second))
 
     def share(self, device: torch.device) -> "Plan":
-        """This process's share of the plan, on its device."""
+        """This process's share of the plan, on its device, in one copy."""
+        numbers = torch.stack([*self.boxes, *self.jitters[0], *self.jitters[1]])
+        mine = numbers.tensor_split(distributed.world_size(), dim=1)[distributed.rank()]
+        parts = send(mine.contiguous(), device).unbind()
+        num_boxes, num_jitters = len(self.boxes), len(self.jitters[0])
         first, second = (
-            Jitter(*(distributed.share(part) for part in jitter)).to(device) for jitter in self.jitters
+            Jitter(*parts[start : start + num_jitters]) for start in (num_boxes, num_boxes + num_jitters)
         )
-        return Plan(Boxes(*(distributed.share(part) for part in self.boxes)).to(device), (first, second))
+        return Plan(Boxes(*parts[:num_boxes]), (first, second))
+
+    def both(self) -> tuple[Boxes, Jitter]:
+        """The first view of every image, then the second: boxes of what each shows, and colors."""
+        first, second = self.jitters
+        uncut = whole(len(self.boxes.top), self.boxes.top.device)
+        numbers = torch.stack([*self.boxes, *first, *uncut, *second]).view(2, -1, len(self.boxes.top))
+        parts = numbers.transpose(0, 1).flatten(1).unbind()
+        return Boxes(*parts[: len(uncut)]), Jitter(*parts[len(uncut) :])
 
 
 class View(NamedTuple):
@@ -94,39 +106,58 @@ class ViewMaker:
 
     def draw_all(self, count: int, stored_px: int, generator: torch.Generator) -> Plan:
         """Like `draw`, but for the whole batch and on the CPU; `stored_px` is the side of the images."""
-        boxes = draw_boxes(count, self._side, self._flip_probability, generator)
+        size = num_jitter_draws(self._strengths)
+        chances = torch.rand(BOX_DRAWS + 2 * size, count, generator=generator)
+        boxes = boxes_from(chances[:BOX_DRAWS], self._side, self._flip_probability)
         colored_px = self._size_px if self._crop_first else stored_px
-        first, second = (draw_jitter(count, self._strengths, colored_px, generator) for _ in range(2))
+        of_view = chances[BOX_DRAWS:].view(2, size, count).transpose(0, 1)
+        jitters = zip(*jitter_from(of_view, self._strengths, colored_px), strict=True)
+        first, second = (Jitter(*jitter) for jitter in jitters)
         return Plan(boxes, (first if self._colors_first else no_jitter(count), second))
 
     def pair(self, image: Float[Tensor, "N 3 H W"], plan: Plan) -> tuple[View, View]:
-        """Both views."""
-        return self.render(image, plan, 0), self.render(image, plan, 1)
+        """Both views, rendered together."""
+        boxes, jitter = plan.both()
+        images, colors = self._render(image, boxes, jitter)
+        (first, second), cleans = images.chunk(2), (None, None) if colors is None else colors.chunk(2)
+        return View(first, cleans[0], None), View(second, cleans[1], plan.boxes)
 
     def render(self, image: Float[Tensor, "N 3 H W"], plan: Plan, number: int) -> View:
         """View `number` of the images; RGB in [0, 1]."""
-        uncut = whole(len(image), image.device)
-        box, jitter = plan.boxes if number == 0 else uncut, plan.jitters[number]
+        box = plan.boxes if number == 0 else whole(len(image), image.device)
+        return View(*self._render(image, box, plan.jitters[number]), None if number == 0 else plan.boxes)
+
+    def _render(
+        self, image: Float[Tensor, "N 3 H W"], boxes: Boxes, jitter: Jitter
+    ) -> tuple[Float[Tensor, "VN 3 S S"], Float[Tensor, "VN 3 h w"] | None]:
+        """One or two views of each image, and their unaugmented colors."""
         size = (self._size_px, self._size_px)
         if self._crop_first:
-            view = apply_colour(resample(image, box, size, jitter.blur_sigma_px), jitter)
+            view = apply_colour(resample(image, boxes, size, jitter.blur_sigma_px), jitter)
         else:
-            stored = (image.shape[2], image.shape[3])
-            view = resample(
-                apply_colour(resample(image, uncut, stored, jitter.blur_sigma_px), jitter), box, size
-            )
-        clean = None if self._clean_px is None else resample(image, box, (self._clean_px, self._clean_px))
-        return View(view, clean, None if number == 0 else plan.boxes)
+            stored, uncut = (image.shape[2], image.shape[3]), whole(len(boxes.top), image.device)
+            colored = apply_colour(resample(image, uncut, stored, jitter.blur_sigma_px), jitter)
+            view = resample(colored, boxes, size)
+        return view, None if self._clean_px is None else resample(
+            image, boxes, (self._clean_px, self._clean_px)
+        )
+
+
+BOX_DRAWS = 4  # random numbers of a box
 
 
 def draw_boxes(
     count: int, side: tuple[float, float], flip_probability: float, generator: torch.Generator
 ) -> Boxes:
     """Random square boxes with random position and mirroring; `side` is a range in image sides."""
-    length = side[0] + (side[1] - side[0]) * torch.rand(count, generator=generator)
-    top, left = ((1 - length) * torch.rand(count, generator=generator) for _ in range(2))
-    flip = (torch.rand(count, generator=generator) < flip_probability).float()
-    return Boxes(top, left, length, length, flip)
+    return boxes_from(torch.rand(BOX_DRAWS, count, generator=generator), side, flip_probability)
+
+
+def boxes_from(chances: Float[Tensor, "4 N"], side: tuple[float, float], flip_probability: float) -> Boxes:
+    """`draw_boxes` from uniform random numbers."""
+    length = side[0] + (side[1] - side[0]) * chances[0]
+    top, left = (1 - length) * chances[1:3]
+    return Boxes(top, left, length, length, (chances[3] < flip_probability).float())
 
 
 def cut_features(feature: Float[Tensor, "N D H W"], boxes: Boxes | None) -> Float[Tensor, "N D H W"]:

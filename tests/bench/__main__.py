@@ -3,12 +3,13 @@
 import argparse
 
 from stages.core.device import choose_device
-from tests.bench import kernels, pretraining, training
+from tests.bench import kernels, operators, pretraining, training
 
 # Each gives one line after the other, as it measures.
 SECTIONS = {
     "pretraining": pretraining.measure,
     "training": training.measure,
+    "operators": operators.measure,
     "clustering": kernels.clustering,
     "crf": kernels.crf,
 }

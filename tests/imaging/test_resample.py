@@ -210,3 +210,27 @@ def test_shrinking_takes_the_mean_of_each_cell(device: torch.device, size: tuple
             left, right = column * 12 // size[1], -(-(column + 1) * 12 // size[1])
             expected = feature[:, :, top:bottom, left:right].double().mean((2, 3))
             torch.testing.assert_close(found[:, :, row, column].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [3, 16])
+def test_no_images_give_no_views(channels: int, layout: torch.memory_format) -> None:
+    """A process may have no guided image in its share of a batch."""
+    none = torch.zeros(0, channels, 6, 6).to(memory_format=layout)
+    assert resample(none, whole(0), (4, 4), torch.zeros(0)).shape == (0, channels, 4, 4)
+
+
+@pytest.mark.parametrize(("source", "target"), [((6, 6), (4, 4)), ((6, 7), (4, 5))])
+def test_several_views_of_each_image_are_those_that_are_cut_alone(
+    source: tuple[int, int], target: tuple[int, int], device: torch.device
+) -> None:
+    image = _image(2, 3, *source).to(device)
+    boxes = _boxes((0, 0, 1, 1, 0), (0.2, 0.1, 0.7, 0.8, 1), (0.1, 0, 0.5, 0.4, 1), (0, 0.3, 0.9, 0.5, 0)).to(
+        device
+    )
+    sigma = torch.tensor([0.0, 0.7, 1.5, 0.3], device=device)
+    together = resample(image, boxes, target, sigma)
+    for view in range(2):
+        rows = torch.arange(2 * view, 2 * view + 2, device=device)
+        alone = resample(image, boxes.select(rows), target, sigma[rows])
+        torch.testing.assert_close(together[rows], alone, rtol=0, atol=1e-6)

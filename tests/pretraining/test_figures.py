@@ -1,5 +1,6 @@
 """What tells a good pretraining from a bad one, and the rules for small data, against plain arithmetic."""
 
+import copy
 import math
 
 import numpy as np
@@ -172,10 +173,21 @@ def test_groups_are_normalised_each_by_its_own_statistics(shape: tuple[int, ...]
     torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_one_group_in_one_process_is_left_as_it_is() -> None:
-    network = nn.Sequential(nn.BatchNorm2d(3))
+def test_one_group_in_one_process_is_a_plain_batch_norm_with_one_count_for_all() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5))
+    network = copy.deepcopy(plain)
     split_batch_norms(network, 1)
-    assert type(network[0]) is nn.BatchNorm2d
+    twin = copy.deepcopy(network)  # counts its own batches
+    for _ in range(2):
+        image = torch.randn(4, 3, 6, 5)
+        assert torch.equal(network(image), plain(image))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+    network[2].eval()
+    network(torch.randn(4, 3, 6, 5))
+    assert [int(network[place].num_batches_tracked) for place in (0, 2)] == [3, 2]
+    assert [int(twin[place].num_batches_tracked) for place in (0, 2)] == [0, 0]
 
 
 def _column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

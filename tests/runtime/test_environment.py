@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.core.device import choose_device, set_numerics
 from stages.runtime import environment
 from stages.runtime.environment import describe_environment
 
@@ -13,12 +14,29 @@ from stages.runtime.environment import describe_environment
 def test_packages_device_and_threads() -> None:
     found = describe_environment()
     packages = ["torch", "torchvision", "faiss", "numpy", "scipy"]
-    assert list(found) == ["python", *packages, "device", "threads"]
+    assert list(found) == ["python", *packages, "device", "threads", "tf32", "deterministic"]
     assert found["torch"] == torch.__version__.split("+")[0] == str(version("torch")).split("+")[0]
     assert found["threads"] == torch.get_num_threads()
     assert "absent" not in found.values()
     assert str(found["device"]).startswith("cpu: ")
     assert found == describe_environment(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_the_arithmetic_that_is_in_force(
+    precision: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        for name in ("allow_tf32", "benchmark"):
+            patch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))  # restored
+        set_numerics(precision, deterministic=deterministic)
+        found = describe_environment()
+        assert torch.backends.cudnn.benchmark == (not deterministic)
+    choose_device("cpu")
+    assert (found["tf32"], found["deterministic"]) == (precision == "tf32", deterministic)
+    plain = describe_environment()
+    assert (plain["tf32"], plain["deterministic"]) == (False, True)
 
 
 def test_the_model_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

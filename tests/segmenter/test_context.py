@@ -12,6 +12,7 @@ from stages.segmenter.context import (
     cosine_similarity,
     proximity_kernel,
     row_normalise,
+    squared_distance,
     to_lab,
 )
 from stages.settings.schema_train import Context
@@ -103,9 +104,9 @@ def test_cosine_similarity(device: torch.device) -> None:
 
 def test_appearance_kernel_is_equation_8(device: torch.device) -> None:
     color = _maps()[1].flatten(2).transpose(1, 2)
-    position = torch.tensor(PLACES)
+    apart = squared_distance(torch.tensor([PLACES], device=device))[0]
     found = appearance_kernel(
-        color.to(device), position.to(device), torch.tensor(0.25).to(device), torch.tensor(0.15).to(device)
+        color.to(device), apart, torch.tensor(0.25).to(device), torch.tensor(0.15).to(device)
     ).cpu()
     expected = [
         [
@@ -123,7 +124,8 @@ def test_appearance_kernel_is_equation_8(device: torch.device) -> None:
 
 
 def test_proximity_kernel_is_equation_9(device: torch.device) -> None:
-    found = proximity_kernel(torch.tensor(PLACES, device=device), torch.tensor(0.35, device=device)).cpu()
+    apart = squared_distance(torch.tensor([PLACES], device=device))[0]
+    found = proximity_kernel(apart, torch.tensor(0.35, device=device)).cpu()
     np.testing.assert_allclose(
         found, [[_gaussian(first, second, 0.35) for second in PLACES] for first in PLACES], atol=ROUNDING
     )
@@ -135,9 +137,10 @@ def test_kernels_become_the_identity_as_bandwidths_vanish() -> None:
     color = _maps()[1].flatten(2).transpose(1, 2)
     small, wide = torch.tensor(0.02), torch.tensor(1e3)
     identity = torch.eye(len(PLACES))
-    torch.testing.assert_close(proximity_kernel(torch.tensor(PLACES), small), identity, atol=2e-3, rtol=0)
+    apart = squared_distance(torch.tensor([PLACES]))[0]
+    torch.testing.assert_close(proximity_kernel(apart, small), identity, atol=2e-3, rtol=0)
     for bandwidths in ((small, wide), (wide, small)):
-        kernel = appearance_kernel(color, torch.tensor(PLACES), *bandwidths)
+        kernel = appearance_kernel(color, apart, *bandwidths)
         torch.testing.assert_close(kernel, identity.expand(2, -1, -1), atol=2e-3, rtol=0)
 
 

@@ -42,7 +42,7 @@ VALUES = [
         "moco",
         "expected one of 'mocov2', 'swav', 'densecl', 'slotcon', 'none' or 'supervised', got 'moco'",
     ),
-    ("precision", "float16", "expected one of 'float32' or 'bfloat16', got 'float16'"),
+    ("precision", "float16", "expected one of 'float32', 'tf32' or 'bfloat16', got 'float16'"),
     ("backbone.stem_stride", 3, "expected one of 1, 2 or 4, got 3"),
     ("backbone.stem_stride", "2", "expected one of 1, 2 or 4, got '2'"),
     ("backbone.stem_stride", True, "expected int, got True"),

@@ -1,0 +1,130 @@
+"""Stages in several processes that a command starts: they run, end together, and go on in any number."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from stages import pretrain
+from tests.datasets import REPOSITORY, write_params
+
+ARGV = ["--images", "images/train", "--out", "out", "--history", "h.csv", "--metrics", "m.json"]
+TORCHRUN = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+TWO = {"pretrain__bn_splits": 2, "runtime__launcher": TORCHRUN}
+
+
+def test_the_launcher_starts_the_processes_of_a_stage(bench: Any) -> None:
+    bench.params(pretrain__bn_splits=2)
+    pretrain.main(ARGV)
+    alone = pd.read_csv("h.csv")
+    bench.params(**TWO)
+    ended = bench.command("pretrain", ARGV)
+    assert ended.returncode == 0, ended.stderr
+    assert "gloo" in ended.stdout or ended.stdout.count("device: cpu") == 2
+    pd.testing.assert_frame_equal(pd.read_csv("h.csv"), alone, rtol=0.05)
+    assert bench.saved_states() == []
+
+
+def test_a_process_that_dies_ends_the_stage_and_one_process_goes_on(bench: Any) -> None:
+    changes = {"pretrain__epochs": 400, "runtime__checkpoint_seconds": 0.0}
+    bench.params(**{**TWO, **changes})
+    running = subprocess.Popen(
+        [sys.executable, "-m", "stages.pretrain", *ARGV],
+        cwd=bench.folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _wait_for(lambda: list(Path(".state").rglob("state.safetensors")))
+    processes = [one for one in psutil.Process(running.pid).children(recursive=True) if _rank(one) == "1"]
+    processes[-1].send_signal(signal.SIGKILL)
+    _, log = running.communicate(timeout=120)
+    assert running.returncode == 1
+    assert re.search(r"rank\s*: 1 .*Signal 9 \(SIGKILL\)", log, re.DOTALL), log
+    assert not Path("out").exists()
+    (saved,) = Path(".state").rglob("state.safetensors")
+    bench.params(**changes, pretrain__bn_splits=2)
+    resumed = subprocess.Popen(
+        [sys.executable, "-m", "stages.pretrain", *ARGV],
+        cwd=bench.folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert resumed.stdout is not None
+    lines = iter(resumed.stdout.readline, "")
+    assert any(line == f"pretrain: resuming from the state in {saved.parent}\n" for line in lines)
+    first = next(line for line in lines if line.startswith("pretrain: epoch"))
+    assert re.match(r"pretrain: epoch \d+/400  loss \d", first)
+    resumed.kill()
+    resumed.communicate()
+
+
+def _rank(process: psutil.Process) -> str | None:
+    return process.environ().get("RANK")
+
+
+def _wait_for(found: Any) -> None:
+    until = time.monotonic() + 120
+    while not found():
+        assert time.monotonic() < until, "nothing was saved"
+        time.sleep(0.1)
+
+
+def _on_two_disks(
+    folder: Path, what: str, seeds: tuple[int, int] = (0, 0)
+) -> subprocess.CompletedProcess[str]:
+    for rank, seed in enumerate(seeds):
+        (folder / f"disk{rank}").mkdir()
+        write_params(folder / f"disk{rank}" / "params.yaml", {"seed": seed})
+    command = [*TORCHRUN.split(), "-m", "tests.runtime.alone_on_disk", what]
+    return subprocess.run(
+        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_the_state_on_the_disk_of_the_first_process_is_enough(tmp_path: Path) -> None:
+    ended = _on_two_disks(tmp_path, "load")
+    assert ended.returncode == 0, ended.stderr
+    for rank in range(2):
+        assert f"process {rank} has {{'weights': [tensor([0, 1, 2]), {{'step': 7}}]}}" in ended.stdout
+
+
+def test_hosts_with_other_settings_are_named(tmp_path: Path) -> None:
+    ended = _on_two_disks(tmp_path, "load", (0, 1))
+    assert "process 1: pretrain: process 1 has other code, settings or inputs than process 0" in ended.stdout
+
+
+def test_a_process_that_hangs_ends_all(tmp_path: Path) -> None:
+    start = time.monotonic()
+    ended = _on_two_disks(tmp_path, "hang")
+    assert ended.returncode == 1
+    assert "imed out" in ended.stderr  # gloo says "Timed out waiting 5000ms"
+    assert time.monotonic() - start < 100
+
+
+def test_a_launcher_that_is_not_there(bench: Any) -> None:
+    bench.params(runtime__launcher="no-such-command --nodes 2")
+    message = bench.fault(pretrain.main, ARGV)
+    assert message.startswith("params.yaml: runtime.launcher: no-such-command cannot be run (No such file")
+
+
+def test_either_a_launcher_or_a_number_of_processes(bench: Any) -> None:
+    bench.params(runtime__launcher="torchrun", runtime__nproc=2)
+    message = bench.fault(pretrain.main, ARGV)
+    assert "runtime.launcher: starts the processes itself, so it requires nproc: 1, got 2" in message
+
+
+@pytest.fixture(autouse=True)
+def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)

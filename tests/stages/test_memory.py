@@ -1,0 +1,48 @@
+"""The memory of a GPU runs out: the message names the setting that helps, and a saved state stays."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages import cluster, embed, predict, pretrain, train
+from stages.backbone.resnet import ResNet
+
+IMAGES, SEGMENTER = ["--images", "images/train"], ["--segmenter", "segmenter.safetensors"]
+HISTORY = ["--history", "h.csv", "--metrics", "m.json", "--out", "out"]
+STAGES: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
+    "pretrain": (pretrain.main, [*IMAGES, *HISTORY]),
+    "embed": (embed.main, [*IMAGES, "--backbone", "backbone.safetensors", "--out", "out"]),
+    "train": (
+        train.main,
+        [*IMAGES, "--views", "kept_views.npy", "--backbone", "backbone.safetensors", *HISTORY],
+    ),
+    "cluster": (cluster.main, [*IMAGES, *SEGMENTER, "--out", "out", "--metrics", "m.json"]),
+    "predict": (
+        predict.main,
+        [*IMAGES, *SEGMENTER, "--centroids", "pixel_centroids.safetensors", "--out", "out"],
+    ),
+}
+# As CUDA says it.
+SAID = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which ..."
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_batch_size_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    bench.write_backbone()
+    bench.write_kept_views()
+    bench.write_segmenter()
+    bench.write_centroids()
+
+    def forward(network: ResNet, image: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError(SAID)
+
+    monkeypatch.setattr(ResNet, "forward", forward)
+    main, argv = STAGES[stage]
+    message = bench.fault(main, argv)
+    key = f"{stage}.batch_size"
+    assert message.startswith(f"params.yaml: {key}: the memory of the GPU ran out (CUDA out of memory); ")
+    assert f"lower {key}, set precision: bfloat16," in message
+    assert not Path("out").exists()
