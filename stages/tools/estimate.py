@@ -6,6 +6,8 @@ with a margin, for what is not measured and for a machine that does other things
 """
 
 import contextlib
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from stages.training.trainer import Trainer
 CPU_BATCH = 8  # images of a measured step
 MOST_STEPS, MOST_SECONDS = 4, 10.0  # of one measurement
 DECODED = 8  # images that are opened to measure `prepare`
+NUM_STAGES = 12  # of dvc.yaml, each a process
 MARGIN = 1.3  # of the upper bound
 
 
@@ -58,7 +61,7 @@ def estimate(params: Params, data: DataSet) -> dict[str, Span]:
     shape = (2 * size, params.prepare.train_px, params.prepare.train_px, 3)
     images = ImageSource(rng.integers(0, 256, shape, np.uint8), device)
     num_images = len(data.train)
-    found = {"prepare": _prepare(params, data)}
+    found = {"prepare": _prepare(params, data), "starting the stages": _starts()}
     with contextlib.redirect_stdout(None):  # the lines of a run that is none
         if params.pretrain.method in ("mocov2", "swav"):
             found["pretrain"] = _pretrain(params, images, num_images)
@@ -118,6 +121,14 @@ def _prepare(params: Params, data: DataSet) -> Span:
     workers = params.runtime.num_workers or count_cores()
     mean = sum(spent) / max(1, len(spent))
     return Span(mean, mean).times(len(items) / workers)
+
+
+def _starts() -> Span:
+    """Starting Python with torch, once for each stage; it is most of the time of a short run."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch, pandas, sklearn"], check=True)
+    one = time.perf_counter() - start
+    return Span(one, one).times(NUM_STAGES)
 
 
 def _pretrain(params: Params, images: ImageSource, num_images: int) -> Span:

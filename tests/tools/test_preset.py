@@ -276,7 +276,7 @@ def test_a_flat_folder_is_enough_and_the_answer_says_what_to_expect(
     ]
     assert len(seconds) == 2
     assert 0 < seconds[0] <= seconds[1] < 3600
-    assert re.search(r"at best prepare .*, pretrain .*, train .*, others ", said)
+    assert re.search(r"at best prepare .*, starting the stages .*, pretrain .*, train .*, others ", said)
 
 
 def test_the_checkpoint_that_is_proposed_for_few_images_fits_the_preset(
