@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     split_batch_norms(segmenter, 1)
     images = ImageSource(open_images(args.images), device)
     place(segmenter, device)
+    say("cluster", images=len(images), clusters=params.pixel_k)
     if settings.batch_norm == "fresh" and not segmenter.has_frozen_statistics:
         estimate_batch_norm(segmenter, images, params)
     segmenter.train(settings.batch_norm == "batch")

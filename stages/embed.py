@@ -16,7 +16,7 @@ from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, in_order, normalise
 from stages.imaging.resample import Boxes, resample
 from stages.pseudo_labels.pyramid import VIEWS, view_boxes
-from stages.runtime.progress import track
+from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.state import RowWriter, StageState
 from stages.runtime.watch import Watch
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
     state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.float32, (len(images), len(VIEWS), backbone.channels[-1]))
+    say("embed", images=len(images), views=len(VIEWS), done_before=rows.done)
     for features in embed_views(
         backbone,
         images,

@@ -15,7 +15,7 @@ from stages.core.device import choose_device, torch_generator
 from stages.core.seeds import faiss_seed
 from stages.core.tensors import write_tensors
 from stages.pseudo_labels.centres import Space, choose_centres, read_heads
-from stages.runtime.progress import say
+from stages.runtime.progress import say, warn
 from stages.runtime.script import run
 from stages.runtime.watch import Watch
 from stages.settings.errors import UserError
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     say("label", **figures)
     for weakness in weaknesses(figures, params.global_k, params.label.weak):
-        say("label", weak=weakness)
+        warn("label", weakness)
     shape = (num_images, num_views)
     tensors = {
         "centroids": torch.from_numpy(runs[0]),

@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.core.device import choose_device, enough_memory, place, set_numerics
 from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, in_order
-from stages.runtime.progress import track
+from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.state import RowWriter, StageState
 from stages.runtime.watch import Watch
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     watch = Watch("predict", args.params, KEYS, [args.images, args.segmenter, args.centroids])
     state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.float16, (len(images), len(centroids), side, side))
+    say("predict", images=len(images), clusters=len(centroids), done_before=rows.done)
     for scores in score_images(
         place(segmenter, device),
         images,

@@ -20,7 +20,7 @@ from stages.dataset.source import DataSet, RawFile, Remark, hash_files, is_uncha
 from stages.dataset.summary import summarise
 from stages.dataset.survey import decoding, survey
 from stages.dataset.truth import write_classes
-from stages.runtime.progress import say, track
+from stages.runtime.progress import say, track, warn
 from stages.runtime.script import run
 from stages.runtime.state import StageState, link
 from stages.runtime.watch import Watch
@@ -84,10 +84,10 @@ def _check_disk_space(folder: Path, half_done: Path, data: DataSet, params: Any)
             f"(now {params.prepare.train_px})"
         )
     if free < 2 * needed:
-        print(
-            "prepare: warning: too little disk space for DVC's cached copy of the outputs; run "
-            "`dvc config cache.type reflink,hardlink` to link outputs instead of copying them",
-            flush=True,
+        warn(
+            "prepare",
+            "too little disk space for DVC's cached copy of the outputs; run `dvc config cache.type "
+            "reflink,hardlink` to link outputs instead of copying them",
         )
 
 
@@ -204,7 +204,7 @@ def _report(summary: dict[str, Any], params: Any) -> None:
         more = ", ..." if names["files"] > len(names["examples"]) else ""
         print(f"prepare: left out {names['files']:,}: {reason} ({', '.join(names['examples'])}{more})")
     for warning in summary["warnings"]:
-        print(f"prepare: warning: {warning}", flush=True)
+        warn("prepare", warning)
     if not summary["classes"]:
         print("prepare: no label maps (labels/val); only label-free metrics will be computed")
         return

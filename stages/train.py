@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )
     trainer = build_trainer(place(segmenter, device), kept_views, params)
+    say("train", images=len(array), epochs=params.train.epochs, batch_size=params.train.batch_size)
     history = train(trainer, ImageSource(array, device), params, state)
 
     if distributed.is_leader():

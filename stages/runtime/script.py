@@ -1,16 +1,18 @@
-"""Entry point of all scripts: reports user errors without a traceback and records the run time."""
+"""Entry point of all scripts: errors of users without a traceback, what was written, the run time."""
 
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stages.core.artefacts import read_json, write_json
+from stages.runtime.progress import say
 from stages.settings.errors import UserError
 
 EXIT_CODE = 2
 INTERRUPTED = 130  # exit code for Ctrl-C in shells
+CLOCK_GRAIN_SECONDS = 0.1  # file systems round times
 TIMES = Path(".state/seconds.json")  # last run time of each stage; not a tracked output
 
 
@@ -19,7 +21,9 @@ def run(main: Callable[[], None]) -> None:
 
     Ctrl-C exits without a traceback.
     """
-    start = time.monotonic()
+    stage, start, clock = _stage(), time.monotonic(), time.time()
+    if stage in (known := read_times()):
+        say(stage, starts=f"its last run took {duration(known[stage])}")
     try:
         main()
     except UserError as error:
@@ -28,14 +32,32 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run it again to continue", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    _keep_time(time.monotonic() - start)
+    seconds = time.monotonic() - start
+    if stage:
+        say(
+            stage, done_in=duration(seconds), wrote=", ".join(written_since(sys.argv[1:], clock)) or "nothing"
+        )
+    if stage and not {"DVC_EXP_NAME", "RANK"} & set(os.environ):  # experiments may run in parallel
+        write_json(TIMES, {**read_times(), stage: round(seconds, 1)})
 
 
-def _keep_time(seconds: float) -> None:
-    """Record the run time of a stage of `dvc repro`; skipped for experiments, which may run in parallel."""
-    stage = os.environ.get("DVC_STAGE")
-    if stage and not {"DVC_EXP_NAME", "RANK"} & set(os.environ):
-        write_json(TIMES, {**read_times(), stage.rpartition(":")[2]: round(seconds, 1)})
+def _stage() -> str:
+    """Name of the stage of `dvc repro` that this script runs as, or ''."""
+    return os.environ.get("DVC_STAGE", "").rpartition(":")[2]
+
+
+def written_since(arguments: Sequence[str], clock: float) -> list[str]:
+    """The arguments that are files or folders written since a time, in seconds since 1970."""
+    paths = [one for one in arguments if not one.startswith("-") and os.path.exists(one)]
+    return [one for one in paths if os.stat(one).st_mtime >= clock - CLOCK_GRAIN_SECONDS]
+
+
+def duration(seconds: float) -> str:
+    """Format a time span, such as 1 min 41 s."""
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {round(seconds) % 60} s" if minutes else f"{seconds:.0f} s"
 
 
 def read_times() -> dict[str, float]:

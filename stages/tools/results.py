@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.artefacts import read_metrics
-from stages.runtime.script import read_times, run
+from stages.runtime.script import duration, read_times, run
 from stages.settings.params import read
 
 WIDTH = 80  # terminal columns
@@ -65,22 +65,15 @@ def _times(seconds: Mapping[str, float]) -> Iterator[str]:
     if not seconds:
         return
     total, line = sum(seconds.values()), "Last run time of each stage:"
-    yield f"{line} {_duration(total)} in total"
+    yield f"{line} {duration(total)} in total"
     line = " "
     for stage, one in sorted(seconds.items(), key=lambda item: -item[1]):
-        word = f" {stage} {_duration(one)},"
+        word = f" {stage} {duration(one)},"
         if len(line + word) > WIDTH:
             yield line
             line = " "
         line += word
     yield line.rstrip(",") + "\n"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds) // 60, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {round(seconds) % 60} s" if minutes else f"{seconds:.0f} s"
 
 
 if __name__ == "__main__":

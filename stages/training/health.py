@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.clustering.agreement import clusters_by_image, effective_number, image_share
 from stages.core import distributed
-from stages.runtime.progress import say
+from stages.runtime.progress import warn
 
 CURES = (
     "lower train.lr, pretrain longer, raise train.image_loss.weight where pseudo-labels are stable "
@@ -72,7 +72,7 @@ class Health:
         """Log a warning with remedies if the clusters have collapsed."""
         if self.is_collapsed():
             used = f"effectively {self._effective_clusters():.1f} of {self._num_clusters} clusters are in use"
-            say("train", collapsed=f"{used}; {CURES}")
+            warn("train", f"the clusters have collapsed: {used}; {CURES}")
 
     def cluster_shares(self) -> list[float]:
         """Pixel share of each cluster of the first view, in descending order."""

@@ -66,24 +66,24 @@ def test_metrics_are_those_of_the_clusters(ready: Any) -> None:
 
 def test_weak_pseudo_labels_are_named_before_training(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
     label.main(ARGV)
-    assert "label: weak" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().err
     embeddings = np.load("embeddings.npy")
     np.save("embeddings.npy", embeddings[np.argsort(np.arange(16) % 4, kind="stable")])
     label.main(ARGV)
-    assert "label: weak pseudo-labels follow the file order (1.00)" in capsys.readouterr().out
+    assert "label: warning: pseudo-labels follow the file order (1.00)" in capsys.readouterr().err
     rng = np.random.default_rng(1)
     by_place = np.eye(8)[np.arange(6) % 4][None] + 0.01 * rng.normal(size=(16, 6, 8))
     np.save("embeddings.npy", by_place.astype(np.float32))
     ready.params(label__fit_views="all")
     label.main(ARGV)
-    assert "label: weak pseudo-labels follow the position of the view (" in capsys.readouterr().out
+    assert "label: warning: pseudo-labels follow the position of the view (" in capsys.readouterr().err
     assert read_metrics(Path(OUTPUTS[1]))["label"]["agreement_with_position"] > 0.3
     noise = rng.normal(size=(16, 6, 8))
     noise /= np.linalg.norm(noise, axis=2, keepdims=True)
     np.save("embeddings.npy", noise.astype(np.float32))
     ready.params(label__iterations=1, label__restarts=1, label__weak__stability_below=1.0)
     label.main(ARGV)
-    assert "label: weak a second clustering agrees by only " in capsys.readouterr().out
+    assert "label: warning: a second clustering agrees by only " in capsys.readouterr().err
 
 
 def test_pseudo_labels_that_few_views_share_are_named(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,12 +93,12 @@ def test_pseudo_labels_that_few_views_share_are_named(ready: Any, capsys: pytest
     shares = np.bincount(ready.tensors(OUTPUTS[0])[0]["pseudo_label"].flatten()) / 96
     used = float(np.exp(-sum(share * np.log(share) for share in shares if share)))
     assert 1 < used < 2.2
-    said = f"label: weak only {used:.1f} of 4 pseudo-labels are effectively in use; pretrain longer"
+    said = f"label: warning: only {used:.1f} of 4 pseudo-labels are effectively in use; pretrain longer"
     for limit, is_weak in ((used / 4 - 0.01, False), (used / 4 + 0.01, True)):
         ready.params(label__weak__used_below=limit)
         capsys.readouterr()
         label.main(ARGV)
-        assert (said in capsys.readouterr().out) == is_weak
+        assert (said in capsys.readouterr().err) == is_weak
 
 
 def test_the_same_inputs_give_the_same_bytes(ready: Any) -> None:

@@ -1,0 +1,65 @@
+"""The frame of every script: what it says at the start and at the end, and the times that it keeps."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.runtime.script import duration, read_times, run, written_since
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (101, "1 min 41 s"), (3600, "1 h 0 min"), (7384, "2 h 3 min")],
+)
+def test_time_spans_are_told_in_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_stage_says_how_long_it_took_last_time_and_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "dvc.yaml:evaluate@raw")
+    for name in ("RANK", "DVC_EXP_NAME", "QUIET"):
+        monkeypatch.delenv(name, raising=False)
+    old = Path("old.npy")
+    old.write_text("")
+    os.utime(old, (1, 1))
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--in", "old.npy", "--out", "new.json", "--name", "raw"])
+    run(lambda: None)
+    assert capsys.readouterr().out == "evaluate@raw: done_in 0 s  wrote nothing\n"
+    Path(".state/seconds.json").write_text(json.dumps({"evaluate@raw": 101.0}))
+    run(lambda: Path("new.json").write_text("{}") and None)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "evaluate@raw: starts its last run took 1 min 41 s"
+    assert last == "evaluate@raw: done_in 0 s  wrote new.json"
+    assert read_times()["evaluate@raw"] < 60
+
+
+def test_an_experiment_keeps_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "dvc.yaml:train")
+    monkeypatch.setenv("DVC_EXP_NAME", "one")
+    run(lambda: None)
+    assert read_times() == {}
+
+
+def test_a_tool_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    run(lambda: None)
+    assert capsys.readouterr() == ("", "")
+    assert not Path(".state").exists()
+
+
+def test_written_are_the_arguments_that_are_new(tmp_path: Path) -> None:
+    clock = time.time()
+    (tmp_path / "folder").mkdir()
+    found = written_since(["--out", str(tmp_path / "folder"), "raw", str(tmp_path / "missing")], clock)
+    assert found == [str(tmp_path / "folder")]
