@@ -48,7 +48,7 @@ def test_a_process_that_dies_ends_the_stage_and_one_process_goes_on(bench: Any) 
     _wait_for(lambda: list(Path(".state").rglob("state.safetensors")))
     processes = [one for one in psutil.Process(running.pid).children(recursive=True) if _rank(one) == "1"]
     processes[-1].send_signal(signal.SIGKILL)
-    _, log = running.communicate(timeout=120)
+    _, log = running.communicate(timeout=300)
     assert running.returncode == 1
     assert re.search(r"rank\s*: 1 .*Signal 9 \(SIGKILL\)", log, re.DOTALL), log
     assert not Path("out").exists()
@@ -75,7 +75,7 @@ def _rank(process: psutil.Process) -> str | None:
 
 
 def _wait_for(found: Any) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not found():
         assert time.monotonic() < until, "nothing was saved"
         time.sleep(0.1)
@@ -89,7 +89,7 @@ def _on_two_disks(
         write_params(folder / f"disk{rank}" / "params.yaml", {"seed": seed})
     command = [*TORCHRUN.split(), "-m", "tests.runtime.alone_on_disk", what]
     return subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
     )
 
 
@@ -110,7 +110,7 @@ def test_a_process_that_hangs_ends_all(tmp_path: Path) -> None:
     ended = _on_two_disks(tmp_path, "hang")
     assert ended.returncode == 1
     assert "imed out" in ended.stderr  # gloo says "Timed out waiting 5000ms"
-    assert time.monotonic() - start < 100
+    assert time.monotonic() - start < 200
 
 
 def test_a_launcher_that_is_not_there(bench: Any) -> None:
