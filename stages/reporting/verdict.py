@@ -9,14 +9,14 @@ import pandas as pd
 from stages.settings.schema import WeakLabels
 
 # A lead over k-means on color and position below these may be chance: about twice the spread (standard
-# deviation) between seeds in README's tables.
+# deviation) between seeds in docs/results.md.
 LEAD = {"accuracy": 0.05, "miou": 0.02}
-# Where clusters followed images this much more than the truth does, scores fell: CamVid in README, from a
+# Where clusters followed images this much more than the truth does, scores fell: CamVid in docs/results.md, from a
 # guidance weight of 0.3.
 IMAGE_SHARE_ABOVE_TRUTH = 0.2
-# Without truth: more than any truth in README has (58 %).
+# Without truth: more than any truth in docs/results.md has (58 %).
 IMAGE_SHARE_HIGH = 0.65
-# The smallest data sets of README have 468 images; below, pretraining sees too little variety.
+# The smallest data sets of docs/results.md have 468 images; below, pretraining sees too little variety.
 FEW_TRAIN_IMAGES = 400
 # A single image is then more than 2 % of the score.
 FEW_VAL_IMAGES = 50

@@ -1,4 +1,4 @@
-"""README.md says what is there: stages, files, commands and settings."""
+"""README.md and docs/ say what is there: stages, files, commands and settings."""
 
 import re
 from pathlib import Path
@@ -10,13 +10,23 @@ from tests.datasets import REPOSITORY
 from tests.pipeline.pipeline_file import read_stages
 
 README = REPOSITORY / "README.md"
+# Files of a user's data set, and what tools write beside them.
+LOCAL = ("classes.txt", "train.txt", "val.txt", "model.md")
+COPIED = "models/previous"  # made by `make pin WARM=1`
 TOP_LEVEL = ("stages", "data", "models", "metrics", "presets", "docs", "tests", ".ci")
+
+
+PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    assert README.exists(), "there is no README.md"
     return README.read_text(encoding="utf-8")
+
+
+@pytest.fixture(params=PAGES, ids=[page.name for page in PAGES])
+def page(request: pytest.FixtureRequest) -> Path:
+    return Path(request.param)
 
 
 def _outputs() -> set[str]:
@@ -42,50 +52,70 @@ def test_the_table_of_stages_names_their_outputs(text: str) -> None:
             assert path in row, f"the row of {stage.stem} does not name {path}"
 
 
-def test_links_lead_somewhere(text: str) -> None:
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
     for target in targets:
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
-        if path:
-            assert _exists_or_is_made(path), f"README.md links to {target}"
-        else:
-            headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-            assert anchor in slugs, f"README.md links to {target}"
+        linked = (page.parent / path).resolve() if path else page
+        inside = linked.relative_to(REPOSITORY.resolve()) if path else page
+        assert not path or _exists_or_is_made(str(inside)), f"{page.name} links to {target}"
+        assert not anchor or anchor in _anchors(linked), f"{page.name} links to {target}"
 
 
-def test_files_that_are_named_exist(text: str) -> None:
+def test_every_page_can_be_reached_from_the_readme(text: str) -> None:
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in text] == []
+
+
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     tops = "|".join(re.escape(name) for name in TOP_LEVEL)
     named = re.findall(rf"(?<![\w/.-])((?:{tops})/[\w./@-]*\w)", text)
-    named += re.findall(r"`([\w.-]+\.(?:yaml|toml|txt|md|lock))`", text)
-    local = ("classes.txt", "train.txt", "val.txt")  # of a user's data set
-    for path in named:
-        assert path in local or _exists_or_is_made(path), f"README.md names {path}"
-    assert named
+    named += [
+        name for name in re.findall(r"`([\w.-]+\.(?:yaml|toml|txt|md|lock))`", text) if name not in LOCAL
+    ]
+    missing = [path for path in named if not _exists_or_is_made(path) and not path.startswith(COPIED)]
+    assert missing == [], page.name
 
 
-def test_commands_exist(text: str) -> None:
+def test_commands_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"(?:^|`|&& )make ([a-z-]+)", text, re.MULTILINE)):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"README.md names `make {target}`"
-    modules = set(re.findall(r"python -m (stages[\w.]+\w)", text))
-    for module in modules:
-        assert (REPOSITORY / (module.replace(".", "/") + ".py")).exists(), f"README.md names {module}"
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name} names `make {target}`"
+    for module in set(re.findall(r"python -m ((?:stages|tests)[\w.]*\w)", text)):
+        path = REPOSITORY / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page.name}: {module}"
     folders = {"preset": "presets", "table": "presets/tables"}
     for target, name in set(re.findall(r"make (preset|table) NAME=([a-z0-9_]+)", text)):
-        assert (REPOSITORY / folders[target] / f"{name}.yaml").exists(), f"README.md names {target} {name}"
+        assert (REPOSITORY / folders[target] / f"{name}.yaml").exists(), f"{page.name}: {target} {name}"
 
 
-def test_settings_exist(text: str) -> None:
+def test_settings_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     named = re.findall(r"(?:-S|--set-param|--set) '?([\w.]+)=", text)
-    assert named
     # `--set base=NAME` of `make table` names a file of presets/bases/.
     assert [key for key in named if key != "base" and not _is_setting(key)] == []
     bases = re.findall(r"(?:--set base|BASE)=(\w+)", text)
-    assert bases
     assert [base for base in bases if not (REPOSITORY / f"presets/bases/{base}.yaml").is_file()] == []
+
+
+def test_the_pages_name_commands_and_settings_at_all() -> None:
+    whole = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for pattern in (r"make [a-z]+", r"python -m stages\.", r"-S [\w.]+=", r"--set base=", r"\]\(\w+\.md\)"):
+        assert re.search(pattern, whole), pattern
+
+
+def test_lines_of_the_pages_are_not_too_long(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 130 and not line.startswith("|")] == []
 
 
 def test_no_place_is_left_to_be_filled(text: str) -> None:
@@ -129,7 +159,8 @@ def _named_stages(cost: str) -> set[str]:
     return set(named)
 
 
-def test_the_table_of_costs_is_that_of_dvc_yaml(text: str) -> None:
+def test_the_table_of_costs_is_that_of_dvc_yaml() -> None:
+    text = (REPOSITORY / "docs/changes.md").read_text(encoding="utf-8")
     table = text.partition("| change | runs again |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| (`[^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
     assert len(rows) >= 10

@@ -72,7 +72,7 @@ def test_collapse_is_named_with_its_cure(
     health.start_epoch([healthy, torch.tensor(counts)], torch.zeros(1, 1, 3, dtype=torch.long))
     assert health.is_collapsed() is collapsed
     health.warn()
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert ("of 4 clusters are in use; lower train.lr" in said) is collapsed
 
 
