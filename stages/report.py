@@ -31,7 +31,7 @@ from stages.reporting.pictures import Pictures, Row, draw_exemplars, exemplars, 
 from stages.reporting.regions import draw_regions, purest_regions
 from stages.reporting.verdict import Evidence, verdict
 from stages.reporting.wall import Split, draw_wall, spread
-from stages.runtime.progress import say, track
+from stages.runtime.progress import say, track, warn
 from stages.runtime.script import run
 from stages.runtime.watch import Watch
 from stages.settings.errors import raise_faults
@@ -40,7 +40,8 @@ from stages.settings.params import load
 # All that decide a result: the page lists every setting.
 # fmt: off
 KEYS = (
-    "preset", "seed", "size_px", "global_k", "pixel_k", "select_ratio", "crop_ratio", "precision", "compile",
+    "preset", "seed", "size_px", "global_k", "pixel_k", "select_ratio", "crop_ratio", "precision",
+    "deterministic", "compile",
     "backbone", "prepare", "pretrain", "embed", "label", "select_views", "train",
     "cluster", "predict", "refine", "evaluate", "report",
 )
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         watch.check()
     for finding in content["findings"]:
         if finding.kind == "wrong":
-            say("report", wrong=finding.text)
+            warn("report", finding.text)
     say("report", images=len(content["wall"]), page=args.out / "index.html")
 
 
@@ -88,6 +89,8 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
         num_clusters=inputs.num_centroids,
         global_k=params.global_k,
         guidance=params.train.image_loss.weight,
+        trains=params.pretrain.method not in ("none", "supervised") and params.pretrain.epochs > 0,
+        is_published=bool(params.pretrain.init),
         weak=params.label.weak,
         collapse_below=params.train.clustering.collapse_below,
         unused_names=unused_names,

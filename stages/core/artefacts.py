@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 
 from stages.settings.errors import UserError
 
+NAMES = ("class", "actual", "predicted")  # columns of tables that hold names of classes
 DETAILS = "details"  # key in a metrics file for all figures outside the headline
 FILL_BYTES = 1 << 24  # of zeros that are written at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -210,13 +211,13 @@ def with_details(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read a table; empty cells become empty strings.
+    """Read a table; empty cells become empty strings, and names stay text (a class can be called 01).
 
     Raises:
         UserError: the file is missing or not CSV.
     """
     try:
-        return pd.read_csv(path, keep_default_na=False)
+        return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(NAMES, str))
     except (OSError, ValueError) as error:
         raise UserError(unreadable(path, "a CSV table", error)) from error
 

@@ -24,7 +24,7 @@ from stages.settings.errors import UserError, raise_faults
 from stages.settings.section import Section
 
 FILE = Path("names.yaml")
-LONGEST = 80  # characters of a name
+LONGEST = 200  # characters of a name
 HEAD = """\
 # Names of the pixel clusters: number, name. Clusters with one name count as one. The report page has a
 # form that writes this file. A color of your own: 2: {name: road, color: "#d55e00"}
@@ -120,13 +120,13 @@ def read_names(path: Path, *, num_clusters: int, clusters: Sequence[str]) -> Nam
         raise UserError(unreadable(path, "a names file", error)) from error
     if isinstance(clusters, Lineage) and file.clusters is not None and file.clusters in clusters.void:
         file = _without_gone(path, file, clusters.void[file.clusters], num_clusters)
-    raise_faults(_faults(path, file, num_clusters))
     if file.clusters is not None and file.clusters not in clusters:
         raise OtherClustersError(
             f"{path}: names clusters {file.clusters}, but those in use are {clusters[0]}, made by another "
             "training, where a number means something else; look at the report page, and name them anew "
             "(make names)"
         )
+    raise_faults(_faults(path, file, num_clusters))
     return Names(
         {cluster: one.name for cluster, one in sorted(file.names.items())},
         {one.name: _rgb(one.color) for one in file.names.values() if one.color is not None},

@@ -11,11 +11,9 @@ from stages.settings.schema import WeakLabels
 # A lead over k-means on color and position below these may be chance: about twice the spread (standard
 # deviation) between seeds in docs/results.md.
 LEAD = {"accuracy": 0.05, "miou": 0.02}
-# Where clusters followed images this much more than the truth does, scores fell: CamVid in docs/results.md, from a
-# guidance weight of 0.3.
+# Where clusters followed images this much more than the truth does, scores fell: CamVid in docs/results.md,
+# from a guidance weight of 0.3.
 IMAGE_SHARE_ABOVE_TRUTH = 0.2
-# Without truth: more than any truth in docs/results.md has (58 %).
-IMAGE_SHARE_HIGH = 0.65
 # The smallest data sets of docs/results.md have 468 images; below, pretraining sees too little variety.
 FEW_TRAIN_IMAGES = 400
 # A single image is then more than 2 % of the score.
@@ -24,8 +22,6 @@ FEW_VAL_IMAGES = 50
 LOST_BELOW = 0.05
 # Points of accuracy that the CRF may cost before it counts as harmful.
 CRF_COST = 0.01
-
-LONGER = "pretrain longer (pretrain.epochs), start from a published model (pretrain.init), or add photographs"
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,8 @@ class Evidence:
         num_clusters: K of the pixel clusters.
         global_k: number of pseudo-labels.
         guidance: train.image_loss.weight.
+        trains: whether pretraining trains the backbone.
+        is_published: whether it starts from a published model (pretrain.init).
         weak: limits of the figures of `label`.
         collapse_below: train.clustering.collapse_below.
         unused_names: why names.yaml is not used; empty if it is.
@@ -67,6 +65,8 @@ class Evidence:
     num_clusters: int
     global_k: int
     guidance: float
+    trains: bool
+    is_published: bool
     weak: WeakLabels
     collapse_below: float
     unused_names: str = ""
@@ -75,13 +75,13 @@ class Evidence:
 def verdict(evidence: Evidence) -> list[Finding]:
     """Judge a run; what is wrong comes first, then what is to be known, then what is good."""
     found = [
-        *_against_baseline(evidence.metrics),
+        *_against_baseline(evidence),
         *_collapse(evidence),
-        *_images(evidence.metrics),
+        *_images(evidence),
         *_crf(evidence.metrics),
         *_lost_classes(evidence.per_class),
         *(_pseudo_labels(evidence) if evidence.guidance > 0 else ()),
-        *_data(evidence.data),
+        *_data(evidence),
     ]
     if evidence.unused_names:
         found.append(Finding("wrong", f"The given names are not used. {evidence.unused_names}."))
@@ -89,9 +89,20 @@ def verdict(evidence: Evidence) -> list[Finding]:
     return sorted(found, key=lambda finding: order.index(finding.kind))
 
 
-def _against_baseline(metrics: Mapping[str, Mapping[str, float | None]]) -> Iterator[Finding]:
+def _better_features(evidence: Evidence) -> str:
+    """What to do for better features of the backbone, as a sentence."""
+    ways = [
+        *(["pretrain longer (pretrain.epochs)"] if evidence.trains else []),
+        *([] if evidence.is_published else ["start from a published model (pretrain.init)"]),
+        "add photographs",
+    ]
+    text = " or ".join(ways)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _against_baseline(evidence: Evidence) -> Iterator[Finding]:
     """Whether the network finds more than color and position tell."""
-    raw, baseline = metrics["raw"], metrics.get("colour_position", {})
+    raw, baseline = evidence.metrics["raw"], evidence.metrics.get("colour_position", {})
     if raw.get("accuracy") is None:
         yield Finding(
             "note",
@@ -113,9 +124,11 @@ def _against_baseline(metrics: Mapping[str, Mapping[str, float | None]]) -> Iter
     )
     text = f"Against k-means on color and position, which uses no network, the prediction is {points}"
     if min(leads.values()) <= 0:
-        yield Finding("wrong", f"{text}. The network has learned less than colors tell.", _then(LONGER))
+        yield Finding(
+            "wrong", f"{text}. The network has learned less than colors tell.", _better_features(evidence)
+        )
     elif any(lead < LEAD[key] for key, lead in leads.items()):
-        yield Finding("wrong", f"{text}. Another seed could turn this around.", _then(LONGER))
+        yield Finding("wrong", f"{text}. Another seed could turn this around.", _better_features(evidence))
     else:
         yield Finding("good", f"{text}.")
 
@@ -135,20 +148,28 @@ def _collapse(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("good", f"{text}.")
 
 
-def _images(metrics: Mapping[str, Mapping[str, float | None]]) -> Iterator[Finding]:
-    """Whether clusters describe whole images instead of what is in them."""
-    share, truth = metrics["raw"].get("image_share"), metrics.get("truth", {}).get("image_share")
-    if share is None:
+def _images(evidence: Evidence) -> Iterator[Finding]:
+    """Whether clusters describe whole images instead of what is in them; only the truth can tell."""
+    raw, truth = evidence.metrics["raw"], evidence.metrics.get("truth", {}).get("image_share")
+    share = raw.get("image_share")
+    if share is None or evidence.data["val_images"] < 2 or (raw.get("clusters_used") or 0) < 2:
         return
     text = f"{100 * share:.0f} % of a pixel's cluster can be told from its image alone"
-    if truth is not None:
-        text += f"; of its true class, {100 * truth:.0f} %"
-    if share > (IMAGE_SHARE_HIGH if truth is None else truth + IMAGE_SHARE_ABOVE_TRUTH):
+    lower = "lower train.image_loss.weight; if it is low, lower global_k or train for fewer epochs."
+    if truth is None:
+        if evidence.guidance > 0:
+            lower = f"If clusters follow whole images, {lower}"
         yield Finding(
-            "wrong",
-            f"Clusters follow whole images instead of what is in them: {text}.",
-            "Lower train.image_loss.weight; if it is low, lower global_k or train for fewer epochs.",
+            "note",
+            f"{text}. This is right if each image shows something else, and too much if the images show one "
+            "kind of scene, as frames of a video do.",
+            lower if evidence.guidance > 0 else "",
         )
+        return
+    text += f"; of its true class, {100 * truth:.0f} %"
+    if share > truth + IMAGE_SHARE_ABOVE_TRUTH:
+        remedy = f"{lower[0].upper()}{lower[1:]}" if evidence.guidance > 0 else _better_features(evidence)
+        yield Finding("wrong", f"Clusters follow whole images instead of what is in them: {text}.", remedy)
     else:
         yield Finding("good", f"Clusters do not follow whole images: {text}.")
 
@@ -209,21 +230,22 @@ def _pseudo_labels(evidence: Evidence) -> Iterator[Finding]:
     yield from bad or [Finding("good", "The pseudo-labels, which guide training, show no sign of weakness.")]
 
 
-def _data(data: Mapping[str, Any]) -> Iterator[Finding]:
+def _data(evidence: Evidence) -> Iterator[Finding]:
     """Few photographs, and what `prepare` warned of."""
+    data = evidence.data
     if (count := data["train_images"]) < FEW_TRAIN_IMAGES:
-        yield Finding(
-            "wrong",
-            f"There are only {count:,} photographs to learn from.",
-            "Add photographs, with or without labels, or start from a published model (pretrain.init).",
-        )
+        text = f"There are only {count:,} photographs to learn from"
+        if evidence.is_published:
+            yield Finding("note", f"{text}; the backbone starts from a published model.")
+        else:
+            yield Finding(
+                "wrong",
+                f"{text}.",
+                "Add photographs, with or without labels, or start from a published model (pretrain.init).",
+            )
     if (count := data["val_images"]) < FEW_VAL_IMAGES:
         yield Finding(
             "note", f"There are only {count:,} validation images, so the figures on this page are uncertain."
         )
     for warning in data["warnings"]:
         yield Finding("wrong", f"Check the data: {warning}.")
-
-
-def _then(remedy: str) -> str:
-    return f"{remedy[0].upper()}{remedy[1:]}."

@@ -22,7 +22,8 @@ def run(main: Callable[[], None]) -> None:
     Ctrl-C exits without a traceback.
     """
     stage, start, clock = _stage(), time.monotonic(), time.time()
-    if stage in (known := read_times()):
+    is_first = "RANK" not in os.environ  # not one of several processes that a stage has started
+    if is_first and stage in (known := read_times()):
         say(stage, starts=f"its last run took {duration(known[stage])}")
     try:
         main()
@@ -33,11 +34,11 @@ def run(main: Callable[[], None]) -> None:
         print("interrupted; run it again to continue", file=sys.stderr)
         sys.exit(INTERRUPTED)
     seconds = time.monotonic() - start
-    if stage:
+    if stage and is_first:
         say(
             stage, done_in=duration(seconds), wrote=", ".join(written_since(sys.argv[1:], clock)) or "nothing"
         )
-    if stage and not {"DVC_EXP_NAME", "RANK"} & set(os.environ):  # experiments may run in parallel
+    if stage and is_first and "DVC_EXP_NAME" not in os.environ:  # experiments may run in parallel
         write_json(TIMES, {**read_times(), stage: round(seconds, 1)})
 
 
@@ -61,5 +62,9 @@ def duration(seconds: float) -> str:
 
 
 def read_times() -> dict[str, float]:
-    """Read the seconds of the last run of each stage."""
-    return dict(read_json(TIMES)) if TIMES.exists() else {}
+    """Read the seconds of the last run of each stage; a damaged file counts as none, for it is only news."""
+    try:
+        known = read_json(TIMES) if TIMES.exists() else {}
+    except UserError:
+        return {}
+    return dict(known) if isinstance(known, dict) else {}

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_out(args.out)
     with tempfile.TemporaryDirectory() as scratch:
         one, other = (read_run(name, Path(scratch) / str(n)) for n, name in enumerate(args.revisions))
+        has_truth = one.split.truth.has_labels and other.split.truth.has_labels
         places = shared_images(one, other, args.images)
         with atomic_folder(args.out) as folder:
             walls = [
@@ -52,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 .get_template("compare.html")
                 .render(
                     runs=args.revisions,
-                    has_truth=one.split.truth.has_labels,
+                    has_truth=has_truth,
                     size_px=one.split.images.shape[1],
                     scores=score_differences(one.metrics, other.metrics),
                     settings=list(changed_settings(one.settings, other.settings)),
                     clusters=cluster_rows(one, other),
-                    pairs=in_order(walls[0], walls[1]),
+                    pairs=in_order(walls[0], walls[1], has_truth=has_truth),
                 )
             )
             (folder / "compare.html").write_text(page, encoding="utf-8")

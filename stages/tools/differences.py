@@ -58,7 +58,7 @@ def score_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[
 
 def cluster_rows(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
     """Share of each name in percent, after the CRF, largest first; by rank where clusters have no names."""
-    shares = [dict(_shares(run)) for run in (one, other)]
+    shares = [_shares(run) for run in (one, other)]
     if not any(run.legend.class_names or run.legend.names.of for run in (one, other)):
         ranked = [sorted(table.values(), reverse=True) for table in shares]
         shares = [
@@ -72,17 +72,23 @@ def cluster_rows(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _shares(run: Run) -> Iterator[tuple[str, float]]:
-    shares = label_shares(run.split.refined, len(run.legend.merged))
-    for stands in np.unique(run.legend.merged).tolist():
-        yield run.legend.cluster_name(stands), 100 * float(shares[run.legend.merged == stands].sum())
+def _shares(run: Run) -> dict[str, float]:
+    """Percent of the pixels of each name; a given name and a matched class can be the same."""
+    shares: dict[str, float] = {}
+    for cluster, share in enumerate(label_shares(run.split.refined, len(run.legend.merged))):
+        name = run.legend.cluster_name(cluster)
+        shares[name] = shares.get(name, 0.0) + 100 * float(share)
+    return shares
 
 
-def in_order(one: Sequence[Shot], other: Sequence[Shot]) -> list[tuple[Shot, Shot]]:
+def in_order(one: Sequence[Shot], other: Sequence[Shot], *, has_truth: bool) -> list[tuple[Shot, Shot]]:
     """Pairs of the same image, those first whose accuracy differs most; without truth as in the data set."""
+    pairs = list(zip(one, other, strict=True))
+    if not has_truth:
+        return pairs
 
     def difference(pair: tuple[Shot, Shot]) -> float:
         first, second = (shot.score for shot in pair)
         return 0.0 if first is None or second is None else abs(second - first)
 
-    return sorted(zip(one, other, strict=True), key=lambda pair: -difference(pair))
+    return sorted(pairs, key=lambda pair: -difference(pair))

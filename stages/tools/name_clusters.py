@@ -14,7 +14,7 @@ from stages.core.tensors import read_tensors
 from stages.dataset.truth import UNMATCHED, read_classes
 from stages.postprocessing.score_maps import open_scores
 from stages.reporting.legend import Legend, read_legend
-from stages.reporting.names import FILE, Names, OtherClustersError, lineage, read_names, write_names
+from stages.reporting.names import FILE, LONGEST, Names, OtherClustersError, lineage, read_names, write_names
 from stages.reporting.page import score_shares
 from stages.runtime.script import run
 from stages.settings.errors import UserError
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if not args.force:
         _check_unnamed(args.names, num_clusters, clusters)
-    names = {cluster: legend.cluster_name(cluster) for cluster in range(num_clusters)}
+    names = {cluster: legend.cluster_name(cluster)[:LONGEST] for cluster in range(num_clusters)}
     shares = score_shares(scores)
     remarks = {
         cluster: f"{100 * share:.1f} % of the pixels{_match(legend, per_class, cluster)}"

@@ -80,6 +80,9 @@ def test_names_hold_for_their_clusters_and_those_that_continue_them(tmp_path: Pa
     assert read_names(path, num_clusters=2, clusters=CLUSTERS).of == {0: "sky"}
     with pytest.raises(OtherClustersError, match="names clusters bbbb, but those in use are cccc"):
         read_names(path, num_clusters=2, clusters=("cccc",))
+    write_names(path, Names({15: "sky"}), ("bbbb",))
+    with pytest.raises(OtherClustersError):  # not that there is no cluster 15: it is of another training
+        read_names(path, num_clusters=2, clusters=("cccc",))
     path.write_text("names: {0: sky}")
     assert read_names(path, num_clusters=2, clusters=("cccc",)).of == {0: "sky"}
 

@@ -11,7 +11,7 @@ from stages.settings.schema import WeakLabels
 
 WEAK = WeakLabels(stability_below=0.3, position_above=0.3, order_above=0.3, used_below=0.3)
 METRICS: dict[str, dict[str, float | None]] = {
-    "raw": {"accuracy": 0.5, "miou": 0.3, "effective_clusters": 9.0, "image_share": 0.5},
+    "raw": {"accuracy": 0.5, "miou": 0.3, "effective_clusters": 9.0, "clusters_used": 10, "image_share": 0.5},
     "refined": {"accuracy": 0.52, "miou": 0.31, "effective_clusters": 9.0, "image_share": 0.5},
     "colour_position": {"accuracy": 0.2, "miou": 0.1, "effective_clusters": 10.0, "image_share": 0.1},
     "truth": {"image_share": 0.45},
@@ -30,6 +30,8 @@ GOOD = {
     "num_clusters": 11,
     "global_k": 20,
     "guidance": 0.1,
+    "trains": True,
+    "is_published": False,
     "weak": WEAK,
     "collapse_below": 0.2,
 }
@@ -86,12 +88,6 @@ SIGNS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
         "Lower train.image_loss.weight",
     ),
     (
-        {"metrics__raw__image_share": 0.66, "metrics__truth": {}},
-        {"metrics__raw__image_share": 0.64, "metrics__truth": {}},
-        "66 % of a pixel's cluster can be told from its image alone.",
-        "Lower train.image_loss.weight",
-    ),
-    (
         {"metrics__refined__accuracy": 0.48},
         {"metrics__refined__accuracy": 0.495},
         "The CRF costs 2.0 points",
@@ -145,13 +141,33 @@ def test_what_is_wrong_comes_first() -> None:
 
 
 def test_without_truth_it_says_that_nothing_is_scored() -> None:
-    free = {"effective_clusters": 9.0, "image_share": 0.5}
+    free = {"effective_clusters": 9.0, "clusters_used": 10, "image_share": 0.5}
     found = _verdict(
         metrics={"raw": free, "refined": free, "colour_position": free},
         per_class=pd.DataFrame({"class": [], "iou": [], "pixels": []}),
     )
-    assert [finding.kind for finding in found] == ["note", "good", "good", "good"]
+    assert [finding.kind for finding in found] == ["note", "note", "good", "good"]
     assert "There are no labels" in found[0].text
+    assert found[1].text.startswith(
+        "50 % of a pixel's cluster can be told from its image alone. This is right if"
+    )
+    assert "lower train.image_loss.weight" in found[1].remedy
+
+
+@pytest.mark.parametrize("change", [{"data__val_images": 1}, {"metrics__raw__clusters_used": 1}])
+def test_one_image_or_one_cluster_says_nothing_of_images(change: dict[str, Any]) -> None:
+    assert not [finding for finding in _verdict(**change) if "image alone" in finding.text]
+
+
+def test_no_remedy_is_what_was_done_already() -> None:
+    behind = {"metrics__raw__miou": 0.1}
+    (found,) = _wrong(**behind, trains=False)
+    assert found.remedy == "Start from a published model (pretrain.init) or add photographs."
+    (found,) = _wrong(**behind, trains=False, is_published=True)
+    assert found.remedy == "Add photographs."
+    assert _wrong(data__train_images=50, is_published=True) == []
+    (found,) = _wrong(metrics__raw__image_share=0.66, guidance=0.0)
+    assert "image_loss" not in found.remedy
 
 
 def test_pseudo_labels_without_guidance_do_not_matter() -> None:

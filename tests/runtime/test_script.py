@@ -40,6 +40,25 @@ def test_a_stage_says_how_long_it_took_last_time_and_what_it_wrote(
     assert read_times()["evaluate@raw"] < 60
 
 
+def test_a_damaged_file_of_times_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".state").mkdir()
+    for text in ("", "[1]", "{"):
+        Path(".state/seconds.json").write_text(text)
+        assert read_times() == {}
+
+
+def test_one_of_several_processes_leaves_the_frame_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "dvc.yaml:train")
+    monkeypatch.setenv("RANK", "0")
+    run(lambda: None)
+    assert capsys.readouterr().out == ""
+    assert read_times() == {}
+
+
 def test_an_experiment_keeps_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_STAGE", "dvc.yaml:train")

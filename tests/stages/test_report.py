@@ -18,6 +18,7 @@ from stages.core.artefacts import write_metrics
 from stages.core.tensors import write_tensors
 from stages.dataset.truth import write_classes
 from stages.settings.errors import UserError
+from stages.settings.schema import Params
 from tests.report_inputs import (
     CONFUSION,
     FREE,
@@ -345,6 +346,8 @@ def test_every_setting_is_listed(folder: Path) -> None:
     assert '<th scope="row">train.image_loss.weight</th><td class="word">0.25</td>' in page
     assert '<th scope="row">pretrain.crop_area</th><td class="word">[0.2, 1.0]</td>' in page
     assert '<th scope="row">runtime.' not in page
+    listed = {name.partition(".")[0] for name in re.findall(r'<th scope="row">([a-z_.0-9]+)</th>', page)}
+    assert set(Params.model_fields) - {"device", "runtime"} <= listed
 
 
 def test_everything_that_does_not_fit_is_told_at_once(folder: Path) -> None:

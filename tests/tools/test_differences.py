@@ -1,0 +1,34 @@
+"""What `compare` puts side by side, on runs that are made up."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from stages.dataset.truth import UNMATCHED
+from stages.reporting.legend import Legend
+from stages.reporting.names import Names
+from stages.tools.differences import cluster_rows, in_order
+
+
+def _run(names: dict[int, str], refined: list[int]) -> Any:
+    """Three clusters, of which cluster 0 matches the class sky."""
+    legend = Legend(("sky",), np.array([0, UNMATCHED, UNMATCHED]), Names(names))
+    return SimpleNamespace(
+        legend=legend, split=SimpleNamespace(refined=np.array(refined, np.uint8).reshape(1, 2, 2))
+    )
+
+
+def test_a_given_name_and_a_class_of_the_same_name_are_added_up() -> None:
+    rows = cluster_rows(_run({2: "sky"}, [0, 0, 1, 2]), _run({}, [0, 1, 1, 2]))
+    assert rows[0] == ("sky", "75.0", "25.0", "-50.0")
+    assert sum(float(first) for _, first, _, _ in rows) == 100
+
+
+def test_pairs_keep_their_order_without_truth() -> None:
+    shots = [SimpleNamespace(name=str(place), score=score) for place, score in enumerate((0.5, 0.5))]
+    others = [SimpleNamespace(name=str(place), score=score) for place, score in enumerate((0.5, 0.9))]
+    kept: Any = in_order(shots, others, has_truth=False)  # type: ignore[arg-type]
+    assert [one.name for one, _ in kept] == ["0", "1"]
+    by_change: Any = in_order(shots, others, has_truth=True)  # type: ignore[arg-type]
+    assert [one.name for one, _ in by_change] == ["1", "0"]
