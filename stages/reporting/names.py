@@ -97,7 +97,9 @@ def lineage(centroids: Path) -> Lineage:
     return found
 
 
-def read_names(path: Path, *, num_clusters: int, clusters: Sequence[str]) -> Names:
+def read_names(
+    path: Path, *, num_clusters: int, clusters: Sequence[str], may_lack_clusters: bool = False
+) -> Names:
     """Read names.yaml.
 
     Args:
@@ -105,10 +107,11 @@ def read_names(path: Path, *, num_clusters: int, clusters: Sequence[str]) -> Nam
         num_clusters: K; ids are 0 to K - 1.
         clusters: `lineage` of the clusters in use. Names that were given for clusters that have gone are left
             out, which is said.
+        may_lack_clusters: whether names that do not say for which clusters they are count for those in use.
 
     Raises:
         UserError: the file is missing or invalid.
-        OtherClustersError: the names are for other clusters.
+        OtherClustersError: the names are for other clusters, or do not say for which.
     """
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
@@ -118,6 +121,11 @@ def read_names(path: Path, *, num_clusters: int, clusters: Sequence[str]) -> Nam
         raise UserError(*lines) from error
     except (OSError, UnicodeError, YAMLError) as error:
         raise UserError(unreadable(path, "a names file", error)) from error
+    if file.names and file.clusters is None and not may_lack_clusters:
+        raise OtherClustersError(
+            f"{path}: does not say which clusters it names; for those in use, add the line "
+            f"clusters: {clusters[0]!r}. It keeps names away from other clusters after another training"
+        )
     if isinstance(clusters, Lineage) and file.clusters is not None and file.clusters in clusters.void:
         file = _without_gone(path, file, clusters.void[file.clusters], num_clusters)
     if file.clusters is not None and file.clusters not in clusters:

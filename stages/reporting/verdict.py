@@ -244,8 +244,7 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
                 "Add photographs, with or without labels, or start from a published model (pretrain.init).",
             )
     if (count := data["val_images"]) < FEW_VAL_IMAGES:
-        yield Finding(
-            "note", f"There are only {count:,} validation images, so the figures on this page are uncertain."
-        )
+        text = f"There are only {count:,} validation images, so the figures on this page are uncertain."
+        yield Finding("note", text)
     for warning in data["warnings"]:
         yield Finding("wrong", f"Check the data: {warning}.")

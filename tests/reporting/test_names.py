@@ -31,6 +31,7 @@ from stages.reporting.names import (
 from stages.settings.errors import UserError
 
 CLUSTERS = ("aaaa", "bbbb")
+HEAD = "clusters: aaaa\n"
 LETTERS = st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"))
 
 
@@ -68,7 +69,7 @@ def test_the_text_is_plain_yaml() -> None:
     ],
 )
 def test_a_wrong_file_is_refused_by_key(tmp_path: Path, text: str, fault: str) -> None:
-    (tmp_path / "names.yaml").write_text(text)
+    (tmp_path / "names.yaml").write_text(f"{HEAD}{text}" if text.startswith("names") else text)
     with pytest.raises(UserError, match=r"names\.yaml") as refused:
         read_names(tmp_path / "names.yaml", num_clusters=4, clusters=CLUSTERS)
     assert fault in str(refused.value)
@@ -84,7 +85,10 @@ def test_names_hold_for_their_clusters_and_those_that_continue_them(tmp_path: Pa
     with pytest.raises(OtherClustersError):  # not that there is no cluster 15: it is of another training
         read_names(path, num_clusters=2, clusters=("cccc",))
     path.write_text("names: {0: sky}")
-    assert read_names(path, num_clusters=2, clusters=("cccc",)).of == {0: "sky"}
+    with pytest.raises(OtherClustersError, match=r"add the line clusters: 'cccc'"):
+        read_names(path, num_clusters=2, clusters=("cccc",))
+    given = read_names(path, num_clusters=2, clusters=("cccc",), may_lack_clusters=True)
+    assert given.of == {0: "sky"}
 
 
 def test_an_empty_file_has_no_names(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from stages import report
 from stages.core.artefacts import write_metrics
 from stages.core.tensors import write_tensors
 from stages.dataset.truth import write_classes
+from stages.reporting.names import lineage
 from stages.settings.errors import UserError
 from stages.settings.schema import Params
 from tests.report_inputs import (
@@ -297,7 +298,10 @@ def test_the_purest_regions_come_first_and_each_is_of_another_image(folder: Path
 
 
 def test_merged_clusters_are_one_everywhere(folder: Path) -> None:
-    (folder / "names.yaml").write_text('names: {1: meadow, 2: meadow, 0: {name: stone, color: "#102030"}}\n')
+    names = 'names: {1: meadow, 2: meadow, 0: {name: stone, color: "#102030"}}'
+    (folder / "names.yaml").write_text(
+        f"clusters: {lineage(folder / 'centroids.safetensors')[0]!r}\n{names}\n"
+    )
     page = run_report(folder)
     cards = re.findall(r'data-key="(k\d)" data-name="([^"]*)" data-color="([^"]*)"', page)
     colours = {key: colour for key, _, colour in cards}
@@ -322,7 +326,7 @@ def test_names_of_other_clusters_are_not_used(folder: Path, capsys: pytest.Captu
     assert "meadow" not in page
     assert "The given names are not used." in page
     assert "names clusters aaaaaaaaaaaa, but those in use are" in page
-    assert "The given names are not used." in capsys.readouterr().out
+    assert "report: warning: The given names are not used." in capsys.readouterr().err
 
 
 def test_the_confusion_matrix_has_shares_of_each_class(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.reporting.names import lineage
 from stages.settings.errors import UserError
 from stages.tools import compare
 from tests.datasets import write_params
@@ -78,7 +79,8 @@ def _make(root: Path, inputs: Path) -> None:
     np.save("data/predictions.npy", scores)
     np.save("data/refined.npy", np.full((VAL, SIZE, SIZE), 1, np.uint8))
     write_params(root / "params.yaml", {"train.lr": 0.5})
-    (root / "names.yaml").write_text("names: {1: meadow}\n")
+    (clusters,) = lineage(root / PLACES["centroids"])
+    (root / "names.yaml").write_text(f"clusters: {clusters!r}\nnames: {{1: meadow}}\n")
     _call(*dvc, "add", "--quiet", "data/predictions.npy")
     _commit("steep")
     (root / "params.yaml").write_text("not: read\n")

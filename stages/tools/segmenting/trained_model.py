@@ -198,7 +198,7 @@ def _choose_legend(
         UserError: a file is invalid or of other clusters.
     """
     if names is not None:
-        given = read_names(names, num_clusters=num_clusters, clusters=clusters)
+        given = read_names(names, num_clusters=num_clusters, clusters=clusters, may_lack_clusters=True)
         return plain_legend(num_clusters, given), str(names)
     numbers = plain_legend(num_clusters, Names())
     path = folder.absolute().parent / REPORT_LEGEND
