@@ -11,8 +11,8 @@ from stages.settings.schema import WeakLabels
 # A lead over k-means on color and position below these may be chance: about twice the spread (standard
 # deviation) between seeds in docs/results.md.
 LEAD = {"accuracy": 0.05, "miou": 0.02}
-# Where clusters followed images this much more than the truth does, scores fell: CamVid in docs/results.md, from a
-# guidance weight of 0.3.
+# Where clusters followed images this much more than the truth does, scores fell: CamVid in docs/results.md,
+# from a guidance weight of 0.3.
 IMAGE_SHARE_ABOVE_TRUTH = 0.2
 # Without truth: more than any truth in docs/results.md has (58 %).
 IMAGE_SHARE_HIGH = 0.65
