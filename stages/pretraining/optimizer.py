@@ -16,6 +16,8 @@ class LARS(torch.optim.SGD):
     """SGD that scales the gradient of each weight tensor to `TRUST` times the weight norm.
 
     g <- TRUST |w| / (|g| + decay |w|) (g + decay w)
+
+    A parameter group with `adapts=False` takes plain SGD.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float) -> None:
@@ -24,14 +26,15 @@ class LARS(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step of SGD along the scaled gradients."""
-        decays = [group["weight_decay"] for group in self.param_groups]
-        for group, decay in zip(self.param_groups, decays, strict=True):
+        groups = [group for group in self.param_groups if group.get("adapts", True)]
+        decays = [group["weight_decay"] for group in groups]
+        for group, decay in zip(groups, decays, strict=True):
             for weight in group["params"]:
                 if weight.grad is not None:
                     weight.grad.copy_(scaled(weight, weight.grad, decay))
             group["weight_decay"] = 0.0
         super().step()
-        for group, decay in zip(self.param_groups, decays, strict=True):
+        for group, decay in zip(groups, decays, strict=True):
             group["weight_decay"] = decay
 
 
@@ -58,15 +61,19 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int) -> float:
 def build_optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """Build the optimizer; weight decay applies only to weights, not to biases and batch norms (ours).
 
+    Nor does LARS scale the gradients of biases and batch norms for SlotCon, as its official code; for SwAV it
+    scales all.
+
     AdamW is fused, because the plain version takes a tenth of the step time of a small network on a CPU. SGD
     is not, because fused SGD cannot start updating prototypes that were frozen before.
     """
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     if settings.optimizer == "lars":
+        groups[1]["adapts"] = settings.method != "slotcon"
         return LARS(groups, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)

@@ -133,7 +133,7 @@ class SlotCon(nn.Module):
         return self._own.num_prototypes
 
     def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
-        """Loss and figures of this process's share of a batch.
+        """Loss, the sum over both directions, and figures of this process's share of a batch.
 
         Args:
             image: RGB in [0, 1].
@@ -157,15 +157,15 @@ class SlotCon(nn.Module):
             for side in (student, teacher)
         ]
         ways = ((0, 1), (1, 0))
-        grouping = torch.stack([self._grouping(aligned[0][i], aligned[1][j]) for i, j in ways]).mean()
+        grouping = torch.stack([self._grouping(aligned[0][i], aligned[1][j]) for i, j in ways]).sum()
         known = [self._recognise(student[i], teacher[j]) for i, j in ways]
-        slots = Recognised(*(torch.stack(part).mean() for part in zip(*known, strict=True)))
+        loss, accuracy, alignment = (torch.stack(part) for part in zip(*known, strict=True))
         with torch.no_grad():
             pooled = F.normalize(distributed.gather(targets[1].cell.mean((2, 3))), dim=1)
         return Measured(
-            own.grouping_weight * grouping + (1 - own.grouping_weight) * slots.loss,
-            slots.accuracy,
-            slots.alignment,
+            own.grouping_weight * grouping + (1 - own.grouping_weight) * loss.sum(),
+            accuracy.mean(),
+            alignment.mean(),
             uniformity(pooled),
             projected[0].feature.detach(),
         )

@@ -2,11 +2,14 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -14,11 +17,14 @@ from stages.runtime.pool import count_cores
 from stages.settings.errors import UserError
 from stages.settings.section import Runtime
 
+KILLED = 128  # plus the signal's number: exit code of shells for a process that a signal ended
+
 
 def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> bool:
     """Run a script in several processes and wait for them to finish.
 
-    If a process ends with an error, the others are ended and so does this one; the error is in the log.
+    If a process ends with an error, the others are ended and so does this one; the error is in the log. If a
+    signal ends this one, it ends the others first.
 
     Args:
         module: module name of the script, as for `python -m`.
@@ -31,6 +37,7 @@ def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> b
 
     Raises:
         UserError: the launcher cannot be run.
+        KeyboardInterrupt: on SIGINT; SIGTERM exits.
     """
     if "WORLD_SIZE" in os.environ:
         return False
@@ -56,16 +63,37 @@ def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> b
         elastic_launch(local, sys.executable)("-m", module, *argv)
     except ChildFailedError as error:
         sys.exit(error.get_first_failure()[1].exitcode)  # the process has already printed its error
+    except SignalException as error:  # torch has ended the processes
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from error
+        sys.exit(KILLED + error.sigval)
     return True
 
 
 def _run(command: Sequence[str]) -> None:
+    """Run the launcher; whatever ends this process ends the launcher first, which ends its processes."""
+    previous = signal.signal(signal.SIGTERM, _exit)
     try:
-        ended = subprocess.run(command, check=False)
+        code = _wait(subprocess.Popen(command))
     except OSError as error:
         raise UserError(
             f"params.yaml: runtime.launcher: {command[0]} cannot be run ({error.strerror}); set it to a "
             "command such as torchrun, or to '' for the processes of runtime.nproc"
         ) from error
-    if ended.returncode:
-        sys.exit(ended.returncode)  # the process that failed has already printed its error
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if code:
+        sys.exit(code)  # the process that failed has already printed its error
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()  # without a limit: a launcher that is killed leaves its processes running
+        raise
+
+
+def _exit(number: int, frame: object) -> NoReturn:
+    sys.exit(KILLED + number)

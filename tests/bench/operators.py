@@ -34,6 +34,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     "mocov2": {"method": "mocov2"},
     "mocov2, symmetric": {"method": "mocov2", "symmetric": True},
     "swav": {"method": "swav"},
+    "densecl": {"method": "densecl"},
 }
 COPIES = ("_to_copy", "copy_")
 # Not of a step's own: torch asks for them around an optimizer's step.

@@ -197,7 +197,7 @@ def test_a_whole_step(weight: float) -> None:
         scores = align(student.score, common[i]), align(teacher.score, common[j])
         cells = grouping_loss(*scores, centre, own.student_temperature, own.teacher_temperature).item()
         slots = _plain_slot_loss(student, teacher, predictor, 0.2)
-        total += (weight * cells + (1 - weight) * slots) / 2
+        total += weight * cells + (1 - weight) * slots  # the sum over both directions
     assert measured.loss.item() == pytest.approx(total, rel=1e-4)
     mean = torch.cat([one.score for one in grouped[1]]).mean((0, 2, 3))
     torch.testing.assert_close(slotcon.centre, 0.9 * centre + 0.1 * mean, rtol=1e-4, atol=1e-6)

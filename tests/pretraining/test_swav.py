@@ -7,7 +7,7 @@ import torch
 
 from stages.backbone.resnet import ResNet
 from stages.pretraining.encoder import Encoder
-from stages.pretraining.optimizer import LARS
+from stages.pretraining.optimizer import LARS, build_optimizer
 from stages.pretraining.swav import SwAV, sinkhorn, swapped_prediction
 from stages.pretraining.views import Views
 from stages.settings.params import load
@@ -172,3 +172,20 @@ def test_lars_against_its_equation() -> None:
     for weight, value in zip(weights, expected, strict=True):
         torch.testing.assert_close(weight.detach().double(), value, rtol=1e-5, atol=1e-7)
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("method", ["swav", "slotcon"])
+def test_lars_leaves_biases_and_batch_norms_to_plain_sgd_for_slotcon(method: str) -> None:
+    settings = load(REPOSITORY / "params.yaml", "pretrain").pretrain
+    update = {"method": method, "optimizer": "lars", "lr": 2.0, "momentum": 0.9, "weight_decay": 0.1}
+    start = [torch.tensor([[3.0, 4.0]]), torch.tensor([3.0, 4.0])]
+    gradients = [torch.tensor([[0.6, -0.8]]), torch.tensor([0.6, -0.8])]
+    weights = [value.clone().requires_grad_() for value in start]
+    optimizer = build_optimizer(settings.model_copy(update=update), weights)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient.clone()
+    optimizer.step()
+    # |w| = 5, |g| = 1; a bias has no decay
+    steps = [0.005 / 1.5 * (gradients[0] + 0.1 * start[0]), gradients[1] * (0.005 if method == "swav" else 1)]
+    for weight, value, step in zip(weights, start, steps, strict=True):
+        torch.testing.assert_close(weight.detach(), value - 2 * step)

@@ -37,14 +37,7 @@ def test_the_launcher_starts_the_processes_of_a_stage(bench: Any) -> None:
 def test_a_process_that_dies_ends_the_stage_and_one_process_goes_on(bench: Any) -> None:
     changes = {"pretrain__epochs": 400, "runtime__checkpoint_seconds": 0.0}
     bench.params(**{**TWO, **changes})
-    running = subprocess.Popen(
-        [sys.executable, "-m", "stages.pretrain", *ARGV],
-        cwd=bench.folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    running = _start(bench)
     _wait_for(lambda: list(Path(".state").rglob("state.safetensors")))
     processes = [one for one in psutil.Process(running.pid).children(recursive=True) if _rank(one) == "1"]
     processes[-1].send_signal(signal.SIGKILL)
@@ -117,6 +110,66 @@ def test_a_launcher_that_is_not_there(bench: Any) -> None:
     bench.params(runtime__launcher="no-such-command --nodes 2")
     message = bench.fault(pretrain.main, ARGV)
     assert message.startswith("params.yaml: runtime.launcher: no-such-command cannot be run (No such file")
+
+
+# A launcher that takes a while to end its processes, as torchrun does.
+SLOW = """
+import pathlib, signal, sys, time
+
+def end(*_):
+    time.sleep(1)
+    pathlib.Path("ended").touch()
+    sys.exit(1)
+
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("started").touch()
+time.sleep(300)
+"""
+
+
+def _start(bench: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "stages.pretrain", *ARGV]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=bench.folder, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stage_that_is_ended_ends_its_launcher_first(bench: Any, number: int, code: int) -> None:
+    Path("slow.py").write_text(SLOW)
+    bench.params(runtime__launcher=f"{sys.executable} slow.py")
+    running = _start(bench)
+    _wait_for(Path("started").exists)
+    running.send_signal(number)  # to the stage alone
+    running.wait(timeout=60)
+    assert running.returncode == code
+    assert Path("ended").exists()
+    assert running.communicate()[1] == ("interrupted; run it again to continue\n" if code == 130 else "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stage_that_is_ended_ends_its_processes_without_a_traceback(
+    bench: Any, number: int, code: int
+) -> None:
+    bench.params(
+        pretrain__bn_splits=2, pretrain__epochs=400, runtime__nproc=2, runtime__checkpoint_seconds=0.0
+    )
+    running = _start(bench)
+    _wait_for(lambda: list(Path(".state").rglob("state.safetensors")))
+    processes = psutil.Process(running.pid).children(recursive=True)
+    assert {"0", "1"} <= {_rank(one) for one in processes}
+    running.send_signal(number)
+    _, log = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert "Traceback" not in log
+    assert ("interrupted; run it again to continue\n" in log) == (number == signal.SIGINT)
+    assert not any(one.is_running() for one in processes)
+
+
+def test_the_launcher_leaves_the_handling_of_signals_as_it_was(bench: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    bench.params(runtime__launcher=f"{sys.executable} -c pass")
+    pretrain.main(ARGV)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_either_a_launcher_or_a_number_of_processes(bench: Any) -> None:
