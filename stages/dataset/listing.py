@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of images that are read
 # Suffixes of pictures that are not read; all other files are no pictures.
@@ -32,6 +33,7 @@ MASK_NAME = re.compile(
     rf"(?P<base>.+)[-_.](?:{'|'.join(MASK_WORDS)})(?:[-_.]?\d+)?|(?:{'|'.join(MASK_WORDS)})[-_.](?P<rest>.+)"
 )
 MANIFEST = "segment.json"  # in a folder that `segment` has written: the names of its files
+JOURNAL = "segment.jsonl"  # beside it while `segment` runs, or after a kill: what was written since
 WRITER = "fs4 segment"  # value of the key `written_by` of a manifest
 
 # Reasons. Those in SUSPECT may be pictures that the user wants; a large share of them is a warning.
@@ -182,7 +184,7 @@ def list_images(folder: Path, left_out: LeftOut, reserved: Collection[str] = ())
             whole = name if below == "." else f"{below}/{name}"
             if whole in reserved:
                 continue
-            if name in own or name == MANIFEST:
+            if name in own or name in (MANIFEST, JOURNAL):
                 left_out.add(OWN_OUTPUT, whole)
             elif reason := _reason(stem, suffix.lower(), pictures):
                 left_out.add(reason, whole)
@@ -209,18 +211,45 @@ def own_outputs(folder: Path) -> frozenset[str]:
     for above in (folder, *folder.parents):
         if (above / MANIFEST).is_file():
             inside = folder.relative_to(above)
-            written = map(Path, read_manifest(above))
+            written = map(Path, read_manifest(above) or ())
             return frozenset(path.name for path in written if path.parent == inside)
     return frozenset()
 
 
-def read_manifest(folder: Path) -> dict[str, int | None]:
+def read_manifest(folder: Path) -> dict[str, int] | None:
     """The files that `segment` has written, relative to the folder, with their modification time in ns.
 
-    The time is None for files that an interrupted run was about to write. Empty if segment has written none.
+    None if the folder has no manifest of `segment`.
     """
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return dict(content["files"]) if content["written_by"] == WRITER else {}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
+        if content["written_by"] != WRITER:
+            return None
+        files = {name: time for name, time in content["files"].items() if time is not None}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    for line in read_journal(folder):
+        if "file" in line:
+            name, time = line["file"], line["modified_ns"]
+            # A line is written just before its file is in place; after a kill in between, the old one is.
+            if name not in files or modified_ns(folder / name) == time:
+                files[name] = time
+    return files
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the journal; a last line that a kill has cut off is left out. Empty without a journal."""
+    try:
+        text = (folder / JOURNAL).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def modified_ns(path: Path) -> int | None:
+    """Modification time, or None if there is no such file; a link is not followed."""
+    try:
+        return path.lstat().st_mtime_ns
+    except OSError:
+        return None

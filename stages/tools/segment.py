@@ -13,6 +13,7 @@ import hashlib
 import io
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -73,8 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if before := len(photographs.names) - len(todo):
         log(f"{before:,} images are done already")
-    _segment_all(model, manifest, photographs, todo, bits or 0, left_out, remarks, args)
-    _finish(args.out, model, manifest, photographs, formats, log)
+    try:
+        _segment_all(model, manifest, photographs, todo, bits or 0, left_out, remarks, args)
+        _finish(args.out, model, manifest, photographs, formats, log)
+    finally:
+        manifest.save()
     for text, names in remarks.items():
         log(f"{names.count:,} images {text} ({names})")
     _report(left_out, log, is_broken_fine=args.skip_broken)
@@ -122,10 +126,20 @@ def _segment_all(
             outputs = output_names(name, scores=args.scores)
             height, width = found.ids.shape
             confidence = round(float(found.confidence.mean(dtype=np.float64)), 6)
-            write_outputs(args.out, outputs, picture, found, model.legend.colours)
+            with _staging(args.out) as staging:
+                write_outputs(staging, outputs, picture, found, model.legend.colours)
+                for output in outputs:
+                    manifest.take(staging / output, output)
             state = (photographs.root / name).stat()
             done = Done(state.st_size, state.st_mtime_ns, bits, width, height, confidence, shares(found.ids))
-            manifest.add(name, done, outputs)
+            manifest.add(name, done)
+
+
+@contextlib.contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A hidden folder on the disk of the output folder, for files that are not yet finished."""
+    with tempfile.TemporaryDirectory(prefix=".segment.", dir=out) as folder:
+        yield Path(folder)
 
 
 def _batches(opened: Iterator[Opened], model: TrainedModel) -> Iterator[list[Opened]]:
@@ -162,15 +176,16 @@ def _finish(
         done = manifest.images[name]
         mask = out / output_names(name, scores=False)[0]
         images.append(Annotated(name, mask, done.width, done.height, done.confidence))
-    write_cluster_legend(out / LEGEND, model.legend, model.lineage)
-    write_table(manifest, names, {label.id: label.name for label in labels})
     written = [LEGEND, TABLE]
-    for name in formats:
-        write, files = FORMATS[name]
-        write(out, images, labels, model.fingerprint)
-        written += files
-    manifest.files.update({name: (out / name).stat().st_mtime_ns for name in written})
-    manifest.save()
+    with _staging(out) as staging:
+        write_cluster_legend(staging / LEGEND, model.legend, model.lineage)
+        write_table(staging / TABLE, manifest, names, {label.id: label.name for label in labels})
+        for name in formats:
+            write, files = FORMATS[name]
+            write(staging, images, labels, model.fingerprint)
+            written += files
+        for name in written:
+            manifest.take(staging / name, name)
     log(f"{out} has the label maps of {len(names):,} images, and {', '.join(written)}")
 
 
