@@ -4,14 +4,14 @@
 """
 
 import difflib
-import json
 import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+
+from stages.dataset.own_outputs import JOURNAL, MANIFEST, own_outputs
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of images that are read
 # Suffixes of pictures that are not read; all other files are no pictures.
@@ -32,9 +32,6 @@ MASK_WORDS = (
 MASK_NAME = re.compile(
     rf"(?P<base>.+)[-_.](?:{'|'.join(MASK_WORDS)})(?:[-_.]?\d+)?|(?:{'|'.join(MASK_WORDS)})[-_.](?P<rest>.+)"
 )
-MANIFEST = "segment.json"  # in a folder that `segment` has written: the names of its files
-JOURNAL = "segment.jsonl"  # beside it while `segment` runs, or after a kill: what was written since
-WRITER = "fs4 segment"  # value of the key `written_by` of a manifest
 
 # Reasons. Those in SUSPECT may be pictures that the user wants; a large share of them is a warning.
 HIDDEN = "hidden, or made by the system"
@@ -48,6 +45,8 @@ UNREADABLE = "folder that cannot be read"
 LOOP = "link to a folder above it"
 NO_FILE = "neither a file nor a folder"
 SAME_NAME = "same name as another image but for the suffix"
+SAME_OUTPUT = "its label map would replace a file of another image; rename it"
+ODD_NAME = "name with control characters or not UTF-8; rename it"
 ELSEWHERE = "image outside of the folders that are read"
 UNLISTED = "in neither list"
 SPARE_LABELS = "label map of no validation image"
@@ -204,52 +203,3 @@ def _reason(stem: str, suffix: str, pictures: set[str]) -> str | None:
         return None
     base = found["base"] or found["rest"]
     return MASK if base in pictures or os.path.splitext(base)[0] in pictures else None
-
-
-def own_outputs(folder: Path) -> frozenset[str]:
-    """Names of the files in a folder that `segment` has written; the manifest lies here or further up."""
-    for above in (folder, *folder.parents):
-        if (above / MANIFEST).is_file():
-            inside = folder.relative_to(above)
-            written = map(Path, read_manifest(above) or ())
-            return frozenset(path.name for path in written if path.parent == inside)
-    return frozenset()
-
-
-def read_manifest(folder: Path) -> dict[str, int] | None:
-    """The files that `segment` has written, relative to the folder, with their modification time in ns.
-
-    None if the folder has no manifest of `segment`.
-    """
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if content["written_by"] != WRITER:
-            return None
-        files = {name: time for name, time in content["files"].items() if time is not None}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-    for line in read_journal(folder):
-        if "file" in line:
-            name, time = line["file"], line["modified_ns"]
-            # A line is written just before its file is in place; after a kill in between, the old one is.
-            if name not in files or modified_ns(folder / name) == time:
-                files[name] = time
-    return files
-
-
-def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the journal; a last line that a kill has cut off is left out. Empty without a journal."""
-    try:
-        text = (folder / JOURNAL).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def modified_ns(path: Path) -> int | None:
-    """Modification time, or None if there is no such file; a link is not followed."""
-    try:
-        return path.lstat().st_mtime_ns
-    except OSError:
-        return None

@@ -491,3 +491,45 @@ def test_of_two_images_of_one_name_one_is_left_out(ready: Any, capsys: pytest.Ca
     assert _run() == 1
     said = capsys.readouterr().err
     assert "left out 1: same name as another image but for the suffix (square.png)" in said
+
+
+def test_names_that_cannot_be_written_down_are_left_out(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (b"photos/caf\xe9.png", b"photos/bell\x07.png"):
+        os.link("photos/square.png", name)
+    assert _run("--format", "cvat") == 1
+    said = capsys.readouterr().err
+    assert "left out 2: name with control characters or not UTF-8; rename it ('bell\\x07.png', " in said
+    assert len(pd.read_csv("found/manifest.csv")) == 3
+
+
+def test_no_image_replaces_the_map_of_confidence_of_another(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(Path("photos/square_confidence.jpg"), np.zeros((9, 9, 3), dtype=np.uint8))
+    assert _run() == 0
+    assert _run("--scores") == 1
+    said = capsys.readouterr().err
+    assert "would replace a file of another image; rename it (square_confidence.jpg)" in said
+    assert Image.open("found/square_confidence.png").size == (32, 32)
+    assert len(pd.read_csv("found/manifest.csv")) == 3
+
+
+def test_a_photograph_that_is_edited_meanwhile_is_done_again(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, edited = segment.write_outputs, []
+
+    def edit_and_write(*rest: Any) -> None:
+        if not edited:
+            edited.append(write_image(Path("photos/square.png"), np.zeros((9, 9, 3), dtype=np.uint8)))
+            Path("photos/tiny.bmp").rename("tiny.bmp")
+        write(*rest)
+
+    with monkeypatch.context() as inner:
+        inner.setattr(segment, "write_outputs", edit_and_write)
+        assert _run() == 0
+    Path("tiny.bmp").rename("photos/tiny.bmp")
+    assert _run() == 0
+    assert Image.open("found/square.png").size == (9, 9)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.artefacts import named_faults, read_json, write_csv, write_text
-from stages.dataset.listing import JOURNAL, MANIFEST, WRITER, modified_ns, read_journal, read_manifest
+from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, modified_ns, read_journal, read_manifest
 from stages.settings.errors import UserError
 from stages.tools.segmenting.label_files import output_names
 from stages.tools.segmenting.photographs import Photographs
@@ -83,6 +83,11 @@ class RunManifest:
     def is_own(self, name: str) -> bool:
         """Whether a file is there as segment has written it."""
         return name in self.files and self.files[name] == modified_ns(self.out / name)
+
+    def is_current(self, name: str, root: Path) -> bool:
+        """Whether photograph and label map of an image that is done are there."""
+        mask = output_names(name, scores=False)[0]
+        return (root / name).is_file() and (self.out / mask).is_file()
 
     def take(self, written: Path, name: str) -> None:
         """Move a finished file to its place in the output folder.
@@ -153,8 +158,16 @@ def begin(
     images = {} if other else _images(out, before)
     outputs = {name: output_names(name, scores=scores) for name in photographs.names}
     manifest = RunManifest(out, made_by, own or {}, images)
+    # Label maps of images that this run leaves out in favor of others, which have outputs of these names.
+    others = {output_names(name, scores=False)[0] for name in images if name not in outputs}
     root = photographs.root
-    todo = [one for one in outputs if overwrite or not manifest.has(one, root / one, outputs[one], bits)]
+    todo = [
+        one
+        for one in outputs
+        if overwrite
+        or not others.isdisjoint(outputs[one])
+        or not manifest.has(one, root / one, outputs[one], bits)
+    ]
     written = [*extra, *(one for name in todo for one in outputs[name])]
     present = [name for name in written if os.path.lexists(out / name)]
     foreign = [name for name in present if not manifest.is_own(name)]
