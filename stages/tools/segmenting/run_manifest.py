@@ -173,11 +173,7 @@ def begin(
     foreign = [name for name in present if not manifest.is_own(name)]
     if own is None and os.path.lexists(out / MANIFEST):
         foreign.append(MANIFEST)
-    if foreign:
-        raise UserError(
-            f"{out}: has {len(foreign):,} files that segment would replace but has not written, or that were "
-            f"changed since ({', '.join(foreign[:3])}); choose another folder with --out"
-        )
+    _refuse(out, foreign)
     if present and other and not overwrite:
         raise UserError(
             f"{out}: has {len(present):,} files of a run with {', '.join(other)} "
@@ -192,6 +188,19 @@ def begin(
     }
     manifest.save()
     return manifest, todo
+
+
+def _refuse(out: Path, foreign: Sequence[str]) -> None:
+    """Refuse to replace files.
+
+    Raises:
+        UserError: there are any.
+    """
+    if foreign:
+        raise UserError(
+            f"{out}: has {len(foreign):,} files that segment would replace but has not written, or that were "
+            f"changed since ({', '.join(foreign[:3])}); choose another folder with --out"
+        )
 
 
 def _images(out: Path, before: Mapping[str, Any]) -> dict[str, Done]:
