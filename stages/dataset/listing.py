@@ -4,13 +4,14 @@
 """
 
 import difflib
-import json
 import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+from stages.dataset.own_outputs import JOURNAL, MANIFEST, own_outputs
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of images that are read
 # Suffixes of pictures that are not read; all other files are no pictures.
@@ -31,8 +32,6 @@ MASK_WORDS = (
 MASK_NAME = re.compile(
     rf"(?P<base>.+)[-_.](?:{'|'.join(MASK_WORDS)})(?:[-_.]?\d+)?|(?:{'|'.join(MASK_WORDS)})[-_.](?P<rest>.+)"
 )
-MANIFEST = "segment.json"  # in a folder that `segment` has written: the names of its files
-WRITER = "fs4 segment"  # value of the key `written_by` of a manifest
 
 # Reasons. Those in SUSPECT may be pictures that the user wants; a large share of them is a warning.
 HIDDEN = "hidden, or made by the system"
@@ -46,6 +45,8 @@ UNREADABLE = "folder that cannot be read"
 LOOP = "link to a folder above it"
 NO_FILE = "neither a file nor a folder"
 SAME_NAME = "same name as another image but for the suffix"
+SAME_OUTPUT = "its label map would replace a file of another image; rename it"
+ODD_NAME = "name with control characters or not UTF-8; rename it"
 ELSEWHERE = "image outside of the folders that are read"
 UNLISTED = "in neither list"
 SPARE_LABELS = "label map of no validation image"
@@ -182,7 +183,7 @@ def list_images(folder: Path, left_out: LeftOut, reserved: Collection[str] = ())
             whole = name if below == "." else f"{below}/{name}"
             if whole in reserved:
                 continue
-            if name in own or name == MANIFEST:
+            if name in own or name in (MANIFEST, JOURNAL):
                 left_out.add(OWN_OUTPUT, whole)
             elif reason := _reason(stem, suffix.lower(), pictures):
                 left_out.add(reason, whole)
@@ -202,25 +203,3 @@ def _reason(stem: str, suffix: str, pictures: set[str]) -> str | None:
         return None
     base = found["base"] or found["rest"]
     return MASK if base in pictures or os.path.splitext(base)[0] in pictures else None
-
-
-def own_outputs(folder: Path) -> frozenset[str]:
-    """Names of the files in a folder that `segment` has written; the manifest lies here or further up."""
-    for above in (folder, *folder.parents):
-        if (above / MANIFEST).is_file():
-            inside = folder.relative_to(above)
-            written = map(Path, read_manifest(above))
-            return frozenset(path.name for path in written if path.parent == inside)
-    return frozenset()
-
-
-def read_manifest(folder: Path) -> dict[str, int | None]:
-    """The files that `segment` has written, relative to the folder, with their modification time in ns.
-
-    The time is None for files that an interrupted run was about to write. Empty if segment has written none.
-    """
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return dict(content["files"]) if content["written_by"] == WRITER else {}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}

@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Export, compare, and write the card."""
     args = _parse(argv)
     card_path = args.out.with_suffix(".md")
+    if card_path == args.out:
+        raise UserError(f"--out {args.out}: .md is the suffix of the model card; choose another")
     if present := [path for path in (args.out, card_path) if path.exists() and not args.overwrite]:
         raise UserError(f"--out {args.out}: {present[0]} exists; pass --overwrite to replace it")
     if args.format == "onnx":

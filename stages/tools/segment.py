@@ -18,31 +18,33 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.dataset.listing import BAD, NO_ENTRY, SAME_NAME, UNREADABLE, LeftOut, printable
-from stages.dataset.source import Remark
+from stages.dataset.listing import (
+    BAD,
+    NO_ENTRY,
+    ODD_NAME,
+    SAME_NAME,
+    SAME_OUTPUT,
+    UNREADABLE,
+    LeftOut,
+    printable,
+)
+from stages.dataset.source import RawFile, Remark
 from stages.dataset.survey import bits_in_use, describe_bits
-from stages.reporting.legend import write_cluster_legend
 from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.settings.errors import UserError
-from stages.tools.segmenting import coco, cvat, label_studio
-from stages.tools.segmenting.formats import Annotated, Label, Write, unique_labels
+from stages.tools.segmenting import coco
 from stages.tools.segmenting.label_files import output_names, write_outputs
 from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs, open_photograph
-from stages.tools.segmenting.run_manifest import LEGEND, TABLE, Done, RunManifest, begin, shares, write_table
+from stages.tools.segmenting.run_manifest import LEGEND, TABLE, Done, RunManifest, begin, shares
+from stages.tools.segmenting.summaries import FORMATS, formats_to_renew, staging, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
 SOME_LEFT_OUT = 1  # exit code
 TURNED = "were turned as their EXIF orientation says; their label maps are as displayed"
 GPU_BATCH, BATCH_PIXELS = 16, 1 << 25  # images at once, and pixels at full size that wait for a batch
-FORMATS: dict[str, tuple[Write, tuple[str, ...]]] = {
-    "masks": (lambda *_: None, ()),
-    "coco": (coco.write_coco, (coco.FILE,)),
-    "labelstudio": (label_studio.write_label_studio, (label_studio.FILE, label_studio.INTERFACE)),
-    "cvat": (cvat.write_cvat, (cvat.FILE, cvat.LABELS)),
-}
 
-Opened = tuple[str, np.ndarray]
+Opened = tuple[RawFile, np.ndarray]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     formats = list(dict.fromkeys(name for names in args.format for name in names))
     if "coco" in formats:
         coco.require_pycocotools()
-    photographs = find_photographs(args.photos, args.out, left_out)
+    photographs = find_photographs(args.photos, args.out, left_out, scores=args.scores)
     params = (args.params or args.model.absolute().parent / PARAMS) if args.refine else None
     with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stdout):  # the device
         model = load(args.model, device=args.device, names=args.names, refine=params)
@@ -61,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     bits = bits_in_use(photographs.root, photographs.names)
     if bits is not None:
         log(describe_bits(bits))
+    formats += formats_to_renew(args.out, formats, log)
+    if "coco" in formats:
+        coco.require_pycocotools()
     extra = [LEGEND, TABLE, *(file for name in formats for file in FORMATS[name][1])]
     manifest, todo = begin(
         args.out,
@@ -73,8 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if before := len(photographs.names) - len(todo):
         log(f"{before:,} images are done already")
-    _segment_all(model, manifest, photographs, todo, bits or 0, left_out, remarks, args)
-    _finish(args.out, model, manifest, photographs, formats, log)
+    try:
+        _segment_all(model, manifest, photographs, todo, bits or 0, left_out, remarks, args)
+        write_summaries(args.out, model, manifest, photographs, formats, log)
+    finally:
+        manifest.save()
     for text, names in remarks.items():
         log(f"{names.count:,} images {text} ({names})")
     _report(left_out, log, is_broken_fine=args.skip_broken)
@@ -106,7 +114,7 @@ def _segment_all(
     def opened() -> Iterator[Opened]:
         for name in todo if args.quiet else track(todo, "segment", unit="image"):
             try:
-                picture, found, is_turned = open_photograph(photographs.root, name, bits or 16)
+                file, picture, found, is_turned = open_photograph(photographs.root, name, bits or 16)
             except UserError as fault:
                 left_out.add(BAD, f"{printable(name)}: {fault}")
                 continue
@@ -114,18 +122,20 @@ def _segment_all(
                 remarks.add(remark.text(), name)
             if is_turned:
                 remarks.add(TURNED, name)
-            yield name, picture
+            yield file, picture
 
     for batch in _batches(opened(), model):
-        names, pictures = zip(*batch, strict=True)
-        for name, picture, found in zip(names, pictures, model.segment(pictures), strict=True):
-            outputs = output_names(name, scores=args.scores)
+        files, pictures = zip(*batch, strict=True)
+        for file, picture, found in zip(files, pictures, model.segment(pictures), strict=True):
+            outputs = output_names(file.name, scores=args.scores)
             height, width = found.ids.shape
             confidence = round(float(found.confidence.mean(dtype=np.float64)), 6)
-            write_outputs(args.out, outputs, picture, found, model.legend.colours)
-            state = (photographs.root / name).stat()
-            done = Done(state.st_size, state.st_mtime_ns, bits, width, height, confidence, shares(found.ids))
-            manifest.add(name, done, outputs)
+            with staging(args.out) as folder:
+                write_outputs(folder, outputs, picture, found, model.legend.colours)
+                for output in outputs:
+                    manifest.take(folder / output, output)
+            state = (file.size_bytes, file.modified_ns, bits)
+            manifest.add(file.name, Done(*state, width, height, confidence, shares(found.ids)))
 
 
 def _batches(opened: Iterator[Opened], model: TrainedModel) -> Iterator[list[Opened]]:
@@ -146,41 +156,13 @@ def _batches(opened: Iterator[Opened], model: TrainedModel) -> Iterator[list[Ope
         yield batch
 
 
-def _finish(
-    out: Path,
-    model: TrainedModel,
-    manifest: RunManifest,
-    photographs: Photographs,
-    formats: Sequence[str],
-    log: Callable[[str], None],
-) -> None:
-    """Write the files for all images together."""
-    labels: list[Label] = unique_labels(model.legend)
-    names = [name for name in photographs.names if name in manifest.images]
-    images = []
-    for name in names:
-        done = manifest.images[name]
-        mask = out / output_names(name, scores=False)[0]
-        images.append(Annotated(name, mask, done.width, done.height, done.confidence))
-    write_cluster_legend(out / LEGEND, model.legend, model.lineage)
-    write_table(manifest, names, {label.id: label.name for label in labels})
-    written = [LEGEND, TABLE]
-    for name in formats:
-        write, files = FORMATS[name]
-        write(out, images, labels, model.fingerprint)
-        written += files
-    manifest.files.update({name: (out / name).stat().st_mtime_ns for name in written})
-    manifest.save()
-    log(f"{out} has the label maps of {len(names):,} images, and {', '.join(written)}")
-
-
 def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bool) -> None:
     """Say what was not done; what is broken is said even if the tool is to be quiet.
 
     Raises:
         SystemExit: some images were not segmented.
     """
-    broken = {BAD, SAME_NAME, NO_ENTRY, UNREADABLE}
+    broken = {BAD, SAME_NAME, SAME_OUTPUT, ODD_NAME, NO_ENTRY, UNREADABLE}
     for reason, names in sorted(left_out.items()):
         if reason in broken:
             print(f"segment: left out {names.count:,}: {reason} ({names})", file=sys.stderr)

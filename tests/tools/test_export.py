@@ -203,3 +203,11 @@ def test_what_an_installation_needs_has_its_version_in_requirements() -> None:
     names = {line.partition("==")[0] for line in pinned}
     assert set(project["dependencies"]) <= names
     assert set(project["optional-dependencies"]["export"]) <= pinned
+
+
+def test_the_card_never_replaces_the_model(ready: Any) -> None:
+    arguments = ["--format", "torch", "--out", "model.md", "--model", "."]
+    assert ready.fault(export.main, arguments).startswith(
+        "--out model.md: .md is the suffix of the model card"
+    )
+    assert not Path("model.md").exists()

@@ -107,11 +107,7 @@ def test_a_damaged_image_is_named_and_the_others_are_done(
     assert list(json.loads(Path("found/segment.json").read_text())["files"]) == [
         "legend.json",
         "manifest.csv",
-        *(
-            f"{name}{end}"
-            for name in ("notes", "square", "tiny", "trip/wide")
-            for end in (".png", "_overlay.jpg")
-        ),
+        *(f"{name}{end}" for name in ("square", "tiny", "trip/wide") for end in (".png", "_overlay.jpg")),
     ]
 
 
@@ -195,6 +191,84 @@ def test_a_file_of_others_with_the_name_of_the_manifest_is_kept(ready: Any) -> N
     Path("found/segment.json").write_text('{"mine": 1}')
     assert "(segment.json); choose another folder" in ready.fault(segment.main, SEGMENT)
     assert Path("found/segment.json").read_text() == '{"mine": 1}'
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, count: int, end: type[BaseException]) -> None:
+    """Let a run end when so many images are done."""
+    add, added = run_manifest.RunManifest.add, []
+
+    def add_and_stop(manifest: Any, name: str, *rest: Any) -> None:
+        if len(added) == count:
+            raise end
+        added.append(name)
+        add(manifest, name, *rest)
+
+    monkeypatch.setattr(run_manifest.RunManifest, "add", add_and_stop)
+
+
+def _kill(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """A run that a kill ends when so many images are done: nothing is saved on the way out."""
+    save, saved = run_manifest.RunManifest.save, []
+
+    def save_once(manifest: Any) -> None:
+        if not saved:
+            saved.append(manifest)
+            save(manifest)
+
+    with monkeypatch.context() as inner:
+        _stop_after(inner, count, MemoryError)
+        inner.setattr(run_manifest.RunManifest, "save", save_once)
+        with pytest.raises(MemoryError):
+            segment.main(SEGMENT)
+
+
+def test_a_label_map_that_was_corrected_after_a_stop_is_kept(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as inner:
+        _stop_after(inner, 1, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            segment.main(SEGMENT)
+    corrected = Image.open("found/square.png").point(lambda one: 0)
+    corrected.save("found/square.png")
+    before = Path("found/square.png").read_bytes()
+    assert _run() == 0
+    assert Path("found/square.png").read_bytes() == before
+
+
+def test_a_label_map_that_was_corrected_after_a_kill_is_kept(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _kill(monkeypatch, 1)
+    Image.open("found/square.png").point(lambda one: 0).save("found/square.png")
+    before = Path("found/square.png").read_bytes()
+    with Path("found/segment.jsonl").open("a") as journal:
+        journal.write('{"file": "tin')  # cut off by the kill
+    assert _run() == 0
+    assert "segment: 1 images are done already" in capsys.readouterr().out
+    assert Path("found/square.png").read_bytes() == before
+    assert not Path("found/segment.jsonl").exists()
+    assert len(json.loads(Path("found/segment.json").read_text())["images"]) == 3
+
+
+def test_a_file_that_another_program_made_where_a_stopped_run_had_not_been_is_kept(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _kill(monkeypatch, 0)
+    Path("found/trip").mkdir()
+    Path("found/trip/wide.png").write_text("hand-made")
+    message = ready.fault(segment.main, SEGMENT)
+    assert message.startswith("found: has 1 files that segment would replace but has not written")
+    assert Path("found/trip/wide.png").read_text() == "hand-made"
+
+
+def test_a_mask_that_was_made_for_a_damaged_image_is_kept(ready: Any) -> None:
+    Path("photos/notes.png").write_text("shopping list")
+    assert _run() == 1
+    Path("found/notes.png").write_text("hand-made")
+    write_image(Path("photos/notes.png"), np.zeros((9, 9, 3), dtype=np.uint8))
+    assert "(notes.png)" in ready.fault(segment.main, SEGMENT)
+    assert Path("found/notes.png").read_text() == "hand-made"
 
 
 def test_after_a_kill_the_run_goes_on(
@@ -417,3 +491,45 @@ def test_of_two_images_of_one_name_one_is_left_out(ready: Any, capsys: pytest.Ca
     assert _run() == 1
     said = capsys.readouterr().err
     assert "left out 1: same name as another image but for the suffix (square.png)" in said
+
+
+def test_names_that_cannot_be_written_down_are_left_out(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (b"photos/caf\xe9.png", b"photos/bell\x07.png"):
+        os.link("photos/square.png", name)
+    assert _run("--format", "cvat") == 1
+    said = capsys.readouterr().err
+    assert "left out 2: name with control characters or not UTF-8; rename it ('bell\\x07.png', " in said
+    assert len(pd.read_csv("found/manifest.csv")) == 3
+
+
+def test_no_image_replaces_the_map_of_confidence_of_another(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(Path("photos/square_confidence.jpg"), np.zeros((9, 9, 3), dtype=np.uint8))
+    assert _run() == 0
+    assert _run("--scores") == 1
+    said = capsys.readouterr().err
+    assert "would replace a file of another image; rename it (square_confidence.jpg)" in said
+    assert Image.open("found/square_confidence.png").size == (32, 32)
+    assert len(pd.read_csv("found/manifest.csv")) == 3
+
+
+def test_a_photograph_that_is_edited_meanwhile_is_done_again(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, edited = segment.write_outputs, []
+
+    def edit_and_write(*rest: Any) -> None:
+        if not edited:
+            edited.append(write_image(Path("photos/square.png"), np.zeros((9, 9, 3), dtype=np.uint8)))
+            Path("photos/tiny.bmp").rename("tiny.bmp")
+        write(*rest)
+
+    with monkeypatch.context() as inner:
+        inner.setattr(segment, "write_outputs", edit_and_write)
+        assert _run() == 0
+    Path("tiny.bmp").rename("photos/tiny.bmp")
+    assert _run() == 0
+    assert Image.open("found/square.png").size == (9, 9)

@@ -102,7 +102,7 @@ def test_label_studio_gets_predictions_and_its_interface(ready: Any) -> None:
     rows = pd.read_csv("found/manifest.csv")
     assert len(tasks) == 2
     for task, source, confidence in zip(tasks, SOURCES, rows["confidence"], strict=True):
-        address = "/data/local-files/?d=" + source.replace(" ", "%20")
+        address = "/data/local-files/?d=photos/" + source.replace(" ", "%20")
         assert task["data"] == {(shown.get("value") or "").removeprefix("$"): address}
         (prediction,) = task["predictions"]
         assert prediction["score"] == pytest.approx(confidence, abs=1e-5)
@@ -152,6 +152,39 @@ def test_several_formats_at_once_and_later_without_a_new_segmentation(ready: Any
     segment.main(["photos", "--format", "coco,cvat", "--format", "masks", *FLAGS])
     assert {"coco.json", "cvat.xml"} <= {path.name for path in Path("found").iterdir()}
     assert Path("found/one/wide.png").stat().st_mtime_ns == before
+
+
+def test_a_corrected_label_map_is_kept_and_taken_into_later_formats(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment.main(["photos", *FLAGS])
+    ids = _ids(SOURCES[0]).copy()
+    ids[:10], ids[10:] = 1, 0
+    Image.fromarray(ids).save("found/one/wide.png")
+    before = Path("found/one/wide.png").read_bytes()
+    capsys.readouterr()
+    segment.main(["photos", "--format", "coco", *FLAGS])
+    said = capsys.readouterr().out
+    assert "segment: 1 label maps were corrected by hand and are kept (one/wide.png)" in said
+    assert Path("found/one/wide.png").read_bytes() == before
+    found = COCO("found/coco.json")
+    assert {one["category_id"]: one["area"] for one in found.imgToAnns[1]} == {1: 40 * 90, 2: 10 * 90}
+    row = pd.read_csv("found/manifest.csv").set_index("source").loc[SOURCES[0]]
+    assert row["share of cluster 1"] == pytest.approx(0.2)
+    Image.fromarray(ids[1:]).save("found/one/wide.png")
+    message = ready.fault(segment.main, ["photos", *FLAGS])
+    assert message.startswith("found/one/wide.png: is a label map of mode L and 90 x 49 px; expected")
+
+
+def test_files_for_all_images_keep_all_and_are_renewed(ready: Any) -> None:
+    """By a run on part of the photographs, and by one without `--format`."""
+    segment.main(["photos", "--format", "coco", *FLAGS])
+    write_image(Path("photos/more.png"), np.zeros((9, 9, 3), dtype=np.uint8))
+    segment.main(["photos/more.png", "photos/one/wide.jpg", *FLAGS])
+    expected = [SOURCES[0], SOURCES[1], "more.png"]
+    assert sorted(pd.read_csv("found/manifest.csv")["source"]) == sorted(expected)
+    found = COCO("found/coco.json")
+    assert sorted(one["file_name"] for one in found.loadImgs(found.getImgIds())) == sorted(expected)
 
 
 def test_without_pycocotools_the_message_says_what_to_install(

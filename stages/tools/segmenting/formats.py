@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from PIL import Image
 
 from stages.reporting.legend import ClusterLegend, css
+from stages.tools.segmenting.label_files import read_ids
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,15 @@ class Annotated:
     """An image with its label map on disk.
 
     Attributes:
-        source: path of the photograph below the folder that all have in common, with slashes.
+        folder: name of the folder that all photographs have in common; empty for the root of a disk.
+        source: path of the photograph below it, with slashes.
         mask: the label map.
         width: px.
         height: px.
         confidence: mean over the pixels, 0 to 1.
     """
 
+    folder: str
     source: str
     mask: Path
     width: int
@@ -47,8 +49,7 @@ class Annotated:
 
     def masks(self, labels: Sequence[Label]) -> Iterator[tuple[Label, Bool[np.ndarray, "H W"]]]:
         """Yield each label that occurs, with its pixels."""
-        with Image.open(self.mask) as image:
-            ids = np.asarray(image)
+        ids = read_ids(self.mask, (self.width, self.height))
         present = set(np.unique(ids).tolist())
         yield from ((label, ids == label.id) for label in labels if label.id in present)
 

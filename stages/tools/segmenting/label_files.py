@@ -8,6 +8,7 @@ from PIL import Image
 
 from stages.core.artefacts import atomic_path
 from stages.reporting.palette import colourise
+from stages.settings.errors import UserError
 from stages.tools.segmenting.trained_model import BAND_ELEMENTS, Segmentation
 
 OVERLAY_SHARE = 0.5  # opacity of the colors over the image
@@ -46,6 +47,29 @@ def write_outputs(
     for name in names[2:]:
         with atomic_path(out / name) as temporary:
             Image.fromarray(to_gray(found.confidence)).save(temporary, format="PNG")
+
+
+def read_ids(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
+    """Read a label map, which may have been corrected by hand.
+
+    Args:
+        path: palette or gray PNG.
+        size: (width, height) of its image.
+
+    Raises:
+        UserError: it is no such label map.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, found, ids = image.mode, image.size, np.asarray(image)
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path}: is no label map that can be read ({error}); mend or delete it") from error
+    if mode not in ("P", "L") or found != size:
+        raise UserError(
+            f"{path}: is a label map of mode {mode} and {found[0]} x {found[1]} px; expected cluster ids as "
+            f"a palette (P) or gray (L) PNG of {size[0]} x {size[1]} px; mend or delete it"
+        )
+    return ids
 
 
 def to_gray(confidence: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:

@@ -7,6 +7,7 @@ bits of a value less 1, four times 4 for the bits of each size of run less 1; th
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from stages.core.artefacts import atomic_path, write_text
 from stages.tools.segmenting.formats import Annotated, Label, runs, write_list
 
 FILE, INTERFACE = "label_studio.json", "label_studio.xml"
-URL = "/data/local-files/?d="  # Label Studio serves files of its own machine under this address
+# Label Studio serves files of its own machine under this address, with their path below the document root.
+# Its local storage must be a folder below that root, so the root is the parent of the common folder.
+URL = "/data/local-files/?d="
 CHANNELS = 4  # RGBA
 VALUE_BITS = 8
 LENGTH_BITS = (3, 4, 8, 16)
@@ -55,7 +58,8 @@ def _tasks(images: Sequence[Annotated], labels: Sequence[Label], model: str) -> 
             for label, mask in image.masks(labels)
         ]
         prediction = {"model_version": model, "score": image.confidence, "result": regions}
-        yield {"data": {"image": URL + quote(image.source)}, "predictions": [prediction]}
+        path = quote(os.fsencode(f"{image.folder}/{image.source}".lstrip("/")))
+        yield {"data": {"image": URL + path}, "predictions": [prediction]}
 
 
 def encode_brush(mask: Bool[np.ndarray, "H W"]) -> bytes:

@@ -13,18 +13,22 @@ from PIL import Image
 from stages.dataset.decode import decode_image
 from stages.dataset.listing import (
     NO_PICTURE,
+    ODD_NAME,
     OTHER_FORMAT,
     OTHER_PICTURES,
     OWN_OUTPUT,
     SAME_NAME,
+    SAME_OUTPUT,
     SUFFIXES,
     LeftOut,
     Names,
+    is_odd,
     list_images,
-    own_outputs,
 )
-from stages.dataset.source import Remark, read_raw
+from stages.dataset.own_outputs import own_outputs
+from stages.dataset.source import RawFile, Remark, read_raw
 from stages.settings.errors import UserError, raise_faults
+from stages.tools.segmenting.label_files import output_names
 
 ORIENTATION = 0x0112  # EXIF tag; 1: as stored
 HELP = "pass images, folders of images, or patterns such as 'photos/**/*.jpg'"
@@ -36,20 +40,21 @@ class Photographs:
 
     Attributes:
         root: deepest folder that has all of them; outputs have their paths below it.
-        names: paths relative to `root`, with slashes, sorted; no two differ only in their suffix.
+        names: paths relative to `root`, with slashes, sorted; no two have an output of one name.
     """
 
     root: Path
     names: list[str]
 
 
-def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut) -> Photographs:
+def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scores: bool) -> Photographs:
     """List the images.
 
     Args:
         given: files, folders and patterns.
         out: output folder.
         left_out: takes everything that is not segmented, with its reason.
+        scores: whether maps of confidence are written.
 
     Raises:
         UserError: something given is not there, there are no images, or `out` is not apart from a folder.
@@ -71,25 +76,29 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut) -> Phot
             total = left_out.setdefault(reason, Names())
             total.count += some.count
             total.examples += [prefix + name for name in some.examples]
-    names = _one_for_each_output(sorted(found), left_out)
+    names = _one_for_each_output(sorted(found), left_out, scores=scores)
     if not names:
         reasons = "".join(f"; left out {some.count:,}: {why} ({some})" for why, some in left_out.items())
         raise UserError(f"{' '.join(given)}: has no images ({', '.join(SUFFIXES)}){reasons}; {HELP}")
     return Photographs(root, names)
 
 
-def open_photograph(root: Path, name: str, bits: int) -> tuple[np.ndarray, Remark, bool]:
-    """Decode an image: RGB uint8 [H, W, 3] as displayed, remarks, and whether its EXIF orientation turned it.
+def open_photograph(root: Path, name: str, bits: int) -> tuple[RawFile, np.ndarray, Remark, bool]:
+    """Decode an image.
+
+    Returns:
+        The file as it was when read, RGB uint8 [H, W, 3] as displayed, remarks, and whether its EXIF
+        orientation turned it.
 
     Raises:
         UserError: it cannot be read or decoded.
     """
     try:
-        content = read_raw(root, name)[1]
+        file, content = read_raw(root, name)
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})") from error
     picture, remarks = decode_image(content, bits=bits)
-    return np.array(picture), remarks, _is_turned(content)
+    return file, np.array(picture), remarks, _is_turned(content)
 
 
 def _is_turned(content: bytes) -> bool:
@@ -135,13 +144,24 @@ def _files(files: Iterable[Path], root: Path, left_out: LeftOut) -> list[str]:
     return names
 
 
-def _one_for_each_output(names: Iterable[str], left_out: LeftOut) -> list[str]:
-    """The names without those that differ from another one only in their suffix."""
-    kept: dict[str, str] = {}
+def _one_for_each_output(names: Iterable[str], left_out: LeftOut, *, scores: bool) -> list[str]:
+    """The names without those that cannot be written down, or would write a file of an earlier one."""
+    kept = []
+    stems: set[str] = set()
+    taken: set[str] = set()
     for name in names:
-        if kept.setdefault(os.path.splitext(name)[0], name) != name:
+        outputs = output_names(name, scores=scores)
+        if is_odd(name):
+            left_out.add(ODD_NAME, name)
+        elif os.path.splitext(name)[0] in stems:
             left_out.add(SAME_NAME, name)
-    return list(kept.values())
+        elif taken.intersection(outputs):
+            left_out.add(SAME_OUTPUT, name)
+        else:
+            stems.add(os.path.splitext(name)[0])
+            taken.update(outputs)
+            kept.append(name)
+    return kept
 
 
 def _check_apart(images: Path, out: Path) -> None:
