@@ -23,6 +23,7 @@ from stages.core.artefacts import write_metrics
 from stages.core.device import autocast, choose_device, enough_memory, place, set_numerics, torch_generator
 from stages.core.images import open_images
 from stages.core.seeds import faiss_seed
+from stages.core.tensors import file_sha256
 from stages.imaging.batches import ImageSource, shuffled
 from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
@@ -90,9 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if earlier is not None:
             segmenter.eval()
             centroids, about, told["numbers"] = keep_numbers(earlier, segmenter, centroids, images, params)
+        made_for = file_sha256(args.segmenter)
         watch.check()
         moved = None if settings.batch_norm == "running" else segmenter
-        save_final_clusters(args.out, centroids, moved, about)
+        save_final_clusters(args.out, centroids, moved, about, made_for=made_for)
         write_metrics(args.metrics, {"cluster": told})
     distributed.leave()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stages.core.device import choose_device, enough_memory, place, set_numerics
 from stages.core.images import open_images
+from stages.core.tensors import file_sha256
 from stages.imaging.batches import ImageSource, in_order
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     params = load(args.params, *KEYS)
     segmenter, _ = load_segmenter(args.segmenter)
-    centroids = load_final_clusters(args.centroids, segmenter)
+    centroids = load_final_clusters(args.centroids, segmenter, file_sha256(args.segmenter))
     neutral = load(args.params, "device", "runtime")
     device = choose_device(neutral.device)
     set_numerics(params.precision, deterministic=params.deterministic)

@@ -77,6 +77,15 @@ class Bench:
         values = torch.randn(num_clusters, dim, generator=torch.Generator().manual_seed(0))
         tensors = {"centroids": values / values.norm(dim=1, keepdim=True)}
         save_file(tensors, self.folder / "pixel_centroids.safetensors", {"about": "{}"})
+        self.claim_centroids()
+
+    def claim_centroids(self, folder: str = ".") -> None:
+        """Let the centroids in a folder say that they were made for the segmenter beside them."""
+        path = Path(folder) / "pixel_centroids.safetensors"
+        tensors, about = self.tensors(str(path))
+        segmenter = (self.folder / folder / "segmenter.safetensors").read_bytes()
+        about["segmenter"] = hashlib.sha256(segmenter).hexdigest()
+        save_file(tensors, self.folder / path, {"about": json.dumps(about)})
 
     def write_labels(self, count: int = 16) -> None:
         """Random pseudo-labels and scores, as `label` writes them."""

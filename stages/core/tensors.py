@@ -54,6 +54,12 @@ def read_tensors(path: Path, *needed: str) -> tuple[dict[str, torch.Tensor], dic
     return tensors, about
 
 
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_sha256(path: Path, pinned: str, key: str) -> str:
     """The SHA-256 of a file that a setting names; must equal `pinned` unless that is empty.
 
@@ -66,8 +72,7 @@ def check_sha256(path: Path, pinned: str, key: str) -> str:
         UserError: the file is missing, unreadable, or has another hash.
     """
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); set {key} to a checkpoint, absolute or relative to "
@@ -83,4 +88,4 @@ def check_sha256(path: Path, pinned: str, key: str) -> str:
 
 def fingerprint(centroids: Path) -> str:
     """Short name of the clusters in a file of `cluster`: the start of its SHA-256."""
-    return hashlib.sha256(centroids.read_bytes()).hexdigest()[:FINGERPRINT_DIGITS]
+    return file_sha256(centroids)[:FINGERPRINT_DIGITS]

@@ -208,6 +208,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
+def data_root(settings: Prepare) -> Path:
+    """Folder of the data set, relative to DVC_ROOT, because DVC experiments run in a copy."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / settings.path
+
+
 def list_data(settings: Prepare) -> DataSet:
     """List all images of the data set in params.yaml without opening them.
 
@@ -220,7 +225,7 @@ def list_data(settings: Prepare) -> DataSet:
     Raises:
         UserError: files are missing or inconsistent; the error lists every fault.
     """
-    root = Path(os.environ.get("DVC_ROOT", ".")) / settings.path
+    root = data_root(settings)
     reader = importlib.import_module(f"stages.readers.{settings.reader}.{settings.reader}")
     try:
         data: DataSet = reader.list_data(root, settings)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.backbone.checkpoint import build_backbone, describe
-from stages.core.tensors import check_sha256, fingerprint, read_tensors, write_tensors
+from stages.core.tensors import check_sha256, file_sha256, fingerprint, read_tensors, write_tensors
 from stages.segmenter.network import Segmenter
 from stages.settings.errors import UserError
 from stages.settings.schema_train import Cluster, Context, Train
@@ -18,6 +18,7 @@ from stages.settings.section import Backbone
 
 BATCH_NORM = "batch_norm."  # prefix in the file of `cluster`
 REMEDY = "run `dvc repro cluster`"
+PREVIOUS_REMEDY = "copy both files of one run there (`make pin WARM=1` does), or set cluster.previous: ''"
 CLUSTERS = {view: f"clusters.{view}" for view in ("first_view", "second_view")}  # names in the file
 
 
@@ -81,7 +82,12 @@ def load_trained_clusters(path: Path) -> dict[str, Float[Tensor, "K D"]]:
 
 
 def save_final_clusters(
-    path: Path, centroids: Float[Tensor, "K D"], segmenter: Segmenter | None, about: Mapping[str, Any]
+    path: Path,
+    centroids: Float[Tensor, "K D"],
+    segmenter: Segmenter | None,
+    about: Mapping[str, Any],
+    *,
+    made_for: str,
 ) -> None:
     """Write the centroids of `cluster` and, if given, the batch-norm statistics of the network.
 
@@ -90,10 +96,11 @@ def save_final_clusters(
         centroids: of the classes.
         segmenter: network whose statistics are written.
         about: metadata on earlier clusters whose numbers these keep; empty if there are none.
+        made_for: SHA-256 of the file of the segmenter whose features were clustered.
     """
     statistics = {} if segmenter is None else dict(segmenter.named_buffers())
     tensors = {"centroids": centroids, **{BATCH_NORM + name: value for name, value in statistics.items()}}
-    write_tensors(path, tensors, {"pixel_k": len(centroids), **about})
+    write_tensors(path, tensors, {"pixel_k": len(centroids), "segmenter": made_for, **about})
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,8 @@ def open_earlier(settings: Cluster) -> Earlier | None:
     The folder is relative to DVC_ROOT, because DVC experiments run in a copy.
 
     Raises:
-        UserError: a file is missing, has another hash than `previous_sha256`, or cannot be read.
+        UserError: a file is missing, has another hash than `previous_sha256`, or cannot be read; the files
+            are not of one run.
     """
     if not settings.previous:
         return None
@@ -136,7 +144,7 @@ def open_earlier(settings: Cluster) -> Earlier | None:
     files = folder / "segmenter.safetensors", folder / "pixel_centroids.safetensors"
     check_sha256(files[1], settings.previous_sha256, "cluster.previous")
     segmenter, about = load_segmenter(files[0])
-    centroids = load_final_clusters(files[1], segmenter)
+    centroids = load_final_clusters(files[1], segmenter, file_sha256(files[0]), PREVIOUS_REMEDY)
     _, before = read_tensors(files[1])
     fingerprints = fingerprint(files[1]), *before.get("continues", [])
     return Earlier(segmenter, centroids, about["size_px"], fingerprints, before.get("void", {}), files)
@@ -176,13 +184,41 @@ def start_from(path: Path, segmenter: Segmenter, pinned: str) -> dict[str, Any]:
     }
 
 
-def load_final_clusters(path: Path, segmenter: Segmenter) -> Float[Tensor, "K D"]:
-    """Read the centroids of `cluster`; batch-norm statistics in the file replace those of the network.
+def check_made_for(path: Path, about: Mapping[str, Any], sha256: str, remedy: str = REMEDY) -> None:
+    """Check that clusters belong to a segmenter: with another one, masks would be wrong under right names.
+
+    Args:
+        path: file of `cluster`.
+        about: its metadata.
+        sha256: of the file of the segmenter.
+        remedy: what to do if they do not.
 
     Raises:
-        UserError: the file does not fit the network.
+        UserError: the clusters were made for another segmenter, or do not say for which one.
     """
-    tensors, _ = read_tensors(path, "centroids")
+    if about.get("segmenter") != sha256:
+        raise UserError(
+            f"{path}: the clusters were made for another segmenter (SHA-256 "
+            f"{about.get('segmenter', 'unknown')}) than this one ({sha256}); {remedy}"
+        )
+
+
+def load_final_clusters(
+    path: Path, segmenter: Segmenter, sha256: str, remedy: str = REMEDY
+) -> Float[Tensor, "K D"]:
+    """Read the centroids of `cluster`; batch-norm statistics in the file replace those of the network.
+
+    Args:
+        path: file of `cluster`.
+        segmenter: network that it was made for.
+        sha256: of the file of that network.
+        remedy: what to do if it was made for another one.
+
+    Raises:
+        UserError: the file was made for another network, or does not fit it.
+    """
+    tensors, about = read_tensors(path, "centroids")
+    check_made_for(path, about, sha256, remedy)
     centroids = tensors.pop("centroids")
     if centroids.shape[1] != segmenter.decoder.dim:
         raise UserError(

@@ -53,6 +53,8 @@ def advice(now: Mapping[str, Any], preset: Mapping[str, Any], num_images: int) -
         num_images: number of training images.
     """
     for fit in fits(now, num_images):
+        if at(now, fit.key) == fit.value:
+            continue  # bn_splits, which follows from another setting
         yield f"{fit.name}: {at(now, fit.key)} is too large now; lower it to {fit.value} ({fit.why})"
     lowered = {fit.key: fit.value for fit in fits(preset, num_images)}
     for key in (

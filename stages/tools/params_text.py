@@ -3,7 +3,8 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ SCALAR = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*"|[^\s#,}]+""")
 WRITTEN = Path(".state/params.sha256")  # of the params.yaml that `make preset` or `make pin` wrote last
 
 
-def set_texts(path: Path, changes: Mapping[str, str]) -> None:
+@contextmanager
+def set_texts(path: Path, changes: Mapping[str, str]) -> Iterator[None]:
     """Set texts under dotted keys of params.yaml; settings, comments and edits around them stay.
+
+    The body of the `with` runs when the edit is known to be possible; the file changes after it.
 
     Raises:
         UserError: the file is invalid, or a value is written in a way that cannot be replaced.
@@ -42,6 +46,7 @@ def set_texts(path: Path, changes: Mapping[str, str]) -> None:
         if _content(temporary) != _changed(before.model_dump(), changes):
             wanted = "; ".join(f"{key}: {_quoted(value)}" for key, value in changes.items())
             raise UserError(f"{path}: is written in a way that cannot be edited here; set by hand: {wanted}")
+        yield
     if was_written:
         remember_written(path)
 

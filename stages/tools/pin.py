@@ -1,8 +1,9 @@
 """Accept the images of the data set as they are now: pin them in params.yaml (`make pin`).
 
 It rewrites `prepare.manifest_sha256` and nothing else. With --warm it also keeps the models of the last run
-in models/previous, and sets params.yaml to start from them. With --check it changes nothing: it compares the
-files with those that are pinned, by name, size and time; the stage `check_data` of dvc.yaml does that.
+in a folder of models/previous, and sets params.yaml to start from them. With --check it changes nothing: it
+compares the files with those that are pinned, by name, size and time; the stage `check_data` of dvc.yaml
+does that.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from stages.dataset.raw_files import (
     raw_files,
     write_listing,
 )
-from stages.dataset.source import DataSet, RawFile, hash_files, list_data
+from stages.dataset.source import DataSet, RawFile, data_root, hash_files, list_data
 from stages.runtime.progress import warn
 from stages.runtime.script import run
 from stages.runtime.watch import hash_file
@@ -31,11 +32,13 @@ from stages.tools.params_text import set_texts
 from stages.tools.preset import PRESETS, compose, plain
 
 MODELS, PREVIOUS = Path("models"), Path("models/previous")
+FOLDER_DIGITS = 12  # of the hash of the clusters
+SEGMENTER, CENTROIDS = "segmenter.safetensors", "pixel_centroids.safetensors"
 # Files of the last run, and the settings of path and hash that take each.
 WARM = {
     "backbone.safetensors": ("pretrain.init", "pretrain.init_sha256"),
-    "segmenter.safetensors": ("train.init", "train.init_sha256"),
-    "pixel_centroids.safetensors": ("cluster.previous", "cluster.previous_sha256"),
+    SEGMENTER: ("train.init", "train.init_sha256"),
+    CENTROIDS: ("cluster.previous", "cluster.previous_sha256"),
 }
 
 
@@ -57,14 +60,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             "prepare.reader: demo draws its own images, so there is nothing to pin; for your own images run "
             "`make preset NAME=folder DATA=...`"
         )
-    changes = _keep_models() if args.warm else {}
+    copies, changes = _models_to_keep() if args.warm else ({}, {})
     if has_files:
         data = list_data(params.prepare)
         files = raw_files(data)
         manifest = hash_files(files)
         _say_difference(params, data, files, manifest)
         changes["prepare.manifest_sha256"] = manifest
-    set_texts(args.params, changes)
+    with set_texts(args.params, changes):  # whatever can fail is done: copy last
+        for source, target in copies.items():
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)
     if has_files:
         write_listing(_root(data), files)
         _advise(args.params, len(data.train))
@@ -86,7 +92,7 @@ def check(params: Params) -> None:
     try:
         data = list_data(settings)
     except UserError:
-        if Path(settings.path).exists():
+        if data_root(settings).exists():
             raise
         warn("check_data", f"{settings.path}: is not there, so nothing says whether images were added")
         return
@@ -136,23 +142,40 @@ def _advise(path: Path, num_images: int) -> None:
         print(f"  {line}")
 
 
-def _keep_models() -> dict[str, str]:
-    """Copy the models of the last run to where no stage writes; return the settings that use them.
+def _models_to_keep() -> tuple[dict[Path, Path], dict[str, str]]:
+    """The copies that keep the models of the last run, and the settings that use them.
 
-    DVC deletes the outputs of a stage one by one, so a folder beside them stays.
+    DVC deletes the outputs of a stage one by one, so a folder beside them stays. Its name follows from the
+    clusters, so no other run is ever replaced.
+
+    Raises:
+        UserError: a model is missing, they are not of one run, or the folder has another file.
     """
     if missing := [name for name in WARM if not (MODELS / name).is_file()]:
         raise UserError(
             f"{MODELS / missing[0]}: not found, so there is no model to start from; run `dvc repro` or "
             "`dvc checkout` first, or leave out WARM=1 (--warm)"
         )
-    changes = {}
+    from stages.core.tensors import read_tensors  # torch takes seconds to load, and --check runs often
+    from stages.segmenter.segmenter_file import check_made_for
+
+    hashes = {name: hash_file(MODELS / name) for name in WARM}
+    _, about = read_tensors(MODELS / CENTROIDS)
+    check_made_for(MODELS / CENTROIDS, about, hashes[SEGMENTER])
+    folder = PREVIOUS / hashes[CENTROIDS][:FOLDER_DIGITS]
+    there = [name for name in WARM if (folder / name).exists()]
+    for name in there:
+        if hash_file(folder / name) != hashes[name]:
+            raise UserError(
+                f"{folder / name}: differs from {MODELS / name}, though its folder is named after the same "
+                "clusters; rename that folder to keep it, or delete it"
+            )
+    copies = {MODELS / name: folder / name for name in WARM if name not in there}
+    changes = {"pretrain.init_key": ""}  # our own file has one network
     for name, (place, pinned) in WARM.items():
-        with atomic_path(PREVIOUS / name) as temporary:
-            shutil.copyfile(MODELS / name, temporary)
-        changes[place] = str(PREVIOUS if place == "cluster.previous" else PREVIOUS / name)
-        changes[pinned] = hash_file(PREVIOUS / name)
-    return changes
+        changes[place] = str(folder if place == "cluster.previous" else folder / name)
+        changes[pinned] = hashes[name]
+    return copies, changes
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`cluster` and `predict` through their command lines."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def ready(bench: Any) -> Any:
 def test_cluster_writes_unit_centroids_and_figures(ready: Any) -> None:
     cluster.main(CLUSTER)
     tensors, about = ready.tensors(CLUSTERED[0])
-    assert about == {"pixel_k": 3}
+    made_for = hashlib.sha256(Path("segmenter.safetensors").read_bytes()).hexdigest()
+    assert about == {"pixel_k": 3, "segmenter": made_for}
     assert list(tensors) == ["centroids"]
     assert (tensors["centroids"].dtype, tuple(tensors["centroids"].shape)) == (torch.float32, (3, 8))
     torch.testing.assert_close(tensors["centroids"].norm(dim=1), torch.ones(3))
@@ -163,6 +165,7 @@ def test_statistics_of_another_network_are_refused(ready: Any) -> None:
     cluster.main(CLUSTER)
     ready.params(cluster__batch_norm="fresh", backbone__arch="resnet50")
     ready.write_segmenter()
+    ready.claim_centroids()
     message = ready.fault(predict.main, PREDICT)
     assert message.startswith("pixel_centroids.safetensors: batch-norm statistics of another network (")
     assert message.endswith("); run `dvc repro cluster`")
@@ -339,10 +342,36 @@ def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any, main: Any, a
     )
 
 
+def test_centroids_of_another_segmenter_are_refused(ready: Any) -> None:
+    def digest() -> str:
+        return hashlib.sha256(Path("segmenter.safetensors").read_bytes()).hexdigest()
+
+    cluster.main(CLUSTER)
+    old = digest()
+    assert ready.tensors("pixel_centroids.safetensors")[1]["segmenter"] == old
+    tensors, about = ready.tensors("segmenter.safetensors")
+    name = next(name for name in tensors if name.startswith("decoder.") and name.endswith("weight"))
+    write_tensors(Path("segmenter.safetensors"), {**tensors, name: tensors[name] * 2}, about)
+    assert ready.fault(predict.main, PREDICT) == (
+        f"pixel_centroids.safetensors: the clusters were made for another segmenter (SHA-256 {old}) than "
+        f"this one ({digest()}); run `dvc repro cluster`"
+    )
+    cluster.main(CLUSTER)
+    predict.main(PREDICT)
+
+
+def test_centroids_that_name_no_segmenter_are_refused(ready: Any) -> None:
+    centroids = Path("pixel_centroids.safetensors")
+    write_tensors(centroids, ready.tensors(str(centroids))[0], {})
+    message = ready.fault(predict.main, PREDICT)
+    assert "made for another segmenter (SHA-256 unknown) than this one (" in message
+    assert message.endswith("; run `dvc repro cluster`")
+
+
 def test_centroids_of_other_features_are_refused(ready: Any) -> None:
     ready.write_centroids(dim=5)
     message = ready.fault(predict.main, PREDICT)
-    assert message.startswith("pixel_centroids.safetensors: ")
+    assert message.startswith("pixel_centroids.safetensors: centroids have 5 features")
     assert not Path("predictions.npy").exists()
 
 

@@ -54,7 +54,8 @@ def test_the_same_clusters_take_the_numbers_of_before(earlier: Any) -> None:
     assert [one["cluster"] for one in _numbers()["continued"]] == [0, 1, 2, 3]
     assert all(one["iou"] == 1 for one in _numbers()["continued"])
     old = hashlib.sha256(("before" / FINAL).read_bytes()).hexdigest()[:12]
-    assert about == {"pixel_k": 4, "continues": [old], "void": {old: []}}
+    made_for = hashlib.sha256(Path("segmenter.safetensors").read_bytes()).hexdigest()
+    assert about == {"pixel_k": 4, "segmenter": made_for, "continues": [old], "void": {old: []}}
     write_names(Path("names.yaml"), Names({2: "sky"}), (old,))
     assert read_names(Path("names.yaml"), num_clusters=4, clusters=lineage(FINAL)).of == {2: "sky"}
 
@@ -99,6 +100,7 @@ def test_names_hold_over_three_runs_but_for_what_was_lost_on_the_way(earlier: An
     old = {"continues": ["aaaa", "bbbb"], "void": {"aaaa": [1], "bbbb": []}, "pixel_k": 4}
     tensors, _ = read_tensors("before" / FINAL)
     write_tensors("before" / FINAL, tensors, old)
+    earlier.claim_centroids("before")
     earlier.params(pixel_k=4, cluster__previous="before")
     cluster.main(CLUSTER)
     last = hashlib.sha256(("before" / FINAL).read_bytes()).hexdigest()[:12]
@@ -112,6 +114,7 @@ def test_names_hold_over_three_runs_but_for_what_was_lost_on_the_way(earlier: An
 def test_an_earlier_network_of_another_size_is_compared_at_its_own(earlier: Any) -> None:
     tensors, about = read_tensors(Path("before/segmenter.safetensors"))
     write_tensors(Path("before/segmenter.safetensors"), tensors, {**about, "size_px": 16})
+    earlier.claim_centroids("before")
     earlier.params(pixel_k=4, cluster__previous="before")
     cluster.main(CLUSTER)
     assert set(_numbers()) == {"continued", "new", "gone", "moved"}
@@ -128,6 +131,12 @@ def test_faults_of_earlier_clusters(earlier: Any) -> None:
         f"cluster.previous_sha256: is {'0' * 64}, but before/pixel_centroids.safetensors has"
     )
     assert message.endswith("get the pinned file, or set previous_sha256 to this hash")
+    tensors, about = read_tensors(Path("before/segmenter.safetensors"))
+    write_tensors(Path("before/segmenter.safetensors"), tensors, {**about, "size_px": 16})
+    earlier.params(pixel_k=4, cluster__previous="before")
+    message = earlier.fault(cluster.main, CLUSTER)
+    assert message.startswith(f"before/{FINAL}: the clusters were made for another segmenter (SHA-256 ")
+    assert message.endswith("(`make pin WARM=1` does), or set cluster.previous: ''")
 
 
 # Training from an earlier segmenter

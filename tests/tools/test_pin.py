@@ -139,6 +139,30 @@ def test_settings_that_could_be_raised_or_must_be_lowered_are_named(
     assert read(Path("params.yaml")).global_k == before.global_k
 
 
+def test_no_advice_to_lower_a_setting_to_the_value_that_it_has(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read(Path("params.yaml")).pretrain.bn_splits == 1
+    for path in sorted(photos.iterdir())[6:]:
+        path.unlink()
+    pin.main([])
+    said = capsys.readouterr().out
+    assert "pretrain.batch_size: " in said
+    assert "bn_splits" not in said
+
+
+def test_a_fault_of_the_folder_is_no_missing_folder_in_a_copy_of_dvc(
+    photos: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copy("params.yaml", copy)
+    monkeypatch.setenv("DVC_ROOT", str(photos.parent))
+    monkeypatch.chdir(copy)
+    for path in photos.iterdir():
+        path.unlink()
+    assert "photos" in message(["--check"])
+
+
 def test_a_folder_that_is_not_there_stops_nothing(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos.rename(photos.with_name("elsewhere"))
     pin.main(["--check"])
@@ -150,19 +174,59 @@ def test_the_models_of_the_last_run_are_kept_and_used(photos: Path) -> None:
     assert message(["--warm"]).startswith(
         "models/backbone.safetensors: not found, so there is no model to start"
     )
-    for place, name in enumerate(MODELS):
-        write_tensors(Path(f"models/{name}.safetensors"), {"x": torch.full((1,), place)}, {})
+    write_models()
+    text = Path("params.yaml").read_text()
+    assert text.count("  init_key: ''") == 1
+    Path("params.yaml").write_text(text.replace("  init_key: ''", "  init_key: student"))
     pin.main(["--warm"])
     params = read(Path("params.yaml"))
+    folder = Path("models/previous") / _sha256(Path("models/pixel_centroids.safetensors"))[:12]
     assert (params.pretrain.init, params.train.init, params.cluster.previous) == (
-        "models/previous/backbone.safetensors",
-        "models/previous/segmenter.safetensors",
-        "models/previous",
+        f"{folder}/backbone.safetensors",
+        f"{folder}/segmenter.safetensors",
+        str(folder),
     )
+    assert params.pretrain.init_key == ""
     hashes = (params.pretrain.init_sha256, params.train.init_sha256, params.cluster.previous_sha256)
-    assert hashes == tuple(_sha256(Path(f"models/previous/{name}.safetensors")) for name in MODELS)
+    assert hashes == tuple(_sha256(folder / f"{name}.safetensors") for name in MODELS)
     assert hashes == tuple(_sha256(Path(f"models/{name}.safetensors")) for name in MODELS)
     assert params.seed == 7
+    first = {path: path.read_bytes() for path in folder.iterdir()}
+    write_models(value=1)
+    pin.main(["--warm"])  # of the next run: in a folder of its own
+    assert {path: path.read_bytes() for path in folder.iterdir()} == first
+    assert len(list(Path("models/previous").iterdir())) == 2
+
+
+def write_models(value: float = 0) -> None:
+    """The models of one run, whose clusters name their segmenter."""
+    for place, name in enumerate(MODELS):
+        about = {"segmenter": _sha256(Path("models/segmenter.safetensors"))} if place == 2 else {}
+        write_tensors(Path(f"models/{name}.safetensors"), {"x": torch.full((1,), place + value)}, about)
+
+
+def test_a_segmenter_beside_the_clusters_of_another_is_not_kept(photos: Path) -> None:
+    write_models()
+    write_tensors(Path("models/segmenter.safetensors"), {"x": torch.zeros(1)}, {})
+    said = message(["--warm"])
+    assert said.startswith("models/pixel_centroids.safetensors: the clusters were made for another segmenter")
+    assert said.endswith("; run `dvc repro cluster`")
+    assert not Path("models/previous").exists()
+
+
+def test_nothing_is_copied_or_replaced_unless_the_models_can_be_pinned(photos: Path) -> None:
+    write_models()
+    photos.rename(photos.with_name("elsewhere"))
+    assert message(["--warm"]).startswith("photos: no such folder")
+    photos.with_name("elsewhere").rename(photos)
+    params = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(params.replace("  previous: ''", "  previous: &anchor ''"))
+    assert "is written in a way that cannot be edited here" in message(["--warm"])
+    assert not Path("models/previous").exists()
+    Path("params.yaml").write_text(params)
+    pin.main(["--warm"])
+    write_tensors(Path("models/backbone.safetensors"), {"x": torch.ones(2)}, {})
+    assert "/backbone.safetensors: differs from models/backbone.safetensors" in message(["--warm"])
 
 
 def test_the_demo_has_nothing_to_pin(

@@ -172,6 +172,7 @@ def test_another_model_or_other_options_replace_files_only_when_asked(ready: Any
     assert _run("--names", "names.yaml") == 0
     values = torch.randn(3, 8)
     save_file({"centroids": values}, "pixel_centroids.safetensors", {"about": "{}"})
+    ready.claim_centroids()
     message = ready.fault(segment.main, [*SEGMENT, "--names", "names.yaml"])
     assert "of a run with another model (legend.json" in message
 

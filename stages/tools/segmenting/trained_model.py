@@ -1,6 +1,5 @@
 """The trained model as one object: images of any size to cluster ids, names and confidence."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.core.device import choose_device, place
+from stages.core.tensors import file_sha256
 from stages.imaging.batches import to_unit
 from stages.imaging.resample import interpolation_matrix, resample, whole
 from stages.reporting.legend import ClusterLegend, plain_legend, read_cluster_legend
@@ -63,7 +63,8 @@ class TrainedModel:
         self, folder: Path, *, device: str = "auto", names: Path | None = None, refine: Path | None = None
     ) -> None:
         segmenter, about = load_segmenter(folder / SEGMENTER)
-        centroids = load_final_clusters(folder / CENTROIDS, segmenter)
+        sha256 = file_sha256(folder / SEGMENTER)
+        centroids = load_final_clusters(folder / CENTROIDS, segmenter, sha256)
         self.crf: Refine | None = None if refine is None else _read_refine(refine)
         self.lineage = lineage(folder / CENTROIDS)
         self.legend, self.named_by = _choose_legend(folder, names, self.lineage, len(centroids))
@@ -71,8 +72,7 @@ class TrainedModel:
         self.segmenter, self.centroids = place(segmenter, self.device), centroids.to(self.device)
         self.size_px: int = about["size_px"]
         self.backbone: dict[str, Any] = about["backbone"]
-        digest = hashlib.sha256((folder / SEGMENTER).read_bytes()).hexdigest()
-        self.fingerprint = f"{digest[:12]}-{self.lineage[0]}"
+        self.fingerprint = f"{sha256[:12]}-{self.lineage[0]}"
 
     def __call__(self, picture: np.ndarray) -> Segmentation:
         """Segment one RGB image of any size.
