@@ -198,7 +198,7 @@ def test_outputs_of_segment_are_no_images(root: Path, run: Callable[..., Prepare
     folder = root / "images/train/segmented"
     _picture(folder / "a.png")
     _picture(folder / "own.png")
-    (folder / "segment.json").write_text('{"written_by": "fs4 segment", "files": {"a.png": null}}')
+    (folder / "segment.json").write_text('{"written_by": "fs4 segment", "files": {"a.png": 1}}')
     found = run()
     assert found.left_out == {"written by segment": 2}
     assert found.ids("train")[-1] == "segmented/own"

@@ -173,13 +173,7 @@ def begin(
     foreign = [name for name in present if not manifest.is_own(name)]
     if own is None and os.path.lexists(out / MANIFEST):
         foreign.append(MANIFEST)
-    _refuse(out, foreign)
-    if present and other and not overwrite:
-        raise UserError(
-            f"{out}: has {len(present):,} files of a run with {', '.join(other)} "
-            f"({', '.join(present[:3])}); pass --overwrite to replace them, or choose another folder "
-            "with --out"
-        )
+    _check(out, foreign, present, [] if overwrite else other)
     if (out / JOURNAL).exists():  # it goes with `earlier`, and must not be read with what this run is made by
         RunManifest(out, earlier, manifest.files, images).save()
     lost = set(written)
@@ -190,8 +184,8 @@ def begin(
     return manifest, todo
 
 
-def _refuse(out: Path, foreign: Sequence[str]) -> None:
-    """Refuse to replace files.
+def _check(out: Path, foreign: Sequence[str], present: Sequence[str], other: Sequence[str]) -> None:
+    """Refuse to replace files that are foreign, or that are present and made with something other.
 
     Raises:
         UserError: there are any.
@@ -200,6 +194,12 @@ def _refuse(out: Path, foreign: Sequence[str]) -> None:
         raise UserError(
             f"{out}: has {len(foreign):,} files that segment would replace but has not written, or that were "
             f"changed since ({', '.join(foreign[:3])}); choose another folder with --out"
+        )
+    if present and other:
+        raise UserError(
+            f"{out}: has {len(present):,} files of a run with {', '.join(other)} "
+            f"({', '.join(present[:3])}); pass --overwrite to replace them, or choose another folder "
+            "with --out"
         )
 
 
