@@ -153,33 +153,41 @@ def open_earlier(settings: Cluster) -> Earlier | None:
 def start_from(path: Path, segmenter: Segmenter, pinned: str) -> dict[str, Any]:
     """Load the weights of an earlier segmenter that fit the network; all others keep their values.
 
+    The backbone always comes from `pretrain`, which may have learned from photographs that were added; its
+    own warm start is `pretrain.init`.
+
     Args:
         path: segmenter.safetensors of an earlier run.
         segmenter: network to fill; its image head is never in the file.
         pinned: value of `train.init_sha256`.
 
     Returns:
-        The number of weights that were taken; the names of those of the network and of those of the file that
-        were not; the hash of the file.
+        The number of weights that were taken; the names of those of the network and of those of the file,
+        but for the backbone, that were not; where the backbone is from; the hash of the file.
 
     Raises:
-        UserError: the file has another hash, cannot be read, or has another backbone.
+        UserError: the file has another hash, cannot be read, or has no weight that fits.
     """
     sha256 = check_sha256(path, pinned, "train.init")
     tensors, _ = read_tensors(path)
-    found = {name: value for name, value in tensors.items() if name not in CLUSTERS.values()}
+    found = {
+        name: value
+        for name, value in tensors.items()
+        if name not in CLUSTERS.values() and not name.startswith("backbone.")
+    }
     own = segmenter.state_dict()
     fits = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
-    if lacking := [name for name in own if name.startswith("backbone.") and name not in fits]:
+    if not fits:
         raise UserError(
-            f"{path}: has another backbone than params.yaml ({lacking[0]} does not fit); set the section "
-            "backbone to that of the earlier run, or train.init: ''"
+            f"{path}: has no weight that fits, besides a backbone; set train.init to the "
+            "segmenter.safetensors of an earlier run, or to ''"
         )
     segmenter.load_state_dict({**own, **fits})
     return {
         "matched": len(fits),
-        "not_started": [name for name in own if name not in fits],
+        "not_started": [name for name in own if name not in fits and not name.startswith("backbone.")],
         "not_taken": [name for name in found if name not in fits],
+        "backbone": "from pretrain",
         "sha256": sha256,
     }
 
