@@ -58,7 +58,10 @@ def _check_unnamed(path: Path, num_clusters: int, clusters: Sequence[str]) -> No
     if not path.exists():
         return
     try:
-        given = read_names(path, num_clusters=num_clusters, clusters=clusters, may_lack_clusters=True).of
+        # A plain tuple: names of clusters that have gone count as well, they would be lost too.
+        given = read_names(
+            path, num_clusters=num_clusters, clusters=tuple(clusters), may_lack_clusters=True
+        ).of
     except OtherClustersError as fault:
         raise UserError(
             f"{path}: has names for other clusters, which would be lost; keep a copy if you want them, then "

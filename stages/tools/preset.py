@@ -90,7 +90,7 @@ def _check_apart(data: Path) -> None:
     """Refuse data in the folders that the pipeline writes: DVC deletes these before a stage runs.
 
     Raises:
-        UserError: the folder is one of them, or lies in one.
+        UserError: the folder is one of them, lies in one, or contains one.
     """
     given = data.resolve()
     for top in OUTPUTS:
@@ -100,6 +100,11 @@ def _check_apart(data: Path) -> None:
                 f"{data}: is where the pipeline writes its results ({top}), which DVC deletes before a stage "
                 "runs; move the images to a folder of their own"
             )
+    if given in (inside := Path(OUTPUTS[0]).resolve()).parents:
+        raise UserError(
+            f"{data}: contains the folder {inside}, where the pipeline writes its results, whose pictures "
+            "would become photographs; move the images to a folder of their own"
+        )
 
 
 def _split_rule(data: Path) -> tuple[str, str]:

@@ -84,6 +84,17 @@ def test_train_and_val_without_images_are_folders_like_any_other(tmp_path: Path)
     )
 
 
+def test_where_chance_leaves_no_image_for_validation_it_is_said(tmp_path: Path) -> None:
+    """Of many sets of two images, about 64 % have no number below 0.2."""
+    said = 0
+    for first in range(20):
+        photographs(tmp_path / str(first), 2, first=2 * first)
+        data = listed(tmp_path / str(first))
+        assert (len(data.train), len(data.val)) == (1, 1)
+        said += any("by chance no image has a number below" in note for note in data.notes)
+    assert 6 <= said <= 19
+
+
 def test_two_names_that_differ_in_their_suffix_are_refused(tmp_path: Path) -> None:
     photographs(tmp_path, 3)
     write_image(tmp_path / "001.jpg", noise(9, 8, 8))

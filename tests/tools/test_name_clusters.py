@@ -81,6 +81,15 @@ def test_names_that_a_person_gave_are_kept_unless_forced(folder: Path, text: str
     assert _names(folder)[2] == "sky"
 
 
+def test_names_of_clusters_that_have_gone_are_not_lost_either(folder: Path) -> None:
+    about = {"continues": ["aaaaaaaaaaaa"], "void": {"aaaaaaaaaaaa": [0]}}
+    write_tensors(folder / "models/pixel_centroids.safetensors", {"centroids": torch.eye(3)}, about)
+    (folder / "names.yaml").write_text("clusters: 'aaaaaaaaaaaa'\nnames: {0: pond}\n")
+    assert _names(folder) == {}
+    with pytest.raises(UserError, match=r"has 1 names \(0: pond\), which would be lost"):
+        name_clusters.main([])
+
+
 def test_predictions_of_other_clusters_are_refused(folder: Path) -> None:
     np.save("data/predictions.npy", np.zeros((1, 4, 2, 2), np.float16))
     with pytest.raises(

@@ -335,6 +335,13 @@ def test_data_where_the_pipeline_writes_is_refused(repository: Path, data: str) 
     assert Path("params.yaml").read_bytes() == Path("presets/demo.yaml").read_bytes()
 
 
+@pytest.mark.parametrize("data", [".", ".."])
+def test_data_that_contains_the_repository_is_refused(repository: Path, data: str) -> None:
+    make_folder(repository / "photos", num_train=2, num_val=1)
+    with pytest.raises(UserError, match=r"contains the folder .*data/images, where the pipeline writes"):
+        preset.main(["folder", "--data", data, "--no-estimate"])
+
+
 def test_data_beside_the_results_is_taken(repository: Path) -> None:
     make_folder(repository / "data/photos", num_train=40, num_val=2)
     preset.main(["folder", "--data", "data/photos", "--no-estimate"])

@@ -82,6 +82,10 @@ def by_content(
         found.faults.append("prepare.split.by: fraction requires at least two different images; add images")
         return tuple(images), ()
     if lowest >= val_fraction:
+        found.notes.append(
+            "by chance no image has a number below prepare.split.val_fraction, so that with the lowest "
+            "number is for validation; it may become a training image when images are added"
+        )
         is_val = {source: number == lowest for source, number in numbers.items()}
     else:
         is_val = {source: number < min(val_fraction, highest) for source, number in numbers.items()}
