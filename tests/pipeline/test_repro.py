@@ -224,6 +224,7 @@ OTHER: dict[str, Any] = {
     "select_ratio": 0.5,
     "crop_ratio": 0.6,
     "precision": "bfloat16",
+    "deterministic": False,
     "compile": True,
     "backbone.width": 12,
     "prepare.train_px": 44,
@@ -302,7 +303,7 @@ def test_a_stage_writes_what_it_names_and_nothing_else(alone: dict[str, Alone], 
             path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in named
         ), f"{name} left {path}"
     beside = {path.name for path in folder.iterdir()}
-    assert beside <= {"data", "models", "metrics", "stages", "params.yaml", ".state"}
+    assert beside <= {"data", "models", "metrics", "stages", "params.yaml", "names.yaml", ".state"}
 
 
 # Experiments; last, because they change the clone

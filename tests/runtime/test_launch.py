@@ -130,7 +130,20 @@ time.sleep(300)
 def _start(bench: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "stages.pretrain", *ARGV]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=bench.folder, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+    # Tests that run in the background of a shell ignore SIGINT, and their children would inherit that.
+    return subprocess.Popen(
+        command,
+        cwd=bench.folder,
+        env=ENVIRONMENT,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=_heed_sigint,
+    )
+
+
+def _heed_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
