@@ -109,9 +109,7 @@ class Recognised(NamedTuple):
         return f"{self.keys}.{self.prefix}" if self.keys else self.prefix
 
 
-def recognise(
-    networks: Mapping[str, dict[str, Tensor]], arch: str, width: int, key: str = ""
-) -> list[Recognised]:
+def recognise(networks: Mapping[str, dict[str, Tensor]], arch: str, width: int) -> list[Recognised]:
     """Find the trunks in a file, the one to take first: teachers and averages, then others, then students.
 
     Args:
@@ -119,7 +117,6 @@ def recognise(
         arch: expected architecture.
         width: expected width; the tensor shapes of a ViT do not determine its number of heads, so the
             expected architecture and width are accepted if they fit.
-        key: part of the name of the network to take; '' for the order above.
     """
     anchors = {"layer4.0.conv1.weight": "resnet", "patch_embed.proj.weight": "vit"}
     found = []
@@ -136,11 +133,11 @@ def recognise(
             }
             about = _resnet(own) if family == "resnet" else _vit(own, arch, width)
             found.append(Recognised(keys, tensors, prefix, about))
-    return sorted((one for one in found if key in one.name), key=lambda one: _rank(one.name))
+    return sorted(found, key=lambda one: _rank(one.name))
 
 
 def choose(path: Path, networks: Mapping[str, dict[str, Tensor]], settings: Backbone, key: str) -> Recognised:
-    """The network to take; says so if there are several.
+    """The network to take: the first whose name contains `key`; says so if there are several.
 
     Raises:
         UserError: the file has none, or none of that name.
@@ -152,16 +149,16 @@ def choose(path: Path, networks: Mapping[str, dict[str, Tensor]], settings: Back
             f"{path}: its tensor names match neither a ResNet nor a ViT "
             f"({', '.join([*names][:MOST_NAMES])}); pretrain.init supports only these two"
         )
-    chosen = recognise(networks, settings.arch, settings.width, key)
-    if not chosen:
+    chosen = next((one for one in found if key in one.name), None)
+    if chosen is None:
         raise UserError(
             f"pretrain.init_key: {key!r} is in no name of a network of {path}; it has "
             f"{', '.join(repr(one.name) for one in found)}"
         )
     if len(found) > 1:
-        others = ", ".join(repr(one.name) for one in found if one.name != chosen[0].name)
-        say("pretrain", network=repr(chosen[0].name), others=others, choose_with="pretrain.init_key")
-    return chosen[0]
+        others = ", ".join(repr(one.name) for one in found if one.name != chosen.name)
+        say("pretrain", network=repr(chosen.name), others=others, choose_with="pretrain.init_key")
+    return chosen
 
 
 def _rank(name: str) -> int:

@@ -49,7 +49,7 @@ class Published:
         trunk: trunk tensors, by the names of this project.
         heads: projection head, prototypes, classifier, by the names of `heads`.
         sha256: of the file.
-        prefix: how the network is called in the file: keys, then the prefix of its tensor names.
+        name: of the network in the file: keys, then the prefix of its tensor names.
         missing: trunk tensors that the file lacks; they keep their initialization.
         unexpected: tensors of the file with unknown names.
     """
@@ -57,7 +57,7 @@ class Published:
     trunk: dict[str, Tensor]
     heads: dict[str, Tensor]
     sha256: str
-    prefix: str
+    name: str
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
 
@@ -211,7 +211,7 @@ def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
     """
     for path in init_path(settings):
         start = read_published(path, backbone, settings.init_sha256, settings.init_key)
-        say("pretrain", init=path, network=repr(start.prefix), **start.report())
+        say("pretrain", init=path, network=repr(start.name), **start.report())
         for kind, names in (("missing", start.missing), ("unexpected", start.unexpected)):
             if names:
                 say("pretrain", **{kind: ", ".join(names)})
