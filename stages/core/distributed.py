@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from stages.settings.errors import UserError
 
@@ -98,9 +97,9 @@ def gather(part: Float[Tensor, "n ..."]) -> Float[Tensor, "N ..."]:
     """Gather the whole batch from equally sized shares, without gradient."""
     if world_size() == 1:
         return part
-    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(parts, part.contiguous())
-    return torch.cat(parts)
+    whole = part.new_empty(world_size() * len(part), *part.shape[1:])
+    dist.all_gather_into_tensor(whole, part.contiguous())
+    return whole
 
 
 @torch.no_grad()
@@ -148,21 +147,6 @@ def share_of(part: Tensor) -> Tensor:
         part: number (or total weight) of the items in this process's mean.
     """
     return part * world_size() / total(part)
-
-
-def total_with_gradient(part: Tensor) -> Tensor:
-    """Sum over processes, with gradient: the backward pass sums the gradients of all processes."""
-    return _Total.apply(part)
-
-
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, part: Tensor) -> Tensor:
-        return total(part)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
-        return total(gradients[0])
 
 
 @torch.no_grad()
