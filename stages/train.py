@@ -42,7 +42,7 @@ KEYS = (
 REMEDY = "lower train.lr"  # for a loss of NaN or infinity
 
 
-@enough_memory("train.batch_size")
+@enough_memory("train.micro_batch")
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the segmenter and write it with its training history and metrics."""
     args = _parse(argv)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, deterministic=params.deterministic)
-    distributed.check_batch("train.batch_size", params.train.batch_size)
+    distributed.check_batch("train", params.train.batch_size, params.train.micro_batch)
     inputs = [args.images, args.views, args.backbone, *init_path(params.train.init)]
     watch = Watch("train", args.params, KEYS, inputs)
     state = StageState(

@@ -76,7 +76,7 @@ def enough_memory(key: str) -> Iterator[None]:
     """Report what to do when the memory of the device runs out; also a decorator.
 
     Args:
-        key: the batch size, as in params.yaml.
+        key: number of images of a pass, as in params.yaml; a `micro_batch` of 0 is the whole batch.
 
     Raises:
         UserError: the memory ran out.
@@ -84,10 +84,12 @@ def enough_memory(key: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        is_part = key.endswith(".micro_batch")
+        remedy = f"set {key} to a smaller part of batch_size than now" if is_part else f"lower {key}"
         raise UserError(
             f"params.yaml: {key}: the memory of the GPU ran out ({str(error).partition('. ')[0]}); "
-            f"lower {key}, set precision: bfloat16, share each batch among more GPUs "
-            "(runtime.nproc: 0), or end other programs that use the GPU"
+            f"{remedy}, set precision: bfloat16, share the work among more GPUs (runtime.nproc: 0), or end "
+            "other programs that use the GPU"
         ) from error
 
 

@@ -26,6 +26,19 @@ FractionRange = Annotated[
 Range = Annotated[list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(low_first)]
 
 
+def check_micro_batch(micro_batch: int, batch_size: int) -> None:
+    """Check that a batch can be cut into passes for batch norm; 0 stands for the whole batch.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if micro_batch and (micro_batch == 1 or batch_size % micro_batch):
+        raise ValueError(
+            f"micro_batch: {micro_batch} does not divide batch_size {batch_size} into passes of at least two "
+            "images; set a divisor of batch_size, or 0 for the whole batch at once"
+        )
+
+
 class Section(BaseModel):
     """A section of params.yaml: frozen, without defaults, and without unknown keys."""
 

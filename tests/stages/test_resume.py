@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages import embed, predict, refine
-from stages.runtime import state as rows
+from stages.runtime import rows
 
 STAGES: dict[str, tuple[ModuleType, list[str]]] = {
     "embed": (embed, ["--images", "images/train", "--backbone", "backbone.safetensors", "--out", "out.npy"]),
@@ -144,4 +144,25 @@ def test_a_result_on_another_disk_is_copied(ready: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(rows.os, "link", refuse)
     stage.main(argv)
     assert ready.hashes("out.npy") == linked
+    assert ready.saved_states() == []
+
+
+@pytest.mark.parametrize("name", ["embed", "predict"])
+def test_several_processes_go_on_and_give_the_bytes_of_one(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Batches go to the processes in turn; the last round has one for the first process alone."""
+    stage, argv = STAGES[name]
+    small = {"embed__batch_size": 3, "predict__batch_size": 1}
+    ready.params(**small)
+    stage.main(argv)
+    alone = ready.hashes("out.npy")
+    Path("out.npy").unlink()
+    ready.interrupt(stage.main, argv, 1, monkeypatch)
+    ready.params(**small, runtime__nproc=2)
+    ended = ready.command(name, argv)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("device: cpu") == 2
+    assert f"{name}: resuming from the state in" in ended.stdout
+    assert ready.hashes("out.npy") == alone
     assert ready.saved_states() == []
