@@ -109,9 +109,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
     """Load an optimizer state, with each running mean in the memory format of its parameter.
 
     Files do not store memory formats, and the fused optimizers require parameters and running means to have
-    the same format.
+    the same format. A learning rate that is a tensor stays the tensor that it is.
     """
+    rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)  # type: ignore[arg-type]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):
+            group["lr"] = rate.copy_(group["lr"])
     for parameter, means in optimizer.state.items():
         for name, value in means.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stages.core import distributed
 from stages.core.device import autocast
+from stages.core.step import Drawn, Moment
 from stages.pretraining.encoder import DenseEncoded, Encoder
 from stages.pretraining.figures import Measured
 from stages.pretraining.moco import Encodings, MoCo
@@ -51,24 +52,23 @@ class DenseCL(MoCo):
         )
         queue = F.normalize(torch.randn(queue_size, settings.projection_dim, generator=generator), dim=1)
         self.register_buffer("dense_queue", queue)
-        self._dense_weight = 0.0  # of the current step
+        self._dense_weight: Tensor | None = None  # of the current step
 
     @property
     def view_px(self) -> int:
         """Side of a view."""
         return self._settings.dense.image_px
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
-        """Loss and figures of this process's share of a batch.
-
-        Args:
-            image: RGB in [0, 1].
-            views: random views of this step.
-            epoch: epochs so far; with a fraction for the steps of this one.
-        """
+    def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
+        """The weight of the loss of cells, then as MoCo v2."""
         own = self._settings.densecl
-        self._dense_weight = own.weight * min(1.0, epoch / own.warmup_epochs if own.warmup_epochs else 1.0)
-        return super().forward(image, views, epoch)
+        share = min(1.0, moment.epochs / own.warmup_epochs) if own.warmup_epochs else 1.0
+        return super().draw(views, num_images, moment).after(torch.tensor(own.weight * share))
+
+    def forward(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Measured:
+        """Loss and figures of this process's share of a batch."""
+        self._dense_weight = drawn.numbers[0]
+        return super().forward(image, drawn.without(1))
 
     def _recognise(
         self, queried: Float[Tensor, "n 3 S S"], keyed: Float[Tensor, "n 3 S S"], order: Tensor
@@ -88,7 +88,8 @@ class DenseCL(MoCo):
             batch_negatives=self._settings.batch_negatives,
             start=distributed.rank() * len(queried),
         )
-        loss = (1 - self._dense_weight) * loss + self._dense_weight * dense_loss
+        assert self._dense_weight is not None
+        loss = torch.lerp(loss, dense_loss, self._dense_weight)
         return loss, accuracy, query, (key.embedding, key.pooled)
 
     def _queues(self) -> tuple[Float[Tensor, "Q D"], ...]:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from stages.backbone.batch_norm import split_batch_norms
 from stages.core import distributed
 from stages.core.device import autocast
+from stages.core.step import Drawn, Moment
 from stages.pretraining.encoder import DenseEncoded, Encoded, Encoder
 from stages.pretraining.figures import Measured, alignment, perplexity, uniformity
-from stages.pretraining.views import Views
+from stages.pretraining.views import Views, render
 from stages.settings.schema_pretrain import Pretrain
 
 LARGEST_QUEUE = 65536
@@ -83,11 +84,27 @@ class MoCo(nn.Module):
         """Side of a view."""
         return self._settings.image_px
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
-        """Loss and figures of this process's share of a batch; `epoch` is not used."""
+    def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
+        """The views of a step, and the order that shuffles the keys.
+
+        Args:
+            views: draws them.
+            num_images: of this process's share.
+            moment: of the step.
+        """
         low, high = self._settings.crop_area
-        first, second = views.draw_several(image, (low, high), self.view_px, 2)
-        order = views.permutation(image)
+        drawn = views.draw(num_images, (low, high), self.view_px, 2)
+        return Drawn((drawn, views.permutation(num_images)))
+
+    def forward(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Measured:
+        """Loss and figures of this process's share of a batch.
+
+        Args:
+            image: RGB in [0, 1].
+            drawn: what `draw` has drawn, on the device.
+        """
+        numbers, order = drawn.numbers
+        first, second = render(image, numbers, self.view_px)
         loss, accuracy, query, keys = self._recognise(first, second, order)
         if self._settings.symmetric:
             swapped_loss, swapped_accuracy, _, _ = self._recognise(second, first, order)

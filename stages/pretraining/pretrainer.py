@@ -13,6 +13,7 @@ from stages.checkpoints.published import Published
 from stages.core import distributed
 from stages.core.device import compile_networks, place, restore_optimizer, torch_generator
 from stages.core.seeds import derive
+from stages.core.step import Drawn, Moment
 from stages.pretraining.figures import Expected, Moments, explain, find_faults, is_settled, summarise
 from stages.pretraining.methods import build_method
 from stages.pretraining.optimizer import build_optimizer, warmup_cosine
@@ -55,6 +56,9 @@ class Pretrainer:
         self._parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
         self._optimizer = build_optimizer(settings, self._parameters)
+        self._lr = torch.zeros((), device=device)  # on the device, where each step sets it
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr
         self._faults: list[str] = []
         self._moments = Moments(self.backbone.channels[-1], device)
 
@@ -82,13 +86,20 @@ class Pretrainer:
         Returns:
             `FIGURES` of this process's share.
         """
-        self._set_lr(epoch * num_steps + step, num_steps)
-        generator = torch_generator(self._seed, "pretrain", "views", epoch, step)
-        measured = self._method(
-            image,
-            Views(self._settings.photometric, self._settings.crop_aspect, generator),
-            epoch + step / num_steps,
-        )
+        drawn = self._draw(len(image), Moment(epoch, step, num_steps))
+        return self._compute(image, drawn.to(self._device))
+
+    def _draw(self, num_images: int, moment: Moment) -> Drawn:
+        """The learning rate of a step, then all that the method draws for it."""
+        generator = torch_generator(self._seed, "pretrain", "views", moment.epoch, moment.step)
+        views = Views(self._settings.photometric, self._settings.crop_aspect, generator)
+        drawn = self._method.draw(views, num_images, moment)
+        return drawn.after(torch.tensor(self._settings.lr * self._lr_factor(moment)))
+
+    def _compute(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, " F"]:
+        """What the device does in a step; `drawn` is on the device, and all state changes in place."""
+        self._lr.copy_(drawn.numbers[0])
+        measured = self._method(image, drawn.without(1))
         self._optimizer.zero_grad()
         measured.loss.backward()
         distributed.average_(value.grad for value in self._parameters if value.grad is not None)
@@ -123,16 +134,14 @@ class Pretrainer:
         """`EPOCH_FIGURES`; resets their accumulators."""
         rank, usage = self._moments.effective_rank(), self._method.take_usage()
         self._moments.reset()
-        return {"effective_rank": rank, "usage": usage, "lr": self._optimizer.param_groups[0]["lr"]}
+        return {"effective_rank": rank, "usage": usage, "lr": float(self._lr)}
 
-    def _set_lr(self, step: int, steps_per_epoch: int) -> None:
-        factor = warmup_cosine(
-            step,
-            total_steps=self._settings.epochs * steps_per_epoch,
-            warmup_steps=round(self._settings.warmup_epochs * steps_per_epoch),
+    def _lr_factor(self, moment: Moment) -> float:
+        return warmup_cosine(
+            moment.steps,
+            total_steps=self._settings.epochs * moment.num_steps,
+            warmup_steps=round(self._settings.warmup_epochs * moment.num_steps),
         )
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.lr * factor
 
     def state_dict(self) -> dict[str, Any]:
         """All state that the next step depends on."""

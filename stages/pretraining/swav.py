@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from stages.backbone.batch_norm import split_batch_norms
 from stages.core import distributed
 from stages.core.device import autocast
+from stages.core.step import Drawn, Moment
 from stages.pretraining.encoder import Encoded, Encoder
 from stages.pretraining.figures import Measured, alignment, instance_accuracy, perplexity, uniformity
-from stages.pretraining.views import Views
+from stages.pretraining.views import Views, render
 from stages.settings.schema_pretrain import Pretrain
 
 NUM_WHOLE = 2  # large views per image, for which codes are computed
@@ -28,7 +29,6 @@ class SwAV(nn.Module):
     """
 
     queue: Tensor
-    filled: Tensor
     assigned: Tensor
 
     def __init__(self, encoder: Encoder, settings: Pretrain, *, precision: str) -> None:
@@ -39,14 +39,8 @@ class SwAV(nn.Module):
         self.prototypes = nn.Linear(settings.projection_dim, self._own.num_prototypes, bias=False)
         shape = (NUM_WHOLE, self._own.queue_size, settings.projection_dim)
         self.register_buffer("queue", torch.zeros(shape))  # newest last
-        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
         self.register_buffer("assigned", torch.zeros(self._own.num_prototypes))
         self._newest: Tensor | None = None
-        self._filled = 0  # `filled`, where the host need not wait for the device
-        self.register_load_state_dict_post_hook(lambda *_: self._read_filled())
-
-    def _read_filled(self) -> None:
-        self._filled = int(self.filled)
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The networks to compile."""
@@ -61,21 +55,53 @@ class SwAV(nn.Module):
         """Number of prototypes; the chance-level loss is its logarithm."""
         return self._own.num_prototypes
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
-        """Loss and figures of this process's share of a batch."""
+    def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
+        """The large and the small views of a step; whether prototypes are frozen and codes use the queue.
+
+        The queue is used once it is full.
+
+        Args:
+            views: draws them.
+            num_images: of this process's share.
+            moment: of the step.
+        """
         own = self._own
+        kinds = (
+            (NUM_WHOLE, own.crop_area, self._settings.image_px),
+            (own.local_crops, own.local_area, own.local_px),
+        )
+        numbers = [
+            views.draw(num_images, (low, high), size_px, count)
+            for count, (low, high), size_px in kinds
+            if count
+        ]
+        num_passed = moment.steps * num_images * distributed.world_size()
+        is_full = own.queue_size > 0 and num_passed >= own.queue_size
+        has_queue = is_full and moment.epochs >= own.queue_from_epoch
+        return Drawn(tuple(numbers), (moment.epochs < own.freeze_epochs, has_queue))
+
+    def forward(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Measured:
+        """Loss and figures of this process's share of a batch.
+
+        Args:
+            image: RGB in [0, 1].
+            drawn: what `draw` has drawn, on the device.
+        """
+        own, (is_frozen, has_queue) = self._own, drawn.phase
         with torch.no_grad():
             self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
-        whole = self._encode(image, views, NUM_WHOLE, own.crop_area, self._settings.image_px)
+        whole = self._encode(image, drawn.numbers[0], self._settings.image_px)
         embedding = whole.embedding.unflatten(0, (len(image), NUM_WHOLE))
         batch = distributed.gather(embedding.detach()).transpose(0, 1)
-        codes = torch.stack([distributed.share(code) for code in self._codes(batch, epoch)], dim=1)
+        codes = torch.stack(
+            [distributed.share(code) for code in self._codes(batch, has_queue=has_queue)], dim=1
+        )
         if own.local_crops:
-            local = self._encode(image, views, own.local_crops, own.local_area, own.local_px)
+            local = self._encode(image, drawn.numbers[1], own.local_px)
             parts = local.embedding.unflatten(0, (len(image), own.local_crops))
             embedding = torch.cat([embedding, parts], dim=1)
         weight = self.prototypes.weight
-        scores = embedding @ (weight.detach() if epoch < own.freeze_epochs else weight).T
+        scores = embedding @ (weight.detach() if is_frozen else weight).T
         logits = scores / own.temperature
         self._newest = batch
         self._count(logits[:, :NUM_WHOLE].detach())
@@ -90,19 +116,18 @@ class SwAV(nn.Module):
         )
 
     def _encode(
-        self, image: Float[Tensor, "n 3 H W"], views: Views, count: int, area: list[float], size_px: int
+        self, image: Float[Tensor, "n 3 H W"], numbers: Float[Tensor, "R V n"], size_px: int
     ) -> Encoded:
-        """Encode `count` views of each image as one batch."""
-        low, high = area
-        drawn = views.draw_several(image, (low, high), size_px, count).transpose(0, 1)
+        """Encode some views of each image as one batch."""
+        views = render(image, numbers, size_px).transpose(0, 1)
         with autocast(image.device, self._precision):
-            return self.encoder(drawn.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+            return self.encoder(views.flatten(0, 1).contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
-    def _codes(self, batch: Float[Tensor, "2 N D"], epoch: float) -> list[Float[Tensor, "N P"]]:
-        """Codes of both large views, computed together with the queue once it is full."""
+    def _codes(self, batch: Float[Tensor, "2 N D"], *, has_queue: bool) -> list[Float[Tensor, "N P"]]:
+        """Codes of both large views, computed together with the queue if it is used."""
         own, num_images = self._own, batch.shape[1]
-        if own.queue_size and epoch >= own.queue_from_epoch and self._filled >= own.queue_size:
+        if has_queue:
             batch = torch.cat([self.queue, batch], dim=1)
         scores = batch @ self.prototypes.weight.T
         return [sinkhorn(view, own.epsilon, own.sinkhorn_iterations)[-num_images:] for view in scores]
@@ -118,8 +143,6 @@ class SwAV(nn.Module):
         """Replace the oldest embeddings of the queue by the newest."""
         assert self._newest is not None
         self.queue.copy_(torch.cat([self.queue, self._newest], dim=1)[:, self._newest.shape[1] :])
-        self.filled += self._newest.shape[1]
-        self._filled += self._newest.shape[1]
 
     def take_usage(self) -> float:
         """Effective share of prototypes that were nearest to some view since the last call.

@@ -5,7 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.device import autocast, send_all, torch_generator
+from stages.core.device import autocast, torch_generator
+from stages.core.step import Drawn
 from stages.imaging.batches import ImageSource
 from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample
@@ -15,6 +16,7 @@ from stages.settings.schema_train import ImageLoss
 from stages.settings.section import Photometric
 from stages.training.losses import cluster_weights, guidance_loss
 
+FEWEST_VIEWS = 2  # of a batch, for batch norm
 MEASURED_VIEWS = 256  # maximum number of held-out views for measuring the head after each epoch
 
 
@@ -58,35 +60,50 @@ class Guidance:
         warmup = self._settings.warmup_epochs
         return self._settings.weight * (min(1.0, epochs / warmup) if warmup else 1.0)
 
-    def loss(
-        self,
-        segmenter: Segmenter,
-        image: Float[Tensor, "N 3 H W"],
-        rows: Int[Tensor, " N"],
-        whole_map: Float[Tensor, "N D H W"],
-        generator: torch.Generator,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """L_img (Eq. 6) and the head's accuracy on kept views of the batch; zeros if there are none.
+    def draw(self, rows: Int[Tensor, " N"], epochs: float, generator: torch.Generator) -> Drawn:
+        """Lambda of a step and this process's share of its views; whether there are any.
+
+        The number of views differs from batch to batch. Batch norm takes its statistics from them, so they
+        are not filled up to a fixed number.
 
         Args:
-            segmenter: with an image head, or without one.
-            image: this process's share of the batch.
             rows: data-set indices of the whole batch.
-            whole_map: F' of the share's whole images, for `pooled` views.
+            epochs: epochs so far, see `weight`.
             generator: random generator of the views, the same in every process.
         """
-        kept = self._guiding[rows]
+        weight, kept = torch.tensor(self.weight(epochs)), self._guiding[rows]
         is_sampled = self._settings.views == "sample"
         row, view = draw_guides(kept, generator) if is_sampled else all_guides(kept)
-        if segmenter.image_head is None or len(row) < 2:  # batch norm needs at least two
-            return torch.zeros((), device=image.device), torch.zeros((), device=image.device)
+        if not self._settings.weight or len(row) < FEWEST_VIEWS:
+            return Drawn((weight,), (False,))
         jitter = draw_jitter(len(row), self._strengths, self._settings.view_px, generator)
         shared = distributed.share(torch.arange(len(rows)))
         mine = torch.isin(row, shared)
         integers = torch.stack([row - shared[0], kept[row, view]])
         numbers = torch.stack([*jitter, *self._boxes(view)])
-        (here, label), numbers = send_all([integers[:, mine], numbers[:, mine]], image.device)
-        colours, boxes = Jitter(*numbers[: len(jitter)]), Boxes(*numbers[len(jitter) :])
+        return Drawn((weight, integers[:, mine], numbers[:, mine]), (True,))
+
+    def loss(
+        self,
+        segmenter: Segmenter,
+        image: Float[Tensor, "N 3 H W"],
+        drawn: Drawn,
+        whole_map: Float[Tensor, "N D H W"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+        """Lambda L_img (Eq. 5, 6), L_img, the head's accuracy on kept views; zeros if the batch has none.
+
+        Args:
+            segmenter: with an image head, or without one.
+            image: this process's share of the batch.
+            drawn: what `draw` has drawn, on the device.
+            whole_map: F' of the share's whole images, for `pooled` views.
+        """
+        if drawn.phase == (False,) or segmenter.image_head is None:
+            zero = torch.zeros((), device=image.device)
+            return zero, zero, zero
+        weight, (here, label), numbers = drawn.numbers
+        num_jitters = len(Jitter._fields)
+        colours, boxes = Jitter(*numbers[:num_jitters]), Boxes(*numbers[num_jitters:])
         if self._settings.views == "pooled":
             cut = self._pool(whole_map[here], boxes)
         else:
@@ -96,7 +113,8 @@ class Guidance:
                 segmenter.image_head(cut) if self._settings.views == "pooled" else segmenter.classify(cut)
             )
         self._label_weight = self._label_weight.to(image.device)
-        return guidance_loss(logits, label, self._label_weight, self._settings.label_smoothing)
+        loss, accuracy = guidance_loss(logits, label, self._label_weight, self._settings.label_smoothing)
+        return weight * loss, loss, accuracy
 
     @torch.no_grad()
     def held_out_accuracy(self, segmenter: Segmenter, images: ImageSource, batch_size: int) -> float | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from stages.backbone.batch_norm import split_batch_norms
 from stages.core import distributed
 from stages.core.device import compile_networks, restore_optimizer, torch_generator
+from stages.core.step import Drawn, Moment
 from stages.imaging.batches import ImageSource
 from stages.segmenter.context import KERNELS
 from stages.segmenter.network import Segmenter
@@ -24,7 +25,7 @@ from stages.training.clusters import PixelClusterer
 from stages.training.guidance import Guidance
 from stages.training.health import SIGNS, Health
 from stages.training.losses import ViewClusters, cluster_weights, siamese_loss
-from stages.training.siamese import Siamese
+from stages.training.siamese import Plan, Siamese
 
 FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy")
 
@@ -69,7 +70,10 @@ class Trainer:
         self._device = next(segmenter.parameters()).device
         groups = _parameter_groups(segmenter, settings)
         self._parameters = [value for group in groups for value in group["params"]]
-        self._optimizer = torch.optim.Adam(groups, weight_decay=settings.weight_decay, fused=True)
+        is_capturable = self._device.type == "cuda"
+        self._optimizer = torch.optim.Adam(
+            groups, weight_decay=settings.weight_decay, fused=True, capturable=is_capturable
+        )
         collapse_below = settings.clustering.collapse_below
         self._health = Health(pixel_k, collapse_below=collapse_below, device=self._device)
         self._clusters: list[ViewClusters] = []
@@ -135,8 +139,18 @@ class Trainer:
         Returns:
             `FIGURES` of this process's share.
         """
-        generator = torch_generator(self._seed, "train", "views", epoch, step)
-        views = self._siamese.views.pair(image, self._siamese.views.draw(len(rows), image, generator))
+        drawn = self._draw(image.shape[2], rows, Moment(epoch, step, num_steps))
+        return self._compute(image, drawn.to(self._device))
+
+    def _draw(self, stored_px: int, rows: Int[Tensor, " N"], moment: Moment) -> Drawn:
+        """This process's share of the pair of views of a step, then all that guidance draws for it."""
+        generator = torch_generator(self._seed, "train", "views", moment.epoch, moment.step)
+        plan = self._siamese.views.draw_all(len(rows), stored_px, generator)
+        return self._guidance.draw(rows, moment.epochs, generator).after(plan.share())
+
+    def _compute(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, " F"]:
+        """What the device does in a step; `drawn` is on the device, and all state changes in place."""
+        views = self._siamese.views.pair(image, Plan.of(drawn.numbers[0]))
         targets = self._clusterer.assign(self._frozen, views, self.centroids())
         self._health.add(*targets)
         first, second = (self._siamese.features(self._segmenter, view) for view in views)
@@ -149,8 +163,10 @@ class Trainer:
             cross_weight=settings.cross_weight,
             metric=settings.metric,
         )
-        guided, accuracy = self._guidance.loss(self._segmenter, image, rows, second.whole_map, generator)
-        loss = pixel + self._guidance.weight(epoch + step / num_steps) * guided  # Eq. 5
+        weighted, guided, accuracy = self._guidance.loss(
+            self._segmenter, image, drawn.without(1), second.whole_map
+        )
+        loss = pixel + weighted  # Eq. 5
         self._optimizer.zero_grad()
         loss.backward()
         distributed.average_(value.grad for value in self._parameters if value.grad is not None)
