@@ -1,5 +1,7 @@
 """Batch norm over groups of the batch, with the same result for one or several processes."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -192,6 +194,37 @@ def split_batch_norms(module: nn.Module, splits: int) -> None:
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
                 setattr(parent, name, _split(child, splits))
     BatchCounter(module)
+
+
+def set_groups_of_pass(network: nn.Module, splits: int, num_passes: int) -> None:
+    """Let the batch norms of a network take one of several passes of each process's share.
+
+    Groups remain those of the whole batch where no pass cuts one: so many passes that each is a group, or
+    several. Otherwise each pass is a group of its own.
+
+    Args:
+        network: with `splits` groups for the whole batch.
+        splits: number of groups of the whole batch.
+        num_passes: number of passes.
+    """
+    world = distributed.world_size()
+    for module in network.modules():
+        if isinstance(module, SplitBatchNorm):
+            module.splits = 1 if splits == 1 else world * max(1, splits // world // num_passes)
+
+
+@contextlib.contextmanager
+def kept_statistics(network: nn.Module) -> Iterator[None]:
+    """Leave the running statistics as they are, whatever passes through the network."""
+    norms = [module for module in network.modules() if isinstance(module, SplitBatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _split(norm: nn.BatchNorm1d | nn.BatchNorm2d, splits: int) -> SplitBatchNorm:

@@ -211,6 +211,12 @@ def replicate(module: nn.Module) -> nn.Module:
     )
 
 
+def passes(num_images: int, micro_batch: int) -> list[slice]:
+    """Rows of this process's share for each pass; `micro_batch` of 0: one pass."""
+    size = micro_batch or num_images
+    return [slice(start, start + size) for start in range(0, num_images, size)]
+
+
 def gradients_of(module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
     """Context of one pass of a replicated module: the last one averages the gradients of all passes."""
     if is_last or not isinstance(module, DistributedDataParallel):

@@ -14,9 +14,17 @@ from stages.core import distributed
 from stages.core.device import compile_networks, place, restore_optimizer, torch_generator
 from stages.core.seeds import derive
 from stages.core.step import Drawn, Moment
-from stages.pretraining.figures import Expected, Moments, explain, find_faults, is_settled, summarise
+from stages.pretraining.figures import (
+    Expected,
+    Moments,
+    explain,
+    find_faults,
+    is_settled,
+    summarise,
+)
 from stages.pretraining.methods import build_method
 from stages.pretraining.optimizer import build_optimizer, warmup_cosine
+from stages.pretraining.slotcon import SlotCon
 from stages.pretraining.views import Views
 from stages.runtime.progress import warn
 from stages.settings.schema_pretrain import Pretrain
@@ -53,9 +61,10 @@ class Pretrainer:
         self._method = place(method, device)
         if compiled:
             compile_networks(self._method.networks())
-        self._parameters = [value for value in method.parameters() if value.requires_grad]
+        self._replicated = distributed.replicate(self._method)
+        parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
-        self._optimizer = build_optimizer(settings, self._parameters)
+        self._optimizer = build_optimizer(settings, parameters)
         self._lr = torch.zeros((), device=device)  # on the device, where each step sets it
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr
@@ -99,15 +108,33 @@ class Pretrainer:
     def _compute(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, " F"]:
         """What the device does in a step; `drawn` is on the device, and all state changes in place."""
         self._lr.copy_(drawn.numbers[0])
-        measured = self._method(image, drawn.without(1))
         self._optimizer.zero_grad()
-        measured.loss.backward()
-        distributed.average_(value.grad for value in self._parameters if value.grad is not None)
+        figures, feature = self._propagate(image, drawn.without(1))
         self._optimizer.step()
         self._method.after_step()
         distributed.average_(self._statistics)  # each process has seen different groups
-        self._moments.add(distributed.gather(measured.feature))
-        return torch.stack(measured[: len(FIGURES)])
+        self._moments.add(distributed.gather(feature))
+        return figures
+
+    def _propagate(
+        self, image: Float[Tensor, "n 3 H W"], drawn: Drawn
+    ) -> tuple[Float[Tensor, " F"], Float[Tensor, "n C"]]:
+        """Compute the gradients of a batch in passes of the same size; return figures and features."""
+        passes = distributed.passes(len(image), self._settings.micro_batch)
+        if len(passes) == 1:
+            measured = self._replicated(image, drawn)
+            measured.loss.backward()
+            return torch.stack(measured[: len(FIGURES)]), measured.feature
+        assert not isinstance(self._method, SlotCon)  # the schema refuses it
+        targets = self._method.targets(image, drawn)
+        figures, features = [], []
+        for rows in passes:
+            with distributed.gradients_of(self._replicated, is_last=rows is passes[-1]):
+                measured = self._replicated(image, drawn, rows, targets)
+                (measured.loss / len(passes)).backward()
+            figures.append(torch.stack(measured[: len(FIGURES)]).detach())
+            features.append(measured.feature)
+        return torch.stack(figures).mean(0), torch.cat(features)
 
     def warn(self, epoch: int, figures: Mapping[str, float]) -> None:
         """Log a warning for each fault in the epoch in which it begins.

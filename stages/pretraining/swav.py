@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stages.backbone.batch_norm import split_batch_norms
+from stages.backbone.batch_norm import kept_statistics, set_groups_of_pass, split_batch_norms
 from stages.core import distributed
 from stages.core.device import autocast
 from stages.core.step import Drawn, Moment
@@ -35,6 +35,7 @@ class SwAV(nn.Module):
         super().__init__()
         self.encoder = encoder
         split_batch_norms(encoder, settings.bn_splits)
+        set_groups_of_pass(encoder, settings.bn_splits, settings.num_passes(distributed.world_size()))
         self._settings, self._own, self._precision = settings, settings.swav, precision
         self.prototypes = nn.Linear(settings.projection_dim, self._own.num_prototypes, bias=False)
         shape = (NUM_WHOLE, self._own.queue_size, settings.projection_dim)
@@ -80,40 +81,77 @@ class SwAV(nn.Module):
         has_queue = is_full and moment.epochs >= own.queue_from_epoch
         return Drawn(tuple(numbers), (moment.epochs < own.freeze_epochs, has_queue))
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Measured:
-        """Loss and figures of this process's share of a batch.
+    @torch.no_grad()
+    def targets(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, "n 2 P"]:
+        """Codes of this process's share, from the whole batch, for passes of parts of it.
+
+        The encoder sees the large views once more for this, in the same passes.
+        """
+        self._normalise_prototypes()
+        side = self._settings.image_px
+        with kept_statistics(self.encoder):
+            embedding = torch.cat(
+                [
+                    self._encode(image[rows], drawn.numbers[0][:, :, rows], side).embedding
+                    for rows in distributed.passes(len(image), self._settings.micro_batch)
+                ]
+            )
+        return self._targets(embedding.unflatten(0, (len(image), NUM_WHOLE)), has_queue=drawn.phase[1])
+
+    def forward(
+        self,
+        image: Float[Tensor, "n 3 H W"],
+        drawn: Drawn,
+        rows: slice | None = None,
+        targets: Float[Tensor, "n 2 P"] | None = None,
+    ) -> Measured:
+        """Loss and figures of this process's share of a batch, or of some of its images.
 
         Args:
             image: RGB in [0, 1].
             drawn: what `draw` has drawn, on the device.
+            rows: images of this pass; None for all.
+            targets: see `targets`; None to compute them.
         """
-        own, (is_frozen, has_queue) = self._own, drawn.phase
-        with torch.no_grad():
-            self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
-        whole = self._encode(image, drawn.numbers[0], self._settings.image_px)
+        own, (is_frozen, has_queue), numbers = self._own, drawn.phase, drawn.numbers
+        start = distributed.rank() * len(image)
+        if rows is not None:
+            start += rows.start
+            image, numbers = image[rows], tuple(one[:, :, rows] for one in numbers)
+        if targets is None:
+            self._normalise_prototypes()
+        whole = self._encode(image, numbers[0], self._settings.image_px)
         embedding = whole.embedding.unflatten(0, (len(image), NUM_WHOLE))
-        batch = distributed.gather(embedding.detach()).transpose(0, 1)
-        codes = torch.stack(
-            [distributed.share(code) for code in self._codes(batch, has_queue=has_queue)], dim=1
-        )
+        if targets is None:
+            targets = self._targets(embedding.detach(), has_queue=has_queue)
+        codes = targets if rows is None else targets[rows]
         if own.local_crops:
-            local = self._encode(image, drawn.numbers[1], own.local_px)
+            local = self._encode(image, numbers[1], own.local_px)
             parts = local.embedding.unflatten(0, (len(image), own.local_crops))
             embedding = torch.cat([embedding, parts], dim=1)
         weight = self.prototypes.weight
         scores = embedding @ (weight.detach() if is_frozen else weight).T
         logits = scores / own.temperature
-        self._newest = batch
         self._count(logits[:, :NUM_WHOLE].detach())
-        first, second = batch
-        mine = distributed.share(first)
+        assert self._newest is not None
+        (first, second), end = self._newest, start + len(image)
         return Measured(
             swapped_prediction(logits, codes),
-            instance_accuracy(mine, second, distributed.rank() * len(image)),
-            alignment(mine, distributed.share(second)),
+            instance_accuracy(first[start:end], second, start),
+            alignment(first[start:end], second[start:end]),
             uniformity(second),
             whole.feature.detach()[::NUM_WHOLE],
         )
+
+    @torch.no_grad()
+    def _normalise_prototypes(self) -> None:
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+
+    def _targets(self, embedding: Float[Tensor, "n 2 D"], *, has_queue: bool) -> Float[Tensor, "n 2 P"]:
+        """Codes of this process's share; keeps the embeddings of the whole batch for the queue."""
+        self._newest = distributed.gather(embedding).transpose(0, 1)
+        codes = self._codes(self._newest, has_queue=has_queue)
+        return torch.stack([distributed.share(code) for code in codes], dim=1)
 
     def _encode(
         self, image: Float[Tensor, "n 3 H W"], numbers: Float[Tensor, "R V n"], size_px: int

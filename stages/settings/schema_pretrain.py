@@ -132,6 +132,10 @@ class Pretrain(Section):
             )
         return self
 
+    def num_passes(self, num_processes: int) -> int:
+        """Number of passes of each process for a batch."""
+        return max(1, self.batch_size // num_processes // self.micro_batch) if self.micro_batch else 1
+
     def check_vit(self, arch: str) -> None:
         """Refuse a vision transformer for methods that would leave its class token untrained.
 

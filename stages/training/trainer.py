@@ -24,7 +24,8 @@ from stages.settings.schema_train import Train
 from stages.training.clusters import PixelClusterer
 from stages.training.guidance import Guidance
 from stages.training.health import SIGNS, Health
-from stages.training.losses import ViewClusters, cluster_weights, siamese_loss
+from stages.training.losses import ViewClusters, cluster_weights, pixel_shares
+from stages.training.objective import Objective, Pass
 from stages.training.siamese import Plan, Siamese
 
 FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy")
@@ -69,7 +70,9 @@ class Trainer:
             compile_networks([*segmenter.parts(), *self._frozen.parts()])
         self._device = next(segmenter.parameters()).device
         groups = _parameter_groups(segmenter, settings)
-        self._parameters = [value for group in groups for value in group["params"]]
+        self._objective = distributed.replicate(
+            Objective(segmenter, self._siamese, guidance, settings.pixel_loss)
+        )
         is_capturable = self._device.type == "cuda"
         self._optimizer = torch.optim.Adam(
             groups, weight_decay=settings.weight_decay, fused=True, capturable=is_capturable
@@ -146,34 +149,29 @@ class Trainer:
         """This process's share of the pair of views of a step, then all that guidance draws for it."""
         generator = torch_generator(self._seed, "train", "views", moment.epoch, moment.step)
         plan = self._siamese.views.draw_all(len(rows), stored_px, generator)
-        return self._guidance.draw(rows, moment.epochs, generator).after(plan.share())
+        passes = distributed.passes(len(rows) // distributed.world_size(), self._settings.micro_batch)
+        return self._guidance.draw(rows, moment.epochs, generator, len(passes)).after(plan.share())
 
     def _compute(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, " F"]:
         """What the device does in a step; `drawn` is on the device, and all state changes in place."""
-        views = self._siamese.views.pair(image, Plan.of(drawn.numbers[0]))
-        targets = self._clusterer.assign(self._frozen, views, self.centroids())
-        self._health.add(*targets)
-        first, second = (self._siamese.features(self._segmenter, view) for view in views)
-        settings = self._settings.pixel_loss
-        pixel, within, cross = siamese_loss(
-            (first.pixels, second.pixels),
-            targets,
-            (self._clusters[0], self._clusters[1]),
-            temperature=settings.temperature,
-            cross_weight=settings.cross_weight,
-            metric=settings.metric,
-        )
-        weighted, guided, accuracy = self._guidance.loss(
-            self._segmenter, image, drawn.without(1), second.whole_map
-        )
-        loss = pixel + weighted  # Eq. 5
+        passes = distributed.passes(len(image), self._settings.micro_batch)
+        views = [self._siamese.views.pair(image[rows], Plan.of(drawn.numbers[0][:, rows])) for rows in passes]
+        targets = [self._clusterer.assign(self._frozen, pair, self.centroids()) for pair in views]
+        for pair in targets:
+            self._health.add(*pair)
+        shares = pixel_shares(targets, self._clusters)
         self._optimizer.zero_grad()
-        loss.backward()
-        distributed.average_(value.grad for value in self._parameters if value.grad is not None)
+        figures = []
+        for number, rendered in enumerate(views):
+            one = Pass(number, rendered, targets[number], shares[number])
+            with distributed.gradients_of(self._objective, is_last=number + 1 == len(passes)):
+                loss, others = self._objective(one, self._clusters, image, drawn.without(1))
+                loss.backward()
+            figures.append(torch.stack([loss.detach(), *others]))
         self._optimizer.step()
         if self._segmenter.context is not None:
             self._segmenter.context.project_kernels()
-        return torch.stack([loss, within, cross, guided, accuracy])
+        return figures[0] if len(figures) == 1 else torch.stack(figures).sum(0)
 
     def epoch_figures(self, images: ImageSource) -> dict[str, float]:
         """Diagnostics after an epoch; logs a warning if the clusters have collapsed."""
