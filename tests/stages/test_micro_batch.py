@@ -100,9 +100,7 @@ def test_a_run_in_passes_that_was_interrupted_ends_with_the_same_bytes(
     uninterrupted = bench.hashes(*outputs)
     for path in outputs:
         Path(path).unlink()
-    bench.interrupt(
-        stage.main, argv, 3, monkeypatch
-    )  # within the second epoch of pretrain, the first of train
+    bench.interrupt(stage.main, argv, 3, monkeypatch)  # in the middle of an epoch
     capsys.readouterr()
     stage.main(argv)
     assert "resuming from the state in" in capsys.readouterr().out
@@ -114,13 +112,14 @@ def test_a_run_in_passes_that_was_interrupted_ends_with_the_same_bytes(
     [
         (
             {"train__micro_batch": 3},
-            "train.micro_batch: 3 does not divide batch_size 4 into passes of at least two images; set a divisor",
+            "train.micro_batch: 3 does not divide batch_size 4 into passes of at least two images; "
+            "set a divisor",
         ),
         ({"pretrain__micro_batch": 1}, "pretrain.micro_batch: 1 does not divide batch_size 8 into passes"),
         (
             {"pretrain__micro_batch": 4, "pretrain__method": "slotcon"},
-            "pretrain.micro_batch: 4 is not possible with method: slotcon, whose predictor sees the slots of the "
-            "whole batch; set it to 0",
+            "pretrain.micro_batch: 4 is not possible with method: slotcon, whose predictor sees the slots "
+            "of the whole batch; set it to 0",
         ),
     ],
     ids=str,

@@ -61,8 +61,8 @@ def test_a_share_that_cannot_be_cut_into_passes_is_named(bench: Any) -> None:
     bench.params(runtime__nproc=2, pretrain__micro_batch=8)
     argv = ["--images", "images/train", "--out", "b", "--history", "h", "--metrics", "m"]
     assert (
-        "error: params.yaml: pretrain.micro_batch: the 4 images of each of 2 processes cannot be cut into passes "
-        "of 8; use a divisor, or 0\n"
+        "error: params.yaml: pretrain.micro_batch: the 4 images of each of 2 processes cannot be cut into "
+        "passes of 8; use a divisor, or 0\n"
     ) in bench.command_fault("pretrain", argv)
 
 
