@@ -75,6 +75,19 @@ def test_training_in_passes_gives_the_weights_of_the_whole_batch(
     assert_near(in_passes, weights, 1e-6)
 
 
+@pytest.mark.parametrize("freeze", ["batch_norm", "backbone"])
+def test_frozen_statistics_are_those_of_the_backbone(bench: Any, freeze: str) -> None:
+    bench.write_backbone()
+    bench.write_kept_views()
+    bench.params(train__freeze=freeze, train__epochs=1)
+    train.main(TRAIN)
+    trained, given = load_file("out"), load_file("backbone.safetensors")
+    names = [name for name in given if "running_" in name]
+    assert len(names) == 40  # two of each of the 20 batch norms of a ResNet-18
+    for name in names:
+        assert torch.equal(trained[f"backbone.{name}"], given[name]), name
+
+
 def test_batch_norm_takes_the_statistics_of_each_pass(bench: Any, in_float64: None) -> None:
     bench.write_backbone()
     bench.write_kept_views()
