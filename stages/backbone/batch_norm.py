@@ -78,11 +78,7 @@ class _OverProcesses(torch.autograd.Function):
     ) -> tuple[Float[Tensor, "n C ..."], Float[Tensor, " C"], Float[Tensor, " C"]]:
         """Return the normalized share; mean and unbiased variance of the whole batch, without gradient."""
         x = _dense(x)
-        own = weight.new_zeros(2, len(weight))  # an empty share has no statistics
-        if x.numel():
-            own = torch.stack(
-                torch.batch_norm_update_stats(x if x.is_cuda else x.to(weight), None, None, 0.0)
-            )
+        own = _statistics(x, eps) if x.numel() else weight.new_zeros(2, len(weight))
         packed = torch.cat([own.flatten().to(weight), weight.new_full((1,), x.numel() / len(weight))])
         means, variances, counts = distributed.gather(packed[None]).split(
             [len(weight), len(weight), 1], dim=1
@@ -100,7 +96,7 @@ class _OverProcesses(torch.autograd.Function):
         """Gradients of the share, and this process's part of those of weight and bias."""
         x, weight, mean, scale, total = ctx.saved_tensors
         gradient = _dense(gradient)
-        sums, parts = _reduce(gradient, x, mean, scale)
+        sums, parts = _reduce(gradient, x, weight, mean, scale)
         given = None
         if ctx.needs_input_grad[0]:
             given = _spread(gradient, x, weight, mean, scale, distributed.total(sums), total)
@@ -117,14 +113,23 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
+def _statistics(x: Tensor, eps: float) -> Float[Tensor, "2 C"]:
+    """Mean and variance of a share."""
+    if x.is_cuda:  # accumulates in float32, and gives the scale
+        mean, scale = torch.batch_norm_stats(x, eps)
+        return torch.stack([mean, scale.pow(-2) - eps])
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.stack(torch.batch_norm_update_stats(values, None, None, 0.0))
+
+
 def _reduce(
-    gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor
 ) -> tuple[Float[Tensor, "2 C"], Float[Tensor, "2 C"]]:
     """Sums of g and g (x - mean) over a share, and the gradients of weight and bias."""
     if not x.numel():
         sums = mean.new_zeros(2, len(mean))
     elif x.is_cuda:
-        found = torch.batch_norm_backward_reduce(gradient, x, mean, scale, None, True, False, False)
+        found = torch.batch_norm_backward_reduce(gradient, x, mean, scale, weight, True, False, False)
         sums = torch.stack(found[:2])
     else:
         others = [axis for axis in range(x.ndim) if axis != 1]
