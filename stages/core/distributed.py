@@ -207,7 +207,7 @@ def replicate(module: nn.Module) -> nn.Module:
     if world_size() == 1:
         return module
     return DistributedDataParallel(
-        module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        module, forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
     )
 
 
@@ -227,9 +227,9 @@ def gradients_of(module: nn.Module, *, is_last: bool) -> AbstractContextManager[
 @torch.no_grad()
 def average_(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor in place by its mean over processes, with a single all-reduce."""
-    if world_size() == 1:
-        return
     tensors = list(tensors)
+    if world_size() == 1 or not tensors:  # a ViT has no batch norm
+        return
     flat = mean(torch.cat([tensor.flatten() for tensor in tensors]))
     for tensor, averaged in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(averaged.view_as(tensor))
