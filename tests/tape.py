@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from stages.core.graph import Compute, Kind
 from stages.core.step import Drawn
 
-
 PROFILING = ("_record_function_enter_new", "_record_function_exit")
 
 
