@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if trains:
         images = ImageSource(array, device)
-        backbone, heads, history, figures = _trained(images, start, params, state)
+        backbone, heads, history, figures = _trained(
+            images, start, params, state, cuda_graph=neutral.runtime.cuda_graph
+        )
     else:
         backbone, heads, history, figures = _untrained(start, params)
 
@@ -110,7 +112,12 @@ def pretrain(
 
 
 def _trained(
-    images: ImageSource, start: Published | None, params: SimpleNamespace, state: StageState
+    images: ImageSource,
+    start: Published | None,
+    params: SimpleNamespace,
+    state: StageState,
+    *,
+    cuda_graph: bool,
 ) -> Result:
     pretrainer = Pretrainer(
         params.pretrain,
@@ -121,6 +128,7 @@ def _trained(
         precision=params.precision,
         device=images.device,
         compiled=params.compile,
+        cuda_graph=cuda_graph,
     )
     history = pretrain(pretrainer, images, params, state)
     # Training changes the features, so the heads of the initial checkpoint no longer apply.

@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = StageState(
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )
-    trainer = build_trainer(place(segmenter, device), kept_views, params)
+    trainer = build_trainer(
+        place(segmenter, device), kept_views, params, cuda_graph=neutral.runtime.cuda_graph
+    )
     say("train", images=len(array), epochs=params.train.epochs, batch_size=params.train.batch_size)
     history = train(trainer, ImageSource(array, device), params, state)
 
@@ -143,7 +145,11 @@ def build_segmenter(backbone: Trunk, params: SimpleNamespace) -> Segmenter:
 
 
 def build_trainer(
-    segmenter: Segmenter, kept_views: Int32[np.ndarray, "N V"], params: SimpleNamespace
+    segmenter: Segmenter,
+    kept_views: Int32[np.ndarray, "N V"],
+    params: SimpleNamespace,
+    *,
+    cuda_graph: bool = False,
 ) -> Trainer:
     """Build the trainer from params.yaml, with guidance by the kept views."""
     guidance = Guidance(
@@ -164,6 +170,7 @@ def build_trainer(
         seed=params.seed,
         precision=params.precision,
         compiled=params.compile,
+        cuda_graph=cuda_graph,
     )
 
 

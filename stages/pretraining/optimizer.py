@@ -79,13 +79,16 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
-def build_optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+def build_optimizer(
+    settings: Pretrain, parameters: Sequence[Tensor], *, is_capturable: bool = False
+) -> torch.optim.Optimizer:
     """Build the optimizer; weight decay applies only to weights, not to biases and batch norms (ours).
 
     Nor does LARS scale the gradients of biases and batch norms for SlotCon, as its official code; for SwAV it
     scales all.
 
-    AdamW is fused, because the plain version takes a tenth of the step time of a small network on a CPU.
+    AdamW is fused, because the plain version takes a tenth of the step time of a small network on a CPU. A
+    CUDA graph can hold its step only if it `is_capturable`; the others always are.
     """
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -96,5 +99,4 @@ def build_optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.o
     if settings.optimizer == "lars":
         groups[1]["adapts"] = settings.method != "slotcon"
         return LARS(groups, lr=settings.lr, momentum=settings.momentum)
-    is_capturable = parameters[0].device.type == "cuda"
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True, capturable=is_capturable)

@@ -12,16 +12,10 @@ from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published
 from stages.core import distributed
 from stages.core.device import compile_networks, place, restore_optimizer, torch_generator
+from stages.core.graph import run_steps
 from stages.core.seeds import derive
 from stages.core.step import Drawn, Moment
-from stages.pretraining.figures import (
-    Expected,
-    Moments,
-    explain,
-    find_faults,
-    is_settled,
-    summarise,
-)
+from stages.pretraining.figures import Expected, Moments, explain, find_faults, is_settled, summarise
 from stages.pretraining.methods import build_method
 from stages.pretraining.optimizer import build_optimizer, warmup_cosine
 from stages.pretraining.slotcon import SlotCon
@@ -52,6 +46,7 @@ class Pretrainer:
         precision: str,
         device: torch.device,
         compiled: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         torch.manual_seed(derive(seed, "pretrain", "weights"))
         self._settings, self._seed, self._device = settings, seed, device
@@ -64,7 +59,14 @@ class Pretrainer:
         self._replicated = distributed.replicate(self._method)
         parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
-        self._optimizer = build_optimizer(settings, parameters)
+        self._optimizer = build_optimizer(settings, parameters, is_capturable=cuda_graph)
+        if cuda_graph and settings.method == "slotcon":
+            warn(
+                "pretrain",
+                "runtime.cuda_graph has no effect on method: slotcon; the number of its slots varies",
+            )
+        is_captured = cuda_graph and settings.method != "slotcon"
+        self._run = run_steps(self._compute, device, is_captured=is_captured)
         self._lr = torch.zeros((), device=device)  # on the device, where each step sets it
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr
@@ -96,7 +98,7 @@ class Pretrainer:
             `FIGURES` of this process's share.
         """
         drawn = self._draw(len(image), Moment(epoch, step, num_steps))
-        return self._compute(image, drawn.to(self._device))
+        return self._run(image, drawn)
 
     def _draw(self, num_images: int, moment: Moment) -> Drawn:
         """The learning rate of a step, then all that the method draws for it."""

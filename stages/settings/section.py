@@ -94,6 +94,7 @@ class Runtime(Section):
     timeout_seconds: Positive
     checkpoint_seconds: NonNegative
     check_data: Annotated[list[Literal["files"]], Field(max_length=1)]
+    cuda_graph: bool
 
     @model_validator(mode="after")
     def _one_launcher(self) -> "Runtime":
@@ -101,5 +102,14 @@ class Runtime(Section):
             raise ValueError(
                 f"launcher: starts the processes itself, so it requires nproc: 1, got {self.nproc}; "
                 "set the number of processes in the launcher"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_process_for_a_graph(self) -> "Runtime":
+        if self.cuda_graph and (self.launcher or self.nproc != 1):
+            raise ValueError(
+                "cuda_graph: true needs one process for each stage; set it to false, or set nproc: 1 and "
+                "launcher: ''"
             )
         return self

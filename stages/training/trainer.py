@@ -16,6 +16,7 @@ from torch import Tensor
 from stages.backbone.batch_norm import split_batch_norms
 from stages.core import distributed
 from stages.core.device import compile_networks, restore_optimizer, torch_generator
+from stages.core.graph import run_steps
 from stages.core.step import Drawn, Moment
 from stages.imaging.batches import ImageSource
 from stages.segmenter.context import KERNELS
@@ -46,6 +47,7 @@ class Trainer:
         seed: seed of all random numbers.
         precision: precision of the forward passes.
         compiled: whether to use torch.compile.
+        cuda_graph: whether steps run as CUDA graphs.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Trainer:
         seed: int,
         precision: str,
         compiled: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         self._settings, self._guidance, self._pixel_k, self._seed = settings, guidance, pixel_k, seed
         self._siamese = Siamese(settings, size_px=size_px, precision=precision)
@@ -73,10 +76,10 @@ class Trainer:
         self._objective = distributed.replicate(
             Objective(segmenter, self._siamese, guidance, settings.pixel_loss)
         )
-        is_capturable = self._device.type == "cuda"
         self._optimizer = torch.optim.Adam(
-            groups, weight_decay=settings.weight_decay, fused=True, capturable=is_capturable
+            groups, weight_decay=settings.weight_decay, fused=True, capturable=cuda_graph
         )
+        self._run = run_steps(self._compute, self._device, is_captured=cuda_graph)
         collapse_below = settings.clustering.collapse_below
         self._health = Health(pixel_k, collapse_below=collapse_below, device=self._device)
         self._clusters: list[ViewClusters] = []
@@ -111,10 +114,21 @@ class Trainer:
         self._health.start_epoch(counts, self._probe_maps(images, centroids[1]))
         if balance != "none" and self._settings.clustering.kmeans == "minibatch":
             counts = self._clusterer.count_all(self._frozen, images, batches, epoch, centroids)
-        self._clusters = [
-            ViewClusters(one, cluster_weights(sizes, balance).to(self._device))
-            for one, sizes in zip(centroids, counts, strict=True)
-        ]
+        self._set_clusters(
+            [
+                ViewClusters(one, cluster_weights(sizes, balance))
+                for one, sizes in zip(centroids, counts, strict=True)
+            ]
+        )
+
+    def _set_clusters(self, clusters: Sequence[ViewClusters]) -> None:
+        """Copy new clusters to where the last ones are, for a captured step reads them there."""
+        if not self._clusters:
+            self._clusters = [ViewClusters(*(part.to(self._device) for part in view)) for view in clusters]
+            return
+        for view, new in zip(self._clusters, clusters, strict=True):
+            for part, value in zip(view, new, strict=True):
+                part.copy_(value)
 
     def _set_mode_of_frozen(self) -> None:
         """Select batch or running batch-norm statistics for the assignment."""
@@ -143,7 +157,7 @@ class Trainer:
             `FIGURES` of this process's share.
         """
         drawn = self._draw(image.shape[2], rows, Moment(epoch, step, num_steps))
-        return self._compute(image, drawn.to(self._device))
+        return self._run(image, drawn)
 
     def _draw(self, stored_px: int, rows: Int[Tensor, " N"], moment: Moment) -> Drawn:
         """This process's share of the pair of views of a step, then all that guidance draws for it."""
@@ -200,8 +214,7 @@ class Trainer:
         self._frozen.load_state_dict(saved["frozen"])
         self._set_mode_of_frozen()
         restore_optimizer(self._optimizer, saved["optimizer"])
-        views = [[part.to(self._device) for part in view] for view in saved["clusters"]]
-        self._clusters = [ViewClusters(*view) for view in views]
+        self._set_clusters([ViewClusters(*view) for view in saved["clusters"]])
         self._health.load_state_dict(saved["health"])
 
 
