@@ -1,24 +1,28 @@
 """Stage `embed`: compute a global feature of each of the six pyramid views of every image (4.2.1)."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.backbone.checkpoint import load_backbone
 from stages.backbone.trunk import Trunk
+from stages.core import distributed
 from stages.core.device import autocast, choose_device, enough_memory, place, set_numerics
 from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, in_order, normalise
 from stages.imaging.resample import Boxes, resample
 from stages.pseudo_labels.pyramid import VIEWS, view_boxes
+from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
+from stages.runtime.rows import RowWriter
 from stages.runtime.script import run
-from stages.runtime.state import RowWriter, StageState
+from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.settings.params import load
 from stages.settings.schema import Embed
@@ -43,26 +47,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load(args.params, *KEYS)
     backbone = load_backbone(args.backbone, params.backbone)
     neutral = load(args.params, "device", "runtime")
-    device = choose_device(neutral.device)
+    arguments = sys.argv[1:] if argv is None else argv
+    if launch("stages.embed", arguments, neutral.runtime, neutral.device):
+        return
+    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
-    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
+    state = StageState(
+        watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
+    )
     rows = RowWriter(state, np.float32, (len(images), len(VIEWS), backbone.channels[-1]))
     say("embed", images=len(images), views=len(VIEWS), done_before=rows.done)
-    for features in embed_views(
+    batches = rows.left(in_order(len(images), params.embed.batch_size))
+    features = embed_views(
         backbone,
         images,
         params.embed,
-        first=rows.done,
+        batches=distributed.in_turn(batches),
         crop_ratio=params.crop_ratio,
         precision=params.precision,
-    ):
-        rows.append(features.numpy())
+    )
+    rows.collect(features, [len(batch) for batch in batches])
 
-    state.check()
-    rows.deliver(args.out)
-    state.finish()
+    if distributed.is_leader():
+        state.check()
+        rows.deliver(args.out)
+        state.finish()
+    distributed.leave()
 
 
 def crop_boxes(views: Tensor, crop_ratio: float, centre_ratio: float = 1.0) -> Boxes:
@@ -90,11 +102,11 @@ def embed_views(
     images: ImageSource,
     settings: Embed,
     *,
-    first: int = 0,
+    batches: Sequence[Int[Tensor, " B"]],
     crop_ratio: float,
     precision: str,
 ) -> Iterator[Float[Tensor, "B 6 D"]]:
-    """Yield the features of all six views of every image, as float32 on the CPU, batch by batch.
+    """Yield the features of all six views of each image, as float32 on the CPU, batch by batch.
 
     Each view is resized and center-cropped, as in the evaluation of the self-supervised models (A.1).
     Features are not normalized, because the projection heads and classifiers of `label` need their length.
@@ -102,13 +114,12 @@ def embed_views(
     Args:
         backbone: pretrained trunk; runs in evaluation mode.
         images: N images.
-        settings: batch size, side of the trunk input and center-crop ratio.
-        first: index of the first image; a multiple of the batch size.
+        settings: side of the trunk input and center-crop ratio.
+        batches: indices of the images of each batch.
         crop_ratio: side of the five crops, as a fraction of the image side.
         precision: precision of the forward pass.
     """
     backbone = place(backbone, images.device).eval()
-    batches = in_order(len(images), settings.batch_size)[-(-first // settings.batch_size) :]
     side = settings.image_px
     for image in track(images.batches(batches), "embed", total=len(batches), unit="batch"):
         features = []

@@ -1,20 +1,24 @@
 """Stage `predict`: score every pixel of the validation images for every cluster (4.1)."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.core import distributed
 from stages.core.device import choose_device, enough_memory, place, set_numerics
 from stages.core.images import open_images
 from stages.core.tensors import file_sha256
 from stages.imaging.batches import ImageSource, in_order
+from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
+from stages.runtime.rows import RowWriter
 from stages.runtime.script import run
-from stages.runtime.state import RowWriter, StageState
+from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.segmenter.network import Segmenter, pixel_features
 from stages.segmenter.pixels import EPSILON, Pixels, pixel_logits
@@ -48,27 +52,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     segmenter, _ = load_segmenter(args.segmenter)
     centroids = load_final_clusters(args.centroids, segmenter, file_sha256(args.segmenter))
     neutral = load(args.params, "device", "runtime")
-    device = choose_device(neutral.device)
+    arguments = sys.argv[1:] if argv is None else argv
+    if launch("stages.predict", arguments, neutral.runtime, neutral.device):
+        return
+    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     side = params.size_px // segmenter.feature_stride
     watch = Watch("predict", args.params, KEYS, [args.images, args.segmenter, args.centroids])
-    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
+    state = StageState(
+        watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
+    )
     rows = RowWriter(state, np.float16, (len(images), len(centroids), side, side))
     say("predict", images=len(images), clusters=len(centroids), done_before=rows.done)
-    for scores in score_images(
+    batches = rows.left(in_order(len(images), params.predict.batch_size))
+    scores = score_images(
         place(segmenter, device),
         images,
         centroids.to(device),
-        first=rows.done,
+        batches=distributed.in_turn(batches),
         settings=params.predict,
         precision=params.precision,
-    ):
-        rows.append(scores.numpy())
+    )
+    rows.collect(scores, [len(batch) for batch in batches])
 
-    state.check()
-    rows.deliver(args.out)
-    state.finish()
+    if distributed.is_leader():
+        state.check()
+        rows.deliver(args.out)
+        state.finish()
+    distributed.leave()
 
 
 def score_images(
@@ -76,9 +88,9 @@ def score_images(
     images: ImageSource,
     centroids: Float[Tensor, "K D"],
     *,
+    batches: Sequence[Int[Tensor, " B"]],
     settings: Predict,
     precision: str,
-    first: int = 0,
 ) -> Iterator[Float[Tensor, "B K H W"]]:
     """Yield the similarity of every pixel feature to every centroid, batch by batch.
 
@@ -90,11 +102,10 @@ def score_images(
         segmenter: trained network, on the device of `images`.
         images: N images.
         centroids: K centroids, on the same device.
+        batches: indices of the images of each batch.
         settings: `predict` of params.yaml.
         precision: precision of the forward pass.
-        first: index of the first image; a multiple of the batch size.
     """
-    batches = in_order(len(images), settings.batch_size)[-(-first // settings.batch_size) :]
     for image in track(images.batches(batches), "predict", total=len(batches), unit="batch"):
         pixels = pixel_features(segmenter, image, precision)
         if settings.mirror:

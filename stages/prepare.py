@@ -21,8 +21,9 @@ from stages.dataset.summary import summarise
 from stages.dataset.survey import decoding, survey
 from stages.dataset.truth import write_classes
 from stages.runtime.progress import say, track, warn
+from stages.runtime.rows import link
 from stages.runtime.script import run
-from stages.runtime.state import StageState, link
+from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.params import check_data_size, load

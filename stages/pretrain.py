@@ -34,7 +34,7 @@ UNTRAINED = ("none", "supervised")  # methods that use the initial model without
 Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbone, heads, history, summary
 
 
-@enough_memory("pretrain.batch_size")
+@enough_memory("pretrain.micro_batch")
 def main(argv: Sequence[str] | None = None) -> None:
     """Pretrain on the packed images and write the backbone, the training history and the metrics."""
     args = _parse(argv)
@@ -48,14 +48,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, deterministic=params.deterministic)
-    distributed.check_batch("pretrain.batch_size", params.pretrain.batch_size)
+    distributed.check_batch("pretrain", params.pretrain.batch_size, params.pretrain.micro_batch)
     watch = Watch("pretrain", args.params, KEYS, [args.images, *init_path(params.pretrain)])
     state = StageState(
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )
     if trains:
         images = ImageSource(array, device)
-        backbone, heads, history, figures = _trained(images, start, params, state)
+        backbone, heads, history, figures = _trained(
+            images, start, params, state, cuda_graph=neutral.runtime.cuda_graph
+        )
     else:
         backbone, heads, history, figures = _untrained(start, params)
 
@@ -110,7 +112,12 @@ def pretrain(
 
 
 def _trained(
-    images: ImageSource, start: Published | None, params: SimpleNamespace, state: StageState
+    images: ImageSource,
+    start: Published | None,
+    params: SimpleNamespace,
+    state: StageState,
+    *,
+    cuda_graph: bool,
 ) -> Result:
     pretrainer = Pretrainer(
         params.pretrain,
@@ -121,6 +128,7 @@ def _trained(
         precision=params.precision,
         device=images.device,
         compiled=params.compile,
+        cuda_graph=cuda_graph,
     )
     history = pretrain(pretrainer, images, params, state)
     # Training changes the features, so the heads of the initial checkpoint no longer apply.

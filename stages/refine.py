@@ -17,8 +17,9 @@ from stages.postprocessing.exact_crf import exact_mean_field
 from stages.postprocessing.score_maps import cluster_maps, open_scores, upsample
 from stages.runtime.pool import call_in_order, count_cores
 from stages.runtime.progress import say, track
+from stages.runtime.rows import RowWriter
 from stages.runtime.script import run
-from stages.runtime.state import RowWriter, StageState
+from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.settings.params import load
 from stages.settings.schema import Refine

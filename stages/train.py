@@ -42,7 +42,7 @@ KEYS = (
 REMEDY = "lower train.lr"  # for a loss of NaN or infinity
 
 
-@enough_memory("train.batch_size")
+@enough_memory("train.micro_batch")
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the segmenter and write it with its training history and metrics."""
     args = _parse(argv)
@@ -63,13 +63,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, deterministic=params.deterministic)
-    distributed.check_batch("train.batch_size", params.train.batch_size)
+    distributed.check_batch("train", params.train.batch_size, params.train.micro_batch)
     inputs = [args.images, args.views, args.backbone, *init_path(params.train.init)]
     watch = Watch("train", args.params, KEYS, inputs)
     state = StageState(
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )
-    trainer = build_trainer(place(segmenter, device), kept_views, params)
+    trainer = build_trainer(
+        place(segmenter, device), kept_views, params, cuda_graph=neutral.runtime.cuda_graph
+    )
     say("train", images=len(array), epochs=params.train.epochs, batch_size=params.train.batch_size)
     history = train(trainer, ImageSource(array, device), params, state)
 
@@ -143,7 +145,11 @@ def build_segmenter(backbone: Trunk, params: SimpleNamespace) -> Segmenter:
 
 
 def build_trainer(
-    segmenter: Segmenter, kept_views: Int32[np.ndarray, "N V"], params: SimpleNamespace
+    segmenter: Segmenter,
+    kept_views: Int32[np.ndarray, "N V"],
+    params: SimpleNamespace,
+    *,
+    cuda_graph: bool = False,
 ) -> Trainer:
     """Build the trainer from params.yaml, with guidance by the kept views."""
     guidance = Guidance(
@@ -164,6 +170,7 @@ def build_trainer(
         seed=params.seed,
         precision=params.precision,
         compiled=params.compile,
+        cuda_graph=cuda_graph,
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from stages.core.seeds import derive
@@ -76,7 +77,7 @@ def enough_memory(key: str) -> Iterator[None]:
     """Report what to do when the memory of the device runs out; also a decorator.
 
     Args:
-        key: the batch size, as in params.yaml.
+        key: number of images of a pass, as in params.yaml; a `micro_batch` of 0 is the whole batch.
 
     Raises:
         UserError: the memory ran out.
@@ -84,10 +85,12 @@ def enough_memory(key: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        is_part = key.endswith(".micro_batch")
+        remedy = f"set {key} to a smaller part of batch_size than now" if is_part else f"lower {key}"
         raise UserError(
             f"params.yaml: {key}: the memory of the GPU ran out ({str(error).partition('. ')[0]}); "
-            f"lower {key}, set precision: bfloat16, share each batch among more GPUs "
-            "(runtime.nproc: 0), or end other programs that use the GPU"
+            f"{remedy}, set precision: bfloat16, share the work among more GPUs (runtime.nproc: 0), or end "
+            "other programs that use the GPU"
         ) from error
 
 
@@ -107,9 +110,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
     """Load an optimizer state, with each running mean in the memory format of its parameter.
 
     Files do not store memory formats, and the fused optimizers require parameters and running means to have
-    the same format.
+    the same format. A learning rate that is a tensor stays the tensor that it is.
     """
+    rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)  # type: ignore[arg-type]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):
+            group["lr"] = rate.copy_(group["lr"])
     for parameter, means in optimizer.state.items():
         for name, value in means.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -141,14 +148,26 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 
 def send_all(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Copy several CPU tensors to another device in one asynchronous copy; shapes and types stay."""
-    if device.type == "cpu":
-        return list(parts)
-    # The largest elements first, so that each part begins at a multiple of its element size.
-    order = sorted(range(len(parts)), key=lambda place: -parts[place].element_size())
-    flat = [parts[place].contiguous().flatten().view(torch.uint8) for place in order]
-    pieces = send(torch.cat(flat), device).split([len(part) for part in flat])
-    sent = dict(zip(order, pieces, strict=True))
-    return [sent[place].view(part.dtype).view(part.shape) for place, part in enumerate(parts)]
+    return list(parts) if device.type == "cpu" else unpack(send(pack(parts), device), parts)
+
+
+def pack(parts: Sequence[Tensor]) -> UInt8[Tensor, " B"]:
+    """The bytes of several CPU tensors in one; numpy's copy starts no operators."""
+    stored = [parts[place].numpy().tobytes() for place in _by_element_size(parts)]
+    return torch.frombuffer(bytearray().join(stored), dtype=torch.uint8)
+
+
+def unpack(packed: UInt8[Tensor, " B"], like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of the tensors that `pack` packed; `like` has their shapes and types."""
+    order = _by_element_size(like)
+    pieces = packed.split([like[place].nbytes for place in order])
+    found = dict(zip(order, pieces, strict=True))
+    return [found[place].view(part.dtype).view(part.shape) for place, part in enumerate(like)]
+
+
+def _by_element_size(parts: Sequence[Tensor]) -> list[int]:
+    """The largest elements first, so that each part begins at a multiple of its element size."""
+    return sorted(range(len(parts)), key=lambda place: -parts[place].element_size())
 
 
 @functools.cache

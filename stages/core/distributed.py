@@ -4,18 +4,22 @@ Under torchrun, each process works on its share of every batch, and batch-wide q
 summed. Without torchrun, every function behaves as rank 0 of 1.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from stages.settings.errors import UserError
+
+Item = TypeVar("Item")
 
 
 def join(device: torch.device, timeout_seconds: float) -> torch.device:
@@ -75,16 +79,26 @@ def barrier() -> None:
         dist.barrier()
 
 
-def check_batch(key: str, batch_size: int) -> None:
-    """Check that a batch size is divisible by the number of processes.
+def check_batch(section: str, batch_size: int, micro_batch: int) -> None:
+    """Check that a batch can be split over the processes, and each share into passes.
+
+    Args:
+        section: of params.yaml.
+        batch_size: images of the whole batch.
+        micro_batch: images of a pass of one process; 0 for all.
 
     Raises:
-        UserError: it is not divisible.
+        UserError: it cannot.
     """
     if batch_size % world_size():
         raise UserError(
-            f"params.yaml: {key}: {batch_size} images cannot be split evenly over {world_size()} processes; "
-            "use a multiple of the number of processes"
+            f"params.yaml: {section}.batch_size: {batch_size} images cannot be split evenly over "
+            f"{world_size()} processes; use a multiple of the number of processes"
+        )
+    if micro_batch and (batch_size // world_size()) % micro_batch:
+        raise UserError(
+            f"params.yaml: {section}.micro_batch: the {batch_size // world_size()} images of each of "
+            f"{world_size()} processes cannot be cut into passes of {micro_batch}; use a divisor, or 0"
         )
 
 
@@ -98,9 +112,9 @@ def gather(part: Float[Tensor, "n ..."]) -> Float[Tensor, "N ..."]:
     """Gather the whole batch from equally sized shares, without gradient."""
     if world_size() == 1:
         return part
-    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(parts, part.contiguous())
-    return torch.cat(parts)
+    whole = part.new_empty(world_size() * len(part), *part.shape[1:])
+    dist.all_gather_into_tensor(whole, part.contiguous())
+    return whole
 
 
 @torch.no_grad()
@@ -141,36 +155,81 @@ def object_from_leader(value: Any) -> Any:
     return box[0]
 
 
-def share_of(part: Tensor) -> Tensor:
-    """Factor by which to multiply this process's mean, so that the mean over processes is the global mean.
+def objects(value: Any) -> list[Any]:
+    """The value of each process, in order of rank."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def in_turn(items: Sequence[Item]) -> list[Item]:
+    """This process's items if the processes take them in turn: r, r + W, r + 2 W, ..."""
+    return list(items[rank() :: world_size()])
+
+
+def to_leader(part: Float[Tensor, "n ..."], sizes: Sequence[int]) -> list[Tensor]:
+    """Gather on rank 0 the parts of the first processes, on the CPU, in order of rank.
 
     Args:
-        part: number (or total weight) of the items in this process's mean.
+        part: rows of this process; none if `sizes` ends before its rank.
+        sizes: number of rows of each part.
+
+    Returns:
+        The parts; in other processes none.
     """
-    return part * world_size() / total(part)
+    if world_size() == 1:
+        return [part.cpu()]
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    sent = torch.zeros(max(sizes), *part.shape[1:], dtype=part.dtype, device=device)
+    sent[: len(part)] = part
+    parts = [torch.empty_like(sent) for _ in range(world_size())] if is_leader() else None
+    dist.gather(sent, parts, dst=0)
+    return [] if parts is None else [one[:size].cpu() for one, size in zip(parts, sizes, strict=False)]
 
 
-def total_with_gradient(part: Tensor) -> Tensor:
-    """Sum over processes, with gradient: the backward pass sums the gradients of all processes."""
-    return _Total.apply(part)
+def share_of(part: Tensor, whole: Tensor | None = None) -> Tensor:
+    """Factor by which to multiply a mean, so that the mean over processes of the sums is the global mean.
+
+    Args:
+        part: number (or total weight) of the items in the mean.
+        whole: of all passes of this process; None if there is but one.
+    """
+    return part * world_size() / total(part if whole is None else whole)
 
 
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, part: Tensor) -> Tensor:
-        return total(part)
+def replicate(module: nn.Module) -> nn.Module:
+    """Let the backward pass of a module average the gradients over processes while it goes on.
 
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
-        return total(gradients[0])
+    The module is called once for each backward pass. Parameters that no process uses keep no gradient.
+    """
+    if world_size() == 1:
+        return module
+    return DistributedDataParallel(
+        module, forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+    )
+
+
+def passes(num_images: int, micro_batch: int) -> list[slice]:
+    """Rows of this process's share for each pass; `micro_batch` of 0: one pass."""
+    size = micro_batch or num_images
+    return [slice(start, start + size) for start in range(0, num_images, size)]
+
+
+def gradients_of(module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """Context of one pass of a replicated module: the last one averages the gradients of all passes."""
+    if is_last or not isinstance(module, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return module.no_sync()
 
 
 @torch.no_grad()
 def average_(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor in place by its mean over processes, with a single all-reduce."""
-    if world_size() == 1:
-        return
     tensors = list(tensors)
+    if world_size() == 1 or not tensors:  # a ViT has no batch norm
+        return
     flat = mean(torch.cat([tensor.flatten() for tensor in tensors]))
     for tensor, averaged in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(averaged.view_as(tensor))

@@ -125,6 +125,8 @@ def enlarge(feature: Float[Tensor, "N D H W"], size: tuple[int, int]) -> Float[T
         _enlarging(source, target, feature.device, feature.dtype)
         for source, target in zip(feature.shape[2:], size, strict=True)
     )
+    if feature.shape[1] >= MANY_CHANNELS:  # as cuDNN leaves them, so this copies nothing
+        feature = feature.contiguous(memory_format=torch.channels_last)
     return separable(feature, rows, columns)
 
 

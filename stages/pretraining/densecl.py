@@ -1,12 +1,13 @@
 """DenseCL (Wang et al., 2021): MoCo v2 with a second contrast, between the cells of the last feature map."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.core import distributed
-from stages.core.device import autocast
+from stages.core.step import Drawn, Moment
 from stages.pretraining.encoder import DenseEncoded, Encoder
 from stages.pretraining.figures import Measured
 from stages.pretraining.moco import Encodings, MoCo
@@ -51,34 +52,43 @@ class DenseCL(MoCo):
         )
         queue = F.normalize(torch.randn(queue_size, settings.projection_dim, generator=generator), dim=1)
         self.register_buffer("dense_queue", queue)
-        self._dense_weight = 0.0  # of the current step
+        self._dense_weight: Tensor | None = None  # of the current step
 
     @property
     def view_px(self) -> int:
         """Side of a view."""
         return self._settings.dense.image_px
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
-        """Loss and figures of this process's share of a batch.
-
-        Args:
-            image: RGB in [0, 1].
-            views: random views of this step.
-            epoch: epochs so far; with a fraction for the steps of this one.
-        """
+    def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
+        """The weight of the loss of cells, then as MoCo v2."""
         own = self._settings.densecl
-        self._dense_weight = own.weight * min(1.0, epoch / own.warmup_epochs if own.warmup_epochs else 1.0)
-        return super().forward(image, views, epoch)
+        share = min(1.0, moment.epochs / own.warmup_epochs) if own.warmup_epochs else 1.0
+        return super().draw(views, num_images, moment).after(torch.tensor(own.weight * share))
+
+    def targets(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> list[Encodings]:
+        """As of MoCo v2."""
+        return super().targets(image, drawn.without(1))
+
+    def forward(
+        self,
+        image: Float[Tensor, "n 3 H W"],
+        drawn: Drawn,
+        rows: slice | None = None,
+        targets: Sequence[Encodings] | None = None,
+    ) -> Measured:
+        """Loss and figures of this process's share of a batch, or of some of its images."""
+        self._dense_weight = drawn.numbers[0]
+        return super().forward(image, drawn.without(1), rows, targets)
 
     def _recognise(
-        self, queried: Float[Tensor, "n 3 S S"], keyed: Float[Tensor, "n 3 S S"], order: Tensor
-    ) -> tuple[Tensor, Tensor, Encodings, tuple[Tensor, ...]]:
+        self, view: Float[Tensor, "n 3 S S"], key: Encodings, start: int
+    ) -> tuple[Tensor, Tensor, Encodings]:
         """(1 - lambda) times the loss of images + lambda times that of cells (DenseCL, 3.3)."""
-        with autocast(queried.device, self._precision):
-            query, key = self.encoder(queried), self.keys(keyed, order)
+        loss, accuracy, query = super()._recognise(view, key, start)
+        assert isinstance(query, DenseEncoded)
         assert isinstance(key, DenseEncoded)
-        loss, accuracy = self._recognise_images(query, key)
-        own = DenseEncoded(*map(distributed.share, key))
+        first = self._start(key, start)
+        own = DenseEncoded(*(part[first : first + len(view)] for part in key))
         dense_loss = dense_info_nce(
             query.cell,
             matched(own.cell, nearest_cells(query.cell_feature, own.cell_feature)),
@@ -86,10 +96,15 @@ class DenseCL(MoCo):
             self.dense_queue,
             self._settings.temperature,
             batch_negatives=self._settings.batch_negatives,
-            start=distributed.rank() * len(queried),
+            start=first,
         )
-        loss = (1 - self._dense_weight) * loss + self._dense_weight * dense_loss
-        return loss, accuracy, query, (key.embedding, key.pooled)
+        assert self._dense_weight is not None
+        loss = torch.lerp(loss, dense_loss, self._dense_weight)
+        return loss, accuracy, query
+
+    def _newest(self, key: Encodings) -> tuple[Tensor, ...]:
+        assert isinstance(key, DenseEncoded)
+        return key.embedding, key.pooled
 
     def _queues(self) -> tuple[Float[Tensor, "Q D"], ...]:
         return self.queue, self.dense_queue

@@ -4,19 +4,21 @@ The paper uses it as the instance-level self-supervised method (4.1, 5.1).
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stages.backbone.batch_norm import split_batch_norms
+from stages.backbone.batch_norm import set_groups_of_pass, split_batch_norms
 from stages.core import distributed
 from stages.core.device import autocast
+from stages.core.step import Drawn, Moment
 from stages.pretraining.encoder import DenseEncoded, Encoded, Encoder
-from stages.pretraining.figures import Measured, alignment, perplexity, uniformity
-from stages.pretraining.views import Views
+from stages.pretraining.figures import Measured, alignment, uniformity
+from stages.pretraining.info_nce import info_nce
+from stages.pretraining.views import Views, render
 from stages.settings.schema_pretrain import Pretrain
 
 LARGEST_QUEUE = 65536
@@ -57,6 +59,7 @@ class MoCo(nn.Module):
         self.encoder = encoder
         split_batch_norms(encoder, settings.bn_splits)
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        set_groups_of_pass(encoder, settings.bn_splits, settings.num_passes(distributed.world_size()))
         self._settings, self._key_momentum, self._precision = settings, key_momentum, precision
         queue = F.normalize(torch.randn(queue_size, settings.projection_dim, generator=generator), dim=1)
         self.register_buffer("queue", queue)
@@ -83,29 +86,86 @@ class MoCo(nn.Module):
         """Side of a view."""
         return self._settings.image_px
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
-        """Loss and figures of this process's share of a batch; `epoch` is not used."""
+    def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
+        """The views of a step, and the order that shuffles the keys.
+
+        Args:
+            views: draws them.
+            num_images: of this process's share.
+            moment: of the step.
+        """
         low, high = self._settings.crop_area
-        first, second = views.draw_several(image, (low, high), self.view_px, 2)
-        order = views.permutation(image)
-        loss, accuracy, query, keys = self._recognise(first, second, order)
+        drawn = views.draw(num_images, (low, high), self.view_px, 2)
+        return Drawn((drawn, views.permutation(num_images)))
+
+    def targets(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> list[Encodings]:
+        """Keys of the whole batch, for passes of parts of it: second view, then the first if symmetric."""
+        numbers, order = drawn.numbers
+        return self._targets(render(image, numbers, self.view_px), order)
+
+    def forward(
+        self,
+        image: Float[Tensor, "n 3 H W"],
+        drawn: Drawn,
+        rows: slice | None = None,
+        targets: Sequence[Encodings] | None = None,
+    ) -> Measured:
+        """Loss and figures of this process's share of a batch, or of some of its images.
+
+        Args:
+            image: RGB in [0, 1].
+            drawn: what `draw` has drawn, on the device.
+            rows: images of this pass; None for all.
+            targets: see `targets`; None to compute them.
+        """
+        numbers, order = drawn.numbers
+        if rows is not None:
+            image, numbers = image[rows], numbers[:, :, rows]
+        views = render(image, numbers, self.view_px)
+        if targets is None:
+            targets = self._targets(views, order)
+        found = [
+            self._recognise(view, target, 0 if rows is None else rows.start)
+            for view, target in zip(views, targets, strict=False)
+        ]
+        loss, accuracy, query = found[0]
         if self._settings.symmetric:
-            swapped_loss, swapped_accuracy, _, _ = self._recognise(second, first, order)
+            swapped_loss, swapped_accuracy, _ = found[1]
             loss, accuracy = (loss + swapped_loss) / 2, (accuracy + swapped_accuracy) / 2
-        self._keys = keys
-        aligned = alignment(query.embedding.detach(), distributed.share(keys[0]))
-        return Measured(loss, accuracy, aligned, uniformity(keys[0]), query.feature.detach())
+        key, own = targets[0].embedding, distributed.share(targets[0].embedding)
+        self._keys = self._newest(targets[0])
+        aligned = alignment(query.embedding.detach(), own if rows is None else own[rows])
+        return Measured(loss, accuracy, aligned, uniformity(key), query.feature.detach())
+
+    def _targets(self, views: Float[Tensor, "2 n 3 S S"], order: Tensor) -> list[Encodings]:
+        keyed = (views[1], views[0]) if self._settings.symmetric else (views[1],)
+        with autocast(views.device, self._precision):
+            return [self.keys(view, order) for view in keyed]
+
+    def _newest(self, key: Encodings) -> tuple[Tensor, ...]:
+        """Of all keys of the batch, what each queue takes."""
+        return (key.embedding,)
 
     def _recognise(
-        self, queried: Float[Tensor, "n 3 S S"], keyed: Float[Tensor, "n 3 S S"], order: Tensor
-    ) -> tuple[Tensor, Tensor, Encodings, tuple[Tensor, ...]]:
-        """Loss and accuracy of one view's queries against the other's keys; the queries; all keys."""
-        with autocast(queried.device, self._precision):
-            query, key = self.encoder(queried), self.keys(keyed, order)
-        loss, accuracy = self._recognise_images(query, key)
-        return loss, accuracy, query, (key.embedding,)
+        self, view: Float[Tensor, "n 3 S S"], key: Encodings, start: int
+    ) -> tuple[Tensor, Tensor, Encodings]:
+        """Loss and accuracy of one view's queries against all keys; the queries.
 
-    def _recognise_images(self, query: Encodings, key: Encodings) -> tuple[Tensor, Tensor]:
+        Args:
+            view: of some images of this process's share.
+            key: of the other view, of all images of the batch.
+            start: place of the first image in the share.
+        """
+        with autocast(view.device, self._precision):
+            query = self.encoder(view)
+        loss, accuracy = self._recognise_images(query, key, start)
+        return loss, accuracy, query
+
+    def _start(self, key: Encodings, start: int) -> int:
+        """Place in the batch of an image of this process's share."""
+        return start + distributed.rank() * (len(key.embedding) // distributed.world_size())
+
+    def _recognise_images(self, query: Encodings, key: Encodings, start: int) -> tuple[Tensor, Tensor]:
         """InfoNCE of the global embeddings, and its accuracy; counts the use of the queue."""
         loss, accuracy, used = info_nce(
             query.embedding,
@@ -113,7 +173,7 @@ class MoCo(nn.Module):
             self.queue,
             self._settings.temperature,
             batch_negatives=self._settings.batch_negatives,
-            start=distributed.rank() * len(query.embedding),
+            start=self._start(key, start),
         )
         self.used += torch.stack([distributed.mean(used), torch.ones_like(used)])
         return loss, accuracy
@@ -184,38 +244,3 @@ def choose_key_momentum(settings: Pretrain, num_steps: int) -> float:
     steps (MoCo's m = 0.999).
     """
     return settings.key_momentum or 1 - 1 / min(1000, max(10, num_steps / 10))
-
-
-def info_nce(
-    query: Float[Tensor, "n D"],
-    key: Float[Tensor, "N D"],
-    queue: Float[Tensor, "Q D"],
-    temperature: float,
-    *,
-    batch_negatives: bool,
-    start: int = 0,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """InfoNCE loss (MoCo, Eq. 1), accuracy of the queries, and effective share of the queue.
-
-    The last is the mean perplexity of the softmax over the queue, divided by its length; 1 means uniform.
-
-    Args:
-        query: unit embeddings of one view of some images.
-        key: unit embeddings of the other view of all images of the batch; row `start` + i belongs to query i.
-        queue: unit embeddings of other images.
-        temperature: softmax temperature.
-        batch_negatives: whether the other keys of the batch are also negatives, as in MoCo v3. With only
-            the queue, old keys are easy to recognize while the encoder changes fast.
-        start: row of the first query's key.
-    """
-    target = start + torch.arange(len(query), device=query.device)
-    against_batch = query @ key.T
-    if not batch_negatives:
-        against_batch = against_batch.gather(1, target[:, None])
-        target = torch.zeros_like(target)
-    against_queue = query @ queue.T
-    logits = torch.cat([against_batch, against_queue], dim=1) / temperature
-    with torch.no_grad():
-        accuracy = (logits.argmax(1) == target).float().mean()
-        used = perplexity((against_queue / temperature).softmax(1)).mean() / len(queue)
-    return F.cross_entropy(logits, target), accuracy, used

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedule; includes LARS (You et al., 2017), which torch lacks."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,39 @@ from stages.settings.schema_pretrain import Pretrain
 TRUST = 0.001  # as in SwAV and the LARS paper
 
 
-class LARS(torch.optim.SGD):
+class SGD(torch.optim.Optimizer):
+    """SGD with momentum, whose learning rate may be a tensor on the device.
+
+    v <- momentum v + g + decay w, then w <- w - lr v
+
+    The values of torch's own, which reads such a learning rate back to the host.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move the weights that have a gradient."""
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+            velocities = [self.state[weight]["momentum_buffer"] for weight in weights]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, self._slopes(weights, group))
+            torch._foreach_sub_(weights, torch._foreach_mul(velocities, group["lr"]))
+
+    def _slopes(self, weights: Sequence[Tensor], group: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The gradient of each weight, with weight decay."""
+        slopes = [weight.grad for weight in weights if weight.grad is not None]
+        return torch._foreach_add(slopes, list(weights), alpha=group["weight_decay"])
+
+
+class LARS(SGD):
     """SGD that scales the gradient of each weight tensor to `TRUST` times the weight norm.
 
     g <- TRUST |w| / (|g| + decay |w|) (g + decay w)
@@ -20,22 +52,11 @@ class LARS(torch.optim.SGD):
     A parameter group with `adapts=False` takes plain SGD.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float) -> None:
-        super().__init__(groups, lr=lr, momentum=momentum)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of SGD along the scaled gradients."""
-        groups = [group for group in self.param_groups if group.get("adapts", True)]
-        decays = [group["weight_decay"] for group in groups]
-        for group, decay in zip(groups, decays, strict=True):
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    weight.grad.copy_(scaled(weight, weight.grad, decay))
-            group["weight_decay"] = 0.0
-        super().step()
-        for group, decay in zip(groups, decays, strict=True):
-            group["weight_decay"] = decay
+    def _slopes(self, weights: Sequence[Tensor], group: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        if not group.get("adapts", True):
+            return super()._slopes(weights, group)
+        decay = group["weight_decay"]
+        return tuple(scaled(weight, weight.grad, decay) for weight in weights if weight.grad is not None)
 
 
 def scaled(weight: Tensor, gradient: Tensor, decay: float) -> Tensor:
@@ -58,22 +79,24 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
-def build_optimizer(settings: Pretrain, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+def build_optimizer(
+    settings: Pretrain, parameters: Sequence[Tensor], *, is_capturable: bool = False
+) -> torch.optim.Optimizer:
     """Build the optimizer; weight decay applies only to weights, not to biases and batch norms (ours).
 
     Nor does LARS scale the gradients of biases and batch norms for SlotCon, as its official code; for SwAV it
     scales all.
 
-    AdamW is fused, because the plain version takes a tenth of the step time of a small network on a CPU. SGD
-    is not, because fused SGD cannot start updating prototypes that were frozen before.
+    AdamW is fused, because the plain version takes a tenth of the step time of a small network on a CPU. A
+    CUDA graph can hold its step only if it `is_capturable`; the others always are.
     """
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+        return SGD(groups, lr=settings.lr, momentum=settings.momentum)
     if settings.optimizer == "lars":
         groups[1]["adapts"] = settings.method != "slotcon"
         return LARS(groups, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=True, capturable=is_capturable)

@@ -12,10 +12,13 @@ from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published
 from stages.core import distributed
 from stages.core.device import compile_networks, place, restore_optimizer, torch_generator
+from stages.core.graph import run_steps
 from stages.core.seeds import derive
+from stages.core.step import Drawn, Moment
 from stages.pretraining.figures import Expected, Moments, explain, find_faults, is_settled, summarise
 from stages.pretraining.methods import build_method
 from stages.pretraining.optimizer import build_optimizer, warmup_cosine
+from stages.pretraining.slotcon import SlotCon
 from stages.pretraining.views import Views
 from stages.runtime.progress import warn
 from stages.settings.schema_pretrain import Pretrain
@@ -43,6 +46,7 @@ class Pretrainer:
         precision: str,
         device: torch.device,
         compiled: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         torch.manual_seed(derive(seed, "pretrain", "weights"))
         self._settings, self._seed, self._device = settings, seed, device
@@ -52,9 +56,20 @@ class Pretrainer:
         self._method = place(method, device)
         if compiled:
             compile_networks(self._method.networks())
-        self._parameters = [value for value in method.parameters() if value.requires_grad]
+        self._replicated = distributed.replicate(self._method)
+        parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
-        self._optimizer = build_optimizer(settings, self._parameters)
+        self._optimizer = build_optimizer(settings, parameters, is_capturable=cuda_graph)
+        if cuda_graph and settings.method == "slotcon":
+            warn(
+                "pretrain",
+                "runtime.cuda_graph has no effect on method: slotcon; the number of its slots varies",
+            )
+        is_captured = cuda_graph and settings.method != "slotcon"
+        self._run = run_steps(self._compute, device, is_captured=is_captured)
+        self._lr = torch.zeros((), device=device)  # on the device, where each step sets it
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr
         self._faults: list[str] = []
         self._moments = Moments(self.backbone.channels[-1], device)
 
@@ -82,21 +97,46 @@ class Pretrainer:
         Returns:
             `FIGURES` of this process's share.
         """
-        self._set_lr(epoch * num_steps + step, num_steps)
-        generator = torch_generator(self._seed, "pretrain", "views", epoch, step)
-        measured = self._method(
-            image,
-            Views(self._settings.photometric, self._settings.crop_aspect, generator),
-            epoch + step / num_steps,
-        )
+        drawn = self._draw(len(image), Moment(epoch, step, num_steps))
+        return self._run(image, drawn)
+
+    def _draw(self, num_images: int, moment: Moment) -> Drawn:
+        """The learning rate of a step, then all that the method draws for it."""
+        generator = torch_generator(self._seed, "pretrain", "views", moment.epoch, moment.step)
+        views = Views(self._settings.photometric, self._settings.crop_aspect, generator)
+        drawn = self._method.draw(views, num_images, moment)
+        return drawn.after(torch.tensor(self._settings.lr * self._lr_factor(moment)))
+
+    def _compute(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, " F"]:
+        """What the device does in a step; `drawn` is on the device, and all state changes in place."""
+        self._lr.copy_(drawn.numbers[0])
         self._optimizer.zero_grad()
-        measured.loss.backward()
-        distributed.average_(value.grad for value in self._parameters if value.grad is not None)
+        figures, feature = self._propagate(image, drawn.without(1))
         self._optimizer.step()
         self._method.after_step()
         distributed.average_(self._statistics)  # each process has seen different groups
-        self._moments.add(distributed.gather(measured.feature))
-        return torch.stack(measured[: len(FIGURES)])
+        self._moments.add(distributed.gather(feature))
+        return figures
+
+    def _propagate(
+        self, image: Float[Tensor, "n 3 H W"], drawn: Drawn
+    ) -> tuple[Float[Tensor, " F"], Float[Tensor, "n C"]]:
+        """Compute the gradients of a batch in passes of the same size; return figures and features."""
+        passes = distributed.passes(len(image), self._settings.micro_batch)
+        if len(passes) == 1:
+            measured = self._replicated(image, drawn)
+            measured.loss.backward()
+            return torch.stack(measured[: len(FIGURES)]), measured.feature
+        assert not isinstance(self._method, SlotCon)  # the schema refuses it
+        targets = self._method.targets(image, drawn)
+        figures, features = [], []
+        for rows in passes:
+            with distributed.gradients_of(self._replicated, is_last=rows is passes[-1]):
+                measured = self._replicated(image, drawn, rows, targets)
+                (measured.loss / len(passes)).backward()
+            figures.append(torch.stack(measured[: len(FIGURES)]).detach())
+            features.append(measured.feature)
+        return torch.stack(figures).mean(0), torch.cat(features)
 
     def warn(self, epoch: int, figures: Mapping[str, float]) -> None:
         """Log a warning for each fault in the epoch in which it begins.
@@ -123,16 +163,14 @@ class Pretrainer:
         """`EPOCH_FIGURES`; resets their accumulators."""
         rank, usage = self._moments.effective_rank(), self._method.take_usage()
         self._moments.reset()
-        return {"effective_rank": rank, "usage": usage, "lr": self._optimizer.param_groups[0]["lr"]}
+        return {"effective_rank": rank, "usage": usage, "lr": float(self._lr)}
 
-    def _set_lr(self, step: int, steps_per_epoch: int) -> None:
-        factor = warmup_cosine(
-            step,
-            total_steps=self._settings.epochs * steps_per_epoch,
-            warmup_steps=round(self._settings.warmup_epochs * steps_per_epoch),
+    def _lr_factor(self, moment: Moment) -> float:
+        return warmup_cosine(
+            moment.steps,
+            total_steps=self._settings.epochs * moment.num_steps,
+            warmup_steps=round(self._settings.warmup_epochs * moment.num_steps),
         )
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.lr * factor
 
     def state_dict(self) -> dict[str, Any]:
         """All state that the next step depends on."""

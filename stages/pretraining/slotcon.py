@@ -17,6 +17,7 @@ from stages.backbone.resnet import global_feature
 from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.device import autocast
+from stages.core.step import Drawn, Moment
 from stages.pretraining.figures import Measured, perplexity, uniformity
 from stages.pretraining.moco import follow
 from stages.pretraining.slots import (
@@ -28,7 +29,7 @@ from stages.pretraining.slots import (
     rising_momentum,
     slot_sums,
 )
-from stages.pretraining.views import Look, Views
+from stages.pretraining.views import Look, Views, render_overlapping
 from stages.settings.schema_pretrain import Pretrain
 
 HEAD_STD = 0.02  # of the initial weights of projector and predictor, as in DINO
@@ -132,20 +133,29 @@ class SlotCon(nn.Module):
         """Number of prototypes."""
         return self._own.num_prototypes
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
+    def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
+        """The views of a step; sets the momentum of the teacher, a number of the host.
+
+        Args:
+            views: draws them.
+            num_images: of this process's share.
+            moment: of the step.
+        """
+        own, (low, high) = self._own, self._settings.crop_area
+        self._momentum = rising_momentum(self._first_momentum, moment.epochs / self._settings.epochs)
+        looks = list(map(Look, own.blur_probability, own.solarize_probability))
+        side = self._settings.dense.image_px
+        return Drawn((views.draw_overlapping(num_images, (low, high), side, own.overlap, looks),))
+
+    def forward(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Measured:
         """Loss, the sum over both directions, and figures of this process's share of a batch.
 
         Args:
             image: RGB in [0, 1].
-            views: random views of this step.
-            epoch: epochs so far; with a fraction for the steps of this one.
+            drawn: what `draw` has drawn, on the device.
         """
-        own, (low, high) = self._own, self._settings.crop_area
-        self._momentum = rising_momentum(self._first_momentum, epoch / self._settings.epochs)
-        looks = list(map(Look, own.blur_probability, own.solarize_probability))
-        pair, common = views.draw_overlapping(
-            image, (low, high), self._settings.dense.image_px, own.overlap, looks
-        )
+        own = self._own
+        pair, common = render_overlapping(image, drawn.numbers[0], self._settings.dense.image_px)
         projected = [self._project(self.encoder, view) for view in pair]
         student = [self._group(self.encoder, one) for one in projected]
         with torch.no_grad():

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stages.backbone.batch_norm import split_batch_norms
+from stages.backbone.batch_norm import kept_statistics, set_groups_of_pass, split_batch_norms
 from stages.core import distributed
 from stages.core.device import autocast
+from stages.core.step import Drawn, Moment
 from stages.pretraining.encoder import Encoded, Encoder
 from stages.pretraining.figures import Measured, alignment, instance_accuracy, perplexity, uniformity
-from stages.pretraining.views import Views
+from stages.pretraining.views import Views, render
 from stages.settings.schema_pretrain import Pretrain
 
 NUM_WHOLE = 2  # large views per image, for which codes are computed
@@ -28,25 +29,19 @@ class SwAV(nn.Module):
     """
 
     queue: Tensor
-    filled: Tensor
     assigned: Tensor
 
     def __init__(self, encoder: Encoder, settings: Pretrain, *, precision: str) -> None:
         super().__init__()
         self.encoder = encoder
         split_batch_norms(encoder, settings.bn_splits)
+        set_groups_of_pass(encoder, settings.bn_splits, settings.num_passes(distributed.world_size()))
         self._settings, self._own, self._precision = settings, settings.swav, precision
         self.prototypes = nn.Linear(settings.projection_dim, self._own.num_prototypes, bias=False)
         shape = (NUM_WHOLE, self._own.queue_size, settings.projection_dim)
         self.register_buffer("queue", torch.zeros(shape))  # newest last
-        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
         self.register_buffer("assigned", torch.zeros(self._own.num_prototypes))
         self._newest: Tensor | None = None
-        self._filled = 0  # `filled`, where the host need not wait for the device
-        self.register_load_state_dict_post_hook(lambda *_: self._read_filled())
-
-    def _read_filled(self) -> None:
-        self._filled = int(self.filled)
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The networks to compile."""
@@ -61,48 +56,116 @@ class SwAV(nn.Module):
         """Number of prototypes; the chance-level loss is its logarithm."""
         return self._own.num_prototypes
 
-    def forward(self, image: Float[Tensor, "n 3 H W"], views: Views, epoch: float) -> Measured:
-        """Loss and figures of this process's share of a batch."""
+    def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
+        """The large and the small views of a step; whether prototypes are frozen and codes use the queue.
+
+        The queue is used once it is full.
+
+        Args:
+            views: draws them.
+            num_images: of this process's share.
+            moment: of the step.
+        """
         own = self._own
-        with torch.no_grad():
-            self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
-        whole = self._encode(image, views, NUM_WHOLE, own.crop_area, self._settings.image_px)
+        kinds = (
+            (NUM_WHOLE, own.crop_area, self._settings.image_px),
+            (own.local_crops, own.local_area, own.local_px),
+        )
+        numbers = [
+            views.draw(num_images, (low, high), size_px, count)
+            for count, (low, high), size_px in kinds
+            if count
+        ]
+        num_passed = moment.steps * num_images * distributed.world_size()
+        is_full = own.queue_size > 0 and num_passed >= own.queue_size
+        has_queue = is_full and moment.epochs >= own.queue_from_epoch
+        return Drawn(tuple(numbers), (moment.epochs < own.freeze_epochs, has_queue))
+
+    @torch.no_grad()
+    def targets(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, "n 2 P"]:
+        """Codes of this process's share, from the whole batch, for passes of parts of it.
+
+        The encoder sees the large views once more for this, in the same passes.
+        """
+        self._normalise_prototypes()
+        side = self._settings.image_px
+        with kept_statistics(self.encoder):
+            embedding = torch.cat(
+                [
+                    self._encode(image[rows], drawn.numbers[0][:, :, rows], side).embedding
+                    for rows in distributed.passes(len(image), self._settings.micro_batch)
+                ]
+            )
+        return self._targets(embedding.unflatten(0, (len(image), NUM_WHOLE)), has_queue=drawn.phase[1])
+
+    def forward(
+        self,
+        image: Float[Tensor, "n 3 H W"],
+        drawn: Drawn,
+        rows: slice | None = None,
+        targets: Float[Tensor, "n 2 P"] | None = None,
+    ) -> Measured:
+        """Loss and figures of this process's share of a batch, or of some of its images.
+
+        Args:
+            image: RGB in [0, 1].
+            drawn: what `draw` has drawn, on the device.
+            rows: images of this pass; None for all.
+            targets: see `targets`; None to compute them.
+        """
+        own, (is_frozen, has_queue), numbers = self._own, drawn.phase, drawn.numbers
+        start = distributed.rank() * len(image)
+        if rows is not None:
+            start += rows.start
+            image, numbers = image[rows], tuple(one[:, :, rows] for one in numbers)
+        if targets is None:
+            self._normalise_prototypes()
+        whole = self._encode(image, numbers[0], self._settings.image_px)
         embedding = whole.embedding.unflatten(0, (len(image), NUM_WHOLE))
-        batch = distributed.gather(embedding.detach()).transpose(0, 1)
-        codes = torch.stack([distributed.share(code) for code in self._codes(batch, epoch)], dim=1)
+        if targets is None:
+            targets = self._targets(embedding.detach(), has_queue=has_queue)
+        codes = targets if rows is None else targets[rows]
         if own.local_crops:
-            local = self._encode(image, views, own.local_crops, own.local_area, own.local_px)
+            local = self._encode(image, numbers[1], own.local_px)
             parts = local.embedding.unflatten(0, (len(image), own.local_crops))
             embedding = torch.cat([embedding, parts], dim=1)
         weight = self.prototypes.weight
-        scores = embedding @ (weight.detach() if epoch < own.freeze_epochs else weight).T
+        scores = embedding @ (weight.detach() if is_frozen else weight).T
         logits = scores / own.temperature
-        self._newest = batch
         self._count(logits[:, :NUM_WHOLE].detach())
-        first, second = batch
-        mine = distributed.share(first)
+        assert self._newest is not None
+        (first, second), end = self._newest, start + len(image)
         return Measured(
             swapped_prediction(logits, codes),
-            instance_accuracy(mine, second, distributed.rank() * len(image)),
-            alignment(mine, distributed.share(second)),
+            instance_accuracy(first[start:end], second, start),
+            alignment(first[start:end], second[start:end]),
             uniformity(second),
             whole.feature.detach()[::NUM_WHOLE],
         )
 
+    @torch.no_grad()
+    def _normalise_prototypes(self) -> None:
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+
+    def _targets(self, embedding: Float[Tensor, "n 2 D"], *, has_queue: bool) -> Float[Tensor, "n 2 P"]:
+        """Codes of this process's share; keeps the embeddings of the whole batch for the queue."""
+        self._newest = distributed.gather(embedding).transpose(0, 1)
+        codes = self._codes(self._newest, has_queue=has_queue)
+        return torch.stack([distributed.share(code) for code in codes], dim=1)
+
     def _encode(
-        self, image: Float[Tensor, "n 3 H W"], views: Views, count: int, area: list[float], size_px: int
+        self, image: Float[Tensor, "n 3 H W"], numbers: Float[Tensor, "R V n"], size_px: int
     ) -> Encoded:
-        """Encode `count` views of each image as one batch."""
-        low, high = area
-        drawn = views.draw_several(image, (low, high), size_px, count).transpose(0, 1)
+        """Encode some views of each image as one batch."""
+        views = render(image, numbers, size_px).transpose(0, 1)
         with autocast(image.device, self._precision):
-            return self.encoder(drawn.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+            return self.encoder(views.flatten(0, 1).contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
-    def _codes(self, batch: Float[Tensor, "2 N D"], epoch: float) -> list[Float[Tensor, "N P"]]:
-        """Codes of both large views, computed together with the queue once it is full."""
+    def _codes(self, batch: Float[Tensor, "2 N D"], *, has_queue: bool) -> list[Float[Tensor, "N P"]]:
+        """Codes of both large views, computed together with the queue if it is used."""
         own, num_images = self._own, batch.shape[1]
-        if own.queue_size and epoch >= own.queue_from_epoch and self._filled >= own.queue_size:
+        if has_queue:
             batch = torch.cat([self.queue, batch], dim=1)
         scores = batch @ self.prototypes.weight.T
         return [sinkhorn(view, own.epsilon, own.sinkhorn_iterations)[-num_images:] for view in scores]
@@ -118,8 +181,6 @@ class SwAV(nn.Module):
         """Replace the oldest embeddings of the queue by the newest."""
         assert self._newest is not None
         self.queue.copy_(torch.cat([self.queue, self._newest], dim=1)[:, self._newest.shape[1] :])
-        self.filled += self._newest.shape[1]
-        self._filled += self._newest.shape[1]
 
     def take_usage(self) -> float:
         """Effective share of prototypes that were nearest to some view since the last call.

@@ -9,9 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.device import send
 from stages.imaging.batches import normalise
-from stages.imaging.photometric import Jitter, apply_colour, jitter_from, num_jitter_draws
+from stages.imaging.photometric import Jitter, apply_colour, draw_jitter, jitter_from, num_jitter_draws
 from stages.imaging.resample import Boxes, resample
 from stages.settings.section import Photometric
 
@@ -111,7 +110,7 @@ class Look(NamedTuple):
 
 
 class Views:
-    """The random views of one step: drawn for the whole batch, rendered for this process's share.
+    """Draws the random views of one step on the host: for the whole batch, of which it returns this share.
 
     Args:
         strengths: strengths of color jitter and blur.
@@ -123,77 +122,86 @@ class Views:
         self._strengths, self._aspect, self._generator = strengths, aspect, generator
 
     def draw(
-        self, image: Float[Tensor, "n 3 H W"], area: tuple[float, float], size_px: int
-    ) -> Float[Tensor, "n 3 S S"]:
-        """One augmented, normalized view of each image (MoCo v2's augmentations)."""
-        return self.draw_several(image, area, size_px, 1)[0]
+        self, num_images: int, area: tuple[float, float], size_px: int, count: int
+    ) -> Float[Tensor, "R V n"]:
+        """The numbers of `count` augmented views of each image (MoCo v2's augmentations), for `render`.
 
-    def draw_several(
-        self, image: Float[Tensor, "n 3 H W"], area: tuple[float, float], size_px: int, count: int
-    ) -> Float[Tensor, "V n 3 S S"]:
-        """`count` views of each image as `draw` gives them one after the other, with few calls.
-
-        Blur and color commute except for clipping, so the blur is part of the resampling.
+        Args:
+            num_images: n, in this process's share.
+            area: range of the share of the image's area.
+            size_px: side of a view.
+            count: V.
         """
         world, size = distributed.world_size(), BOX_DRAWS + num_jitter_draws(self._strengths)
-        drawn = torch.rand(count, size, len(image) * world, generator=self._generator)
+        drawn = torch.rand(count, size, num_images * world, generator=self._generator)
         chances = drawn.tensor_split(world, dim=2)[distributed.rank()].transpose(0, 1)
         jitter = jitter_from(chances[BOX_DRAWS:], self._strengths, size_px)
-        boxes = resized_boxes(chances[:BOX_DRAWS], area, self._aspect)
-        numbers = send(torch.stack([*boxes, *jitter]).flatten(1), image.device).unbind()
-        boxes, jitter = Boxes(*numbers[: len(boxes)]), Jitter(*numbers[len(boxes) :])
-        crops = resample(image, boxes, (size_px, size_px), jitter.blur_sigma_px)
-        return normalise(apply_colour(crops, jitter)).unflatten(0, (count, -1))
+        return torch.stack([*resized_boxes(chances[:BOX_DRAWS], area, self._aspect), *jitter])
 
     def draw_overlapping(
         self,
-        image: Float[Tensor, "n 3 H W"],
+        num_images: int,
         area: tuple[float, float],
         size_px: int,
         overlap: float,
         looks: Sequence[Look],
-    ) -> tuple[list[Float[Tensor, "n 3 S S"]], list[Boxes]]:
-        """Two views of each image that overlap, and their intersection in each (SlotCon's augmentations).
+    ) -> Float[Tensor, "R n"]:
+        """The numbers of two overlapping views of each image (SlotCon's), for `render_overlapping`.
 
         Args:
-            image: RGB in [0, 1].
+            num_images: n, in this process's share.
             area: range of the share of the image's area.
-            size_px: S.
+            size_px: side of a view.
             overlap: see `overlapping_boxes`.
             looks: of the first and of the second view.
-
-        Returns:
-            Two augmented, normalized views, and two sets of boxes; see `intersections`.
         """
-        count = self._count(image)
+        count = num_images * distributed.world_size()
         first = random_resized_boxes(count, area, self._aspect, self._generator)
-        drawn = (first, overlapping_boxes(first, area, self._aspect, overlap, self._generator))
-        views = [self._look(image, boxes, size_px, look) for boxes, look in zip(drawn, looks, strict=True)]
-        common = [Boxes(*map(distributed.share, boxes)).to(image.device) for boxes in intersections(*drawn)]
-        return views, common
+        boxes = first, overlapping_boxes(first, area, self._aspect, overlap, self._generator)
+        colours = [self._draw_look(count, size_px, look) for look in looks]
+        views = [(*box, *colour) for box, colour in zip(boxes, colours, strict=True)]
+        rows = [*views[0], *views[1], *(row for common in intersections(*boxes) for row in common)]
+        return torch.stack([distributed.share(row) for row in rows])
 
-    def _look(
-        self, image: Float[Tensor, "n 3 H W"], drawn: Boxes, size_px: int, look: Look
-    ) -> Float[Tensor, "n 3 S S"]:
+    def _draw_look(self, count: int, size_px: int, look: Look) -> tuple[Tensor, ...]:
+        """Changes of color, then 1 for images whose bright colors are inverted, else 0."""
         strengths = self._strengths.model_copy(update={"blur_probability": look.blur_probability})
-        crop, jitter = self._crop(image, drawn, size_px, strengths)
-        chosen = torch.rand(self._count(image), generator=self._generator) < look.solarize_probability
+        jitter = draw_jitter(count, strengths, size_px, self._generator)
+        chances = torch.rand(count, generator=self._generator)
+        return (*jitter, (chances < look.solarize_probability).float())
+
+    def permutation(self, num_images: int) -> Int[Tensor, " N"]:
+        """A random order of the whole batch; each process has `num_images` of it."""
+        return torch.randperm(num_images * distributed.world_size(), generator=self._generator)
+
+
+NUM_BOX, NUM_JITTER = len(Boxes._fields), len(Jitter._fields)
+
+
+def render(
+    image: Float[Tensor, "n 3 H W"], numbers: Float[Tensor, "R V n"], size_px: int
+) -> Float[Tensor, "V n 3 S S"]:
+    """Augmented, normalized views of RGB in [0, 1]; blur and color commute except for clipping.
+
+    So the blur is part of the resampling.
+    """
+    parts = numbers.flatten(1).unbind()
+    boxes, jitter = Boxes(*parts[:NUM_BOX]), Jitter(*parts[NUM_BOX:])
+    crops = resample(image, boxes, (size_px, size_px), jitter.blur_sigma_px)
+    return normalise(apply_colour(crops, jitter)).unflatten(0, (numbers.shape[1], -1))
+
+
+def render_overlapping(
+    image: Float[Tensor, "n 3 H W"], numbers: Float[Tensor, "R n"], size_px: int
+) -> tuple[list[Float[Tensor, "n 3 S S"]], list[Boxes]]:
+    """Two augmented, normalized views of RGB in [0, 1], and their intersection in each (`intersections`)."""
+    parts, size = numbers.unbind(), NUM_BOX + NUM_JITTER + 1
+    views = []
+    for own in (parts[:size], parts[size : 2 * size]):
+        boxes, jitter, is_inverted = Boxes(*own[:NUM_BOX]), Jitter(*own[NUM_BOX:-1]), own[-1] > 0
+        crop = resample(image, boxes, (size_px, size_px), jitter.blur_sigma_px)
         coloured = apply_colour(crop, jitter)
-        inverted = distributed.share(chosen).to(image.device)[:, None, None, None] & (coloured >= 0.5)
-        return normalise(torch.where(inverted, 1 - coloured, coloured))
-
-    def _crop(
-        self, image: Float[Tensor, "n 3 H W"], drawn: Boxes, size_px: int, strengths: Photometric
-    ) -> tuple[Float[Tensor, "n 3 S S"], Jitter]:
-        """This process's share of the crops, blurred, and the changes of color that are left to make."""
-        boxes = Boxes(*map(distributed.share, drawn))
-        chances = torch.rand(num_jitter_draws(strengths), self._count(image), generator=self._generator)
-        jitter = jitter_from(distributed.share(chances.T).T, strengths, size_px).to(image.device)
-        return resample(image, boxes.to(image.device), (size_px, size_px), jitter.blur_sigma_px), jitter
-
-    def _count(self, image: Tensor) -> int:
-        return len(image) * distributed.world_size()
-
-    def permutation(self, image: Float[Tensor, "n 3 H W"]) -> Int[Tensor, " N"]:
-        """A random order of the whole batch."""
-        return send(torch.randperm(self._count(image), generator=self._generator), image.device)
+        inverted = is_inverted[:, None, None, None] & (coloured >= 0.5)
+        views.append(normalise(torch.where(inverted, 1 - coloured, coloured)))
+    common = parts[2 * size :]
+    return views, [Boxes(*common[:NUM_BOX]), Boxes(*common[NUM_BOX:])]

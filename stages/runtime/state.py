@@ -6,7 +6,6 @@ different hash.
 """
 
 import copy
-import errno
 import fcntl
 import hashlib
 import json
@@ -24,13 +23,11 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.artefacts import atomic_path, create_array, named_faults
+from stages.core.artefacts import create_array, named_faults
 from stages.core.tensors import read_tensors, write_tensors
 from stages.runtime.tree import flatten, unflatten
 from stages.runtime.watch import Watch, hash_file
 from stages.settings.errors import UserError
-
-NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # other disk, or no hard links
 
 
 class Saved(Protocol):
@@ -73,7 +70,8 @@ class StageState:
         self._interval, self._saved_at = interval_seconds, time.monotonic()
         self._is_leader = is_leader
         root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
-        self.folder = root / watch.stage / _fingerprint(watch, data, pins)[:16]
+        self._decided_by = (watch, data, pins)
+        self.folder = root / watch.stage / _fingerprint(*self._decided_by)[:16]
         if not is_leader:
             return
         with named_faults(self.folder):
@@ -93,17 +91,24 @@ class StageState:
         Raises:
             UserError: this process has other code, params or inputs than rank 0.
         """
+        self._check_processes()
         path, found = self.folder / "state.safetensors", None
         if self._is_leader and path.exists():
             found = read_tensors(path)
             print(f"{self._watch.stage}: resuming from the state in {self.folder}", flush=True)
-        name, found = distributed.object_from_leader((self.folder.name, found))
-        if name != self.folder.name:
+        found = distributed.object_from_leader(found)
+        return None if found is None else unflatten(found[1]["tree"], found[0])
+
+    def _check_processes(self) -> None:
+        """Check that all processes work on the same; by contents if a dvc.lock differs or is missing."""
+        if len(set(distributed.objects(self.folder.name))) == 1:
+            return
+        own = _fingerprint(*self._decided_by, by_contents=True)
+        if own != distributed.object_from_leader(own):
             raise UserError(
                 f"{self._watch.stage}: process {distributed.rank()} has other code, settings or inputs than "
                 "process 0; give all hosts the same files"
             )
-        return None if found is None else unflatten(found[1]["tree"], found[0])
 
     def resume(self, trainer: Saved, history: Saved) -> tuple[int, int]:
         """Restore trainer and history from the last saved step.
@@ -162,7 +167,7 @@ class StageState:
         self._lock.close()
 
 
-def _fingerprint(watch: Watch, data: str, pins: Sequence[str]) -> str:
+def _fingerprint(watch: Watch, data: str, pins: Sequence[str], *, by_contents: bool = False) -> str:
     """Hash everything that determines the result."""
     params = copy.deepcopy(watch.params)
     for section, _, key in (pin.partition(".") for pin in pins):
@@ -171,16 +176,16 @@ def _fingerprint(watch: Watch, data: str, pins: Sequence[str]) -> str:
         "argv": sys.argv[1:],
         "code": watch.code,
         "params": params,
-        "inputs": {str(path): _hash_input(path) for path in watch.inputs},
+        "inputs": {str(path): _hash_input(path, by_contents=by_contents) for path in watch.inputs},
         "data": data,
     }
     return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
 
 
-def _hash_input(path: Path) -> str:
+def _hash_input(path: Path, *, by_contents: bool) -> str:
     """Return the hash in dvc.lock (up to date for all inputs in a DVC run), or compute one."""
     lock = Path("dvc.lock")
-    if "DVC_STAGE" in os.environ and lock.exists():
+    if "DVC_STAGE" in os.environ and lock.exists() and not by_contents:
         stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8")).get("stages", {})
         hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
         if str(path) in hashes:
@@ -189,48 +194,3 @@ def _hash_input(path: Path) -> str:
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return " ".join(f"{file.relative_to(path)}:{hash_file(file)}" for file in files)
     return hash_file(path)
-
-
-class RowWriter:
-    """A .npy array in the state folder of a stage, filled row by row.
-
-    Attributes:
-        path: file of the preallocated array until `deliver`.
-        array: memory map of the file.
-        done: number of finished rows, including those of an earlier run.
-    """
-
-    def __init__(self, state: StageState, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
-        saved = state.load()
-        self.path, self._state = state.folder / "rows.npy", state
-        self.done = 0 if saved is None else saved["done"]
-        self.array = state.array(self.path.name, dtype, shape, is_new=saved is None)
-
-    def append(self, values: np.ndarray) -> None:
-        """Write the next rows."""
-        self.array[self.done : self.done + len(values)] = values
-        self.advance(len(values))
-
-    def advance(self, rows: int) -> None:
-        """Mark the next `rows` rows as written; save the state if it is due."""
-        self.done += rows
-        if self._state.is_due():
-            self.array.flush()  # before the count, so that after a power loss no counted row is missing
-            self._state.save({"done": self.done})
-
-    def deliver(self, path: Path) -> None:
-        """Write the array to its output path; the state folder keeps a hard link until `finish`."""
-        self.array.flush()
-        with atomic_path(path) as temporary:
-            temporary.unlink()
-            link(self.path, temporary)
-
-
-def link(source: Path, target: Path) -> None:
-    """Create a hard link to a file, or a copy if the file system does not support it."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        shutil.copyfile(source, target)

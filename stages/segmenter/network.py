@@ -108,6 +108,7 @@ class Segmenter(nn.Module):
         elif freeze == "batch_norm":
             for module in _batch_norms(backbone):
                 module.requires_grad_(False)
+        self.train()  # frozen statistics are kept from the first step
 
     def parts(self) -> list[nn.Module]:
         """The submodules to compile."""

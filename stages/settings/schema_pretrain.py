@@ -14,6 +14,7 @@ from stages.settings.section import (
     PositiveFraction,
     Section,
     Sha256,
+    check_micro_batch,
 )
 
 QUEUE_METHODS = ("mocov2", "densecl")  # methods with a queue of keys of `queue_size`
@@ -74,6 +75,7 @@ class Pretrain(Section):
     init_sha256: Sha256
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=2)]
+    micro_batch: Annotated[int, Field(ge=0)]
     image_px: Annotated[int, Field(ge=16)]
     crop_area: FractionRange
     crop_aspect: PositiveFraction
@@ -107,6 +109,12 @@ class Pretrain(Section):
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "Pretrain":
+        check_micro_batch(self.micro_batch, self.batch_size)
+        if self.micro_batch and self.method == "slotcon":
+            raise ValueError(
+                f"micro_batch: {self.micro_batch} is not possible with method: slotcon, whose predictor sees "
+                "the slots of the whole batch; set it to 0"
+            )
         if self.method in QUEUE_METHODS and self.queue_size % self.batch_size:
             raise ValueError(
                 f"queue_size: {self.queue_size} is not a multiple of batch_size {self.batch_size}; "
@@ -123,6 +131,10 @@ class Pretrain(Section):
                 "at least two images"
             )
         return self
+
+    def num_passes(self, num_processes: int) -> int:
+        """Number of passes of each process for a batch."""
+        return max(1, self.batch_size // num_processes // self.micro_batch) if self.micro_batch else 1
 
     def check_vit(self, arch: str) -> None:
         """Refuse a vision transformer for methods that would leave its class token untrained.

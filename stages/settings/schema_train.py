@@ -13,6 +13,7 @@ from stages.settings.section import (
     Positive,
     Section,
     Sha256,
+    check_micro_batch,
     low_first,
 )
 
@@ -97,6 +98,7 @@ class Train(Section):
     init_sha256: Sha256
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
+    micro_batch: Annotated[int, Field(ge=0)]
     lr: Positive
     weight_decay: NonNegative
     freeze: Literal["none", "batch_norm", "backbone"]
@@ -114,6 +116,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Train":
+        check_micro_batch(self.micro_batch, self.batch_size)
         if self.pixel_loss.metric == "euclidean" and (
             self.clustering.unit_centroids or self.clustering.assign != "euclidean"
         ):

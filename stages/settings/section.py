@@ -26,6 +26,19 @@ FractionRange = Annotated[
 Range = Annotated[list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(low_first)]
 
 
+def check_micro_batch(micro_batch: int, batch_size: int) -> None:
+    """Check that a batch can be cut into passes for batch norm; 0 stands for the whole batch.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if micro_batch and (micro_batch == 1 or batch_size % micro_batch):
+        raise ValueError(
+            f"micro_batch: {micro_batch} does not divide batch_size {batch_size} into passes of at least two "
+            "images; set a divisor of batch_size, or 0 for the whole batch at once"
+        )
+
+
 class Section(BaseModel):
     """A section of params.yaml: frozen, without defaults, and without unknown keys."""
 
@@ -81,6 +94,7 @@ class Runtime(Section):
     timeout_seconds: Positive
     checkpoint_seconds: NonNegative
     check_data: Annotated[list[Literal["files"]], Field(max_length=1)]
+    cuda_graph: bool
 
     @model_validator(mode="after")
     def _one_launcher(self) -> "Runtime":
@@ -88,5 +102,14 @@ class Runtime(Section):
             raise ValueError(
                 f"launcher: starts the processes itself, so it requires nproc: 1, got {self.nproc}; "
                 "set the number of processes in the launcher"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_process_for_a_graph(self) -> "Runtime":
+        if self.cuda_graph and (self.launcher or self.nproc != 1):
+            raise ValueError(
+                "cuda_graph: true needs one process for each stage; set it to false, or set nproc: 1 and "
+                "launcher: ''"
             )
         return self

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.clustering.kmeans import KMeans, MiniBatchKMeans
 from stages.core import distributed
-from stages.core.device import torch_generator
+from stages.core.device import send, torch_generator
 from stages.core.seeds import faiss_seed
 from stages.imaging.batches import ImageSource, shuffled
 from stages.runtime.progress import track
@@ -158,7 +158,7 @@ class PixelClusterer:
             self._siamese.views.draw_all(len(batches[step]), image.shape[2], generator)
             for step, generator in zip(steps, generators, strict=True)
         ]
-        return Plan.joined(plans).share(image.device)
+        return Plan.of(send(Plan.joined(plans).share(), image.device))
 
     def _read(self, images: ImageSource, batches: Sequence[Tensor], what: str) -> Iterator[Tensor]:
         shares = [distributed.share(rows) for rows in batches]

@@ -5,7 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.device import autocast, send_all, torch_generator
+from stages.core.device import autocast, torch_generator
+from stages.core.step import Drawn
 from stages.imaging.batches import ImageSource
 from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample
@@ -15,6 +16,7 @@ from stages.settings.schema_train import ImageLoss
 from stages.settings.section import Photometric
 from stages.training.losses import cluster_weights, guidance_loss
 
+FEWEST_VIEWS = 2  # of a batch, for batch norm
 MEASURED_VIEWS = 256  # maximum number of held-out views for measuring the head after each epoch
 
 
@@ -58,35 +60,75 @@ class Guidance:
         warmup = self._settings.warmup_epochs
         return self._settings.weight * (min(1.0, epochs / warmup) if warmup else 1.0)
 
+    def draw(
+        self, rows: Int[Tensor, " N"], epochs: float, generator: torch.Generator, num_passes: int = 1
+    ) -> Drawn:
+        """Lambda of a step and this process's share of its views; whether there are any.
+
+        The number of views differs from batch to batch. Batch norm takes its statistics from them, so they
+        are not filled up to a fixed number. With several passes there are two tensors for each: `pooled`
+        views go with their images; others are spread evenly, over fewer passes if there are few.
+
+        Args:
+            rows: data-set indices of the whole batch.
+            epochs: epochs so far, see `weight`.
+            generator: random generator of the views, the same in every process.
+            num_passes: passes of this process's share.
+        """
+        weight, kept = torch.tensor(self.weight(epochs)), self._guiding[rows]
+        is_sampled = self._settings.views == "sample"
+        row, view = draw_guides(kept, generator) if is_sampled else all_guides(kept)
+        if not self._settings.weight or len(row) < FEWEST_VIEWS:
+            return Drawn((weight,), (False,))
+        jitter = draw_jitter(len(row), self._strengths, self._settings.view_px, generator)
+        numbers = torch.stack([*jitter, *self._boxes(view)])
+        drawn = []
+        for first, mine in self._passes(row, len(rows), num_passes):
+            drawn += [torch.stack([row[mine] - first, kept[row, view][mine]]), numbers[:, mine]]
+        return Drawn((weight, *drawn), (True,))
+
+    def _passes(
+        self, row: Int[Tensor, " M"], num_rows: int, num_passes: int
+    ) -> list[tuple[int, Int[Tensor, " m"]]]:
+        """The views of each pass of this process, and the row in the batch that its own rows count from."""
+        world, rank = distributed.world_size(), distributed.rank()
+        shares = torch.arange(num_rows).tensor_split(world)
+        first = int(shares[rank][0])
+        if self._settings.views == "pooled":
+            parts = shares[rank].tensor_split(num_passes)
+            return [(int(part[0]), torch.isin(row, part).nonzero().flatten()) for part in parts]
+        of_process = [torch.isin(row, one).nonzero().flatten() for one in shares]
+        # So many passes, alike in all processes, that batch norm has two views or more in each.
+        most = max(map(len, of_process))
+        parts = of_process[rank].tensor_split(max(1, min(num_passes, most // FEWEST_VIEWS)))
+        return [(first, part) for part in parts]
+
     def loss(
         self,
         segmenter: Segmenter,
         image: Float[Tensor, "N 3 H W"],
-        rows: Int[Tensor, " N"],
+        drawn: Drawn,
         whole_map: Float[Tensor, "N D H W"],
-        generator: torch.Generator,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """L_img (Eq. 6) and the head's accuracy on kept views of the batch; zeros if there are none.
+        number: int = 0,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+        """Lambda L_img (Eq. 5, 6), L_img, the head's accuracy on kept views; zeros if the pass has none.
+
+        The sum over passes is the value of the batch.
 
         Args:
             segmenter: with an image head, or without one.
             image: this process's share of the batch.
-            rows: data-set indices of the whole batch.
-            whole_map: F' of the share's whole images, for `pooled` views.
-            generator: random generator of the views, the same in every process.
+            drawn: what `draw` has drawn, on the device.
+            whole_map: F' of the whole images of the pass, for `pooled` views.
+            number: of the pass.
         """
-        kept = self._guiding[rows]
-        is_sampled = self._settings.views == "sample"
-        row, view = draw_guides(kept, generator) if is_sampled else all_guides(kept)
-        if segmenter.image_head is None or len(row) < 2:  # batch norm needs at least two
-            return torch.zeros((), device=image.device), torch.zeros((), device=image.device)
-        jitter = draw_jitter(len(row), self._strengths, self._settings.view_px, generator)
-        shared = distributed.share(torch.arange(len(rows)))
-        mine = torch.isin(row, shared)
-        integers = torch.stack([row - shared[0], kept[row, view]])
-        numbers = torch.stack([*jitter, *self._boxes(view)])
-        (here, label), numbers = send_all([integers[:, mine], numbers[:, mine]], image.device)
-        colours, boxes = Jitter(*numbers[: len(jitter)]), Boxes(*numbers[len(jitter) :])
+        weight, guides = drawn.numbers[0], drawn.numbers[1 + 2 * number : 3 + 2 * number]
+        if not guides or segmenter.image_head is None:
+            zero = torch.zeros((), device=image.device)
+            return zero, zero, zero
+        (here, label), numbers = guides
+        num_jitters = len(Jitter._fields)
+        colours, boxes = Jitter(*numbers[:num_jitters]), Boxes(*numbers[num_jitters:])
         if self._settings.views == "pooled":
             cut = self._pool(whole_map[here], boxes)
         else:
@@ -96,7 +138,12 @@ class Guidance:
                 segmenter.image_head(cut) if self._settings.views == "pooled" else segmenter.classify(cut)
             )
         self._label_weight = self._label_weight.to(image.device)
-        return guidance_loss(logits, label, self._label_weight, self._settings.label_smoothing)
+        labels = [one[1] for one in drawn.numbers[1::2]]
+        whole = torch.cat(labels) if len(labels) > 1 else None
+        loss, accuracy = guidance_loss(
+            logits, label, self._label_weight, self._settings.label_smoothing, whole
+        )
+        return weight * loss, loss, accuracy
 
     @torch.no_grad()
     def held_out_accuracy(self, segmenter: Segmenter, images: ImageSource, batch_size: int) -> float | None:

@@ -91,7 +91,8 @@ class Health:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore a saved state."""
         self._counts, self._probe = saved["counts"], saved["probe"]
-        self._moved_share, self._pairs = saved["moved_share"], saved["pairs"].to(self._pairs.device)
+        self._moved_share = saved["moved_share"]
+        self._pairs.copy_(saved["pairs"])  # in place: a captured step counts there
 
     def _effective_clusters(self) -> float:
         """Effective number of clusters, minimum over the views."""

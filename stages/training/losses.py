@@ -1,5 +1,6 @@
 """The losses of pixel-cluster training (3, 4.1, 4.2.2)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,25 +24,52 @@ def pixel_loss(
     target: Int[Tensor, "N H W"],
     weight: Float[Tensor, " K"],
     temperature: float,
+    share: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of pixels against fixed centroids: -log softmax(cos(z, mu) / temperature)[y] (Eq. 4).
-
-    With several processes, the mean of the results over processes is the mean over all pixels.
 
     Args:
         logits: cos(z, mu) or another similarity (`pixel_logits`).
         target: cluster id of every pixel.
         weight: loss weight of each cluster.
         temperature: softmax temperature.
+        share: see `pixel_shares`.
     """
     loss = F.cross_entropy((logits / temperature).flatten(0, 2), target.flatten(), weight=weight)
-    return loss if distributed.world_size() == 1 else loss * distributed.share_of(weight[target].sum())
+    return loss if share is None else loss * share
+
+
+def pixel_shares(
+    passes: Sequence[Sequence[Int[Tensor, "N H W"]]], clusters: Sequence[ViewClusters]
+) -> list[Float[Tensor, " V"] | None]:
+    """Factor of the loss of each pass and view of this process, which is a mean with weights.
+
+    The sum over passes, averaged over processes, is then the mean over all pixels of the batch.
+
+    Args:
+        passes: cluster ids of both views' pixels, for each pass.
+        clusters: of both views.
+
+    Returns:
+        None for one pass in one process.
+    """
+    if distributed.world_size() == len(passes) == 1:
+        return [None]
+    weights = [view.weight for view in clusters]
+    sums = torch.stack(
+        [
+            torch.stack([weight[one].sum() for weight, one in zip(weights, targets, strict=True)])
+            for targets in passes
+        ]
+    )
+    return list(distributed.share_of(sums, sums.sum(0)))
 
 
 def siamese_loss(
     pixels: tuple[Pixels, Pixels],
     targets: tuple[Int[Tensor, "N H W"], Int[Tensor, "N H W"]],
     clusters: tuple[ViewClusters, ViewClusters],
+    shares: Float[Tensor, " V"] | None = None,
     *,
     temperature: float,
     cross_weight: float,
@@ -60,9 +88,9 @@ def siamese_loss(
     logits = [pixel_logits(view, centroids, metric).split(sizes, dim=-1) for view in pixels]
 
     def term(view: int, clustered: int) -> Tensor:
-        return pixel_loss(
-            logits[view][clustered], targets[clustered], clusters[clustered].weight, temperature
-        )
+        share = None if shares is None else shares[clustered]
+        weight = clusters[clustered].weight
+        return pixel_loss(logits[view][clustered], targets[clustered], weight, temperature, share)
 
     within = (term(0, 0) + term(1, 1)) / 2
     cross = (term(0, 1) + term(1, 0)) / 2
@@ -74,6 +102,7 @@ def guidance_loss(
     pseudo_label: Int[Tensor, " N"],
     weight: Float[Tensor, " K"],
     label_smoothing: float = 0.0,
+    whole: Int[Tensor, " M"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """L_img, the cross-entropy of class scores against pseudo-labels (Eq. 6), and the accuracy.
 
@@ -82,16 +111,20 @@ def guidance_loss(
         pseudo_label: pseudo-label of each view.
         weight: loss weight of each pseudo-label.
         label_smoothing: share of the target distributed evenly over all pseudo-labels.
+        whole: pseudo-labels of all passes of this process; None if there is but one.
     """
-    if not len(logits):  # this process has no guided image in the batch, but must join the all-reduce
-        distributed.share_of(logits.new_zeros(2))
+    share = None
+    if whole is not None or distributed.world_size() > 1:
+        part, all_parts = (
+            torch.stack([weight[labels].sum(), logits.new_full((), len(labels))])
+            for labels in (pseudo_label, pseudo_label if whole is None else whole)
+        )
+        share = distributed.share_of(part, all_parts)
+    if not len(logits):  # this process has no view in this pass, but must join the all-reduce
         return logits.sum(), logits.new_zeros(())
     right = (logits.argmax(1) == pseudo_label).float().mean()
     loss = F.cross_entropy(logits, pseudo_label, weight, label_smoothing=label_smoothing)
-    if distributed.world_size() == 1:
-        return loss, right
-    share = distributed.share_of(torch.stack([weight[pseudo_label].sum(), logits.new_full((), len(logits))]))
-    return loss * share[0], right * share[1]
+    return (loss, right) if share is None else (loss * share[0], right * share[1])
 
 
 def cluster_weights(counts: Int[Tensor, " K"], balance: str) -> Float[Tensor, " K"]:

@@ -33,16 +33,19 @@ class Plan(NamedTuple):
         )
         return cls(boxes, (first, second))
 
-    def share(self, device: torch.device) -> "Plan":
-        """This process's share of the plan, on its device, in one copy."""
-        numbers = torch.stack([*self.boxes, *self.jitters[0], *self.jitters[1]])
-        mine = numbers.tensor_split(distributed.world_size(), dim=1)[distributed.rank()]
-        parts = send(mine.contiguous(), device).unbind()
-        num_boxes, num_jitters = len(self.boxes), len(self.jitters[0])
+    @classmethod
+    def of(cls, numbers: Float[Tensor, "R n"]) -> "Plan":
+        """The plan that `share` gave."""
+        parts, num_boxes, num_jitters = numbers.unbind(), len(Boxes._fields), len(Jitter._fields)
         first, second = (
             Jitter(*parts[start : start + num_jitters]) for start in (num_boxes, num_boxes + num_jitters)
         )
-        return Plan(Boxes(*parts[:num_boxes]), (first, second))
+        return cls(Boxes(*parts[:num_boxes]), (first, second))
+
+    def share(self) -> Float[Tensor, "R n"]:
+        """This process's share of the plan in one tensor."""
+        numbers = torch.stack([*self.boxes, *self.jitters[0], *self.jitters[1]])
+        return numbers.tensor_split(distributed.world_size(), dim=1)[distributed.rank()].contiguous()
 
     def both(self) -> tuple[Boxes, Jitter]:
         """The first view of every image, then the second: boxes of what each shows, and colors."""
@@ -102,7 +105,7 @@ class ViewMaker:
             image: this process's share of them.
             generator: the same in every process.
         """
-        return self.draw_all(count, image.shape[2], generator).share(image.device)
+        return Plan.of(send(self.draw_all(count, image.shape[2], generator).share(), image.device))
 
     def draw_all(self, count: int, stored_px: int, generator: torch.Generator) -> Plan:
         """Like `draw`, but for the whole batch and on the CPU; `stored_px` is the side of the images."""

@@ -16,6 +16,8 @@ from torch import Tensor
 from stages.backbone.batch_norm import split_batch_norms
 from stages.core import distributed
 from stages.core.device import compile_networks, restore_optimizer, torch_generator
+from stages.core.graph import run_steps
+from stages.core.step import Drawn, Moment
 from stages.imaging.batches import ImageSource
 from stages.segmenter.context import KERNELS
 from stages.segmenter.network import Segmenter
@@ -23,8 +25,9 @@ from stages.settings.schema_train import Train
 from stages.training.clusters import PixelClusterer
 from stages.training.guidance import Guidance
 from stages.training.health import SIGNS, Health
-from stages.training.losses import ViewClusters, cluster_weights, siamese_loss
-from stages.training.siamese import Siamese
+from stages.training.losses import ViewClusters, cluster_weights, pixel_shares
+from stages.training.objective import Objective, Pass
+from stages.training.siamese import Plan, Siamese
 
 FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy")
 
@@ -44,6 +47,7 @@ class Trainer:
         seed: seed of all random numbers.
         precision: precision of the forward passes.
         compiled: whether to use torch.compile.
+        cuda_graph: whether steps run as CUDA graphs.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Trainer:
         seed: int,
         precision: str,
         compiled: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         self._settings, self._guidance, self._pixel_k, self._seed = settings, guidance, pixel_k, seed
         self._siamese = Siamese(settings, size_px=size_px, precision=precision)
@@ -68,8 +73,13 @@ class Trainer:
             compile_networks([*segmenter.parts(), *self._frozen.parts()])
         self._device = next(segmenter.parameters()).device
         groups = _parameter_groups(segmenter, settings)
-        self._parameters = [value for group in groups for value in group["params"]]
-        self._optimizer = torch.optim.Adam(groups, weight_decay=settings.weight_decay, fused=True)
+        self._objective = distributed.replicate(
+            Objective(segmenter, self._siamese, guidance, settings.pixel_loss)
+        )
+        self._optimizer = torch.optim.Adam(
+            groups, weight_decay=settings.weight_decay, fused=True, capturable=cuda_graph
+        )
+        self._run = run_steps(self._compute, self._device, is_captured=cuda_graph)
         collapse_below = settings.clustering.collapse_below
         self._health = Health(pixel_k, collapse_below=collapse_below, device=self._device)
         self._clusters: list[ViewClusters] = []
@@ -104,10 +114,21 @@ class Trainer:
         self._health.start_epoch(counts, self._probe_maps(images, centroids[1]))
         if balance != "none" and self._settings.clustering.kmeans == "minibatch":
             counts = self._clusterer.count_all(self._frozen, images, batches, epoch, centroids)
-        self._clusters = [
-            ViewClusters(one, cluster_weights(sizes, balance).to(self._device))
-            for one, sizes in zip(centroids, counts, strict=True)
-        ]
+        self._set_clusters(
+            [
+                ViewClusters(one, cluster_weights(sizes, balance))
+                for one, sizes in zip(centroids, counts, strict=True)
+            ]
+        )
+
+    def _set_clusters(self, clusters: Sequence[ViewClusters]) -> None:
+        """Copy new clusters to where the last ones are, for a captured step reads them there."""
+        if not self._clusters:
+            self._clusters = [ViewClusters(*(part.to(self._device) for part in view)) for view in clusters]
+            return
+        for view, new in zip(self._clusters, clusters, strict=True):
+            for part, value in zip(view, new, strict=True):
+                part.copy_(value)
 
     def _set_mode_of_frozen(self) -> None:
         """Select batch or running batch-norm statistics for the assignment."""
@@ -135,29 +156,36 @@ class Trainer:
         Returns:
             `FIGURES` of this process's share.
         """
-        generator = torch_generator(self._seed, "train", "views", epoch, step)
-        views = self._siamese.views.pair(image, self._siamese.views.draw(len(rows), image, generator))
-        targets = self._clusterer.assign(self._frozen, views, self.centroids())
-        self._health.add(*targets)
-        first, second = (self._siamese.features(self._segmenter, view) for view in views)
-        settings = self._settings.pixel_loss
-        pixel, within, cross = siamese_loss(
-            (first.pixels, second.pixels),
-            targets,
-            (self._clusters[0], self._clusters[1]),
-            temperature=settings.temperature,
-            cross_weight=settings.cross_weight,
-            metric=settings.metric,
-        )
-        guided, accuracy = self._guidance.loss(self._segmenter, image, rows, second.whole_map, generator)
-        loss = pixel + self._guidance.weight(epoch + step / num_steps) * guided  # Eq. 5
+        drawn = self._draw(image.shape[2], rows, Moment(epoch, step, num_steps))
+        return self._run(image, drawn)
+
+    def _draw(self, stored_px: int, rows: Int[Tensor, " N"], moment: Moment) -> Drawn:
+        """This process's share of the pair of views of a step, then all that guidance draws for it."""
+        generator = torch_generator(self._seed, "train", "views", moment.epoch, moment.step)
+        plan = self._siamese.views.draw_all(len(rows), stored_px, generator)
+        passes = distributed.passes(len(rows) // distributed.world_size(), self._settings.micro_batch)
+        return self._guidance.draw(rows, moment.epochs, generator, len(passes)).after(plan.share())
+
+    def _compute(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, " F"]:
+        """What the device does in a step; `drawn` is on the device, and all state changes in place."""
+        passes = distributed.passes(len(image), self._settings.micro_batch)
+        views = [self._siamese.views.pair(image[rows], Plan.of(drawn.numbers[0][:, rows])) for rows in passes]
+        targets = [self._clusterer.assign(self._frozen, pair, self.centroids()) for pair in views]
+        for pair in targets:
+            self._health.add(*pair)
+        shares = pixel_shares(targets, self._clusters)
         self._optimizer.zero_grad()
-        loss.backward()
-        distributed.average_(value.grad for value in self._parameters if value.grad is not None)
+        figures = []
+        for number, rendered in enumerate(views):
+            one = Pass(number, rendered, targets[number], shares[number])
+            with distributed.gradients_of(self._objective, is_last=number + 1 == len(passes)):
+                loss, others = self._objective(one, self._clusters, image, drawn.without(1))
+                loss.backward()
+            figures.append(torch.stack([loss.detach(), *others]))
         self._optimizer.step()
         if self._segmenter.context is not None:
             self._segmenter.context.project_kernels()
-        return torch.stack([loss, within, cross, guided, accuracy])
+        return figures[0] if len(figures) == 1 else torch.stack(figures).sum(0)
 
     def epoch_figures(self, images: ImageSource) -> dict[str, float]:
         """Diagnostics after an epoch; logs a warning if the clusters have collapsed."""
@@ -186,8 +214,7 @@ class Trainer:
         self._frozen.load_state_dict(saved["frozen"])
         self._set_mode_of_frozen()
         restore_optimizer(self._optimizer, saved["optimizer"])
-        views = [[part.to(self._device) for part in view] for view in saved["clusters"]]
-        self._clusters = [ViewClusters(*view) for view in views]
+        self._set_clusters([ViewClusters(*view) for view in saved["clusters"]])
         self._health.load_state_dict(saved["health"])
 
 

@@ -28,11 +28,11 @@ from tests.datasets import read_preset
 # Most calls of a step: on the CPU and, where torch takes matrix products in place of interpolation and
 # counts pairs of clusters without `bincount`, on a GPU.
 MOST = {
-    "mocov2": (640, 640),
-    "mocov2, symmetric": (1090, 1090),
-    "swav": (640, 640),
-    "densecl": (790, 790),
-    "train": (2180, 2560),
+    "mocov2": (625, 640),
+    "mocov2, symmetric": (1070, 1085),
+    "swav": (620, 630),
+    "densecl": (775, 800),
+    "train": (2150, 2450),
 }
 
 
@@ -41,17 +41,16 @@ def test_a_step_of_pretraining_runs_without_the_host(name: str) -> None:
     """SlotCon is not among them: it waits by design, for the number of active slots (masks as indices)."""
     with on_meta():
         counted = count_pretraining(META, **PRETRAINING[name])
-    # One for the views, one for the order that shuffles the keys of MoCo and DenseCL.
-    assert counted.copies == ["send"] * (1 if name == "swav" else 2)
+    assert counted.copies == ["send"]
     assert counted.total <= MOST[name][1]
 
 
-def test_swav_with_small_views_and_a_queue_needs_one_copy_more() -> None:
+def test_swav_with_small_views_and_a_queue_needs_no_copy_more() -> None:
     changes = {"local_crops": 2, "queue_size": 32, "queue_from_epoch": 0}
     own = read_preset("demo").pretrain.swav.model_copy(update=changes)
     with on_meta():
         counted = count_pretraining(META, **PRETRAINING["swav"], swav=own)
-    assert counted.copies == ["send", "send"]
+    assert counted.copies == ["send"]
 
 
 @pytest.mark.parametrize("base", [None, "ours"])
@@ -59,7 +58,7 @@ def test_a_step_of_training_runs_without_the_host(base: str | None) -> None:
     """With guidance, context and the figures of health, as the demo has them."""
     with on_meta():
         counted = count_training(META, base=base)
-    assert counted.copies == ["send", "send"]  # the views of the pixel losses, and those of guidance
+    assert counted.copies == ["send"]
     assert counted.total <= MOST["train"][1]
 
 

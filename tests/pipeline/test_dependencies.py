@@ -56,17 +56,20 @@ NOT_IMPORTED = {
     "prepare cityscapes": "core/seeds",
     "prepare cocostuff": "core/seeds",
     "prepare folder": "core/seeds",
-    "embed": "backbone/batch_norm core/distributed core/history imaging/photometric",
-    "label": "clustering/continuation core/distributed core/history core/images pseudo_labels/pyramid",
+    "embed": "backbone/batch_norm core/graph core/history core/step imaging/photometric",
+    "label": "clustering/continuation core/distributed core/graph core/history core/images core/step "
+    "pseudo_labels/pyramid",
     "select_views": "clustering/continuation clustering/kmeans clustering/lloyd core/device core/distributed "
-    "core/history core/images core/seeds",
+    "core/graph core/history core/images core/seeds core/step",
     "train": "clustering/continuation segmenter/sampling",
-    "cluster": "core/history imaging/photometric",
-    "predict": "backbone/batch_norm core/distributed core/history imaging/photometric segmenter/sampling",
-    "refine": "core/distributed core/history core/tensors",
-    "evaluate@raw": "clustering/continuation core/device core/distributed core/history core/tensors",
-    "evaluate@refined": "clustering/continuation core/device core/distributed core/history core/tensors",
-    "report": "core/device core/distributed core/history core/seeds",
+    "cluster": "core/graph core/history core/step imaging/photometric",
+    "predict": "backbone/batch_norm core/graph core/history core/step imaging/photometric segmenter/sampling",
+    "refine": "core/distributed core/graph core/history core/step core/tensors",
+    "evaluate@raw": "clustering/continuation core/device core/distributed core/graph core/history "
+    "core/step core/tensors",
+    "evaluate@refined": "clustering/continuation core/device core/distributed core/graph core/history "
+    "core/step core/tensors",
+    "report": "core/device core/distributed core/graph core/history core/seeds core/step",
 }
 
 # Files at the top that people write, and stages read.

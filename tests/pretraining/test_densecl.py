@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from stages.backbone.resnet import ResNet
+from stages.core.step import Drawn, Moment
 from stages.pretraining.densecl import DenseCL, dense_info_nce, matched, nearest_cells
 from stages.pretraining.encoder import DenseEncoder, dilate
-from stages.pretraining.views import Views
+from stages.pretraining.views import Views, render
 from stages.settings.params import load
 from tests.datasets import REPOSITORY
 
@@ -111,6 +112,10 @@ def _views() -> Views:
     return Views(photometric, 0.75, torch.Generator().manual_seed(5))
 
 
+def _drawn(densecl: DenseCL, epoch: int) -> Drawn:
+    return densecl.draw(_views(), 3, Moment(epoch, 0, 1))
+
+
 IMAGE = torch.rand(3, 3, 30, 30, generator=torch.Generator().manual_seed(4))
 
 
@@ -119,7 +124,7 @@ def test_a_whole_step() -> None:
     densecl = _densecl()
     encoder, key_encoder = copy.deepcopy(densecl.encoder), copy.deepcopy(densecl.key_encoder)
     queue, dense_queue = (value.double().tolist() for value in (densecl.queue, densecl.dense_queue))
-    measured = densecl(IMAGE, _views(), 0.0)
+    measured = densecl(IMAGE, _drawn(densecl, 0))
     measured.loss.backward()
     with torch.no_grad():
         next(densecl.encoder.parameters()).add_(1.0)
@@ -127,7 +132,7 @@ def test_a_whole_step() -> None:
 
     views = _views()
     area = tuple(densecl._settings.crop_area)
-    first, second = (views.draw(IMAGE, area, 24) for _ in range(2))
+    first, second = (render(IMAGE, views.draw(3, area, 24, 1), 24)[0] for _ in range(2))
     query, key = encoder(first), key_encoder(second)
     temperature = densecl._settings.temperature
     losses, dense_losses, pooled = [], [], []
@@ -165,17 +170,18 @@ def test_a_whole_step() -> None:
 
 def test_every_part_learns_but_the_keys() -> None:
     densecl = _densecl()
-    densecl(IMAGE, _views(), 0.0).loss.backward()
+    densecl(IMAGE, _drawn(densecl, 0)).loss.backward()
     assert all(value.grad is not None and value.grad.any() for value in densecl.encoder.parameters())
     assert all(value.grad is None for value in densecl.key_encoder.parameters())
 
 
-@pytest.mark.parametrize(("epoch", "share"), [(0.0, 0.0), (1.0, 0.5), (2.0, 1.0), (9.0, 1.0)])
-def test_the_weight_of_cells_rises_over_the_warmup(epoch: float, share: float) -> None:
+@pytest.mark.parametrize(("epoch", "share"), [(0, 0.0), (1, 0.5), (2, 1.0), (9, 1.0)])
+def test_the_weight_of_cells_rises_over_the_warmup(epoch: int, share: float) -> None:
     losses = {}
     for weight in (0.0, 0.6):
         densecl = _densecl(weight, warmup_epochs=2.0)
-        losses[weight] = densecl(IMAGE, _views(), epoch).loss.item()
-    whole = _densecl(1.0)(IMAGE, _views(), 0.0).loss.item()
+        losses[weight] = densecl(IMAGE, _drawn(densecl, epoch)).loss.item()
+    densecl = _densecl(1.0)
+    whole = densecl(IMAGE, _drawn(densecl, 0)).loss.item()
     expected = losses[0.0] + 0.6 * share * (whole - losses[0.0])
     assert losses[0.6] == pytest.approx(expected, rel=1e-5)

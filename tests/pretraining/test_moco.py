@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from stages.backbone.resnet import ResNet
 from stages.pretraining.encoder import Encoder
 from stages.pretraining.figures import alignment, uniformity
-from stages.pretraining.moco import MoCo, info_nce
+from stages.pretraining.info_nce import info_nce
+from stages.pretraining.moco import MoCo
 from stages.pretraining.optimizer import warmup_cosine
 from stages.settings.params import load
 from tests.datasets import REPOSITORY

@@ -6,7 +6,14 @@ from torchvision.ops import roi_align
 
 from stages.imaging.resample import Boxes, resample
 from stages.pretraining.slots import align
-from stages.pretraining.views import Look, Views, intersections, overlapping_boxes, random_resized_boxes
+from stages.pretraining.views import (
+    Look,
+    Views,
+    intersections,
+    overlapping_boxes,
+    random_resized_boxes,
+    render_overlapping,
+)
 from stages.settings.params import load
 from tests.datasets import REPOSITORY
 
@@ -121,7 +128,7 @@ def _drawn(looks: tuple[Look, Look], seed: int = 3) -> tuple[list[torch.Tensor],
     views = Views(PHOTOMETRIC.model_copy(update=plain), 0.75, torch.Generator().manual_seed(seed))
     image = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(1))
     image = resample(image, Boxes.of(torch.tensor([[0.0, 0, 1, 1]] * 6)), (10, 10))
-    return views.draw_overlapping(image, (0.2, 1.0), 16, 0.5, looks)
+    return render_overlapping(image, views.draw_overlapping(6, (0.2, 1.0), 16, 0.5, looks), 16)
 
 
 def test_each_view_has_blur_and_inverted_colors_of_its_own() -> None:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from stages.backbone.resnet import ResNet
+from stages.core.step import Moment
 from stages.pretraining.encoder import dilate
 from stages.pretraining.slotcon import SlotCon, SlotEncoder
 from stages.pretraining.slots import active, align, group, grouping_loss, rising_momentum, slot_sums
-from stages.pretraining.views import Look, Views
+from stages.pretraining.views import Look, Views, render_overlapping
 from stages.settings.params import load
 from tests.datasets import REPOSITORY
 
@@ -181,7 +182,7 @@ def test_a_whole_step(weight: float) -> None:
     networks = copy.deepcopy((slotcon.encoder, slotcon.teacher))
     predictor = copy.deepcopy(slotcon.predictor)
     centre = slotcon.centre.clone()
-    measured = slotcon(IMAGE, _views(), 5.0)
+    measured = slotcon(IMAGE, slotcon.draw(_views(), 4, Moment(5, 0, 1)))
     measured.loss.backward()
     with torch.no_grad():
         slotcon.encoder.prototypes.add_(1.0)
@@ -189,7 +190,8 @@ def test_a_whole_step(weight: float) -> None:
 
     own = slotcon._settings.slotcon
     looks = list(map(Look, own.blur_probability, own.solarize_probability))
-    pair, common = _views().draw_overlapping(IMAGE, tuple(slotcon._settings.crop_area), 32, 0.5, looks)
+    numbers = _views().draw_overlapping(4, tuple(slotcon._settings.crop_area), 32, 0.5, looks)
+    pair, common = render_overlapping(IMAGE, numbers, 32)
     grouped = [[group(net(view).cell, net.prototypes, 0.07) for view in pair] for net in networks]
     total = 0.0
     for i, j in ((0, 1), (1, 0)):
@@ -214,7 +216,7 @@ def test_a_whole_step(weight: float) -> None:
 
 def test_every_part_learns_but_the_teacher() -> None:
     slotcon = _slotcon()
-    slotcon(IMAGE, _views(), 0.0).loss.backward()
+    slotcon(IMAGE, slotcon.draw(_views(), 4, Moment(0, 0, 1))).loss.backward()
     teacher = {id(value) for value in slotcon.teacher.parameters()}
     for name, value in slotcon.named_parameters():
         if id(value) in teacher:
@@ -238,7 +240,7 @@ def test_with_no_slot_in_both_views_there_is_no_slot_loss() -> None:
             side.projector[-1].bias.copy_(torch.tensor([first, 0, 0, 0, 0, 0]))
             side.prototypes.copy_(torch.eye(5, 6) * torch.tensor([1.0, -1, -1, -1, -1])[:, None])
             side.prototypes[1, 0] = -0.5
-    measured = slotcon(IMAGE, _views(), 0.0)
+    measured = slotcon(IMAGE, slotcon.draw(_views(), 4, Moment(0, 0, 1)))
     measured.loss.backward()
     assert measured.loss.item() == 0
     assert measured.instance_accuracy.item() == 0

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from stages.backbone.resnet import ResNet
+from stages.core.step import Moment
 from stages.pretraining.encoder import Encoder
-from stages.pretraining.optimizer import LARS, build_optimizer
+from stages.pretraining.optimizer import LARS, SGD, build_optimizer
 from stages.pretraining.swav import SwAV, sinkhorn, swapped_prediction
 from stages.pretraining.views import Views
 from stages.settings.params import load
@@ -91,7 +92,8 @@ def _step(swav: SwAV, epoch: int) -> None:
     photometric = load(REPOSITORY / "params.yaml", "pretrain").pretrain.photometric
     image = torch.rand(4, 3, 20, 20, generator=generator)
     swav.zero_grad()
-    swav(image, Views(photometric, 0.75, generator), epoch).loss.backward()
+    drawn = swav.draw(Views(photometric, 0.75, generator), 4, Moment(epoch, 0, 1))
+    swav(image, drawn).loss.backward()
     swav.after_step()
 
 
@@ -107,23 +109,30 @@ def test_prototypes_are_frozen_at_first_and_of_unit_length_always() -> None:
 
 
 def test_the_queue_comes_late_and_never_half_full() -> None:
+    """Of 8 embeddings in batches of 4, from epoch 2 on."""
     swav = _swav()
-    lengths = []
+    photometric = load(REPOSITORY / "params.yaml", "pretrain").pretrain.photometric
 
-    def codes(epoch: int) -> int:
-        batch = torch.nn.functional.normalize(torch.randn(2, 4, 5), dim=2)
-        alone = sinkhorn(batch[0] @ swav.prototypes.weight.T, swav._own.epsilon, 3)
-        return int(not torch.allclose(swav._codes(batch, epoch)[0], alone))
+    def phase(epoch: int, step: int, num_steps: int) -> tuple[bool, ...]:
+        views = Views(photometric, 0.75, torch.Generator().manual_seed(0))
+        return swav.draw(views, 4, Moment(epoch, step, num_steps)).phase
 
-    for epoch in range(4):
-        lengths.append(codes(epoch))
+    assert [phase(epoch, 0, 1)[1] for epoch in range(4)] == [False, False, True, True]
+    assert [phase(1, step, 5)[1] for step in range(5)] == [False] * 5
+    swav = _swav(queue_from_epoch=0)
+    assert [phase(0, step, 5)[1] for step in range(5)] == [False, False, True, True, True]
+    swav = _swav(queue_size=0, queue_from_epoch=0)
+    assert not phase(9, 0, 1)[1]
+
+
+def test_codes_with_the_queue_differ() -> None:
+    swav = _swav()
+    batch = torch.nn.functional.normalize(torch.randn(2, 4, 5), dim=2)
+    alone = sinkhorn(batch[0] @ swav.prototypes.weight.T, swav._own.epsilon, 3)
+    torch.testing.assert_close(swav._codes(batch, has_queue=False)[0], alone)
+    for epoch in range(2):
         _step(swav, epoch)
-    assert lengths == [0, 0, 1, 1]
-    fresh = _swav()
-    fresh.filled.fill_(4)
-    swav = fresh
-    assert codes(9) == 0
-    torch.testing.assert_close(fresh.queue, torch.zeros(2, 8, 5))
+    assert not torch.allclose(swav._codes(batch, has_queue=True)[0], alone)
 
 
 def test_the_queue_is_first_in_first_out() -> None:
@@ -132,7 +141,6 @@ def test_the_queue_is_first_in_first_out() -> None:
         swav._newest = torch.full((2, 4, 5), float(number))
         swav.after_step()
     assert swav.queue[:, :, 0].tolist() == [[1, 1, 1, 1, 2, 2, 2, 2]] * 2
-    assert int(swav.filled) == 12
 
 
 def test_usage_of_the_prototypes() -> None:
@@ -150,6 +158,27 @@ def test_a_view_uses_its_nearest_prototype_however_soft_the_prediction() -> None
     swav._count(logits)
     assert swav.assigned.tolist() == [0, 3, 0, 0, 3, 0]
     assert swav.take_usage() == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_sgd_gives_what_torch_gives_also_for_weights_that_are_frozen_at_first(decay: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    start = [torch.randn(3, 4, generator=rng), torch.randn(5, generator=rng)]
+    pairs = [[value.clone().requires_grad_() for value in start] for _ in range(2)]
+    own = SGD([{"params": pairs[0], "weight_decay": decay}], lr=0.0, momentum=0.9)
+    rate = own.param_groups[0]["lr"] = torch.zeros(())
+    torchs = torch.optim.SGD(pairs[1], lr=0.0, momentum=0.9, weight_decay=decay)
+    for step in range(4):
+        rate.fill_(0.5 / (step + 1))
+        torchs.param_groups[0]["lr"] = 0.5 / (step + 1)
+        for first, second in zip(*pairs, strict=True):
+            is_frozen = first.ndim > 1 and step < 2
+            first.grad = None if is_frozen else torch.randn(first.shape, generator=rng)
+            second.grad = None if first.grad is None else first.grad.clone()
+        own.step()
+        torchs.step()
+    torch.testing.assert_close(pairs[0], pairs[1], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(pairs[0][0], start[0])
 
 
 def test_lars_against_its_equation() -> None:

@@ -72,6 +72,7 @@ def test_embeddings_are_those_of_cropped_and_resized_images(batch_size: int, dev
         backbone,
         ImageSource(images, device),
         Embed(batch_size=batch_size, image_px=32, centre_ratio=1.0),
+        batches=list(torch.arange(5).split(batch_size)),
         crop_ratio=0.5,
         precision="float32",
     )

@@ -18,7 +18,9 @@ if __name__ == "__main__":
     if what == "hang" and rank == 1:
         time.sleep(600)
     os.chdir(f"disk{rank}")
-    watch = Watch("pretrain", Path("params.yaml"), ("seed",), [])
+    if what == "dvc" and rank == 0:  # DVC runs on one host, and writes the hashes of this run there
+        os.environ["DVC_STAGE"] = "pretrain"
+    watch = Watch("pretrain", Path("params.yaml"), ("seed",), [Path("input")])
     state = StageState(watch, interval_seconds=0, is_leader=distributed.is_leader())
     if distributed.is_leader():
         state.save({"weights": [torch.arange(3), {"step": 7}]})

@@ -75,11 +75,15 @@ def _wait_for(found: Any) -> None:
 
 
 def _on_two_disks(
-    folder: Path, what: str, seeds: tuple[int, int] = (0, 0)
+    folder: Path, what: str, seeds: tuple[int, int] = (0, 0), inputs: tuple[str, str] = ("a", "a")
 ) -> subprocess.CompletedProcess[str]:
-    for rank, seed in enumerate(seeds):
-        (folder / f"disk{rank}").mkdir()
-        write_params(folder / f"disk{rank}" / "params.yaml", {"seed": seed})
+    for rank, (seed, content) in enumerate(zip(seeds, inputs, strict=True)):
+        disk = folder / f"disk{rank}"
+        disk.mkdir()
+        write_params(disk / "params.yaml", {"seed": seed})
+        (disk / "input").write_text(content)
+        lock = "stages: {prepare: {outs: [{path: input, md5: " + f"{rank}" + "}]}}\n"
+        (disk / "dvc.lock").write_text(lock)
     command = [*TORCHRUN.split(), "-m", "tests.runtime.alone_on_disk", what]
     return subprocess.run(
         command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
@@ -93,9 +97,18 @@ def test_the_state_on_the_disk_of_the_first_process_is_enough(tmp_path: Path) ->
         assert f"process {rank} has {{'weights': [tensor([0, 1, 2]), {{'step': 7}}]}}" in ended.stdout
 
 
-def test_hosts_with_other_settings_are_named(tmp_path: Path) -> None:
-    ended = _on_two_disks(tmp_path, "load", (0, 1))
+@pytest.mark.parametrize(("seeds", "inputs"), [((0, 1), ("a", "a")), ((0, 0), ("a", "b"))], ids=str)
+def test_hosts_with_other_settings_or_inputs_are_named(
+    tmp_path: Path, seeds: tuple[int, int], inputs: tuple[str, str]
+) -> None:
+    ended = _on_two_disks(tmp_path, "dvc", seeds, inputs)
     assert "process 1: pretrain: process 1 has other code, settings or inputs than process 0" in ended.stdout
+
+
+def test_hosts_whose_lock_is_of_another_run_agree_by_the_contents_of_the_inputs(tmp_path: Path) -> None:
+    ended = _on_two_disks(tmp_path, "dvc")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("{'step': 7}") == 2
 
 
 def test_a_process_that_hangs_ends_all(tmp_path: Path) -> None:

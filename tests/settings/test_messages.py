@@ -161,6 +161,11 @@ def test_a_key_that_is_no_text(path: Path) -> None:
 # Rules that hold two or more keys against each other.
 CROSS = [
     (
+        {"runtime.cuda_graph": True, "runtime.nproc": 2},
+        "runtime.cuda_graph: true needs one process for each stage; set it to false, or set nproc: 1 and "
+        "launcher: ''",
+    ),
+    (
         {"prepare.reader": "folder"},
         "prepare.path: is empty, but reader: folder reads from it; set it to the folder of images/",
     ),

@@ -86,6 +86,14 @@ def test_every_stage_runs_and_repeats_its_bytes(flow: Any, method: str, base: di
     assert flow("cuda", **changes) == flow("cuda", **changes)
 
 
+@pytest.mark.parametrize("method", ["mocov2", "swav", "densecl"])
+def test_steps_from_cuda_graphs_are_those_made_one_by_one(flow: Any, method: str) -> None:
+    """Enough epochs that most steps are replayed; a graph repeats the kernels of a step."""
+    changes = {"pretrain__method": method, "pretrain__epochs": 4, "train__epochs": 4}
+    plain, captured = flow("cuda", **changes), flow("cuda", runtime__cuda_graph=True, **changes)
+    assert captured == plain
+
+
 def test_the_first_losses_are_those_of_the_cpu(flow: Any) -> None:
     """Of `train` from one untrained backbone: k-means starts from the same points on both."""
     losses = {}

@@ -30,7 +30,7 @@ SAID = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capaci
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_batch_size_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_the_size_of_a_pass_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     bench.write_backbone()
     bench.write_kept_views()
     bench.write_segmenter()
@@ -42,7 +42,9 @@ def test_the_batch_size_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch, st
     monkeypatch.setattr(ResNet, "forward", forward)
     main, argv = STAGES[stage]
     message = bench.fault(main, argv)
-    key = f"{stage}.batch_size"
+    is_trained = stage in ("pretrain", "train")
+    key = f"{stage}.micro_batch" if is_trained else f"{stage}.batch_size"
     assert message.startswith(f"params.yaml: {key}: the memory of the GPU ran out (CUDA out of memory); ")
-    assert f"lower {key}, set precision: bfloat16," in message
+    remedy = f"set {key} to a smaller part of batch_size than now" if is_trained else f"lower {key}"
+    assert f"; {remedy}, set precision: bfloat16," in message
     assert not Path("out").exists()

@@ -330,6 +330,20 @@ def test_a_gpu_that_is_asked_for_and_absent_is_an_error(bench: Any) -> None:
     )
 
 
+def test_a_graph_without_a_gpu_ends_with_its_remedy(bench: Any) -> None:
+    bench.params(runtime__cuda_graph=True)
+    assert bench.fault(pretrain.main, ARGV) == (
+        "params.yaml: runtime.cuda_graph: true needs a GPU, but the device is cpu; set "
+        "runtime.cuda_graph: false"
+    )
+
+
+def test_of_slotcon_no_graph_is_made_and_it_says_so(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.params(runtime__cuda_graph=True, pretrain__method="slotcon", pretrain__epochs=1)
+    pretrain.main(ARGV)
+    assert "runtime.cuda_graph has no effect on method: slotcon" in capsys.readouterr().err
+
+
 def test_a_truncated_array_is_named(bench: Any) -> None:
     path = Path("images/train/images.npy")
     path.write_bytes(path.read_bytes()[:5000])

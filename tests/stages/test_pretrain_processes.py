@@ -22,6 +22,10 @@ CASES: dict[str, dict[str, Any]] = {
     "densecl": {"pretrain__method": "densecl", "pretrain__bn_splits": 1},
     "densecl_in_groups": {"pretrain__method": "densecl", "pretrain__bn_splits": 2},
     "slotcon": {"pretrain__method": "slotcon"},
+    "passes": {
+        **{"backbone__arch": "vit_small", "backbone__width": 2, "pretrain__head_batch_norm": False},
+        "pretrain__micro_batch": 2,
+    },
 }
 
 QUEUES_OF_9 = {"pretrain__queue_size": 9, "pretrain__swav__queue_size": 9}
@@ -51,6 +55,15 @@ def test_two_processes_give_the_losses_and_weights_of_one(bench: Any, in_float64
         assert history["loss"].iloc[0] != pytest.approx(history["loss"].iloc[1], rel=1e-3), "it learns"
         assert_near(load_file(f"{name}.safetensors"), weights, 1e-6)
     assert bench.saved_states() == []
+
+
+def test_a_share_that_cannot_be_cut_into_passes_is_named(bench: Any) -> None:
+    bench.params(runtime__nproc=2, pretrain__micro_batch=8)
+    argv = ["--images", "images/train", "--out", "b", "--history", "h", "--metrics", "m"]
+    assert (
+        "error: params.yaml: pretrain.micro_batch: the 4 images of each of 2 processes cannot be cut into "
+        "passes of 8; use a divisor, or 0\n"
+    ) in bench.command_fault("pretrain", argv)
 
 
 def test_processes_that_are_started_end_with_the_fault_of_the_settings(bench: Any) -> None:

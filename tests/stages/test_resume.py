@@ -1,5 +1,8 @@
 """The stages that write an array row by row: what is done survives a kill, and the bytes stay the same."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,7 +11,8 @@ import numpy as np
 import pytest
 
 from stages import embed, predict, refine
-from stages.runtime import state as rows
+from stages.runtime import rows
+from tests.datasets import REPOSITORY
 
 STAGES: dict[str, tuple[ModuleType, list[str]]] = {
     "embed": (embed, ["--images", "images/train", "--backbone", "backbone.safetensors", "--out", "out.npy"]),
@@ -144,4 +148,42 @@ def test_a_result_on_another_disk_is_copied(ready: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(rows.os, "link", refuse)
     stage.main(argv)
     assert ready.hashes("out.npy") == linked
+    assert ready.saved_states() == []
+
+
+# Runs the stage that its first argument names, up to the first saved state.
+UP_TO_A_STATE = """
+import runpy, sys
+from stages.runtime.state import StageState
+
+def save_and_stop(state, content, save=StageState.save):
+    save(state, content)
+    sys.exit(9)
+
+StageState.save, StageState.is_due = save_and_stop, lambda state: True
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["embed", "predict"])
+def test_several_processes_go_on_and_give_the_bytes_of_one(ready: Any, name: str) -> None:
+    """Batches go to the processes in turn; the last round has one for the first process alone."""
+    stage, argv = STAGES[name]
+    small = {"embed__batch_size": 3, "predict__batch_size": 1}
+    ready.params(**small)
+    stage.main(argv)
+    alone = ready.hashes("out.npy")
+    Path("out.npy").unlink()
+    stopped = subprocess.run(
+        [sys.executable, "-c", UP_TO_A_STATE, f"stages.{name}", *argv],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert stopped.returncode == 9
+    ready.params(**small, runtime__nproc=2)
+    ended = ready.command(name, argv)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("device: cpu") == 2
+    assert f"{name}: resuming from the state in" in ended.stdout
+    assert ready.hashes("out.npy") == alone
     assert ready.saved_states() == []

@@ -32,6 +32,14 @@ def ready(bench: Any) -> Any:
     return bench
 
 
+def test_a_graph_without_a_gpu_ends_with_its_remedy(ready: Any) -> None:
+    ready.params(runtime__cuda_graph=True)
+    assert ready.fault(train.main, ARGV) == (
+        "params.yaml: runtime.cuda_graph: true needs a GPU, but the device is cpu; set "
+        "runtime.cuda_graph: false"
+    )
+
+
 def test_writes_segmenter_history_and_metrics(ready: Any) -> None:
     train.main(ARGV)
     segmenter, about = load_segmenter(Path(OUTPUTS[0]))

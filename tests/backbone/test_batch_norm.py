@@ -1,0 +1,62 @@
+"""Batch norm over several processes: what torch's own gives for the whole batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.datasets import REPOSITORY
+from tests.tensors import assert_near
+
+# Shape of the whole batch, and the share of each process.
+CASES: dict[int, list[tuple[tuple[int, ...], list[int]]]] = {
+    2: [((8, 3, 5, 4), [4, 4]), ((7, 3, 2, 3), [5, 2])],
+    3: [((9, 3), [2, 4, 3]), ((6, 3, 2, 2), [4, 0, 2])],
+}
+
+
+@pytest.mark.parametrize("num_processes", CASES)
+def test_shares_are_normalised_as_the_whole_batch(tmp_path: Path, num_processes: int) -> None:
+    torch.manual_seed(0)
+    given: list[dict[str, Any]] = []
+    for shape, sizes in CASES[num_processes]:
+        x, sent = (torch.randn(shape, dtype=torch.float64) * 3 + 20 for _ in range(2))
+        norm = nn.BatchNorm2d(3).double()
+        nn.init.normal_(norm.weight)
+        given.append({"norm": norm, "x": x, "sent": sent, "sizes": sizes})
+    torch.save(given, tmp_path / "given.pt")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes), "-m"]
+    ended = subprocess.run(
+        [sys.executable, *command, "tests.backbone.batch_norm_in_processes", "given.pt"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    written = [torch.load(tmp_path / f"{rank}.pt") for rank in range(num_processes)]
+    for case, *shares in zip(given, *written, strict=True):
+        _compare(case, shares)
+
+
+def _compare(case: dict[str, Any], shares: list[dict[str, Any]]) -> None:
+    x = case["x"].requires_grad_()
+    whole = (nn.BatchNorm2d(3) if x.ndim == 4 else nn.BatchNorm1d(3)).double()
+    whole.load_state_dict(case["norm"].state_dict())
+    out = whole(x)
+    out.backward(case["sent"])
+    gradients = {f"{name}.grad": value.grad for name, value in whole.named_parameters()}
+    found = {name: torch.cat([share[name] for share in shares]) for name in ("out", "x")}
+    summed = {name: torch.stack([share[name] for share in shares]).sum(0) for name in gradients}
+    assert_near({**found, **summed}, {"out": out.detach(), "x": x.grad, **gradients}, 1e-12)
+    for share in shares:
+        for name in ("running_mean", "running_var"):
+            torch.testing.assert_close(share[name], whole.state_dict()[name], rtol=1e-12, atol=1e-12)
+        assert share["num_batches_tracked"] == 1
+        assert share["collectives"] == 2, "one in each direction"

@@ -1,0 +1,214 @@
+"""Steps that are recorded once and replayed leave what steps leave that are made one after another.
+
+On a CPU `tests.tape` stands for a CUDA graph. It shows that a step takes nothing from the host but its input
+tensors, and that it changes its state in place. It cannot show that a GPU captures every kernel.
+"""
+
+import contextlib
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from stages.backbone.checkpoint import build_backbone, describe
+from stages.core.device import place
+from stages.core.graph import Compute, run_steps
+from stages.core.step import Drawn
+from stages.imaging.batches import ImageSource
+from stages.pretraining.pretrainer import Pretrainer
+from stages.settings.errors import UserError
+from stages.train import KEYS, build_segmenter, build_trainer
+from stages.training.trainer import Trainer
+from tests.datasets import read_preset
+from tests.tape import Tape
+
+CPU = torch.device("cpu")
+SIZE, NUM_STEPS, NUM_EPOCHS = 4, 4, 2  # images of a batch, steps of an epoch, epochs of a run
+IMAGES = torch.rand(NUM_STEPS, SIZE, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+SMALL = {"arch": "resnet18", "width": 4, "stem_stride": 2}
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two states have the same structure and the same values, to the bit."""
+    (one, structure), (other, same_structure) = tree_flatten(first), tree_flatten(second)
+    return structure == same_structure and all(
+        torch.equal(a, b) if isinstance(a, Tensor) else a == b or (a != a and b != b)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "mocov2": {},
+    "symmetric": {"symmetric": True},
+    "groups": {"bn_splits": 2},
+    "sgd": {"optimizer": "sgd", "lr": 0.05},
+    "lars": {"optimizer": "lars", "lr": 0.5},
+    "densecl": {"method": "densecl", "densecl": {"warmup_epochs": 2.0}},
+    "swav": {
+        "method": "swav",
+        "swav": {"local_crops": 1, "queue_size": 8, "queue_from_epoch": 1, "freeze_epochs": 1},
+    },
+    "swav, sgd": {"method": "swav", "optimizer": "sgd", "swav": {"freeze_epochs": 1}},
+}
+
+
+def _pretrainer(changes: dict[str, Any], cuda_graph: bool = False) -> Pretrainer:
+    whole = read_preset("demo")
+    settings = whole.pretrain
+    common = {"batch_size": SIZE, "image_px": 16, "epochs": NUM_EPOCHS, "warmup_epochs": 1.0, "queue_size": 8}
+    nested = {
+        name: getattr(settings, name).model_copy(update=value)
+        for name, value in changes.items()
+        if isinstance(value, dict)
+    }
+    dense = settings.dense.model_copy(update={"image_px": 16})
+    settings = settings.model_copy(update={**common, "dense": dense, **changes, **nested})
+    with contextlib.redirect_stdout(None):
+        return Pretrainer(
+            settings,
+            whole.backbone.model_copy(update=SMALL),
+            None,
+            num_images=NUM_STEPS * SIZE,
+            seed=0,
+            precision="float32",
+            device=CPU,
+            cuda_graph=cuda_graph,
+        )
+
+
+def _pretrain(pretrainer: Pretrainer) -> list[Any]:
+    """Figures of all steps and epochs of a run, and the state at its end."""
+    seen: list[Any] = []
+    for epoch in range(NUM_EPOCHS):
+        seen += [pretrainer.train_step(IMAGES[step], epoch, step, NUM_STEPS) for step in range(NUM_STEPS)]
+        seen.append(pretrainer.epoch_figures())
+    return [*seen, pretrainer.state_dict()]
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_replayed_steps_of_pretraining_are_those_made_one_by_one(name: str) -> None:
+    eager, taped = _pretrainer(PRETRAINING[name]), _pretrainer(PRETRAINING[name])
+    taped._run = tape = Tape(taped._compute)
+    assert _equal(_pretrain(taped), _pretrain(eager))
+    # Of SwAV, steps with frozen prototypes and steps that use the queue are kinds of their own.
+    assert tape.num_kinds == (2 if name.startswith("swav") else 1)
+    assert tape.num_replays == NUM_EPOCHS * NUM_STEPS - 2 * tape.num_kinds
+
+
+def test_a_learning_rate_that_is_a_number_of_the_host_is_noticed() -> None:
+    eager, taped = _pretrainer({}), _pretrainer({})
+    compute = taped._compute
+
+    def with_number(image: Tensor, drawn: Drawn) -> Tensor:
+        for group in taped._optimizer.param_groups:
+            group["lr"] = float(drawn.numbers[0])
+        return compute(image, drawn)
+
+    taped._run = with_number
+    assert _equal(_pretrain(taped)[:-1], _pretrain(eager)[:-1])  # without a tape there is no difference
+    taped = _pretrainer({})
+    compute = taped._compute
+    taped._run = Tape(with_number)
+    assert not _equal(_pretrain(taped)[:-1], _pretrain(eager)[:-1])
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_state_that_is_not_changed_in_place_is_noticed(in_place: bool) -> None:
+    def pretrainer(run: Callable[[Compute], Compute]) -> Pretrainer:
+        made = _pretrainer({})
+
+        def compute(image: Tensor, drawn: Drawn) -> Tensor:
+            figures = made._compute(image, drawn)
+            turned = made._method.queue.roll(1, 0)
+            if in_place:
+                made._method.queue.copy_(turned)
+            else:
+                made._method.queue = turned
+            return figures
+
+        made._run = run(compute)
+        return made
+
+    assert _equal(_pretrain(pretrainer(Tape)), _pretrain(pretrainer(lambda compute: compute))) == in_place
+
+
+def _trainer(base: str | None, changes: dict[str, Any], cuda_graph: bool = False) -> Trainer:
+    torch.manual_seed(0)
+    whole = read_preset("demo", base)
+    params = SimpleNamespace(**{key: getattr(whole, key) for key in KEYS})
+    params.size_px, params.pixel_k, params.global_k = 16, 4, 3
+    params.backbone = params.backbone.model_copy(update=SMALL)
+    small = {"batch_size": SIZE, "fpn_dim": 8, "epochs": NUM_EPOCHS}
+    clustering = {"sample_images": 8, "sample_pixels": 200, "iterations": 3, "init_batches": 2}
+    parts = {
+        "clustering": params.train.clustering.model_copy(update=clustering),
+        "image_loss": params.train.image_loss.model_copy(update={"view_px": 16, **changes}),
+    }
+    params.train = params.train.model_copy(update={**small, **parts})
+    rng = np.random.default_rng(0)
+    kept = np.where(rng.random((NUM_STEPS * SIZE, 6)) < 0.3, rng.integers(0, 3, (NUM_STEPS * SIZE, 6)), -1)
+    kept[:SIZE] = -1  # a batch without guidance
+    segmenter = build_segmenter(build_backbone(describe(params.backbone)), params)
+    return build_trainer(place(segmenter, CPU), kept, params, cuda_graph=cuda_graph)
+
+
+def _train(trainer: Trainer) -> list[Any]:
+    images = ImageSource((IMAGES.flatten(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy(), CPU)
+    batches = list(torch.arange(len(images)).split(SIZE))
+    seen: list[Any] = []
+    for epoch in range(NUM_EPOCHS):
+        trainer.start_epoch(images, batches, epoch)
+        for step, image in enumerate(images.batches(batches)):
+            seen.append(trainer.train_step(image, batches[step], epoch, step, NUM_STEPS))
+        seen.append(trainer.epoch_figures(images))
+    return [*seen, trainer.state_dict()]
+
+
+TRAINING: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "warm-up": (None, {"warmup_epochs": 2.0, "balance": "inverse"}),
+    "ours": ("ours", {}),
+    "picie, all views": ("picie", {"views": "all"}),
+    "pooled": (None, {"views": "pooled"}),
+}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_replayed_steps_of_training_are_those_made_one_by_one(name: str) -> None:
+    """With guidance, context, and new clusters in each epoch."""
+    eager, taped = _trainer(*TRAINING[name]), _trainer(*TRAINING[name])
+    taped._run = tape = Tape(taped._compute)
+    assert _equal(_train(taped), _train(eager))
+    assert tape.num_replays > 0
+
+
+def test_a_weight_of_guidance_that_is_a_number_of_the_host_is_noticed() -> None:
+    taped, eager = (_trainer(*TRAINING["warm-up"]) for _ in range(2))
+    compute = taped._compute
+
+    def with_number(image: Tensor, drawn: Drawn) -> Tensor:
+        plan, weight, *others = drawn.numbers
+        return compute(image, drawn._replace(numbers=(plan, torch.tensor(float(weight)), *others)))
+
+    taped._run = Tape(with_number)
+    assert not _equal(_train(taped), _train(eager))
+
+
+def test_a_graph_without_a_gpu_is_refused_with_its_remedy() -> None:
+    makers: list[Callable[[], object]] = [
+        lambda: _pretrainer({}, cuda_graph=True),
+        lambda: _trainer(None, {}, cuda_graph=True),
+    ]
+    for make in makers:
+        with pytest.raises(UserError, match=r"cuda_graph: true needs a GPU.*set runtime.cuda_graph: false"):
+            make()
+
+
+def test_a_graph_in_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.core.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match="needs one process, but there are 2"):
+        run_steps(lambda image, drawn: image, torch.device("cuda"), is_captured=True)
