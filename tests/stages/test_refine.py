@@ -153,8 +153,8 @@ def test_the_fused_kernel_asks_for_its_compiler(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError) as raised:
         require_gpu("fused", gpu)
     assert str(raised.value) == (
-        "params.yaml: refine.backend: 'fused' needs Triton, but gcc or clang, which it compiles with, was not "
-        "found; install that, or set refine.backend: cuda"
+        "params.yaml: refine.backend: 'fused' needs Triton, but gcc or clang, which it compiles with, was "
+        "not found; install that, or set refine.backend: cuda"
     )
 
 
