@@ -13,7 +13,7 @@ from stages.core.artefacts import read_array
 from stages.core.device import choose_device
 from stages.core.images import IMAGES, open_images
 from stages.postprocessing.dense_crf import mean_field, probabilities
-from stages.postprocessing.exact_crf import exact_mean_field
+from stages.postprocessing.exact_crf import exact_mean_field, require_gpu
 from stages.postprocessing.score_maps import cluster_maps, open_scores, upsample
 from stages.runtime.pool import call_in_order, count_cores
 from stages.runtime.progress import say, track
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         refined = (cluster_maps(scores[index : index + 1], images.shape[1])[0] for index in todo)
         work = _write_rows(rows, refined)
     elif gpu is not None:
-        say("refine", backend="exact mean field on the GPU")
+        how = ", fused" if params.refine.backend == "fused" else ""
+        say("refine", backend=f"exact mean field on the GPU{how}")
         work = _write_rows(rows, refine_on_gpu(images, scores, todo, params.refine, gpu))
     else:
         say("refine", backend="permutohedral lattice on the CPU")
@@ -82,10 +83,14 @@ def choose_gpu(backend: str, device: str) -> torch.device | None:
         device: `device` of params.yaml.
 
     Raises:
-        UserError: `backend` is `cuda` but no GPU is available.
+        UserError: `backend` is `cuda` or `fused` but no GPU is available, or a compiler is missing.
     """
-    is_wanted = backend == "cuda" or (backend == "auto" and device != "cpu" and torch.cuda.is_available())
-    return choose_device(device if device.startswith("cuda") else "cuda") if is_wanted else None
+    available = torch.cuda.is_available()
+    if backend in ("cpu", "none") or (backend == "auto" and not (available and device != "cpu")):
+        return None
+    name = device if device.startswith("cuda") else "cuda"
+    require_gpu(backend, torch.device(name) if available else None)
+    return choose_device(name)
 
 
 def refine_on_gpu(
@@ -96,11 +101,10 @@ def refine_on_gpu(
     gpu: torch.device,
 ) -> Iterator[UInt8[np.ndarray, "S S"]]:
     """Yield the refined cluster ids of each image, computed by exact mean-field inference."""
-    crf = settings.model_dump(exclude={"backend", "temperature"})
     for index in todo:
         cosines = upsample(scores[index : index + 1], images.shape[1])[0].to(gpu)
         unary = torch.softmax(cosines / settings.temperature, dim=0)
-        marginals = exact_mean_field(torch.from_numpy(images[index].copy()).to(gpu), unary, **crf)
+        marginals = exact_mean_field(torch.from_numpy(images[index].copy()).to(gpu), unary, settings)
         yield marginals.argmax(0).byte().cpu().numpy()
 
 
@@ -147,12 +151,11 @@ def _use_one_thread() -> None:
 
 def _refine_one(job: Job, index: int) -> None:
     """Refine image `index` and write it to its row."""
-    settings = job.settings.model_dump(exclude={"backend"})
     image = read_array(job.images, memory_map=True)[index]
     scores = read_array(job.predictions, memory_map=True)[index]
-    unary = probabilities(scores, image.shape[0], settings.pop("temperature"))
+    unary = probabilities(scores, image.shape[0], job.settings.temperature)
     refined = np.load(job.refined, mmap_mode="r+", allow_pickle=False)
-    refined[index] = mean_field(image, unary, **settings).argmax(0)
+    refined[index] = mean_field(image, unary, job.settings).argmax(0)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from pydensecrf.densecrf import DenseCRF2D
 
 from stages.postprocessing.score_maps import upsample
+from stages.settings.schema import Refine
 
 
 def probabilities(
@@ -32,15 +33,7 @@ def probabilities(
 
 
 def mean_field(
-    image: UInt8[np.ndarray, "H W 3"],
-    probabilities: Float[np.ndarray, "K H W"],
-    *,
-    iterations: int,
-    smoothness_weight: float,
-    smoothness_px: float,
-    appearance_weight: float,
-    appearance_px: float,
-    appearance_color: float,
+    image: UInt8[np.ndarray, "H W 3"], probabilities: Float[np.ndarray, "K H W"], settings: Refine
 ) -> Float[np.ndarray, "K H W"]:
     """Marginals Q after `iterations` mean-field steps (Kraehenbuehl & Koltun 2011, Algorithm 1).
 
@@ -49,15 +42,13 @@ def mean_field(
     K_smoothness(i, j) = exp(-|p_i - p_j|^2 / (2 s_smoothness^2))
     K_appearance(i, j) = exp(-|p_i - p_j|^2 / (2 s_appearance^2) - |c_i - c_j|^2 / (2 s_color^2))
 
+    and positions p in pixels, colors c in RGB levels of 0..255; compatibility: Potts.
+
     Args:
         image: RGB, 0..255.
         probabilities: of each pixel, summing to 1 over K.
-        iterations: mean-field steps.
-        smoothness_weight: weight of the first kernel (compatibility: Potts); 0 disables it.
-        smoothness_px: s_smoothness, in pixels.
-        appearance_weight: weight of the second kernel; 0 disables it.
-        appearance_px: s_appearance, in pixels.
-        appearance_color: s_color, in RGB levels of 0..255.
+        settings: `iterations`; for each kernel its weight w, 0 to do without it, and s_smoothness
+            (`smoothness_px`), s_appearance (`appearance_px`) and s_color (`appearance_color`).
 
     Returns:
         Probabilities, summing to 1 over K.
@@ -68,16 +59,16 @@ def mean_field(
     num_clusters, height, width = probabilities.shape
     field = DenseCRF2D(width, height, num_clusters)
     field.setUnaryEnergy(_unary(probabilities))
-    if smoothness_weight > 0:
-        field.addPairwiseGaussian(sxy=smoothness_px, compat=smoothness_weight)
-    if appearance_weight > 0:
+    if settings.smoothness_weight > 0:
+        field.addPairwiseGaussian(sxy=settings.smoothness_px, compat=settings.smoothness_weight)
+    if settings.appearance_weight > 0:
         field.addPairwiseBilateral(
-            sxy=appearance_px,
-            srgb=appearance_color,
+            sxy=settings.appearance_px,
+            srgb=settings.appearance_color,
             rgbim=np.array(image, order="C"),
-            compat=appearance_weight,
+            compat=settings.appearance_weight,
         )
-    return np.array(field.inference(iterations), dtype=np.float32).reshape(probabilities.shape)
+    return np.array(field.inference(settings.iterations), dtype=np.float32).reshape(probabilities.shape)
 
 
 def _unary(probabilities: np.ndarray) -> Float[np.ndarray, "K P"]:

@@ -2,13 +2,25 @@
 
 `dense_crf` filters on a permutohedral lattice, which approximates the Gaussian kernels. Here all pairs of
 pixels are computed: the smoothness kernel is separable, and the appearance kernel is a full matrix. If this
-matrix fits into memory, it is computed once per image; otherwise each step recomputes it in row blocks.
+matrix fits into memory, it is computed once per image; otherwise each step recomputes it in row blocks. With
+`backend: fused` it is never stored, and blocks of weights that do not matter are left out (`fused_crf`).
 """
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from stages.postprocessing.pixel_blocks import appearance_features
+from stages.settings.errors import UserError
+from stages.settings.schema import Refine
 
 BLOCK_BYTES = 1 << 30  # of a block of rows of the appearance kernel, in float32
 ALIGNED_COLUMNS = 8  # of a product; tensor cores are used for multiples of it
@@ -34,10 +46,7 @@ class AppearanceKernel:
         is_stored: bool | None = None,
     ) -> None:
         device = image.device
-        rows, columns = (torch.arange(side, device=device) / appearance_px for side in image.shape[:2])
-        places = torch.cartesian_prod(rows, columns)
-        features = torch.cat([places, image.flatten(0, 1).float() / appearance_color], dim=1)
-        features -= features.mean(0)  # so that squared distances lose as few digits as possible
+        features = appearance_features(image, appearance_px, appearance_color)
         half_squares, ones = features.square().sum(1, keepdim=True) / 2, torch.ones_like(features[:, :1])
         # left @ right^T is -|f_i - f_j|^2 / 2 in one product.
         self._left = torch.cat([features, -half_squares, ones], dim=1)
@@ -79,15 +88,7 @@ class AppearanceKernel:
 
 @torch.no_grad()
 def exact_mean_field(
-    image: UInt8[Tensor, "H W 3"],
-    probabilities: Float[Tensor, "K H W"],
-    *,
-    iterations: int,
-    smoothness_weight: float,
-    smoothness_px: float,
-    appearance_weight: float,
-    appearance_px: float,
-    appearance_color: float,
+    image: UInt8[Tensor, "H W 3"], probabilities: Float[Tensor, "K H W"], settings: Refine
 ) -> Float[Tensor, "K H W"]:
     """Marginals after `iterations` mean-field steps; formula and arguments as in `dense_crf.mean_field`.
 
@@ -97,20 +98,72 @@ def exact_mean_field(
     """
     num_clusters, height, width = probabilities.shape
     log_unary = probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
-    appearance = None
-    if appearance_weight > 0:
-        appearance = AppearanceKernel(image, appearance_px=appearance_px, appearance_color=appearance_color)
-    rows, columns = (_smoothness(side, smoothness_px, image.device) for side in (height, width))
+    message_of = _appearance_message(image, settings) if settings.appearance_weight > 0 else None
+    rows, columns = (_smoothness(side, settings.smoothness_px, image.device) for side in (height, width))
     marginals = torch.softmax(log_unary, dim=0)
-    for _ in range(iterations):
+    for _ in range(settings.iterations):
         update = log_unary
-        if smoothness_weight > 0:
-            update = update + smoothness_weight * (rows @ marginals @ columns)
-        if appearance is not None:
-            message = appearance.message(marginals.flatten(1).T)
-            update = update + appearance_weight * message.T.view(num_clusters, height, width)
+        if settings.smoothness_weight > 0:
+            update = update + settings.smoothness_weight * (rows @ marginals @ columns)
+        if message_of is not None:
+            message = message_of(marginals.flatten(1).T)
+            update = update + settings.appearance_weight * message.T.view(num_clusters, height, width)
         marginals = torch.softmax(update, dim=0)
     return marginals
+
+
+def require_gpu(backend: str, device: torch.device | None, source: str = "params.yaml") -> None:
+    """Check that what `refine.backend` needs is there.
+
+    Args:
+        backend: `refine.backend`.
+        device: where the CRF is to run; None if there is no GPU.
+        source: file with the setting, for messages.
+
+    Raises:
+        UserError: the backend is of GPUs and the device is none, or `fused` lacks a compiler.
+    """
+    key = f"{source}: refine.backend: {backend!r}"
+    if backend not in ("cuda", "fused"):
+        return
+    if device is None or device.type != "cuda":
+        found = f"torch {torch.__version__} finds none" if device is None else f"the device is {device}"
+        raise UserError(
+            f"{key} needs a CUDA GPU, but {found}; set refine.backend: auto or cpu, or install the GPU driver"
+        )
+    if backend == "fused":
+        _require_triton(key)
+
+
+def _require_triton(key: str) -> None:
+    """Triton compiles a kernel itself, but what starts it with the C compiler, when it first runs.
+
+    Raises:
+        UserError: a part is missing.
+    """
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if importlib.util.find_spec("triton") is None:
+        lack = f"torch {torch.__version__} has come without it"
+    elif not any(map(shutil.which, compilers)):
+        lack = f"{' or '.join(compilers)}, which it compiles with, was not found"
+    elif not header.exists():
+        lack = f"{header}, which it compiles with, was not found"
+    else:
+        return
+    raise UserError(f"{key} needs Triton, but {lack}; install that, or set refine.backend: cuda")
+
+
+def _appearance_message(
+    image: UInt8[Tensor, "H W 3"], settings: Refine
+) -> Callable[[Float[Tensor, "P K"]], Float[Tensor, "P K"]]:
+    """The product with D^-1/2 K D^-1/2 of the appearance kernel."""
+    px, color = settings.appearance_px, settings.appearance_color
+    if settings.backend == "fused":
+        from stages.postprocessing.fused_crf import FusedKernel  # needs Triton, and nothing else here does
+
+        return FusedKernel(appearance_features(image, px, color)).message
+    return AppearanceKernel(image, appearance_px=px, appearance_color=color).message
 
 
 def _smoothness(side: int, smoothness_px: float, device: torch.device) -> Float[Tensor, "S S"]:

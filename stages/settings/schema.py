@@ -144,7 +144,7 @@ class Predict(Section):
 class Refine(Section):
     """Dense CRF."""
 
-    backend: Literal["auto", "cpu", "cuda", "none"]
+    backend: Literal["auto", "cpu", "cuda", "fused", "none"]
     temperature: Positive
     iterations: Count
     smoothness_weight: NonNegative

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -201,10 +200,9 @@ def _others(params: Params, images: ImageSource, num_images: int, num_val: int, 
     passes = one.times(views + min(params.cluster.sample_images, num_images) + num_val)
     if params.refine.backend == "none" or images.device.type == "cuda":
         return passes
-    crf = SimpleNamespace(**params.refine.model_dump(exclude={"backend", "temperature"}))
     rng = np.random.default_rng(0)
     noise, unary = rng.integers(0, 256, (side, side, 3), np.uint8), rng.random((params.pixel_k, side, side))
     unary = (unary / unary.sum(0)).astype(np.float32)
-    refined = _measure(lambda _: mean_field(noise, unary, **vars(crf)), images.device)
+    refined = _measure(lambda _: mean_field(noise, unary, params.refine), images.device)
     workers = params.runtime.num_workers or count_cores()
     return passes + refined.times(num_val / workers)

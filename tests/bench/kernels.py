@@ -9,12 +9,21 @@ import torch
 from stages.clustering.kmeans import KMeans
 from stages.postprocessing.dense_crf import mean_field
 from stages.postprocessing.exact_crf import exact_mean_field
+from stages.settings.schema import Refine
 
 # Points, features and clusters of one view; side and clusters of an image; for each kind of device.
 POINTS = {"cpu": (20_000, 128, 27), "cuda": (300_000, 256, 27)}
 IMAGES = {"cpu": (64, 27), "cuda": (320, 27)}
-CRF = {"iterations": 10, "smoothness_weight": 3.0, "smoothness_px": 1.0, "appearance_weight": 4.0}
-COLOR = 5.0
+CRF = Refine(
+    backend="auto",
+    temperature=0.1,
+    iterations=10,
+    smoothness_weight=3.0,
+    smoothness_px=1.0,
+    appearance_weight=4.0,
+    appearance_px=67.0,
+    appearance_color=5.0,
+)
 
 
 def clustering(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[str]:
@@ -37,14 +46,18 @@ def crf(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     unary = rng.dirichlet(np.ones(num_clusters), (side, side)).transpose(2, 0, 1).astype(np.float32)
-    settings = {**CRF, "appearance_px": 67 * side / 320, "appearance_color": COLOR}
+    settings = CRF.model_copy(update={"appearance_px": 67 * side / 320})
     tensors = [torch.from_numpy(one).to(device) for one in (image, unary)]
-    exact = _median(lambda: exact_mean_field(*tensors, **settings), turns, device)
-    lattice = _median(lambda: mean_field(image, unary, **settings), 1, torch.device("cpu"))
+    exact = _median(lambda: exact_mean_field(*tensors, settings), turns, device)
+    lattice = _median(lambda: mean_field(image, unary, settings), 1, torch.device("cpu"))
     yield (
         f"CRF at {side} px, {num_clusters} clusters, 10 iterations: exact on {device.type} {1 / exact:.2f} "
         f"images/s, lattice on one core {1 / lattice:.2f}: {lattice / exact:.1f} times"
     )
+    if device.type == "cuda":
+        settings = settings.model_copy(update={"backend": "fused"})
+        fused = _median(lambda: exact_mean_field(*tensors, settings), turns, device)
+        yield f"fused: {1 / fused:.2f} images/s: {lattice / fused:.1f} times"
 
 
 def _median(work: Callable[[], object], turns: int, device: torch.device) -> float:

@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 
 from stages.postprocessing.dense_crf import mean_field, probabilities
+from stages.settings.schema import Refine
 
 SETTINGS = [
     {"smoothness_weight": 3.0, "smoothness_px": 1.0, "appearance_weight": 0.0, "appearance_px": 1.0},
     {"smoothness_weight": 0.0, "smoothness_px": 1.0, "appearance_weight": 2.0, "appearance_px": 3.0},
     {"smoothness_weight": 1.0, "smoothness_px": 1.0, "appearance_weight": 1.0, "appearance_px": 3.0},
 ]
+
+
+def crf_settings(**changes: float | str) -> Refine:
+    """Section `refine` with the given values; five steps unless they say otherwise."""
+    return Refine(
+        **{"backend": "cpu", "temperature": 0.1, "iterations": 5, "appearance_color": 5.0, **changes}
+    )
 
 
 def _exact(
@@ -53,7 +61,7 @@ def _case(seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("iterations", [1, 5])
 def test_near_exact_mean_field(seed: int, settings: dict[str, float], iterations: int) -> None:
     image, unary = _case(seed)
-    ours = mean_field(image, unary, iterations=iterations, appearance_color=20.0, **settings)
+    ours = mean_field(image, unary, crf_settings(iterations=iterations, appearance_color=20.0, **settings))
     exact = _exact(image, unary, iterations=iterations, colour=20.0, **settings)
     # The lattice is an approximation; where the exact answer is clear, so must ours be.
     assert np.abs(ours - exact).mean() < 0.05
@@ -68,7 +76,7 @@ def test_is_nearer_to_the_exact_answer_than_the_unary_is() -> None:
         image, unary = _case(seed)
         settings = {**SETTINGS[2], "iterations": 5}
         exact = _exact(image, unary, colour=20.0, **settings)
-        ours = mean_field(image, unary, appearance_color=20.0, **settings)
+        ours = mean_field(image, unary, crf_settings(appearance_color=20.0, **settings))
         assert np.abs(ours - exact).mean() < 0.3 * np.abs(unary - exact).mean()
 
 
@@ -76,17 +84,18 @@ def test_zero_pairwise_weights_give_the_unary_back() -> None:
     image, unary = _case(0)
     settings = {"smoothness_px": 1.0, "appearance_px": 3.0, "appearance_color": 5.0, "iterations": 3}
     settings |= {"smoothness_weight": 0.0, "appearance_weight": 0.0}
-    np.testing.assert_allclose(mean_field(image, unary, **settings), unary, atol=1e-6)
-    np.testing.assert_array_equal(mean_field(image, unary, **settings).argmax(0), unary.argmax(0))
+    found = mean_field(image, unary, crf_settings(**settings))
+    np.testing.assert_allclose(found, unary, atol=1e-6)
+    np.testing.assert_array_equal(found.argmax(0), unary.argmax(0))
 
 
 def test_permuting_clusters_permutes_the_result() -> None:
     image, unary = _case(1)
-    settings = {**SETTINGS[2], "appearance_color": 20.0, "iterations": 5}
+    settings = crf_settings(**SETTINGS[2], appearance_color=20.0)
     order = np.array([2, 0, 1])
     plain, permuted = (
-        mean_field(image, unary, **settings).argmax(0),
-        mean_field(image, unary[order], **settings).argmax(0),
+        mean_field(image, unary, settings).argmax(0),
+        mean_field(image, unary[order], settings).argmax(0),
     )
     np.testing.assert_array_equal(order[permuted], plain)
 
@@ -95,7 +104,7 @@ def test_marginals_sum_to_one_and_stay_finite_with_certain_unaries() -> None:
     image, _ = _case(2)
     unary = np.zeros((3, 6, 5), np.float32)
     unary[0] = 1
-    marginals = mean_field(image, unary, appearance_color=20.0, iterations=5, **SETTINGS[2])
+    marginals = mean_field(image, unary, crf_settings(appearance_color=20.0, **SETTINGS[2]))
     np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-5)
     assert marginals.argmax(0).max() == 0
 
@@ -113,7 +122,7 @@ def test_a_speck_takes_the_label_of_its_surroundings_and_an_edge_keeps_it_apart(
         "appearance_weight": 4.0,
         "appearance_px": 5.0,
     }
-    refined = mean_field(image, unary, appearance_color=5.0, iterations=10, **settings).argmax(0)
+    refined = mean_field(image, unary, crf_settings(iterations=10, **settings)).argmax(0)
     expected = np.repeat([[0] * 8 + [1] * 8], 12, axis=0)
     np.testing.assert_array_equal(refined, expected)
 
@@ -128,7 +137,7 @@ def test_rows_and_columns_are_not_mixed_up() -> None:
         "appearance_weight": 0.0,
         "appearance_px": 1.0,
     }
-    refined = mean_field(image, unary, appearance_color=5.0, iterations=2, **settings).argmax(0)
+    refined = mean_field(image, unary, crf_settings(iterations=2, **settings)).argmax(0)
     assert (refined[0] == 0).all()
     assert (refined[1:] == 1).all()
 

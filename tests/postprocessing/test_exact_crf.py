@@ -7,12 +7,12 @@ import torch
 from stages.postprocessing import exact_crf
 from stages.postprocessing.dense_crf import mean_field
 from stages.postprocessing.exact_crf import AppearanceKernel, exact_mean_field
-from tests.postprocessing.test_dense_crf import SETTINGS, _case, _exact
+from tests.postprocessing.test_dense_crf import SETTINGS, _case, _exact, crf_settings
 
 
 def _found(image: np.ndarray, unary: np.ndarray, device: torch.device, **settings: float) -> np.ndarray:
     tensors = (torch.from_numpy(one).to(device) for one in (image, unary))
-    return exact_mean_field(*tensors, **settings).cpu().numpy()
+    return exact_mean_field(*tensors, crf_settings(**settings)).cpu().numpy()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -45,7 +45,7 @@ def test_the_lattice_comes_near_it(device: torch.device) -> None:
     settings = {"iterations": 10, "smoothness_weight": 3.0, "smoothness_px": 1.0}
     settings |= {"appearance_weight": 4.0, "appearance_px": 14.0, "appearance_color": 10.0}
     found = _found(image, unary, device, **settings)
-    lattice = mean_field(image, unary, **settings)
+    lattice = mean_field(image, unary, crf_settings(**settings))
     assert (found.argmax(0) == lattice.argmax(0)).mean() > 0.99
     assert (unary.argmax(0) != lattice.argmax(0)).mean() > 0.03, "there was something to correct"
 

@@ -12,6 +12,7 @@ import torch
 from ruamel.yaml import YAML
 
 from stages import refine
+from stages.postprocessing.exact_crf import require_gpu
 from stages.postprocessing.score_maps import cluster_maps
 from stages.settings.errors import UserError
 from tests.datasets import read_preset
@@ -126,15 +127,35 @@ def test_the_gpu_is_taken_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for backend in ("auto", "cpu", "none"):
         assert refine.choose_gpu(backend, "auto") is None
-    with pytest.raises(UserError, match="needs a CUDA GPU"):
-        refine.choose_gpu("cuda", "auto")
+    for backend in ("cuda", "fused"):
+        with pytest.raises(UserError) as raised:
+            refine.choose_gpu(backend, "auto")
+        assert str(raised.value) == (
+            f"params.yaml: refine.backend: '{backend}' needs a CUDA GPU, but torch {torch.__version__} finds "
+            "none; set refine.backend: auto or cpu, or install the GPU driver"
+        )
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(refine, "choose_device", chosen.append)
-    pairs = (("auto", "auto"), ("auto", "cuda:1"), ("cuda", "cpu"), ("auto", "cpu"), ("cpu", "cuda"))
+    pairs = [("auto", "auto"), ("auto", "cuda:1"), ("cuda", "cpu"), ("auto", "cpu"), ("cpu", "cuda")]
+    pairs += [("fused", "auto"), ("none", "cuda")]
     for backend, device in pairs:
         refine.choose_gpu(backend, device)
-    assert chosen == ["cuda", "cuda:1", "cuda"]
+    assert chosen == ["cuda", "cuda:1", "cuda", "cuda"]
+
+
+def test_the_fused_kernel_asks_for_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    require_gpu("fused", gpu)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    require_gpu("cuda", gpu)
+    with pytest.raises(UserError) as raised:
+        require_gpu("fused", gpu)
+    assert str(raised.value) == (
+        "params.yaml: refine.backend: 'fused' needs Triton, but gcc or clang, which it compiles with, was "
+        "not found; install that, or set refine.backend: cuda"
+    )
 
 
 def test_what_a_gpu_would_write_is_exact_mean_field(folder: Path) -> None:

@@ -425,12 +425,19 @@ def test_refined_labels_are_the_marginals_of_the_crf(ready: Any) -> None:
     assert _run("--refine", "--params", "params.yaml", "--scores") == 0
     picture = np.asarray(Image.open("photos/square.png"))
     unary = torch.softmax(_scores(ready, picture, (32, 32)) / 0.1, dim=1)[0].numpy()
-    settings = ready.read("refine").refine.model_dump(exclude={"backend", "temperature"})
-    marginals = mean_field(picture, unary, **settings)
+    marginals = mean_field(picture, unary, ready.read("refine").refine)
     ids = np.asarray(Image.open("found/square.png"))
     assert (ids == marginals.argmax(0)).mean() > 0.99
     assert ready.fault(segment.main, [*SEGMENT, "--refine", "--params", "typo.yaml"]) == (
         "typo.yaml: not found; --refine takes its settings from there: pass --params FILE"
+    )
+
+
+def test_a_crf_for_gpus_is_refused_where_there_is_none(ready: Any) -> None:
+    ready.params(refine__backend="fused")
+    assert ready.fault(segment.main, [*SEGMENT, "--refine", "--params", "params.yaml"]) == (
+        "params.yaml: refine.backend: 'fused' needs a CUDA GPU, but the device is cpu; "
+        "set refine.backend: auto or cpu, or install the GPU driver"
     )
 
 

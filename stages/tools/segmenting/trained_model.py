@@ -14,6 +14,7 @@ from stages.core.device import choose_device, place
 from stages.core.tensors import file_sha256
 from stages.imaging.batches import to_unit
 from stages.imaging.resample import interpolation_matrix, resample, whole
+from stages.postprocessing.exact_crf import exact_mean_field, require_gpu
 from stages.reporting.legend import ClusterLegend, plain_legend, read_cluster_legend
 from stages.reporting.names import Names, lineage, read_names
 from stages.segmenter.network import pixel_features
@@ -56,7 +57,7 @@ class TrainedModel:
         refine: a params.yaml whose section `refine` sets up a dense CRF; None for no CRF.
 
     Raises:
-        UserError: a file is missing or does not fit the others.
+        UserError: a file is missing or does not fit the others, or the CRF is for GPUs and the device is not.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class TrainedModel:
         self.lineage = lineage(folder / CENTROIDS)
         self.legend, self.named_by = _choose_legend(folder, names, self.lineage, len(centroids))
         self.device = choose_device(device, "--device")
+        if self.crf is not None:
+            require_gpu(self.crf.backend, self.device, str(refine))
         self.segmenter, self.centroids = place(segmenter, self.device), centroids.to(self.device)
         self.size_px: int = about["size_px"]
         self.backbone: dict[str, Any] = about["backbone"]
@@ -116,18 +119,15 @@ class TrainedModel:
     ) -> Float[Tensor, "K h w"]:
         """Marginals of the dense CRF at the working size, as stage `refine` computes them (4.4)."""
         assert self.crf is not None
-        settings = self.crf.model_dump(exclude={"backend", "temperature"})
         size = (image.shape[1], image.shape[2])
         cosines = functional.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
         unary = torch.softmax(cosines / self.crf.temperature, dim=0)
         colours = (image * 255).round().byte().permute(1, 2, 0).contiguous()
         if self.device.type == "cuda" and self.crf.backend != "cpu":
-            from stages.postprocessing.exact_crf import exact_mean_field
-
-            return exact_mean_field(colours.to(self.device), unary, **settings)
+            return exact_mean_field(colours.to(self.device), unary, self.crf)
         from stages.postprocessing.dense_crf import mean_field  # needs pydensecrf, and nothing else here does
 
-        return torch.from_numpy(mean_field(colours.numpy(), unary.cpu().numpy(), **settings))
+        return torch.from_numpy(mean_field(colours.numpy(), unary.cpu().numpy(), self.crf))
 
     def _at_full_size(
         self, values: Float[Tensor, "K h w"], size: tuple[int, ...], temperature: float | None
