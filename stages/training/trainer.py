@@ -26,7 +26,7 @@ from stages.training.health import SIGNS, Health
 from stages.training.losses import ViewClusters, cluster_weights, siamese_loss
 from stages.training.siamese import Siamese
 
-FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy")
+FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy", "guidance_weight")
 
 
 class Trainer:
@@ -150,14 +150,15 @@ class Trainer:
             metric=settings.metric,
         )
         guided, accuracy = self._guidance.loss(self._segmenter, image, rows, second.whole_map, generator)
-        loss = pixel + self._guidance.weight(epoch + step / num_steps) * guided  # Eq. 5
+        weight = self._guidance.weight(epoch + step / num_steps)
+        loss = pixel + weight * guided  # Eq. 5
         self._optimizer.zero_grad()
         loss.backward()
         distributed.average_(value.grad for value in self._parameters if value.grad is not None)
         self._optimizer.step()
         if self._segmenter.context is not None:
             self._segmenter.context.project_kernels()
-        return torch.stack([loss, within, cross, guided, accuracy])
+        return torch.stack([loss, within, cross, guided, accuracy, loss.new_full((), weight)])
 
     def epoch_figures(self, images: ImageSource) -> dict[str, float]:
         """Diagnostics after an epoch; logs a warning if the clusters have collapsed."""
