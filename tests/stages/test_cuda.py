@@ -39,7 +39,8 @@ FLOW: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
     "train": (
         train,
         "--images images/train --views kept_views.npy --label-metrics label.json "
-        "--backbone backbone.safetensors --out segmenter.safetensors --history train.csv --metrics train.json",
+        "--backbone backbone.safetensors --out segmenter.safetensors "
+        "--history train.csv --metrics train.json",
         ("segmenter.safetensors", "train.csv"),
     ),
     "cluster": (
