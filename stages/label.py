@@ -72,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "stability": agreement(pseudo_label, second_label),
         "agreement_with_position": agreement(pseudo_label, np.tile(np.arange(num_views), num_images)),
         "agreement_with_order": agreement_with_order(pseudo_label[::num_views], params.global_k),
-        "agreement_with_whole": agreement_with_whole(pseudo_label.reshape(num_images, num_views)),
     }
     say("label", **figures)
     for weakness in weaknesses(figures, params.global_k, params.label.weak):
@@ -103,16 +102,6 @@ def agreement_with_order(pseudo_label: Int[np.ndarray, " N"], num_blocks: int) -
     """
     blocks = np.arange(len(pseudo_label)) * num_blocks // len(pseudo_label)
     return agreement(pseudo_label, blocks)
-
-
-def agreement_with_whole(pseudo_label: Int[np.ndarray, "N V"]) -> float:
-    """Measure how much the pseudo-label of a whole image tells about those of its parts (ours).
-
-    The mean over the parts of the adjusted mutual information with the first view. It is low if pseudo-labels
-    are chance, follow the position of a view, or tell what is in a part instead of what kind of image it is.
-    """
-    whole, parts = pseudo_label[:, 0], pseudo_label[:, 1:]
-    return float(np.mean([agreement(whole, part) for part in parts.T]))
 
 
 def weaknesses(figures: Mapping[str, float], global_k: int, limits: WeakLabels) -> Iterator[str]:

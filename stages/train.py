@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.views}: has {len(kept_views)} images, but {args.images} has {len(array)}; run `dvc repro`"
         )
     check_data_size(args.params, len(array))
-    agreement = read_agreement(args.label_metrics)
-    weight = guidance_weight(params.train.image_loss.weight, agreement)
+    stability = read_stability(args.label_metrics)
+    weight = guidance_weight(params.train.image_loss.weight, stability)
     segmenter = build_segmenter(load_backbone(args.backbone, params.backbone), params, weight)
     init: dict[str, Any] = {}
     for path in init_path(params.train.init):
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = build_trainer(place(segmenter, device), kept_views, params, weight)
     say(
         "train", images=len(array), epochs=params.train.epochs, batch_size=params.train.batch_size,
-        guidance_weight=weight, agreement_with_whole=agreement,
+        guidance_weight=weight, stability_of_pseudo_labels=stability,
     )  # fmt: skip
     history = train(trainer, ImageSource(array, device), params, state)
 
@@ -131,16 +131,16 @@ def init_path(init: str) -> list[Path]:
     return [Path(os.environ.get("DVC_ROOT", ".")) / init] if init else []
 
 
-def read_agreement(path: Path) -> float:
-    """Read how well the pseudo-labels of whole images and of their parts agree.
+def read_stability(path: Path) -> float:
+    """Read how well two clusterings of the pseudo-labels agree.
 
     Raises:
         UserError: the metrics of `label` do not have it.
     """
     figures = read_metrics(path).get("label", {})
-    if "agreement_with_whole" not in figures:
-        raise UserError(f"{path}: has no label.agreement_with_whole; run `dvc repro label` to make it again")
-    return float(figures["agreement_with_whole"])
+    if "stability" not in figures:
+        raise UserError(f"{path}: has no label.stability; run `dvc repro label` to make it again")
+    return float(figures["stability"])
 
 
 def build_segmenter(backbone: Trunk, params: SimpleNamespace, weight: float) -> Segmenter:

@@ -58,11 +58,11 @@ class Bench:
         rng = np.random.default_rng(0)
         kept = np.where(rng.random((count, 6)) < 0.4, rng.integers(0, 4, (count, 6)), -1)
         np.save(self.folder / "kept_views.npy", kept.astype(np.int32))
-        self.write_label_metrics(0.35)
+        self.write_label_metrics(0.675)
 
-    def write_label_metrics(self, agreement_with_whole: float) -> None:
+    def write_label_metrics(self, stability: float) -> None:
         """The figure of the pseudo-labels that `train` reads, as `label` writes it."""
-        write_metrics(self.folder / "label.json", {"label": {"agreement_with_whole": agreement_with_whole}})
+        write_metrics(self.folder / "label.json", {"label": {"stability": stability}})
 
     def write_segmenter(self) -> None:
         """An untrained segmenter, as `train` writes it."""

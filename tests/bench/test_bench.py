@@ -1,12 +1,16 @@
 """The measuring itself: what is compared is the same work, and a probe finds what is there to be found."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 
-from tests.bench import pretraining, training
+from stages.dataset.truth import Truth, write_classes
+from tests.bench import pixels, pretraining, training
 from tests.bench.interleaved import compare
 from tests.bench.probe import presence_precision, scene_accuracy
 
@@ -67,3 +71,51 @@ def test_probes_find_what_features_hold() -> None:
     assert scene_accuracy(blind, scene) < 0.5
     assert presence_precision(told, present) == pytest.approx(1)
     assert presence_precision(blind, present) < 0.5
+
+
+@pytest.fixture
+def taught(bench: Any) -> Any:
+    """Images of flat squares: class 0 is dark, class 1 bright, and class 2 occurs nowhere."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 4)):
+        side = np.load(f"images/{split}/images.npy", mmap_mode="r").shape[1]
+        classes = rng.integers(0, 2, (count, 2, 2)).repeat(side // 2, 1).repeat(side // 2, 2)
+        shades = np.repeat((40 + 180 * classes)[..., None], 3, 3) + rng.integers(-9, 9, (*classes.shape, 1))
+        np.save(f"images/{split}/images.npy", shades.astype(np.uint8))
+    Path("truth").mkdir(exist_ok=True)
+    np.save("truth/val.npy", classes.astype(np.uint8))
+    write_classes(Path("truth"), ("dark", "bright", "nowhere"))
+    bench.write_backbone()
+    return bench
+
+
+def test_pixels_of_a_backbone_are_scored(taught: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    taught.params(pixel_k=2)
+    pixels.main(["--images", "images", "--truth", "truth", "given=backbone.safetensors"])
+    head, _, untrained, given = capsys.readouterr().out.splitlines()
+    assert head.count("accuracy") == 3
+    rows = [re.fullmatch(r"\| (\w+) \| (.*) \|", line) for line in (untrained, given)]
+    assert [row[1] for row in rows if row] == ["untrained", "given"]
+    for row in rows:
+        figures = [float(cell) for cell in row[2].split(" | ")]
+        assert len(figures) == 6
+        assert min(figures) > 75, "dark and bright squares are told apart by any features"
+
+
+def test_a_class_that_no_probe_was_taught_is_never_answered() -> None:
+    truth = Truth(("a", "b", "c"), ("", "", ""), np.array([[[0, 2]] * 2] * 4, np.uint8))
+    maps = np.eye(3, dtype=np.float32)[truth.maps].transpose(0, 3, 1, 2)
+    near = KNeighborsClassifier(1)
+    given = pixels.probe_scores(near, maps, truth, KNeighborsClassifier.predict_proba, seed=0)
+    assert given.shape == (2, 3, 2, 2)
+    np.testing.assert_array_equal(given.argmax(1), truth.maps[1::2])
+    assert (given[:, 1] < given.min((1, 2, 3)).max() + 1e-6).all()
+    asked = Truth(truth.class_names, truth.class_kinds, truth.maps[1::2])
+    assert pixels.scored(given, asked, is_matched=False) == "100.0 | 100.0"
+
+
+def test_clusters_are_matched_and_classes_are_not() -> None:
+    truth = Truth(("a", "b"), ("", ""), np.array([[[0, 1], [1, 1]]], np.uint8))
+    swapped = np.eye(2)[1 - truth.maps].transpose(0, 3, 1, 2)
+    assert pixels.scored(swapped, truth, is_matched=True) == "100.0 | 100.0"
+    assert pixels.scored(swapped, truth, is_matched=False) == "0.0 | 0.0"

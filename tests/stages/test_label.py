@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import adjusted_mutual_info_score
 
 from stages import label
 from stages.core.artefacts import read_metrics
@@ -62,7 +61,6 @@ def test_metrics_are_those_of_the_clusters(ready: Any) -> None:
         "stability": pytest.approx(1, abs=1e-5),
         "agreement_with_position": pytest.approx(0, abs=0.1),
         "agreement_with_order": pytest.approx(0, abs=0.4),  # the four directions take turns
-        "agreement_with_whole": pytest.approx(1, abs=1e-5),
     }
 
 
@@ -86,20 +84,6 @@ def test_weak_pseudo_labels_are_named_before_training(ready: Any, capsys: pytest
     ready.params(label__iterations=1, label__restarts=1, label__weak__stability_below=1.0)
     label.main(ARGV)
     assert "label: warning: a second clustering agrees by only " in capsys.readouterr().err
-
-
-def test_how_far_parts_follow_the_whole_image(ready: Any) -> None:
-    """A part adds as much as its labels say about those of whole images, wherever in the image it is."""
-    embeddings = np.load("embeddings.npy")
-    places = np.random.default_rng(0).permutation(16)
-    embeddings[:, 3:] = embeddings[places, 3:]  # three of the five parts are those of other images
-    embeddings[:, 2] = np.eye(8)[0]  # one part looks the same everywhere
-    np.save("embeddings.npy", embeddings)
-    label.main(ARGV)
-    chance = adjusted_mutual_info_score(np.arange(16) % 4, places % 4)
-    found = read_metrics(Path(OUTPUTS[1]))["label"]["agreement_with_whole"]
-    assert found == pytest.approx((1 + 0 + 3 * chance) / 5, abs=1e-5)
-    assert abs(chance) < 0.5
 
 
 def test_pseudo_labels_that_few_views_share_are_named(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,18 +123,18 @@ def test_images_without_a_kept_view_give_no_guidance(ready: Any) -> None:
     assert (pd.read_csv(OUTPUTS[1])["image_loss"] == 0).all()
 
 
-# From 0.3 to 0.4, `auto` rises from 0 to 0.3.
+# From 0.6 to 0.75, `auto` rises from 0 to 0.3.
 @pytest.mark.parametrize(
-    ("agreement", "weight"),
-    [(-0.1, 0.0), (0.3, 0.0), (0.32, 0.06), (0.35, 0.15), (0.4, 0.3), (1.0, 0.3)],
+    ("stability", "weight"),
+    [(-0.1, 0.0), (0.6, 0.0), (0.63, 0.06), (0.675, 0.15), (0.75, 0.3), (1.0, 0.3)],
 )
 def test_the_weight_auto_follows_the_pseudo_labels(
-    ready: Any, capsys: pytest.CaptureFixture[str], agreement: float, weight: float
+    ready: Any, capsys: pytest.CaptureFixture[str], stability: float, weight: float
 ) -> None:
-    ready.write_label_metrics(agreement)
+    ready.write_label_metrics(stability)
     ready.params(**SHORT, train__image_loss__weight="auto")
     train.main(ARGV)
-    assert f"guidance_weight={weight:g} agreement_with_whole={agreement:g}" in capsys.readouterr().out
+    assert f"guidance_weight {weight:g}  stability_of_pseudo_labels {stability:g}" in capsys.readouterr().out
     assert pd.read_csv(OUTPUTS[1])["guidance_weight"].tolist() == pytest.approx([weight])
     assert read_metrics(Path(OUTPUTS[2]))["train"]["guidance_weight"] == pytest.approx(weight)
     chosen = ready.tensors(OUTPUTS[0])[0]
@@ -147,16 +147,16 @@ def test_the_weight_auto_follows_the_pseudo_labels(
 def test_a_warm_up_holds_for_the_weight_auto(ready: Any) -> None:
     ready.params(train__image_loss__weight="auto", train__image_loss__warmup_epochs=2.0)
     train.main(ARGV)
-    # Four steps an epoch, at 0/8 to 7/8 of the 0.15 that 0.35 gives.
+    # Four steps an epoch, at 0/8 to 7/8 of the 0.15 that 0.675 gives.
     assert pd.read_csv(OUTPUTS[1])["guidance_weight"].tolist() == pytest.approx(
         [0.15 * 1.5 / 8, 0.15 * 5.5 / 8], rel=1e-4
     )
 
 
-def test_label_metrics_without_the_agreement_are_refused(ready: Any) -> None:
-    write_metrics(Path("label.json"), {"label": {"stability": 0.5}})
+def test_label_metrics_without_the_stability_are_refused(ready: Any) -> None:
+    write_metrics(Path("label.json"), {"label": {"mean_score": 0.5}})
     assert ready.fault(train.main, ARGV) == (
-        "label.json: has no label.agreement_with_whole; run `dvc repro label` to make it again"
+        "label.json: has no label.stability; run `dvc repro label` to make it again"
     )
 
 
@@ -288,7 +288,7 @@ def test_the_state_of_other_params_or_inputs_is_not_used(
     if change == "params":
         ready.params(train__lr=0.01)
     elif change == "label":
-        ready.write_label_metrics(0.36)
+        ready.write_label_metrics(0.68)
     elif change == "views":
         np.save("kept_views.npy", np.load("kept_views.npy")[::-1].copy())
     else:
