@@ -32,8 +32,8 @@ def guidance_weight(weight: float | Literal["auto"], stability: float) -> float:
 
     Args:
         weight: `train.image_loss.weight` of params.yaml.
-        stability: figure of `label`: agreement of two clusterings, 1 if they are identical, 0 by chance; always
-            1 with the centers of a classifier, which no chance decides.
+        stability: figure of `label`: agreement of two clusterings, 0 by chance, 1 if they are identical, as
+            always with the centers of a classifier.
     """
     if weight != "auto":
         return weight
