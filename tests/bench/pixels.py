@@ -10,7 +10,7 @@ backbone stands beside the given ones.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from stages.backbone.checkpoint import build_backbone, load_backbone
@@ -94,20 +96,18 @@ def cluster_scores(pixels: Float[np.ndarray, "P D"], val: Maps, params: SimpleNa
     return np.einsum("ndhw,kd->nkhw", val, centres)
 
 
-def probe_scores(
-    classifier: Any, val: Maps, truth: Truth, ask: Callable[[Any, np.ndarray], np.ndarray], seed: int
-) -> Maps:
-    """Scores of all classes in the odd images, by a classifier of pixels of the even ones."""
+def probe_scores(classifier: Any, val: Maps, truth: Truth, seed: int) -> Maps:
+    """Probabilities of all classes in the odd images, by a classifier of pixels of the even ones."""
     _, dim, height, width = val.shape
     labels = _shrunk(truth.maps[::2], height)
     known, taught = labels != IGNORED, val[::2].transpose(0, 2, 3, 1)
     chosen = numpy_generator(seed, "pixels", "probe").permutation(int(known.sum()))[:TAUGHT_PIXELS]
     classifier.fit(taught[known][chosen], labels[known][chosen])
     asked = val[1::2].transpose(0, 2, 3, 1)
-    given = ask(classifier, asked.reshape(-1, dim)).reshape(*asked.shape[:3], -1).transpose(0, 3, 1, 2)
-    scores = np.full((len(asked), len(truth.class_names), height, width), -np.inf, np.float32)
-    scores[:, classifier.classes_] = given
-    return np.maximum(scores, given.min() - 1)  # of classes that were not taught
+    given = classifier.predict_proba(asked.reshape(-1, dim)).reshape(*asked.shape[:3], -1)
+    scores = np.zeros((len(asked), len(truth.class_names), height, width), np.float32)
+    scores[:, classifier.classes_] = given.transpose(0, 3, 1, 2)
+    return scores
 
 
 def _shrunk(labels: Int[np.ndarray, "N S S"], side: int) -> Int[np.ndarray, "N h w"]:
@@ -143,13 +143,10 @@ def rows(
         maps = feature_maps(backbone, val, shown_px, side)
         pixels = sample_pixels(backbone, train, params, shown_px, side)
         cells = [scored(cluster_scores(pixels, maps, params), truth, is_matched=True)]
-        linear = LogisticRegression(max_iter=1000)
+        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         near = KNeighborsClassifier(NEIGHBOURS, metric="cosine", weights="distance")
-        for classifier, ask in (
-            (linear, LogisticRegression.decision_function),
-            (near, KNeighborsClassifier.predict_proba),
-        ):
-            given = probe_scores(classifier, maps, truth, ask, params.seed)
+        for classifier in (linear, near):
+            given = probe_scores(classifier, maps, truth, params.seed)
             cells.append(scored(given, asked, is_matched=False))
         yield f"| {name} | {' | '.join(cells)} |"
 

@@ -75,11 +75,11 @@ def test_probes_find_what_features_hold() -> None:
 
 @pytest.fixture
 def taught(bench: Any) -> Any:
-    """Images of flat squares: class 0 is dark, class 1 bright, and class 2 occurs nowhere."""
+    """Flat images: class 0 is dark, class 1 bright, both are taught and asked, and class 2 occurs nowhere."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 4)):
         side = np.load(f"images/{split}/images.npy", mmap_mode="r").shape[1]
-        classes = rng.integers(0, 2, (count, 2, 2)).repeat(side // 2, 1).repeat(side // 2, 2)
+        classes = np.broadcast_to((np.arange(count) // 2 % 2)[:, None, None], (count, side, side))
         shades = np.repeat((40 + 180 * classes)[..., None], 3, 3) + rng.integers(-9, 9, (*classes.shape, 1))
         np.save(f"images/{split}/images.npy", shades.astype(np.uint8))
     Path("truth").mkdir(exist_ok=True)
@@ -97,19 +97,30 @@ def test_pixels_of_a_backbone_are_scored(taught: Any, capsys: pytest.CaptureFixt
     rows = [re.fullmatch(r"\| (\w+) \| (.*) \|", line) for line in (untrained, given)]
     assert [row[1] for row in rows if row] == ["untrained", "given"]
     for row in rows:
-        figures = [float(cell) for cell in row[2].split(" | ")]
-        assert len(figures) == 6
-        assert min(figures) > 75, "dark and bright squares are told apart by any features"
+        accuracy, _, *probed = (float(cell) for cell in row[2].split(" | "))
+        assert accuracy >= 50, "two clusters are matched to two classes of equal size"
+        assert probed == [100] * 4, "dark and bright images are told apart by any features"
+
+
+def test_k_means_finds_separate_directions(bench: Any) -> None:
+    bench.params(pixel_k=3)
+    rng = np.random.default_rng(0)
+    truth = Truth(("a", "b", "c"), ("", "", ""), rng.integers(0, 3, (4, 8, 8)).astype(np.uint8))
+    maps = np.eye(3)[truth.maps].transpose(0, 3, 1, 2) + rng.normal(0, 0.05, (4, 3, 8, 8))
+    fitted = np.eye(3)[rng.integers(0, 3, 200)] + rng.normal(0, 0.05, (200, 3))
+    fitted /= np.linalg.norm(fitted, axis=1, keepdims=True)
+    given = pixels.cluster_scores(fitted.astype(np.float32), maps, bench.read(*pixels.KEYS))
+    assert pixels.scored(given, truth, is_matched=True) == "100.0 | 100.0"
 
 
 def test_a_class_that_no_probe_was_taught_is_never_answered() -> None:
     truth = Truth(("a", "b", "c"), ("", "", ""), np.array([[[0, 2]] * 2] * 4, np.uint8))
     maps = np.eye(3, dtype=np.float32)[truth.maps].transpose(0, 3, 1, 2)
     near = KNeighborsClassifier(1)
-    given = pixels.probe_scores(near, maps, truth, KNeighborsClassifier.predict_proba, seed=0)
+    given = pixels.probe_scores(near, maps, truth, seed=0)
     assert given.shape == (2, 3, 2, 2)
     np.testing.assert_array_equal(given.argmax(1), truth.maps[1::2])
-    assert (given[:, 1] < given.min((1, 2, 3)).max() + 1e-6).all()
+    assert not given[:, 1].any()
     asked = Truth(truth.class_names, truth.class_kinds, truth.maps[1::2])
     assert pixels.scored(given, asked, is_matched=False) == "100.0 | 100.0"
 
