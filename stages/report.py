@@ -88,7 +88,7 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
         data=inputs.data,
         num_clusters=inputs.num_centroids,
         global_k=params.global_k,
-        guidance=params.train.image_loss.weight,
+        guidance=_guidance(inputs, params),
         trains=params.pretrain.method not in ("none", "supervised") and params.pretrain.epochs > 0,
         is_published=bool(params.pretrain.init),
         weak=params.label.weak,
@@ -111,6 +111,12 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
         "seed": params.seed,
         "clusters_id": inputs.clusters[0],
     }
+
+
+def _guidance(inputs: Inputs, params: SimpleNamespace) -> float:
+    """The weight of guidance; what `train` chose, if it is `auto`."""
+    weight = params.train.image_loss.weight
+    return float(inputs.histories["train"]["guidance_weight"].max()) if weight == "auto" else weight
 
 
 def _drawn(inputs: Inputs, params: SimpleNamespace, legend: Legend, pictures: Pictures) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jaxtyping import Int32
 from stages.backbone.checkpoint import load_backbone
 from stages.backbone.trunk import Trunk
 from stages.core import distributed
-from stages.core.artefacts import read_array, write_csv, write_metrics
+from stages.core.artefacts import read_array, read_metrics, write_csv, write_metrics
 from stages.core.device import choose_device, enough_memory, place, set_numerics, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
@@ -32,7 +32,7 @@ from stages.segmenter.network import Segmenter
 from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter, start_from
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
-from stages.training.guidance import Guidance
+from stages.training.guidance import Guidance, guidance_weight
 from stages.training.trainer import FIGURES, Trainer
 
 KEYS = (
@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.views}: has {len(kept_views)} images, but {args.images} has {len(array)}; run `dvc repro`"
         )
     check_data_size(args.params, len(array))
-    segmenter = build_segmenter(load_backbone(args.backbone, params.backbone), params)
+    stability = read_stability(args.label_metrics)
+    weight = guidance_weight(params.train.image_loss.weight, stability)
+    segmenter = build_segmenter(load_backbone(args.backbone, params.backbone), params, weight)
     init: dict[str, Any] = {}
     for path in init_path(params.train.init):
         init = {"init": start_from(path, segmenter, params.train.init_sha256)}
@@ -64,15 +66,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, deterministic=params.deterministic)
     distributed.check_batch("train", params.train.batch_size, params.train.micro_batch)
-    inputs = [args.images, args.views, args.backbone, *init_path(params.train.init)]
+    inputs = [args.images, args.views, args.label_metrics, args.backbone, *init_path(params.train.init)]
     watch = Watch("train", args.params, KEYS, inputs)
     state = StageState(
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )
     trainer = build_trainer(
-        place(segmenter, device), kept_views, params, cuda_graph=neutral.runtime.cuda_graph
+        place(segmenter, device), kept_views, params, weight, cuda_graph=neutral.runtime.cuda_graph
     )
-    say("train", images=len(array), epochs=params.train.epochs, batch_size=params.train.batch_size)
+    say(
+        "train", images=len(array), epochs=params.train.epochs, batch_size=params.train.batch_size,
+        guidance_weight=weight, stability_of_pseudo_labels=stability,
+    )  # fmt: skip
     history = train(trainer, ImageSource(array, device), params, state)
 
     if distributed.is_leader():
@@ -128,8 +133,23 @@ def init_path(init: str) -> list[Path]:
     return [Path(os.environ.get("DVC_ROOT", ".")) / init] if init else []
 
 
-def build_segmenter(backbone: Trunk, params: SimpleNamespace) -> Segmenter:
-    """Build the untrained network; the seed determines the weights that are not pretrained."""
+def read_stability(path: Path) -> float:
+    """Read how well two clusterings of the pseudo-labels agree.
+
+    Raises:
+        UserError: the metrics of `label` do not have it.
+    """
+    figures = read_metrics(path).get("label", {})
+    if "stability" not in figures:
+        raise UserError(f"{path}: has no label.stability; run `dvc repro label` to make it again")
+    return float(figures["stability"])
+
+
+def build_segmenter(backbone: Trunk, params: SimpleNamespace, weight: float) -> Segmenter:
+    """Build the untrained network, with an image head if the weight of guidance is above 0.
+
+    The seed determines the weights that are not pretrained.
+    """
     torch.manual_seed(derive(params.seed, "train", "weights"))
     settings = params.train
     return Segmenter(
@@ -137,7 +157,7 @@ def build_segmenter(backbone: Trunk, params: SimpleNamespace) -> Segmenter:
         fpn_dim=settings.fpn_dim,
         feature_stride=settings.feature_stride,
         context=settings.context,
-        num_view_clusters=params.global_k if settings.image_loss.weight > 0 else 0,
+        num_view_clusters=params.global_k if weight > 0 else 0,
         head=settings.image_loss.head,
         metric=settings.pixel_loss.metric,
         freeze=settings.freeze,
@@ -148,14 +168,16 @@ def build_trainer(
     segmenter: Segmenter,
     kept_views: Int32[np.ndarray, "N V"],
     params: SimpleNamespace,
+    weight: float,
     *,
     cuda_graph: bool = False,
 ) -> Trainer:
-    """Build the trainer from params.yaml, with guidance by the kept views."""
+    """Build the trainer from params.yaml, with guidance of this weight by the kept views."""
     guidance = Guidance(
         params.train.image_loss,
         params.train.photometric,
         torch.from_numpy(kept_views.astype(np.int64)),
+        weight=weight,
         num_labels=params.global_k,
         crop_ratio=params.crop_ratio,
         seed=params.seed,
@@ -184,6 +206,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--views", type=Path, required=True, help="pseudo-labels of the kept views from `select_views`"
+    )
+    parser.add_argument(
+        "--label-metrics",
+        type=Path,
+        required=True,
+        help="figures of the pseudo-labels from `label`, for the weight `auto`",
     )
     parser.add_argument("--backbone", type=Path, required=True, help="pretrained backbone from `pretrain`")
     parser.add_argument("--out", type=Path, required=True, help="output: segmenter (.safetensors)")

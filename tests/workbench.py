@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stages.backbone.checkpoint import build_backbone, describe, save_backbone
+from stages.core.artefacts import write_metrics
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.segmenter.network import Segmenter
@@ -57,6 +58,11 @@ class Bench:
         rng = np.random.default_rng(0)
         kept = np.where(rng.random((count, 6)) < 0.4, rng.integers(0, 4, (count, 6)), -1)
         np.save(self.folder / "kept_views.npy", kept.astype(np.int32))
+        self.write_label_metrics(0.675)
+
+    def write_label_metrics(self, stability: float) -> None:
+        """The figure of the pseudo-labels that `train` reads, as `label` writes it."""
+        write_metrics(self.folder / "label.json", {"label": {"stability": stability}})
 
     def write_segmenter(self) -> None:
         """An untrained segmenter, as `train` writes it."""

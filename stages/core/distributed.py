@@ -206,9 +206,9 @@ def replicate(module: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    return DistributedDataParallel(
-        module, forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-    )
+    replicated = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
+    replicated.broadcast_buffers = False  # the argument has another name in each version of torch
+    return replicated
 
 
 def passes(num_images: int, micro_batch: int) -> list[slice]:

@@ -1,8 +1,16 @@
 """Schema of `train` and `cluster` in params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from stages.settings.section import (
     Count,
@@ -43,10 +51,18 @@ class PixelLoss(Section):
     cross_weight: Fraction
 
 
+def _one_fault(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Report one fault for a value that is neither; pydantic gives one for each."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise PydanticCustomError("weight", "must be auto or a number >= 0") from None
+
+
 class ImageLoss(Section):
     """Guidance loss on the pseudo-labels of the kept views."""
 
-    weight: NonNegative
+    weight: Annotated[NonNegative | Literal["auto"], WrapValidator(_one_fault)]
     warmup_epochs: NonNegative
     views: Literal["sample", "all", "pooled"]
     view_px: Annotated[int, Field(ge=16)]

@@ -153,7 +153,7 @@ def _segmenter(params: Params, device: torch.device) -> Segmenter:
             fpn_dim=train.fpn_dim,
             feature_stride=train.feature_stride,
             context=train.context,
-            num_view_clusters=params.global_k if train.image_loss.weight > 0 else 0,
+            num_view_clusters=params.global_k if train.image_loss.weight != 0 else 0,
             head=train.image_loss.head,
             metric=train.pixel_loss.metric,
             freeze=train.freeze,
@@ -170,8 +170,8 @@ def _train(params: Params, images: ImageSource, num_images: int, segmenter: Segm
         rng.random((len(images), 6)) < 0.4, rng.integers(0, params.global_k, (len(images), 6)), -1
     )
     guidance = Guidance(
-        settings.image_loss, settings.photometric, torch.from_numpy(kept), num_labels=params.global_k,
-        crop_ratio=params.crop_ratio, seed=0, precision=params.precision,
+        settings.image_loss, settings.photometric, torch.from_numpy(kept), weight=1.0,
+        num_labels=params.global_k, crop_ratio=params.crop_ratio, seed=0, precision=params.precision,
     )  # fmt: skip
     trainer = Trainer(
         segmenter, settings, guidance, pixel_k=params.pixel_k, size_px=params.size_px, seed=0,

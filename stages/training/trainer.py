@@ -29,7 +29,7 @@ from stages.training.losses import ViewClusters, cluster_weights, pixel_shares
 from stages.training.objective import Objective, Pass
 from stages.training.siamese import Plan, Siamese
 
-FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy")
+FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy", "guidance_weight")
 
 
 class Trainer:
@@ -185,7 +185,9 @@ class Trainer:
         self._optimizer.step()
         if self._segmenter.context is not None:
             self._segmenter.context.project_kernels()
-        return figures[0] if len(figures) == 1 else torch.stack(figures).sum(0)
+        # The weight of guidance, a figure of the whole batch and not of a pass, comes first in its numbers.
+        total = torch.stack(figures).sum(0)
+        return torch.cat([total, drawn.numbers[1][None]])
 
     def epoch_figures(self, images: ImageSource) -> dict[str, float]:
         """Diagnostics after an epoch; logs a warning if the clusters have collapsed."""

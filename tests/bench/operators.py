@@ -134,8 +134,8 @@ def _trainer(whole: Params, device: torch.device) -> Trainer:
     params = SimpleNamespace(**{key: getattr(whole, key) for key in KEYS})
     rng, size = np.random.default_rng(0), (whole.train.batch_size, 6)
     kept = np.where(rng.random(size) < 0.4, rng.integers(0, params.global_k, size), -1)
-    segmenter = place(build_segmenter(build_backbone(describe(params.backbone)), params), device)
-    trainer = build_trainer(segmenter, kept, params)
+    segmenter = place(build_segmenter(build_backbone(describe(params.backbone)), params, 1.0), device)
+    trainer = build_trainer(segmenter, kept, params, 1.0)
     shape = (2, params.pixel_k, params.train.fpn_dim)
     trainer._clusters = [
         ViewClusters(one, torch.ones(len(one), device=device)) for one in torch.rand(shape).to(device)

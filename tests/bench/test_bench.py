@@ -1,12 +1,16 @@
 """The measuring itself: what is compared is the same work, and a probe finds what is there to be found."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 
-from tests.bench import pretraining, training
+from stages.dataset.truth import Truth, write_classes
+from tests.bench import pixels, pretraining, training
 from tests.bench.interleaved import compare
 from tests.bench.probe import presence_precision, scene_accuracy
 
@@ -67,3 +71,62 @@ def test_probes_find_what_features_hold() -> None:
     assert scene_accuracy(blind, scene) < 0.5
     assert presence_precision(told, present) == pytest.approx(1)
     assert presence_precision(blind, present) < 0.5
+
+
+@pytest.fixture
+def taught(bench: Any) -> Any:
+    """Flat images: class 0 is dark, class 1 bright, both are taught and asked, and class 2 occurs nowhere."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 4)):
+        side = np.load(f"images/{split}/images.npy", mmap_mode="r").shape[1]
+        classes = np.broadcast_to((np.arange(count) // 2 % 2)[:, None, None], (count, side, side))
+        shades = np.repeat((40 + 180 * classes)[..., None], 3, 3) + rng.integers(-9, 9, (*classes.shape, 1))
+        np.save(f"images/{split}/images.npy", shades.astype(np.uint8))
+    Path("truth").mkdir(exist_ok=True)
+    np.save("truth/val.npy", classes.astype(np.uint8))
+    write_classes(Path("truth"), ("dark", "bright", "nowhere"))
+    bench.write_backbone()
+    return bench
+
+
+def test_pixels_of_a_backbone_are_scored(taught: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    taught.params(pixel_k=2)
+    pixels.main(["--images", "images", "--truth", "truth", "given=backbone.safetensors"])
+    head, _, untrained, given = capsys.readouterr().out.splitlines()
+    assert head.count("accuracy") == 3
+    rows = [re.fullmatch(r"\| (\w+) \| (.*) \|", line) for line in (untrained, given)]
+    assert [row[1] for row in rows if row] == ["untrained", "given"]
+    for row in rows:
+        accuracy, _, *probed = (float(cell) for cell in row[2].split(" | "))
+        assert accuracy >= 50, "two clusters are matched to two classes of equal size"
+        assert probed == [100] * 4, "dark and bright images are told apart by any features"
+
+
+def test_k_means_finds_separate_directions(bench: Any) -> None:
+    bench.params(pixel_k=3)
+    rng = np.random.default_rng(0)
+    truth = Truth(("a", "b", "c"), ("", "", ""), rng.integers(0, 3, (4, 8, 8)).astype(np.uint8))
+    maps = np.eye(3)[truth.maps].transpose(0, 3, 1, 2) + rng.normal(0, 0.05, (4, 3, 8, 8))
+    fitted = np.eye(3)[rng.integers(0, 3, 200)] + rng.normal(0, 0.05, (200, 3))
+    fitted /= np.linalg.norm(fitted, axis=1, keepdims=True)
+    given = pixels.cluster_scores(fitted.astype(np.float32), maps, bench.read(*pixels.KEYS))
+    assert pixels.scored(given, truth, is_matched=True) == "100.0 | 100.0"
+
+
+def test_a_class_that_no_probe_was_taught_is_never_answered() -> None:
+    truth = Truth(("a", "b", "c"), ("", "", ""), np.array([[[0, 2]] * 2] * 4, np.uint8))
+    maps = np.eye(3, dtype=np.float32)[truth.maps].transpose(0, 3, 1, 2)
+    near = KNeighborsClassifier(1)
+    given = pixels.probe_scores(near, maps, truth, seed=0)
+    assert given.shape == (2, 3, 2, 2)
+    np.testing.assert_array_equal(given.argmax(1), truth.maps[1::2])
+    assert not given[:, 1].any()
+    asked = Truth(truth.class_names, truth.class_kinds, truth.maps[1::2])
+    assert pixels.scored(given, asked, is_matched=False) == "100.0 | 100.0"
+
+
+def test_clusters_are_matched_and_classes_are_not() -> None:
+    truth = Truth(("a", "b"), ("", ""), np.array([[[0, 1], [1, 1]]], np.uint8))
+    swapped = np.eye(2)[1 - truth.maps].transpose(0, 3, 1, 2)
+    assert pixels.scored(swapped, truth, is_matched=True) == "100.0 | 100.0"
+    assert pixels.scored(swapped, truth, is_matched=False) == "0.0 | 0.0"

@@ -76,8 +76,7 @@ def bench_epoch(
     settings = whole.train
     if not parts:
         context = settings.context.model_copy(update={"similarity": "none"})
-        image_loss = settings.image_loss.model_copy(update={"weight": 0.0})
-        settings = settings.model_copy(update={"context": context, "image_loss": image_loss})
+        settings = settings.model_copy(update={"context": context})
     params = SimpleNamespace(**{key: getattr(whole, key) for key in KEYS})
     params.train = settings.model_copy(update={"epochs": 1})
     params.precision, params.compile = precision, compiled
@@ -86,8 +85,9 @@ def bench_epoch(
     kept = np.where(
         rng.random((len(images), 6)) < 0.4, rng.integers(0, params.global_k, (len(images), 6)), -1
     )
-    segmenter = build_segmenter(build_backbone(describe(params.backbone)), params)
-    trainer = build_trainer(place(segmenter, source.device), kept, params)
+    weight = 1.0 if parts else 0.0
+    segmenter = build_segmenter(build_backbone(describe(params.backbone)), params, weight)
+    trainer = build_trainer(place(segmenter, source.device), kept, params, weight)
     if compiled:
         train(trainer, source, params, NO_STATE)
     clock = Clock()

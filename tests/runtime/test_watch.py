@@ -23,7 +23,10 @@ STAGES: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "embed": (embed, (*TRAIN, *BACKBONE)),
     "label": (label, ("--embeddings", "embeddings.npy", *BACKBONE, *METRICS)),
     "select_views": (select_views, ("--labels", "labels.safetensors", *METRICS)),
-    "train": (train, (*TRAIN, "--views", "kept_views.npy", *BACKBONE, *HISTORY, *METRICS)),
+    "train": (
+        train,
+        (*TRAIN, "--views", "kept_views.npy", "--label-metrics", "label.json", *BACKBONE, *HISTORY, *METRICS),
+    ),
     "cluster": (cluster, (*TRAIN, *SEGMENTER, *METRICS)),
     "predict": (predict, (*VAL, *SEGMENTER, "--centroids", "pixel_centroids.safetensors")),
     "refine": (refine, (*VAL, "--predictions", "predictions.npy")),

@@ -38,8 +38,9 @@ FLOW: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
     ),
     "train": (
         train,
-        "--images images/train --views kept_views.npy --backbone backbone.safetensors "
-        "--out segmenter.safetensors --history train.csv --metrics train.json",
+        "--images images/train --views kept_views.npy --label-metrics label.json "
+        "--backbone backbone.safetensors --out segmenter.safetensors "
+        "--history train.csv --metrics train.json",
         ("segmenter.safetensors", "train.csv"),
     ),
     "cluster": (

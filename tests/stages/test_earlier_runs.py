@@ -16,7 +16,16 @@ from stages.reporting.names import Names, lineage, read_names, write_names
 
 CLUSTER = ["--images", "images/train", "--segmenter", "segmenter.safetensors"]
 CLUSTER += ["--out", "pixel_centroids.safetensors", "--metrics", "cluster.json"]
-TRAIN = ["--images", "images/train", "--views", "kept_views.npy", "--backbone", "backbone.safetensors"]
+TRAIN = [
+    "--images",
+    "images/train",
+    "--views",
+    "kept_views.npy",
+    "--label-metrics",
+    "label.json",
+    "--backbone",
+    "backbone.safetensors",
+]
 TRAIN += ["--out", "segmenter.safetensors", "--history", "history.csv", "--metrics", "train.json"]
 PREDICT = ["--images", "images/val", "--segmenter", "segmenter.safetensors"]
 PREDICT += ["--centroids", "pixel_centroids.safetensors", "--out", "predictions.npy"]

@@ -48,7 +48,7 @@ STAGES: dict[str, tuple[ModuleType, dict[str, str], dict[str, str]]] = {
     "select_views": (select_views, {"labels": LABELS}, {"out": "new/out.npy", "metrics": "new/m.json"}),
     "train": (
         train,
-        {"images": TRAIN, "views": VIEWS, "backbone": BACKBONE},
+        {"images": TRAIN, "views": VIEWS, "label-metrics": "label.json", "backbone": BACKBONE},
         {"out": "new/out.safetensors", "history": "new/h.csv", "metrics": "new/m.json"},
     ),
     "cluster": (

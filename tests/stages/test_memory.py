@@ -17,7 +17,16 @@ STAGES: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
     "embed": (embed.main, [*IMAGES, "--backbone", "backbone.safetensors", "--out", "out"]),
     "train": (
         train.main,
-        [*IMAGES, "--views", "kept_views.npy", "--backbone", "backbone.safetensors", *HISTORY],
+        [
+            *IMAGES,
+            "--views",
+            "kept_views.npy",
+            "--label-metrics",
+            "label.json",
+            "--backbone",
+            "backbone.safetensors",
+            *HISTORY,
+        ],
     ),
     "cluster": (cluster.main, [*IMAGES, *SEGMENTER, "--out", "out", "--metrics", "m.json"]),
     "predict": (

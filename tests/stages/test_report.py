@@ -345,6 +345,14 @@ def test_curves_show_each_figure_by_epoch(folder: Path) -> None:
     assert "No epochs were trained." in page
 
 
+def test_guidance_of_the_weight_auto_is_judged_by_what_train_chose(folder: Path) -> None:
+    for weight, said in ((0.0, False), (0.15, True)):
+        history = {"epoch": [1, 2], "loss": [2.0, 1.5], "guidance_weight": weight}
+        pd.DataFrame(history).to_csv(folder / "train.csv", index=False)
+        page = run_report(folder, {"train.image_loss.weight": "auto"})
+        assert ("The pseudo-labels, which guide training" in page) is said
+
+
 def test_every_setting_is_listed(folder: Path) -> None:
     page = run_report(folder, {"train.image_loss.weight": 0.25})
     assert '<th scope="row">train.image_loss.weight</th><td class="word">0.25</td>' in page

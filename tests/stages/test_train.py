@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages import train
-from stages.core.artefacts import read_metrics
+from stages.core.artefacts import read_metrics, write_metrics
 from stages.segmenter.context import KERNELS
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.training.clusters import PixelClusterer
@@ -17,9 +17,18 @@ from tests.datasets import picie
 from tests.tensors import assert_near
 
 OUTPUTS = ("segmenter.safetensors", "history.csv", "train.json")
-ARGV = ["--images", "images/train", "--views", "kept_views.npy", "--backbone", "backbone.safetensors"]
+ARGV = [
+    "--images",
+    "images/train",
+    "--views",
+    "kept_views.npy",
+    "--label-metrics",
+    "label.json",
+    "--backbone",
+    "backbone.safetensors",
+]
 ARGV += ["--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
-LOSSES = ["loss", "within", "cross", "image_loss", "image_accuracy"]
+LOSSES = ["loss", "within", "cross", "image_loss", "image_accuracy", "guidance_weight"]
 SIGNS = ["effective_clusters", "largest_cluster", "image_share", "moved_share", "view_agreement"]
 FIGURES = [*LOSSES, *SIGNS, *KERNELS]
 
@@ -122,6 +131,43 @@ def test_images_without_a_kept_view_give_no_guidance(ready: Any) -> None:
     assert (pd.read_csv(OUTPUTS[1])["image_loss"] == 0).all()
 
 
+# From 0.6 to 0.75, `auto` rises from 0 to 0.3.
+@pytest.mark.parametrize(
+    ("stability", "weight"),
+    [(-0.1, 0.0), (0.6, 0.0), (0.63, 0.06), (0.675, 0.15), (0.75, 0.3), (1.0, 0.3)],
+)
+def test_the_weight_auto_follows_the_pseudo_labels(
+    ready: Any, capsys: pytest.CaptureFixture[str], stability: float, weight: float
+) -> None:
+    ready.write_label_metrics(stability)
+    ready.params(**SHORT, train__image_loss__weight="auto")
+    train.main(ARGV)
+    assert f"guidance_weight {weight:g}  stability_of_pseudo_labels {stability:g}" in capsys.readouterr().out
+    assert pd.read_csv(OUTPUTS[1])["guidance_weight"].tolist() == pytest.approx([weight])
+    assert read_metrics(Path(OUTPUTS[2]))["train"]["guidance_weight"] == pytest.approx(weight)
+    chosen = ready.tensors(OUTPUTS[0])[0]
+    ready.params(**SHORT, train__image_loss__weight=weight)
+    train.main(ARGV)
+    for name, value in ready.tensors(OUTPUTS[0])[0].items():
+        torch.testing.assert_close(chosen[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_warm_up_holds_for_the_weight_auto(ready: Any) -> None:
+    ready.params(train__image_loss__weight="auto", train__image_loss__warmup_epochs=2.0)
+    train.main(ARGV)
+    # Four steps an epoch, at 0/8 to 7/8 of the 0.15 that 0.675 gives.
+    assert pd.read_csv(OUTPUTS[1])["guidance_weight"].tolist() == pytest.approx(
+        [0.15 * 1.5 / 8, 0.15 * 5.5 / 8], rel=1e-4
+    )
+
+
+def test_label_metrics_without_the_stability_are_refused(ready: Any) -> None:
+    write_metrics(Path("label.json"), {"label": {"mean_score": 0.5}})
+    assert ready.fault(train.main, ARGV) == (
+        "label.json: has no label.stability; run `dvc repro label` to make it again"
+    )
+
+
 def test_without_context_there_is_no_module(ready: Any) -> None:
     ready.params(train__context__similarity="none")
     train.main(ARGV)
@@ -151,6 +197,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"train__pixel_loss__balance": "frequency"},
     {"train__pixel_loss__balance": "inverse"},
     {"train__image_loss__weight": 0.0},
+    {"train__image_loss__weight": "auto"},
     {"train__image_loss__warmup_epochs": 2.0},
     {"train__image_loss__views": "all"},
     {"train__image_loss__views": "pooled"},
@@ -219,10 +266,15 @@ def test_the_same_inputs_give_the_same_bytes_and_leave_no_state(ready: Any) -> N
 
 
 # Two epochs of four batches, and no state at the end of an epoch: three saves in each.
-@pytest.mark.parametrize("after", [1, 3, 4])
+@pytest.mark.parametrize(("after", "weight"), [(1, 1.0), (3, 1.0), (4, 1.0), (2, "auto")])
 def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
-    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: int
+    ready: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    after: int,
+    weight: float | str,
 ) -> None:
+    ready.params(train__image_loss__weight=weight)
     train.main(ARGV)
     uninterrupted = ready.hashes(*OUTPUTS)
     for path in OUTPUTS:
@@ -236,13 +288,15 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
     assert ready.saved_states() == []
 
 
-@pytest.mark.parametrize("change", ["params", "views", "backbone"])
+@pytest.mark.parametrize("change", ["params", "views", "label", "backbone"])
 def test_the_state_of_other_params_or_inputs_is_not_used(
     ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     ready.interrupt(train.main, ARGV, 1, monkeypatch)
     if change == "params":
         ready.params(train__lr=0.01)
+    elif change == "label":
+        ready.write_label_metrics(0.68)
     elif change == "views":
         np.save("kept_views.npy", np.load("kept_views.npy")[::-1].copy())
     else:

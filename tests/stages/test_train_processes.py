@@ -16,6 +16,7 @@ from tests.tensors import assert_near
 CASES: dict[str, dict[str, Any]] = {
     "weighted": {"train__pixel_loss__balance": "frequency", "train__image_loss__balance": "inverse"},
     "picie": picie(),
+    "auto": {"train__image_loss__weight": "auto"},
     "merged": {**picie(), "train__clustering__batches_per_update": 2},
     "passes": {"train__batch_size": 8, "train__micro_batch": 2, "train__freeze": "batch_norm"},
     "pooled": {"train__image_loss__views": "pooled", "train__context__image": "clean"},

@@ -22,8 +22,8 @@ STAGES = {
     label: "--embeddings embeddings.npy --backbone backbone.safetensors --out labels.safetensors "
     "--metrics label.json",
     select_views: "--labels labels.safetensors --out kept_views.npy --metrics select_views.json",
-    train: "--images images/train --views kept_views.npy --backbone backbone.safetensors "
-    "--out segmenter.safetensors --history train.csv --metrics train.json",
+    train: "--images images/train --views kept_views.npy --label-metrics label.json "
+    "--backbone backbone.safetensors --out segmenter.safetensors --history train.csv --metrics train.json",
     cluster: "--images images/train --segmenter segmenter.safetensors --out pixel_centroids.safetensors "
     "--metrics cluster.json",
     predict: "--images images/val --segmenter segmenter.safetensors --centroids pixel_centroids.safetensors "

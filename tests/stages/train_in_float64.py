@@ -13,7 +13,16 @@ def run_all(params: Iterable[str]) -> None:
     """One run for each file of settings; what it writes bears that file's name."""
     for path in params:
         common = ["--params", path, "--images", "images/train"]
-        argv = ["--views", "kept_views.npy", "--backbone", "backbone.safetensors", "--history", f"{path}.csv"]
+        argv = [
+            "--views",
+            "kept_views.npy",
+            "--label-metrics",
+            "label.json",
+            "--backbone",
+            "backbone.safetensors",
+            "--history",
+            f"{path}.csv",
+        ]
         train.main([*common, *argv, "--out", f"{path}.safetensors", "--metrics", f"{path}.json"])
         argv = ["--segmenter", "segmenter.safetensors", "--out", f"{path}.centroids"]
         cluster.main([*common, *argv, "--metrics", f"{path}.cluster.json"])

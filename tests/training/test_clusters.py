@@ -37,7 +37,7 @@ def test_a_pass_for_each_view_and_one_more_that_counts(
     settings, epoch = params.train, 1
     siamese = Siamese(settings, size_px=params.size_px, precision="float32")
     clusterer = PixelClusterer(settings, siamese, pixel_k=params.pixel_k, seed=params.seed)
-    frozen = build_segmenter(build_backbone(describe(params.backbone)), params).requires_grad_(False)
+    frozen = build_segmenter(build_backbone(describe(params.backbone)), params, 0.0).requires_grad_(False)
     images = ImageSource(np.load(packed / "train/images.npy"), CPU)
     batches = list(torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).split(4))
     plain = copy.deepcopy(frozen)
