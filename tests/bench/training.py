@@ -5,14 +5,16 @@ thread-seconds beside it are the processor time of all threads of this process.
 """
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ import torch
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import choose_device, place
 from stages.imaging.batches import ImageSource
+from stages.pseudo_labels.pyramid import VIEWS
+from stages.settings.schema import Params
 from stages.train import KEYS, build_segmenter, build_trainer, train
 from stages.training.clusters import PixelClusterer
 from stages.training.siamese import ViewMaker
@@ -60,6 +64,15 @@ class Clock:
 
         return timed
 
+    @contextlib.contextmanager
+    def timing(self, phases: Mapping[str, tuple[type, str]]) -> Iterator[None]:
+        """Time methods, by name of the phase, as long as the context lasts."""
+        with contextlib.ExitStack() as stack:
+            for name, (owner, attribute) in phases.items():
+                timed = self.wrap(name, getattr(owner, attribute))
+                stack.enter_context(mock.patch.object(owner, attribute, timed))
+            yield
+
 
 def now() -> np.ndarray:
     """Wall and thread-seconds; on a GPU, when its work is done."""
@@ -78,28 +91,33 @@ def bench_epoch(
         context = settings.context.model_copy(update={"similarity": "none"})
         image_loss = settings.image_loss.model_copy(update={"weight": 0.0})
         settings = settings.model_copy(update={"context": context, "image_loss": image_loss})
-    params = SimpleNamespace(**{key: getattr(whole, key) for key in KEYS})
-    params.train = settings.model_copy(update={"epochs": 1})
-    params.precision, params.compile = precision, compiled
+    changes = {
+        "train": settings.model_copy(update={"epochs": 1}),
+        "precision": precision,
+        "compile": compiled,
+    }
+    params = whole.model_copy(update=changes)
     source = ImageSource(images, choose_device(whole.device))
-    rng = np.random.default_rng(0)
-    kept = np.where(
-        rng.random((len(images), 6)) < 0.4, rng.integers(0, params.global_k, (len(images), 6)), -1
-    )
-    segmenter = build_segmenter(build_backbone(describe(params.backbone)), params)
-    trainer = build_trainer(place(segmenter, source.device), kept, params)
+    trainer = random_trainer(params, len(images), source.device)
     if compiled:
-        train(trainer, source, params, NO_STATE)
+        train(trainer, source, namespace(params), NO_STATE)
     clock = Clock()
-    originals = {name: (owner, getattr(owner, attribute)) for name, (owner, attribute) in PHASES.items()}
-    try:
-        for name, (owner, attribute) in PHASES.items():
-            setattr(owner, attribute, clock.wrap(name, getattr(owner, attribute)))
-        clock.wrap("everything else", train)(trainer, source, params, NO_STATE)
-    finally:
-        for name, (owner, attribute) in PHASES.items():
-            setattr(owner, attribute, originals[name][1])
+    with clock.timing(PHASES):
+        clock.wrap("everything else", train)(trainer, source, namespace(params), NO_STATE)
     return clock
+
+
+def namespace(params: Params) -> SimpleNamespace:
+    """What `train` reads of params.yaml."""
+    return SimpleNamespace(**{key: getattr(params, key) for key in KEYS})
+
+
+def random_trainer(params: Params, num_images: int, device: torch.device) -> Trainer:
+    """An untrained trainer whose images have random pseudo-labels, four of ten kept."""
+    rng, shape = np.random.default_rng(0), (num_images, len(VIEWS))
+    kept = np.where(rng.random(shape) < 0.4, rng.integers(0, params.global_k, shape), -1)
+    segmenter = build_segmenter(build_backbone(describe(params.backbone)), namespace(params))
+    return build_trainer(place(segmenter, device), kept, namespace(params))
 
 
 def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[str]:
