@@ -20,6 +20,7 @@ from stages.pretraining.pretrainer import Pretrainer
 from stages.settings.schema import Params
 from stages.training.losses import ViewClusters
 from stages.training.trainer import Trainer
+from tests.bench.lines import Line
 from tests.bench.training import random_trainer
 from tests.datasets import read_preset
 
@@ -131,11 +132,11 @@ def _trainer(whole: Params, device: torch.device) -> Trainer:
     return trainer
 
 
-def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[str]:
-    """Lines for `make bench`: calls of a step, at the demo's settings; the same on every machine."""
+def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
+    """Calls of a step, at the demo's settings; the same on every machine."""
     with on_meta():
         counts = {f"pretraining {name}": count_pretraining(META, **one) for name, one in PRETRAINING.items()}
         counts["training"] = count_training(META)
     for name, counted in counts.items():
-        calls, copies = f"{counted.total:,} operator calls", f"{len(counted.copies)} copies to the GPU"
-        yield f"{name}: a step makes {calls} and {copies}"
+        copies = f"{len(counted.copies)} copies to the GPU"
+        yield Line(f"operator calls of a step, demo, {name}", f"{counted.total:,}", copies)

@@ -153,8 +153,8 @@ def _assumptions(params: Params, at: Setting) -> Iterator[str]:
         )
     gigabytes = 3 * at.num_train * params.prepare.train_px**2 / 1e9
     yield (
-        f"- Images are read by one thread, as if all {gigabytes:.0f} GB were in memory; a disk may be slower. "
-        "Host memory leaves out the cache of files."
+        f"- One thread reads images, as if all {gigabytes:.0f} GB were in memory; a disk may be slower; "
+        "host memory leaves out the cache of files."
     )
     yield (
         "- Disk is for the outputs alone. DVC keeps a copy of them in its cache, unless it links "
