@@ -19,8 +19,9 @@ from stages.settings.schema import Params
 from stages.tools.estimate import CPU_BATCH, build_pretrainer
 from stages.train import build_segmenter
 from stages.training.clusters import PixelClusterer
+from tests.bench.clock import Clock
 from tests.bench.meter import Observed, Step, observe
-from tests.bench.training import Clock, namespace, random_trainer
+from tests.bench.training import namespace, random_trainer
 
 # On a CPU k-means is measured on a part of its points and iterations; both cost alike.
 CPU_POINTS, CPU_ITERATIONS = 50_000, 3

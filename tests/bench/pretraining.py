@@ -56,7 +56,7 @@ NO_STATE: Any = SimpleNamespace(resume=lambda *_: (0, 0), is_due=lambda: False)
 
 
 def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterator[Line]:
-    """The goodput of each method, and a step of the first at the demo's size."""
+    """The goodput of each method, and a step of the demo."""
     setup = SETUPS[device.type]
     for method in METHODS:
         found = _compare(method, setup, device, turns, compiled)
@@ -67,15 +67,19 @@ def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterato
             f"bare network {count / found.bare_seconds:.1f} images/s",
             found.goodput,
         )
+    yield _demo_step(device, turns, compiled)
+
+
+def _demo_step(device: torch.device, turns: int, compiled: bool) -> Line:
     whole = read_preset("demo")
     own = whole.pretrain
     setup = Setup(
         whole.backbone, own.image_px, whole.prepare.train_px, own.batch_size, whole.precision,
         own.swav.local_px,
     )  # fmt: skip
-    found = _compare(METHODS[0], setup, device, turns, compiled)
-    yield Line(
-        f"a step of pretraining, demo, {_name(METHODS[0], setup, compiled)}",
+    found = _compare(own.method, setup, device, turns, compiled)
+    return Line(
+        f"a step of pretraining, demo, {_name(own.method, setup, compiled)}",
         f"{1000 * found.seconds / NUM_STEPS:.1f} ms",
         f"bare network {1000 * found.bare_seconds / NUM_STEPS:.1f} ms",
         found.goodput,

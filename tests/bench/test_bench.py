@@ -28,16 +28,26 @@ def test_goodput_is_the_bare_work_by_the_whole(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("method", pretraining.METHODS)
 def test_pretraining_is_measured(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setattr(pretraining, "METHODS", (method,))
+    monkeypatch.setattr(pretraining, "NUM_STEPS", 1)
     monkeypatch.setitem(pretraining.SETUPS, "cpu", pretraining._published("resnet18", 32, 40, 4, "float32"))
+    line = next(pretraining.measure(CPU, turns=1))
+    assert line.what == f"pretraining {method}, resnet18 of width 64, 32 px, batch 4, float32: goodput"
+    loop, bare = _figures(line, "images/s")
+    assert line.ratio == pytest.approx(loop / bare, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("module", "work"), [(pretraining, "pretraining, demo, mocov2"), (training, "training, demo")]
+)
+def test_a_step_of_the_demo_is_measured(monkeypatch: pytest.MonkeyPatch, module: Any, work: str) -> None:
     preset = _small_demo()
-    monkeypatch.setattr(pretraining, "read_preset", lambda name: preset)
-    goodput, step = pretraining.measure(CPU, turns=1)
-    sizes = "32 px, batch 4, float32"
-    assert goodput.what == f"pretraining {method}, resnet18 of width 64, {sizes}: goodput"
-    assert step.what == f"a step of pretraining, demo, {method}, resnet18 of width 16, {sizes}"
-    (loop, bare), (whole_ms, bare_ms) = _figures(goodput, "images/s"), _figures(step, "ms")
-    assert goodput.ratio == pytest.approx(loop / bare, rel=0.1)
-    assert step.ratio == pytest.approx(bare_ms / whole_ms, rel=0.1)
+    monkeypatch.setattr(module, "read_preset", lambda name: preset)
+    monkeypatch.setattr(pretraining, "NUM_STEPS", 1)
+    monkeypatch.setattr(training, "DEMO_STEPS", 1)
+    line = module._demo_step(CPU, 1, compiled=False)
+    assert line.what == f"a step of {work}, resnet18 of width 16, 32 px, batch 4, float32"
+    whole, bare = _figures(line, "ms")
+    assert line.ratio == pytest.approx(bare / whole, rel=0.1)
 
 
 def _figures(line: Line, unit: str) -> tuple[float, float]:
@@ -103,16 +113,6 @@ def test_the_bare_work_has_the_passes_of_an_epoch(
     assert done == [passes, 2]
     assert calls.count(False) == passes
     assert calls.count(True) == 2 * 3
-
-
-def test_a_step_of_the_demo_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    preset = _small_demo()
-    monkeypatch.setattr(training, "read_preset", lambda name: preset)
-    monkeypatch.setattr(training, "DEMO_STEPS", 1)
-    line = training._demo_step(CPU, 1, compiled=False)
-    assert line.what == "a step of training, demo, resnet18 of width 16, 32 px, batch 4, float32"
-    whole, bare = _figures(line, "ms")
-    assert line.ratio == pytest.approx(bare / whole, rel=0.1)
 
 
 def test_kernels_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stages import cluster, embed, evaluate, label, predict, pretrain, refine, select_views, train
-from stages.core.artefacts import read_json
+from stages.core.artefacts import read_metrics
 from stages.postprocessing.score_maps import open_scores
 from stages.settings.params import load
 from stages.tools import segment
@@ -79,7 +79,10 @@ FLOW: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
 }
 SEGMENT = "photos --model . --params params.yaml --refine"
 METHODS = ("mocov2", "swav", "densecl", "slotcon")
-BASES = pytest.mark.parametrize("base", [{}, picie()], ids=["ours", "picie"])
+BASES = pytest.mark.parametrize(
+    "base", [pytest.param({}, id="ours"), pytest.param(picie(), id="picie", marks=pytest.mark.gpu)]
+)
+SHORT = {"pretrain__epochs": 1, "train__epochs": 1}  # for what a second epoch would not change
 METHOD = pytest.mark.parametrize(
     "method", [METHODS[0], *(pytest.param(name, marks=pytest.mark.gpu) for name in METHODS[1:])]
 )
@@ -133,6 +136,10 @@ def _loss(name: str) -> Callable[[], float]:
     return lambda: float(pd.read_csv(f"{name}.csv")["loss"][0])
 
 
+def _mean_score(stage: str) -> Callable[[], float]:
+    return lambda: float(read_metrics(Path(f"{stage}.json"))[stage]["mean_score"])
+
+
 def _cosine(found: np.ndarray, expected: np.ndarray, axis: int) -> np.ndarray:
     lengths = np.linalg.norm(found, axis=axis) * np.linalg.norm(expected, axis=axis)
     return (found * expected).sum(axis) / lengths
@@ -151,7 +158,7 @@ def test_every_stage_runs_and_repeats_its_bytes(
 def test_the_first_losses_of_pretraining_are_those_of_the_cpu(
     flow: Flow, device: torch.device, method: str
 ) -> None:
-    flow.run(CPU, ["pretrain"], pretrain__method=method)
+    flow.run(CPU, ["pretrain"], pretrain__method=method, pretrain__epochs=1)
     expected = _loss("pretrain")()
     found = flow.again("pretrain", device, _loss("pretrain"))
     assert found == pytest.approx(expected, rel=0.05)
@@ -162,32 +169,28 @@ def test_from_the_same_files_every_stage_comes_near_the_cpu(
     flow: Flow, device: torch.device, base: dict[str, Any]
 ) -> None:
     """k-means starts from the same points on both, but may end in another optimum that is as good."""
-    flow.run(CPU, **base)
+    flow.run(CPU, **base, **SHORT)
     embeddings = np.load("embeddings.npy")
-    assert (
-        _cosine(flow.again("embed", device, lambda: np.load("embeddings.npy")), embeddings, 2).min() > 0.999
-    )
-    scored = read_json(Path("label.json"))["label"]["mean_score"]
-    found = flow.again("label", device, lambda: read_json(Path("label.json"))["label"]["mean_score"])
-    assert found == pytest.approx(scored, rel=0.01)
-    expected = _loss("train")()
-    assert flow.again("train", device, _loss("train")) == pytest.approx(expected, rel=0.05)
-    scored = read_json(Path("cluster.json"))["cluster"]["mean_score"]
-    found = flow.again("cluster", device, lambda: read_json(Path("cluster.json"))["cluster"]["mean_score"])
-    assert found == pytest.approx(scored, rel=0.01)
+    found = flow.again("embed", device, lambda: np.load("embeddings.npy"))
+    assert _cosine(found, embeddings, 2).min() > 0.999
+    for stage in ("label", "cluster"):
+        score = _mean_score(stage)
+        assert flow.again(stage, device, score) == pytest.approx(score(), rel=0.01), stage
+    loss = _loss("train")
+    assert flow.again("train", device, loss) == pytest.approx(loss(), rel=0.05)
     scores = np.load("predictions.npy").astype(np.float32)
     found = flow.again("predict", device, lambda: np.load("predictions.npy"))
     np.testing.assert_allclose(found, scores, atol=5e-3)
     refined = np.load("refined.npy")
     assert (flow.again("refine", device, lambda: np.load("refined.npy")) == refined).mean() > 0.9
     for name in ("raw", "refined"):  # has no device, and no reason to differ
-        figures = read_json(Path(f"{name}.json"))
-        assert flow.again(name, device, lambda name=name: read_json(Path(f"{name}.json"))) == figures
+        figures = read_metrics(Path(f"{name}.json"))
+        assert flow.again(name, device, lambda name=name: read_metrics(Path(f"{name}.json"))) == figures
 
 
 def test_the_exact_crf_of_the_predictions_comes_near_pydensecrf(flow: Flow, device: torch.device) -> None:
     """On any device, for the exact kernels run on a CPU too."""
-    flow.run(CPU)
+    flow.run(CPU, tuple(FLOW)[:-2], **SHORT)
     settings = load(Path("params.yaml"), "refine").refine
     images = np.load("images/val/images.npy")
     scores = open_scores(Path("predictions.npy"), len(images))
@@ -207,7 +210,7 @@ def test_the_exact_crf_of_the_predictions_comes_near_pydensecrf(flow: Flow, devi
 def test_other_arithmetic_comes_near_float32(
     flow: Flow, device: torch.device, changes: dict[str, Any]
 ) -> None:
-    flow.run(device)
+    flow.run(device, tuple(FLOW)[:7], **SHORT)
     for name in ("pretrain", "train"):
         expected = _loss(name)()
         assert flow.again(name, device, _loss(name), **changes) == pytest.approx(expected, rel=0.05), name
@@ -222,7 +225,7 @@ def test_other_arithmetic_comes_near_float32(
 
 
 def test_segmenting_photographs_comes_near_the_cpu(flow: Flow, device: torch.device) -> None:
-    flow.run(CPU)
+    flow.run(CPU, tuple(FLOW)[:6], **SHORT)
     rng = np.random.default_rng(0)
     for name, height, width in (("square.png", 32, 32), ("wide.png", 40, 90)):
         coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
