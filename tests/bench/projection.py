@@ -118,7 +118,7 @@ class Projection:
         seconds = one.seconds * (points * iterations + RUNS * views)
         seconds += self._measured["read"].seconds * views * self._dim * FLOAT / self._train_bytes
         held = KMEANS_COPIES * points * self._dim * FLOAT
-        basis = f"k-means of {one.items:,} of {points:,} points, x {iterations:,} iterations"
+        basis = f"k-means of {points:,} points, x {iterations:,} iterations, as of {one.items:,} points"
         return self._row("label", seconds, self._where(one, held), views * LABEL, basis)
 
     def _select_views(self) -> Row:
@@ -176,7 +176,7 @@ class Projection:
         else:
             iterations = RUNS * settings.restarts * settings.iterations
             spent = points * iterations * kmeans.seconds if settings.centroids == "fresh" else 0.0
-            basis = f"k-means of {kmeans.items:,} of {points:,} pixels, x {iterations:,} iterations"
+            basis = f"k-means of {points:,} pixels, x {iterations:,} iterations, as of {kmeans.items:,}"
         if settings.batch_norm == "fresh":
             passed += self._at.num_train
         device, host = self._memory("cluster", settings.batch_size, image_bytes=self._train_bytes)

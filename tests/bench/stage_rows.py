@@ -51,6 +51,12 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     for row in (*rows, total):
         device = f"{row.device_bytes / 1e9:.1f}" if row.device_bytes else "-"
         yield (
-            f"| {row.stage} | {row.seconds / 3600:.3g} | {device} | {row.host_bytes / 1e9:.1f} | "
-            f"{row.disk_bytes / 1e9:.3g} | {row.basis} |"
+            f"| {row.stage} | {_digits(row.seconds / 3600)} | {device} | {row.host_bytes / 1e9:.1f} | "
+            f"{_digits(row.disk_bytes / 1e9)} | {row.basis} |"
         )
+
+
+def _digits(value: float) -> str:
+    """Two or three digits that count, for tables of large and small values."""
+    places = next((places for least, places in ((10, 0), (1, 1), (0.1, 2)) if value >= least), 4)
+    return f"{value:,.{places}f}"
