@@ -73,13 +73,18 @@ def _preparing(params: Params, folder: Path) -> Iterator[tuple[str, Observed]]:
 
 
 def _data(params: Params, folder: Path) -> DataSet:
-    """The data set, if it is there; images of the published sizes otherwise."""
-    reader, path = params.prepare.reader, Path(params.prepare.path)
-    if reader == "demo" or (params.prepare.path and path.exists()):
+    """The data set, if it is there; otherwise images of the published sizes."""
+    if is_present(params):
         return list_data(params.prepare)
-    {"cocostuff": _make_coco, "cityscapes": _make_cityscapes}[reader](folder, params)
+    {"cocostuff": _make_coco, "cityscapes": _make_cityscapes}[params.prepare.reader](folder, params)
     with contextlib.redirect_stdout(None):
         return list_data(params.prepare.model_copy(update={"path": str(folder.absolute())}))
+
+
+def is_present(params: Params) -> bool:
+    """Whether the images are there to be read, or are generated."""
+    path = params.prepare.path
+    return params.prepare.reader == "demo" or bool(path and Path(path).exists())
 
 
 def _make_coco(folder: Path, params: Params) -> None:

@@ -26,7 +26,7 @@ from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Params
 from stages.tools.estimate import start
-from tests.bench.files import measure_files
+from tests.bench.files import is_present, measure_files
 from tests.bench.head import machine
 from tests.bench.meter import Observed, resident_bytes
 from tests.bench.pieces import build_untrained, measure_kmeans, measure_networks
@@ -160,7 +160,7 @@ def _assumptions(params: Params, at: Setting) -> Iterator[str]:
         "- Disk is for the outputs alone. DVC keeps a copy of them in its cache, unless it links "
         "(`dvc config cache.type reflink,hardlink`). The raw files are not counted."
     )
-    if params.prepare.reader != "demo" and not Path(params.prepare.path).exists():
+    if not is_present(params):
         yield "- `prepare` was measured on images of flat squares at the published size."
 
 
