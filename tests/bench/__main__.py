@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="with torch.compile too, as `compile: true` does; the bare network without",
     )
-    parser.add_argument("--turns", type=int, default=5, help="of each comparison (default: 5)")
+    parser.add_argument("--turns", type=int, default=3, help="of each comparison (default: 3)")
     args = parser.parse_args(argv)
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}; there is {', '.join(SECTIONS)}")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Params
 from tests.bench import scale
+from tests.bench.files import _preparing
 from tests.bench.meter import Observed, observe
 from tests.bench.projection import Projection
 from tests.bench.stage_rows import Row, Setting, table
@@ -189,16 +191,7 @@ def tiny_preset(tiny_params: Callable[..., Path], monkeypatch: pytest.MonkeyPatc
     return params
 
 
-@pytest.mark.parametrize("reader", ["demo", "cocostuff", "cityscapes"])
-def test_the_command_prints_a_table(
-    tiny_preset: Params, reader: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    taxonomy = {"demo": "own", "cocostuff": "cocostuff27", "cityscapes": "cityscapes27"}[reader]
-    prepare = tiny_preset.prepare.model_copy(update={"reader": reader, "taxonomy": taxonomy, "path": ""})
-    params = tiny_preset.model_copy(update={"prepare": prepare})
-    monkeypatch.setattr(scale, "read_preset", lambda _: params)
-    monkeypatch.setattr("tests.bench.files.CITYSCAPES_PX", (96, 48))
-    monkeypatch.setattr("tests.bench.files.COCO_PX", (64, 48))
+def test_the_command_prints_a_table(tiny_preset: Params, capsys: pytest.CaptureFixture[str]) -> None:
     scale.main(["--preset", "tiny", "--device", "cpu", "--images", "16", "4"])
     printed = capsys.readouterr().out
     assert printed.startswith("Machine: cpu")
@@ -206,7 +199,23 @@ def test_the_command_prints_a_table(
     assert [name for name, *_ in rows] == [*STAGES]
     assert all(float(hours) > 0 and float(host) > 0 for _, hours, host, _ in rows)
     assert "16 training images" in printed
-    assert ("flat squares" in printed) == (reader != "demo")
+    assert "flat squares" not in printed
+
+
+@pytest.mark.parametrize("preset", ["cocostuff27", "cityscapes27"])
+def test_a_set_that_is_not_there_is_made_at_its_size(
+    preset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tests.bench.files.CITYSCAPES_PX", (96, 48))
+    monkeypatch.setattr("tests.bench.files.COCO_PX", (64, 48))
+    params = read_preset(preset)
+    found = dict(_preparing(params, tmp_path / "raw"))
+    assert {name: one.items for name, one in found.items()} == {"prepare train": 3, "prepare val": 3}
+    assert np.load("raw/train.npy").shape == (3, 640, 640, 3)
+    assert len(np.unique(np.load("raw/maps.npy"))) > 1
+    at = Setting(*scale.count_images(params), cores=1, start_seconds=1, base_bytes=0)
+    assert any("images of flat squares" in line for line in scale._assumptions(params, at))
 
 
 def test_a_projection_is_held_against_the_last_run(

@@ -38,7 +38,7 @@ PHASES = {
 KINDS = ("ours", "picie")
 NUM_IMAGES = 64
 # The preset and the number of images of an epoch, for each kind of device.
-SETUPS = {"cpu": ("folder", NUM_IMAGES), "cuda": ("cocostuff27", 1024)}
+SETUPS = {"cpu": ("folder", NUM_IMAGES), "cuda": ("cocostuff27", 512)}
 DEMO_STEPS = 5  # of one turn
 
 
@@ -89,8 +89,9 @@ def random_trainer(params: Params, num_images: int, device: torch.device) -> Tra
 def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
     """Whole epochs beside the bare passes of the same shapes, and a step of the demo."""
     preset, count = SETUPS[device.type]
-    kinds = [("ours", "float32", False), ("ours", "bfloat16", False), ("picie", "float32", False)]
-    kinds += [("ours", "float32", True)] if compiled else []
+    usual = "float32" if device.type == "cpu" else "bfloat16"
+    kinds = [("ours", "float32", False), ("ours", "bfloat16", False), ("picie", usual, False)]
+    kinds += [("ours", usual, True)] if compiled else []
     for kind, precision, is_compiled in kinds:
         params = settings_of(kind, preset, precision, parts=kind == "ours", compiled=is_compiled)
         found = compare_epochs(params, count, device, turns)
