@@ -23,7 +23,7 @@ repro: env ## run the pipeline with the active params.yaml (dvc repro)
 test: env ## run all tests
 	python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
-test-cuda: env ## run the numeric tests and every stage on a GPU
+test-cuda: env ## run the numeric tests and every stage on a GPU, against the CPU
 	python -m pytest --device cuda
 
 check: env ## check formatting, lint and types
@@ -37,8 +37,11 @@ doctor: env ## look for what a crash left behind (FIX=1: repair what is safe)
 torture: env ## kill the pipeline at random and compare the results (KILLS=20)
 	python -m tests.torture --kills $(or $(KILLS),20)
 
-bench: env ## measure the speed of the long stages (COMPILE=1: compiled too)
+bench: env ## measure the speed of the long stages, as one table (COMPILE=1: compiled too)
 	python -m tests.bench $(if $(COMPILE),--compile)
+
+scale: env ## project a run at the paper's scale on this machine [PRESET=cocostuff27] [CHECK=1: of params.yaml, beside the last run]
+	python -m tests.bench.scale $(if $(PRESET),--preset $(PRESET)) $(if $(DEVICE),--device $(DEVICE)) $(if $(CHECK),--check)
 
 preset: env ## write params.yaml: NAME=folder DATA=path/to/data [BASE=picie] [FORCE=1] [FAST=1]
 	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(BASE),--base $(BASE)) $(if $(FORCE),--force) $(if $(FAST),--no-estimate)
@@ -55,5 +58,5 @@ table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
 parameters: env ## write docs/parameters.md anew, after a change of a setting or its comment
 	python -m stages.tools.parameters
 
-.PHONY: help env repro test test-cuda check bench doctor torture preset table parameters pin names
+.PHONY: help env repro test test-cuda check bench scale doctor torture preset table parameters pin names
 .DEFAULT_GOAL := help

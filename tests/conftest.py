@@ -147,11 +147,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--device cuda`, the tests that work on a device and no others."""
+    """With `--device cuda`, the tests that work on a device and no others; else none that are for a GPU."""
     if config.getoption("--device") == "cuda":
         others = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
+    else:
+        others = [item for item in items if item.get_closest_marker("gpu")]
+    if others:
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say it where nothing ran for want of a GPU."""
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        terminalreporter.write_line(f"--device cuda: torch {torch.__version__} sees no CUDA GPU; nothing ran")
 
 
 def pytest_configure() -> None:

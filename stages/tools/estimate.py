@@ -27,6 +27,7 @@ from stages.runtime.pool import count_cores
 from stages.segmenter.network import Segmenter, pixel_features
 from stages.settings.errors import UserError
 from stages.settings.schema import Params
+from stages.settings.schema_pretrain import Pretrain
 from stages.training.guidance import Guidance
 from stages.training.trainer import Trainer
 
@@ -60,9 +61,9 @@ def estimate(params: Params, data: DataSet) -> dict[str, Span]:
     shape = (2 * size, params.prepare.train_px, params.prepare.train_px, 3)
     images = ImageSource(rng.integers(0, 256, shape, np.uint8), device)
     num_images = len(data.train)
-    found = {"prepare": _prepare(params, data), "starting the stages": _starts()}
+    found = {"prepare": _prepare(params, data), "starting the stages": start().times(NUM_STAGES)}
     with contextlib.redirect_stdout(None):  # the lines of a run that is none
-        if params.pretrain.method in ("mocov2", "swav"):
+        if params.pretrain.method not in ("none", "supervised"):
             found["pretrain"] = _pretrain(params, images, num_images)
         segmenter = _segmenter(params, device)
         found["train"] = _train(params, images, num_images, segmenter)
@@ -91,10 +92,10 @@ def duration(seconds: float) -> str:
     return f"{max(1, round(seconds))} s"
 
 
-def _measure(step: Callable[[int], object], device: torch.device, *, warm_up: bool = True) -> Span:
-    """Fastest and slowest of a few steps after a first one."""
+def measure(step: Callable[[int], object], device: torch.device, *, steps: int = MOST_STEPS) -> Span:
+    """Fastest and slowest of a few steps after a first one, which counts if it is the only one."""
     start, spent = time.perf_counter(), []
-    for number in range(MOST_STEPS):
+    for number in range(steps):
         before = time.perf_counter()
         step(number)
         if device.type == "cuda":
@@ -102,7 +103,7 @@ def _measure(step: Callable[[int], object], device: torch.device, *, warm_up: bo
         spent.append(time.perf_counter() - before)
         if time.perf_counter() - start > MOST_SECONDS:
             break
-    counted = spent[1:] if warm_up and len(spent) > 1 else spent
+    counted = spent[1:] if len(spent) > 1 else spent
     return Span(min(counted), max(counted))
 
 
@@ -122,27 +123,37 @@ def _prepare(params: Params, data: DataSet) -> Span:
     return Span(mean, mean).times(len(items) / workers)
 
 
-def _starts() -> Span:
-    """Starting Python with torch, once for each stage; it is most of the time of a short run."""
-    start = time.perf_counter()
+def start() -> Span:
+    """Starting Python with torch, which each stage does; it is most of the time of a short run."""
+    before = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import torch, pandas, sklearn"], check=True)
-    one = time.perf_counter() - start
-    return Span(one, one).times(NUM_STAGES)
+    one = time.perf_counter() - before
+    return Span(one, one)
 
 
 def _pretrain(params: Params, images: ImageSource, num_images: int) -> Span:
     size = len(images) // 2
+    pretrainer = build_pretrainer(params, size, num_images, images.device)
+    (image,) = images.batches([torch.arange(size)])
+    step = measure(lambda number: pretrainer.train_step(image, 0, number, 100), images.device)
+    return step.times(params.pretrain.epochs * num_images / size)
+
+
+def build_pretrainer(params: Params, size: int, num_images: int, device: torch.device) -> Pretrainer:
+    """A pretrainer for batches of `size` images; in a smaller batch than that of params.yaml as one group."""
+    if size == params.pretrain.batch_size:
+        return _pretrainer(params, params.pretrain, num_images, device)
     queue = max(1, params.pretrain.queue_size // size) * size
     swav = params.pretrain.swav.model_copy(update={"queue_size": 0})
     changes: dict[str, Any] = {"batch_size": size, "queue_size": queue, "bn_splits": 1, "swav": swav}
-    settings = params.pretrain.model_copy(update=changes)
-    pretrainer = Pretrainer(
-        settings, params.backbone, None, num_images=max(num_images, 2 * size), seed=0,
-        precision=params.precision, device=images.device,
+    return _pretrainer(params, params.pretrain.model_copy(update=changes), max(num_images, 2 * size), device)
+
+
+def _pretrainer(params: Params, settings: Pretrain, num_images: int, device: torch.device) -> Pretrainer:
+    return Pretrainer(
+        settings, params.backbone, None, num_images=num_images, seed=0, precision=params.precision,
+        device=device,
     )  # fmt: skip
-    (image,) = images.batches([torch.arange(size)])
-    step = _measure(lambda number: pretrainer.train_step(image, 0, number, 100), images.device)
-    return step.times(settings.epochs * num_images / size)
 
 
 def _segmenter(params: Params, device: torch.device) -> Segmenter:
@@ -178,9 +189,9 @@ def _train(params: Params, images: ImageSource, num_images: int, segmenter: Segm
         precision=params.precision,
     )  # fmt: skip
     batches = shuffled(len(images), size, torch_generator(0, "estimate"))
-    start = _measure(lambda _: trainer.start_epoch(images, batches, 0), images.device)
+    start = measure(lambda _: trainer.start_epoch(images, batches, 0), images.device)
     (image,) = images.batches([batches[0]])
-    step = _measure(lambda number: trainer.train_step(image, batches[0], 0, number, 100), images.device)
+    step = measure(lambda number: trainer.train_step(image, batches[0], 0, number, 100), images.device)
     clustered = num_images
     if settings.clustering.kmeans == "sample":
         clustered = min(settings.clustering.sample_images, num_images)
@@ -193,9 +204,7 @@ def _others(params: Params, images: ImageSource, num_images: int, num_val: int, 
     side, size = params.size_px, len(images) // 2
     image = torch.rand(size, 3, side, side, device=images.device)
     segmenter.eval()
-    one = _measure(lambda _: pixel_features(segmenter, image, params.precision), images.device).times(
-        1 / size
-    )
+    one = measure(lambda _: pixel_features(segmenter, image, params.precision), images.device).times(1 / size)
     views = 6 * num_images * (params.embed.image_px / side) ** 2
     passes = one.times(views + min(params.cluster.sample_images, num_images) + num_val)
     if params.refine.backend == "none" or images.device.type == "cuda":
@@ -203,6 +212,6 @@ def _others(params: Params, images: ImageSource, num_images: int, num_val: int, 
     rng = np.random.default_rng(0)
     noise, unary = rng.integers(0, 256, (side, side, 3), np.uint8), rng.random((params.pixel_k, side, side))
     unary = (unary / unary.sum(0)).astype(np.float32)
-    refined = _measure(lambda _: mean_field(noise, unary, params.refine), images.device)
+    refined = measure(lambda _: mean_field(noise, unary, params.refine), images.device)
     workers = params.runtime.num_workers or count_cores()
     return passes + refined.times(num_val / workers)

@@ -1,4 +1,4 @@
-"""k-means and the dense CRF at the paper's sizes, beside what a CPU does."""
+"""k-means and the dense CRF at the paper's sizes, on the device and beside what a CPU does."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,58 +6,102 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from stages.clustering.kmeans import KMeans
+from stages.clustering.kmeans import KMeans, MiniBatchKMeans
 from stages.postprocessing.dense_crf import mean_field
 from stages.postprocessing.exact_crf import exact_mean_field
-from stages.settings.schema import Refine
+from tests.bench.lines import Line
+from tests.bench.pieces import unit_points
+from tests.datasets import read_preset
 
-# Points, features and clusters of one view; side and clusters of an image; for each kind of device.
-POINTS = {"cpu": (20_000, 128, 27), "cuda": (300_000, 256, 27)}
-IMAGES = {"cpu": (64, 27), "cuda": (320, 27)}
-CRF = Refine(
-    backend="auto",
-    temperature=0.1,
-    iterations=10,
-    smoothness_weight=3.0,
-    smoothness_px=1.0,
-    appearance_weight=4.0,
-    appearance_px=67.0,
-    appearance_color=5.0,
-)
+CPU = torch.device("cpu")
+PAPER = "cocostuff27"
+BATCH_SHARE = {"cpu": 16, "cuda": 1}  # a mini-batch is measured on this part of its points
+NUM_IMAGES = 49_629  # of COCO-Stuff, in a clustering of all pixels
 
 
-def clustering(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[str]:
-    """Seconds of one k-means of 20 iterations, on the device and on the CPU."""
-    count, dim, num_clusters = POINTS[device.type]
-    points = np.random.default_rng(0).normal(size=(count, dim)).astype(np.float32)
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    seconds = {}
-    for name in dict.fromkeys((device, torch.device("cpu"))):
-        kmeans = KMeans(num_clusters, iterations=20, restarts=1, device=name)
-        given = torch.from_numpy(points).to(name)
-        seconds[name.type] = _median(lambda k=kmeans, p=given: k.fit_on(p, seed=0), turns, name)
-    shown = ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
-    yield f"k-means of {count:,} points, {dim} features, {num_clusters} clusters, 20 iterations: {shown}"
+def clustering(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
+    """Seconds of one clustering of a view: over a sample, and over all pixels as PiCIE does."""
+    params = read_preset(PAPER)
+    settings, dim = params.train.clustering, params.train.fpn_dim
+    count = settings.sample_pixels
+    found = {
+        one: _sampled(count, dim, params.pixel_k, settings.iterations, one, turns)
+        for one in dict.fromkeys((device, CPU))
+    }
+    what = f"{count:,} points of {dim} features, {params.pixel_k} clusters, {settings.iterations} iterations"
+    yield _beside_cpu(f"k-means over a sample, {what}", found[device], found[CPU], device)
+    params = read_preset(PAPER, "picie")
+    settings = params.train.clustering
+    size = settings.batches_per_update * params.train.batch_size
+    points = size * (params.size_px // params.train.feature_stride) ** 2
+    share = BATCH_SHARE[device.type]
+    updates = NUM_IMAGES // size - settings.init_batches
+    found = {
+        one: share
+        * _minibatch(
+            points // share, dim, params.pixel_k, settings.iterations, settings.init_batches, updates, one
+        )
+        for one in found
+    }
+    what = f"{NUM_IMAGES:,} images in batches of {size}, {points:,} points each, projected from two"
+    yield _beside_cpu(
+        f"mini-batch k-means over all pixels (PiCIE), {what}", found[device], found[CPU], device
+    )
 
 
-def crf(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[str]:
-    """Images per second of the exact CRF on the device, beside the lattice on one CPU core."""
-    side, num_clusters = IMAGES[device.type]
+def _beside_cpu(what: str, seconds: float, on_cpu: float, device: torch.device) -> Line:
+    if device.type == "cpu":
+        return Line(what, f"{seconds:.2f} s")
+    return Line(what, f"{seconds:.3f} s", f"CPU {on_cpu:.2f} s", on_cpu / seconds)
+
+
+def _sampled(
+    count: int, dim: int, num_clusters: int, iterations: int, device: torch.device, turns: int
+) -> float:
+    kmeans = KMeans(num_clusters, iterations=iterations, restarts=1, device=device)
+    points = torch.from_numpy(unit_points(count, dim)).to(device)
+    return _median(lambda: kmeans.fit_on(points, seed=0), turns if device.type == "cuda" else 1, device)
+
+
+def _minibatch(
+    count: int, dim: int, num_clusters: int, iterations: int, first: int, updates: int, device: torch.device
+) -> float:
+    """Seconds of a whole clustering, from a first batch and one update."""
+    kmeans = KMeans(num_clusters, iterations=iterations, restarts=1, device=device, spherical=False)
+    running = MiniBatchKMeans(kmeans, init_batches=1, seed=0)
+    points = unit_points(count, dim)
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        running.add(points)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return first * times[0] + updates * times[1]
+
+
+def crf(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
+    """Images per second: of the exact CRF on a GPU, of the lattice on one core of a CPU."""
+    params = read_preset(PAPER)
+    side, num_clusters = params.size_px, params.pixel_k
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     unary = rng.dirichlet(np.ones(num_clusters), (side, side)).transpose(2, 0, 1).astype(np.float32)
-    settings = CRF.model_copy(update={"appearance_px": 67 * side / 320})
+    lattice = 1 / _median(lambda: mean_field(image, unary, params.refine), 1, CPU)
+    what = f"CRF, {side} px, {num_clusters} clusters, {params.refine.iterations} iterations"
+    if device.type == "cpu":
+        yield Line(f"{what}: pydensecrf on one core", f"{lattice:.2f} images/s")
+        return
     tensors = [torch.from_numpy(one).to(device) for one in (image, unary)]
-    exact = _median(lambda: exact_mean_field(*tensors, settings), turns, device)
-    lattice = _median(lambda: mean_field(image, unary, settings), 1, torch.device("cpu"))
-    yield (
-        f"CRF at {side} px, {num_clusters} clusters, 10 iterations: exact on {device.type} {1 / exact:.2f} "
-        f"images/s, lattice on one core {1 / lattice:.2f}: {lattice / exact:.1f} times"
-    )
-    if device.type == "cuda":
-        settings = settings.model_copy(update={"backend": "fused"})
-        fused = _median(lambda: exact_mean_field(*tensors, settings), turns, device)
-        yield f"fused: {1 / fused:.2f} images/s: {lattice / fused:.1f} times"
+    for name, backend in (("exact on the GPU", "cuda"), ("the same, fused", "fused")):
+        settings = params.refine.model_copy(update={"backend": backend})
+        exact = 1 / _median(lambda one=settings: exact_mean_field(*tensors, one), turns, device)
+        yield Line(
+            f"{what}: {name}",
+            f"{exact:.2f} images/s",
+            f"pydensecrf on one core {lattice:.2f} images/s",
+            exact / lattice,
+        )
 
 
 def _median(work: Callable[[], object], turns: int, device: torch.device) -> float:

@@ -9,22 +9,19 @@ import contextlib
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stages.backbone.checkpoint import build_backbone, describe
-from stages.core.device import place
 from stages.pretraining.pretrainer import Pretrainer
 from stages.settings.schema import Params
-from stages.train import KEYS, build_segmenter, build_trainer
 from stages.training.losses import ViewClusters
 from stages.training.trainer import Trainer
+from tests.bench.lines import Line
+from tests.bench.training import random_trainer
 from tests.datasets import read_preset
 
 META = torch.device("meta")
@@ -131,23 +128,19 @@ def count_training(device: torch.device, preset: str = "demo", base: str | None 
 
 def _trainer(whole: Params, device: torch.device) -> Trainer:
     """A trainer within an epoch, with random clusters."""
-    params = SimpleNamespace(**{key: getattr(whole, key) for key in KEYS})
-    rng, size = np.random.default_rng(0), (whole.train.batch_size, 6)
-    kept = np.where(rng.random(size) < 0.4, rng.integers(0, params.global_k, size), -1)
-    segmenter = place(build_segmenter(build_backbone(describe(params.backbone)), params, 1.0), device)
-    trainer = build_trainer(segmenter, kept, params, 1.0)
-    shape = (2, params.pixel_k, params.train.fpn_dim)
+    trainer = random_trainer(whole, whole.train.batch_size, device)
+    shape = (2, whole.pixel_k, whole.train.fpn_dim)
     trainer._clusters = [
         ViewClusters(one, torch.ones(len(one), device=device)) for one in torch.rand(shape).to(device)
     ]
     return trainer
 
 
-def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[str]:
-    """Lines for `make bench`: calls of a step, at the demo's settings; the same on every machine."""
+def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
+    """Calls of a step, at the demo's settings; the same on every machine."""
     with on_meta():
         counts = {f"pretraining {name}": count_pretraining(META, **one) for name, one in PRETRAINING.items()}
         counts["training"] = count_training(META)
     for name, counted in counts.items():
-        calls, copies = f"{counted.total:,} operator calls", f"{len(counted.copies)} copies to the GPU"
-        yield f"{name}: a step makes {calls} and {copies}"
+        copies = f"{len(counted.copies)} copies to the GPU"
+        yield Line(f"operator calls of a step, demo, {name}", f"{counted.total:,}", copies)

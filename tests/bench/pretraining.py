@@ -7,13 +7,13 @@ The bare network does the same number of forward and backward passes, and nothin
 import contextlib
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from stages.backbone.resnet import ResNet
+from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import autocast, place
 from stages.imaging.batches import ImageSource
 from stages.pretrain import pretrain
@@ -22,43 +22,94 @@ from stages.pretraining.pretrainer import Pretrainer
 from stages.pretraining.slotcon import SlotEncoder
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
-from tests.bench.interleaved import compare
+from tests.bench.interleaved import Comparison, compare
+from tests.bench.lines import Line
 from tests.datasets import read_preset
 
-# (architecture, px of a view, px as stored, images of a batch, precision) for each kind of device
-SETUPS = {"cpu": ("resnet18", 128, 192, 32, "float32"), "cuda": ("resnet50", 224, 320, 256, "bfloat16")}
-NUM_STEPS = 2  # of one turn
 
+class Setup(NamedTuple):
+    """Sizes of the views, of the images as stored, and of a batch."""
+
+    backbone: Backbone
+    image_px: int
+    stored_px: int
+    batch_size: int
+    precision: str
+    local_px: int
+
+
+def _published(arch: str, image_px: int, stored_px: int, batch_size: int, precision: str) -> Setup:
+    """A network as published; small views have SwAV's share of the side."""
+    backbone = Backbone(arch=arch, width=64, stem_stride=4, patch_px=16, registers=0, layer_scale=False)
+    return Setup(backbone, image_px, stored_px, batch_size, precision, image_px * 96 // 224)
+
+
+SETUPS = {
+    "cpu": _published("resnet18", 128, 192, 32, "float32"),
+    "cuda": _published("resnet50", 224, 320, 256, "bfloat16"),
+}
+METHODS = ("mocov2", "swav", "densecl", "slotcon")
+NUM_STEPS = 2  # of one turn
 
 # A run that is neither resumed nor saved.
 NO_STATE: Any = SimpleNamespace(resume=lambda *_: (0, 0), is_due=lambda: False)
 
 
-def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterator[str]:
-    """One line for each method."""
-    for method in ("mocov2", "swav", "densecl", "slotcon"):
-        yield _measure(method, device, turns, compiled)
+def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterator[Line]:
+    """The goodput of each method, and a step of the demo."""
+    setup = SETUPS[device.type]
+    for method in METHODS:
+        found = _compare(method, setup, device, turns, compiled)
+        count = NUM_STEPS * setup.batch_size
+        yield Line(
+            f"pretraining {_name(method, setup, compiled)}: goodput",
+            f"{count / found.seconds:.1f} images/s",
+            f"bare network {count / found.bare_seconds:.1f} images/s",
+            found.goodput,
+        )
+    yield _demo_step(device, turns, compiled)
 
 
-def _measure(method: str, device: torch.device, turns: int, compiled: bool) -> str:
-    arch, image_px, stored_px, batch_size, precision = SETUPS[device.type]
-    backbone = Backbone(arch=arch, width=64, stem_stride=4, patch_px=16, registers=0, layer_scale=False)
-    settings = _settings(method, image_px, batch_size)
-    count = NUM_STEPS * batch_size
-    stored = np.random.default_rng(0).integers(0, 256, (count, stored_px, stored_px, 3), np.uint8)
-    pretrainer = Pretrainer(
-        settings,
-        backbone,
-        None,
-        num_images=count,
-        seed=0,
-        precision=precision,
-        device=device,
-        compiled=compiled,
+def _demo_step(device: torch.device, turns: int, compiled: bool) -> Line:
+    whole = read_preset("demo")
+    own = whole.pretrain
+    setup = Setup(
+        whole.backbone, own.image_px, whole.prepare.train_px, own.batch_size, whole.precision,
+        own.swav.local_px,
+    )  # fmt: skip
+    found = _compare(own.method, setup, device, turns, compiled)
+    return Line(
+        f"a step of pretraining, demo, {_name(own.method, setup, compiled)}",
+        f"{1000 * found.seconds / NUM_STEPS:.1f} ms",
+        f"bare network {1000 * found.bare_seconds / NUM_STEPS:.1f} ms",
+        found.goodput,
     )
-    images = ImageSource(stored, device)
-    encoder = place(_encoder(settings, ResNet(arch, 64, 4)), device)
-    passes = [(_random(*shape, device), learns) for shape, learns in _passes(settings)]
+
+
+def _name(method: str, setup: Setup, compiled: bool) -> str:
+    sizes = f"{setup.image_px} px, batch {setup.batch_size}, {setup.precision}"
+    network = f"{setup.backbone.arch} of width {setup.backbone.width}"
+    return f"{method}, {network}, {sizes}{', compiled' if compiled else ''}"
+
+
+def _compare(method: str, setup: Setup, device: torch.device, turns: int, compiled: bool) -> Comparison:
+    settings = _settings(method, setup)
+    count = NUM_STEPS * setup.batch_size
+    shape = (count, setup.stored_px, setup.stored_px, 3)
+    images = ImageSource(np.random.default_rng(0).integers(0, 256, shape, np.uint8), device)
+    with contextlib.redirect_stdout(None):
+        pretrainer = Pretrainer(
+            settings,
+            setup.backbone,
+            None,
+            num_images=count,
+            seed=0,
+            precision=setup.precision,
+            device=device,
+            compiled=compiled,
+        )
+    encoder = place(_encoder(settings, setup.backbone), device)
+    passes = [(random_views(*shape, device), learns) for shape, learns in _passes(settings)]
 
     def whole() -> None:
         with contextlib.redirect_stdout(None):
@@ -67,27 +118,21 @@ def _measure(method: str, device: torch.device, turns: int, compiled: bool) -> s
     def bare() -> None:
         for _ in range(NUM_STEPS):
             for view, learns in passes:
-                with torch.set_grad_enabled(learns), autocast(device, precision):
+                with torch.set_grad_enabled(learns), autocast(device, setup.precision):
                     encoded = encoder(view)
                 if learns:
                     torch.stack([part.float().sum() for part in encoded]).sum().backward()
             encoder.zero_grad()
 
-    found = compare(whole, bare, turns=turns, device=device)
-    return (
-        f"pretraining {method} {arch} {image_px} px, batch {batch_size}, {precision}"
-        f"{', compiled' if compiled else ''}: "
-        f"loop {count / found.seconds:.1f} images/s, bare network {count / found.bare_seconds:.1f} images/s, "
-        f"goodput {found.goodput:.3f}"
-    )
+    return compare(whole, bare, turns=turns, device=device)
 
 
-def _settings(method: str, image_px: int, batch_size: int) -> Pretrain:
-    """One epoch of the committed settings at another size; small views have SwAV's share of the side."""
-    settings = read_preset("demo").pretrain
-    swav = settings.swav.model_copy(update={"local_px": image_px * 96 // 224, "queue_size": batch_size})
-    changes: dict[str, Any] = {"image_px": image_px, "batch_size": batch_size, "queue_size": batch_size}
-    changes["dense"] = settings.dense.model_copy(update={"image_px": image_px, "dilate": False})
+def _settings(method: str, setup: Setup) -> Pretrain:
+    """One epoch of the committed settings at another size."""
+    settings, size = read_preset("demo").pretrain, setup.batch_size
+    swav = settings.swav.model_copy(update={"local_px": setup.local_px, "queue_size": size})
+    changes: dict[str, Any] = {"image_px": setup.image_px, "batch_size": size, "queue_size": size}
+    changes["dense"] = settings.dense.model_copy(update={"image_px": setup.image_px, "dilate": False})
     return settings.model_copy(update={**changes, "method": method, "epochs": 1, "swav": swav})
 
 
@@ -101,7 +146,8 @@ def _passes(settings: Pretrain) -> list[tuple[tuple[int, int], bool]]:
     return [((size, side), learns) for learns in (True, False)] * (2 if both_ways else 1)
 
 
-def _encoder(settings: Pretrain, trunk: ResNet) -> nn.Module:
+def _encoder(settings: Pretrain, backbone: Backbone) -> nn.Module:
+    trunk = build_backbone(describe(backbone))
     if settings.method == "slotcon":
         own = settings.slotcon
         return SlotEncoder(trunk, own.hidden_dim, settings.projection_dim, own.num_prototypes)
@@ -109,5 +155,6 @@ def _encoder(settings: Pretrain, trunk: ResNet) -> nn.Module:
     return kind(trunk, settings.projection_dim, head_batch_norm=settings.head_batch_norm)
 
 
-def _random(count: int, side: int, device: torch.device) -> torch.Tensor:
+def random_views(count: int, side: int, device: torch.device) -> torch.Tensor:
+    """Random images in the layout of the networks."""
     return torch.randn(count, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)

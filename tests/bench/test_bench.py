@@ -10,9 +10,15 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from stages.dataset.truth import Truth, write_classes
-from tests.bench import pixels, pretraining, training
-from tests.bench.interleaved import compare
+from stages.segmenter.network import Segmenter
+from stages.settings.schema import Params
+from tests.bench import __main__, kernels, pixels, pretraining, training
+from tests.bench.interleaved import Comparison, compare
+from tests.bench.lines import Line
 from tests.bench.probe import presence_precision, scene_accuracy
+from tests.datasets import read_preset
+
+CPU = torch.device("cpu")
 
 
 def test_goodput_is_the_bare_work_by_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,42 +29,128 @@ def test_goodput_is_the_bare_work_by_the_whole(monkeypatch: pytest.MonkeyPatch) 
     assert found == (4, 3, 0.75)
 
 
-@pytest.mark.parametrize("method", ["mocov2", "swav", "densecl", "slotcon"])
+@pytest.mark.parametrize("method", pretraining.METHODS)
 def test_pretraining_is_measured(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    monkeypatch.setitem(pretraining.SETUPS, "cpu", ("resnet18", 32, 40, 4, "float32"))
-    line = pretraining._measure(method, torch.device("cpu"), turns=1, compiled=False)
-    found = re.fullmatch(
-        rf"pretraining {method} resnet18 32 px, batch 4, float32: loop ([\d.]+) images/s, "
-        r"bare network ([\d.]+) images/s, goodput ([\d.]+)",
-        line,
-    )
-    assert found
-    loop, bare, goodput = map(float, found.groups())
-    assert goodput == pytest.approx(loop / bare, rel=0.1)
+    monkeypatch.setattr(pretraining, "METHODS", (method,))
+    monkeypatch.setattr(pretraining, "NUM_STEPS", 1)
+    monkeypatch.setitem(pretraining.SETUPS, "cpu", pretraining._published("resnet18", 32, 40, 4, "float32"))
+    line = next(pretraining.measure(CPU, turns=1))
+    assert line.what == f"pretraining {method}, resnet18 of width 64, 32 px, batch 4, float32: goodput"
+    loop, bare = _figures(line, "images/s")
+    assert line.ratio == pytest.approx(loop / bare, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("module", "work"), [(pretraining, "pretraining, demo, mocov2"), (training, "training, demo")]
+)
+def test_a_step_of_the_demo_is_measured(monkeypatch: pytest.MonkeyPatch, module: Any, work: str) -> None:
+    preset = _small_demo()
+    monkeypatch.setattr(module, "read_preset", lambda name: preset)
+    monkeypatch.setattr(pretraining, "NUM_STEPS", 1)
+    monkeypatch.setattr(training, "DEMO_STEPS", 1)
+    line = module._demo_step(CPU, 1, compiled=False)
+    assert line.what == f"a step of {work}, resnet18 of width 16, 32 px, batch 4, float32"
+    whole, bare = _figures(line, "ms")
+    assert line.ratio == pytest.approx(bare / whole, rel=0.1)
+
+
+def _figures(line: Line, unit: str) -> tuple[float, float]:
+    here, beside = line.here, line.beside.removeprefix("bare network ")
+    assert here.endswith(unit)
+    assert beside.endswith(unit)
+    return float(here.split()[0]), float(beside.split()[0])
+
+
+def _small_demo(kind: str | None = None) -> Params:
+    """The demo at a side of 32 px and in batches of 4 images."""
+    whole = read_preset("demo", kind)
+    small = {"batch_size": 4, "epochs": 1}
+    changes: dict[str, Any] = {"size_px": 32, "global_k": 3, "pixel_k": 3}
+    changes["prepare"] = whole.prepare.model_copy(update={"train_px": 40})
+    changes["pretrain"] = whole.pretrain.model_copy(update={**small, "image_px": 32, "queue_size": 4})
+    guidance = whole.train.image_loss.model_copy(update={"view_px": 32})
+    changes["train"] = whole.train.model_copy(update={**small, "image_loss": guidance})
+    return whole.model_copy(update=changes)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_epochs_of_training_are_compared_with_the_plain_one(
+def test_epochs_of_training_are_compared_with_their_bare_passes(
     monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
-    took = {("ours", "float32", False): 2.0, ("ours", "bfloat16", False): 1.0}
-    took |= {("picie", "float32", False): 6.0}
-    took |= {("ours", "float32", True): 3.0} if compiled else {}
+    asked = []
 
-    def epoch(images: object, kind: str, preset: object, precision: str, **how: bool) -> training.Clock:
-        clock = training.Clock()
-        clock.spent["training"] = np.array([took[kind, precision, how.get("compiled", False)], 0.5])
-        return clock
+    def epochs(params: Params, count: int, device: torch.device, turns: int) -> Comparison:
+        asked.append((params.train.clustering.kmeans, params.precision, params.compile, count, turns))
+        return Comparison(seconds=2.0, bare_seconds=1.0, goodput=0.5)
 
-    monkeypatch.setattr(training, "bench_epoch", epoch)
-    lines = list(training.measure(torch.device("cpu"), 2, compiled=compiled))
-    ratios = [line.partition("an epoch of ")[2] for line in lines if line.startswith("training on cpu")]
-    assert ratios == [
-        "'picie' takes 3.00 times one of 'ours'",
-        "'ours in bfloat16' takes 0.50 times one of 'ours'",
-        *(["'ours compiled' takes 1.50 times one of 'ours'"] if compiled else []),
-    ]
-    assert sum(line.startswith("ours: 64 images") for line in lines) == 1  # the phases, once for each kind
+    step = Line("a step", "1 ms")
+    monkeypatch.setattr(training, "compare_epochs", epochs)
+    monkeypatch.setattr(training, "_demo_step", lambda *_: step)
+    *lines, last = training.measure(CPU, 2, compiled=compiled)
+    expected = [("sample", "float32", False), ("sample", "bfloat16", False), ("minibatch", "float32", False)]
+    expected += [("sample", "float32", True)] if compiled else []
+    assert asked == [(*one, 64, 2) for one in expected]
+    assert last == step
+    assert {line.here for line in lines} == {"32.0 images/s"}
+    assert {(line.beside, line.ratio) for line in lines} == {("bare network 64.0 images/s", 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "passes"), [("ours", 2 * 2 + 2 * 2 + 1), ("picie", 2 * 2 + 2 * 2 + 2 * 2 + 1)]
+)
+def test_the_bare_work_has_the_passes_of_an_epoch(
+    monkeypatch: pytest.MonkeyPatch, kind: str, passes: int
+) -> None:
+    """Counted as the calls of the network in an epoch of two batches; guidance classifies once a step."""
+    params, calls = _small_demo(kind), []
+    forward = Segmenter.forward
+
+    def counting(network: Segmenter, *args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(torch.is_grad_enabled())
+        return forward(network, *args, **kwargs)
+
+    monkeypatch.setattr(Segmenter, "forward", counting)
+    monkeypatch.setattr(training, "compare", lambda whole, bare, **_: [one() for one in (whole, bare)])
+    done: list[int] = []
+    monkeypatch.setattr(training, "_bare", lambda *_: lambda frozen, steps: done.extend((frozen, steps)))
+    training.compare_epochs(params, 8, CPU, turns=1)
+    assert done == [passes, 2]
+    assert calls.count(False) == passes
+    assert calls.count(True) == 2 * 3
+
+
+def test_kernels_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _small_demo("picie")
+    few = whole.train.clustering.model_copy(update={"sample_pixels": 100, "iterations": 2})
+    small = whole.model_copy(update={"train": whole.train.model_copy(update={"clustering": few})})
+    monkeypatch.setattr(kernels, "read_preset", lambda *_: small)
+    sampled, minibatch = kernels.clustering(CPU, 1)
+    assert sampled.what.startswith(
+        "k-means over a sample, 100 points of 64 features, 3 clusters, 2 iterations"
+    )
+    assert minibatch.what.startswith("mini-batch k-means over all pixels (PiCIE), 49,629 images")
+    (crf,) = kernels.crf(CPU, 1)
+    for line, unit in ((sampled, "s"), (minibatch, "s"), (crf, "images/s")):
+        value, found = line.here.split()
+        assert found == unit
+        assert float(value) >= 0
+        assert (line.beside, line.ratio) == ("-", None)
+
+
+def test_the_output_is_one_table_with_a_head(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = {
+        "first": lambda *_, **__: [Line("a", "1 s")],
+        "second": lambda *_, **__: [Line("b", "2", "3", 0.5)],
+    }
+    monkeypatch.setattr(__main__, "SECTIONS", sections)
+    __main__.main(["--device", "cpu"])
+    *head, first, second = capsys.readouterr().out.splitlines()
+    assert head[0].startswith("Machine: cpu")
+    assert f"torch {torch.__version__.partition('+')[0]}" in head[1]
+    assert head[2:] == ["", "| what | measured | beside it | ratio |", "| --- | ---: | ---: | ---: |"]
+    assert (first, second) == ("| a | 1 s | - | - |", "| b | 2 | 3 | 0.50 |")
 
 
 def test_probes_find_what_features_hold() -> None:

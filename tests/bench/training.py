@@ -5,26 +5,27 @@ thread-seconds beside it are the processor time of all threads of this process.
 """
 
 import argparse
-import statistics
-import time
-from collections import defaultdict
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
 
 from stages.backbone.checkpoint import build_backbone, describe
-from stages.core.device import choose_device, place
-from stages.imaging.batches import ImageSource
+from stages.core.device import autocast, choose_device, place, torch_generator
+from stages.imaging.batches import ImageSource, shuffled
+from stages.pseudo_labels.pyramid import VIEWS
+from stages.settings.schema import Params
 from stages.train import KEYS, build_segmenter, build_trainer, train
 from stages.training.clusters import PixelClusterer
 from stages.training.siamese import ViewMaker
 from stages.training.trainer import Trainer
-from tests.bench.pretraining import NO_STATE
+from tests.bench.clock import Clock
+from tests.bench.interleaved import Comparison, compare
+from tests.bench.lines import Line
+from tests.bench.pretraining import NO_STATE, random_views
 from tests.datasets import read_preset
 
 PHASES = {
@@ -36,105 +37,151 @@ PHASES = {
 }
 KINDS = ("ours", "picie")
 NUM_IMAGES = 64
-
-
-class Clock:
-    """Wall and thread-seconds of each phase, without those of phases inside it."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-        self._inner: list[np.ndarray] = [np.zeros(2)]
-
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed."""
-
-        @wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._inner.append(np.zeros(2))
-            start = now()
-            result = function(*args, **kwargs)
-            took = now() - start
-            self.spent[name] += took - self._inner.pop()
-            self._inner[-1] += took
-            return result
-
-        return timed
-
-
-def now() -> np.ndarray:
-    """Wall and thread-seconds; on a GPU, when its work is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return np.array([time.perf_counter(), time.process_time()])
+# The preset and the number of images of an epoch, for each kind of device.
+SETUPS = {"cpu": ("folder", NUM_IMAGES), "cuda": ("cocostuff27", 512)}
+DEMO_STEPS = 5  # of one turn
 
 
 def bench_epoch(
     images: np.ndarray, kind: str, preset: str, precision: str, *, parts: bool, compiled: bool = False
 ) -> Clock:
     """One epoch: on the base `ours` or `picie`; the second one, if the first compiles."""
+    params = settings_of(kind, preset, precision, parts=parts, compiled=compiled)
+    source = ImageSource(images, choose_device(params.device))
+    trainer = random_trainer(params, len(images), source.device)
+    if compiled:
+        train(trainer, source, namespace(params), NO_STATE)
+    clock = Clock()
+    with clock.timing(PHASES):
+        clock.wrap("everything else", train)(trainer, source, namespace(params), NO_STATE)
+    return clock
+
+
+def settings_of(kind: str, preset: str, precision: str, *, parts: bool, compiled: bool) -> Params:
+    """A preset on a base, for one epoch; without parts it has neither context nor guidance."""
     whole = read_preset(preset, kind)
     settings = whole.train
     if not parts:
         context = settings.context.model_copy(update={"similarity": "none"})
-        settings = settings.model_copy(update={"context": context})
-    params = SimpleNamespace(**{key: getattr(whole, key) for key in KEYS})
-    params.train = settings.model_copy(update={"epochs": 1})
-    params.precision, params.compile = precision, compiled
-    source = ImageSource(images, choose_device(whole.device))
-    rng = np.random.default_rng(0)
-    kept = np.where(
-        rng.random((len(images), 6)) < 0.4, rng.integers(0, params.global_k, (len(images), 6)), -1
-    )
-    weight = 1.0 if parts else 0.0
-    segmenter = build_segmenter(build_backbone(describe(params.backbone)), params, weight)
-    trainer = build_trainer(place(segmenter, source.device), kept, params, weight)
-    if compiled:
-        train(trainer, source, params, NO_STATE)
-    clock = Clock()
-    originals = {name: (owner, getattr(owner, attribute)) for name, (owner, attribute) in PHASES.items()}
-    try:
-        for name, (owner, attribute) in PHASES.items():
-            setattr(owner, attribute, clock.wrap(name, getattr(owner, attribute)))
-        clock.wrap("everything else", train)(trainer, source, params, NO_STATE)
-    finally:
-        for name, (owner, attribute) in PHASES.items():
-            setattr(owner, attribute, originals[name][1])
-    return clock
-
-
-def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[str]:
-    """Lines for `make bench`: an epoch of each kind in turns, so that a machine that slows down slows all.
-
-    Args:
-        device: as it is called in the lines.
-        turns: of each comparison.
-        compiled: whether one under torch.compile takes part.
-    """
-    preset = "folder"
-    images = random_images(NUM_IMAGES, preset)
-    epochs: dict[str, Callable[[], Clock]] = {
-        kind: partial(bench_epoch, images, kind, preset, "float32", parts=False) for kind in KINDS
+        image_loss = settings.image_loss.model_copy(update={"weight": 0.0})
+        settings = settings.model_copy(update={"context": context, "image_loss": image_loss})
+    changes = {
+        "train": settings.model_copy(update={"epochs": 1}),
+        "precision": precision,
+        "compile": compiled,
     }
-    epochs["ours in bfloat16"] = partial(bench_epoch, images, "ours", preset, "bfloat16", parts=False)
-    if compiled:
-        epochs["ours compiled"] = partial(
-            bench_epoch, images, "ours", preset, "float32", parts=False, compiled=True
+    return whole.model_copy(update=changes)
+
+
+def namespace(params: Params) -> SimpleNamespace:
+    """What `train` reads of params.yaml."""
+    return SimpleNamespace(**{key: getattr(params, key) for key in KEYS})
+
+
+def _weight(params: Params) -> float:
+    """The weight of guidance; any number stands for `auto`."""
+    return 1.0 if params.train.image_loss.weight == "auto" else params.train.image_loss.weight
+
+
+def random_trainer(params: Params, num_images: int, device: torch.device) -> Trainer:
+    """An untrained trainer whose images have random pseudo-labels, four of ten kept."""
+    rng, shape = np.random.default_rng(0), (num_images, len(VIEWS))
+    kept = np.where(rng.random(shape) < 0.4, rng.integers(0, params.global_k, shape), -1)
+    segmenter = build_segmenter(build_backbone(describe(params.backbone)), namespace(params), _weight(params))
+    return build_trainer(place(segmenter, device), kept, namespace(params), _weight(params))
+
+
+def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
+    """Whole epochs beside the bare passes of the same shapes, and a step of the demo."""
+    preset, count = SETUPS[device.type]
+    usual = "float32" if device.type == "cpu" else "bfloat16"
+    kinds = [("ours", "float32", False), ("ours", "bfloat16", False), ("picie", usual, False)]
+    kinds += [("ours", usual, True)] if compiled else []
+    for kind, precision, is_compiled in kinds:
+        params = settings_of(kind, preset, precision, parts=kind == "ours", compiled=is_compiled)
+        found = compare_epochs(params, count, device, turns)
+        how = f"{params.backbone.arch}, {params.size_px} px, batch {params.train.batch_size}, {precision}"
+        yield Line(
+            f"training, an epoch of {count} images, {kind}, {how}{', compiled' * is_compiled}: goodput",
+            f"{count / found.seconds:.1f} images/s",
+            f"bare network {count / found.bare_seconds:.1f} images/s",
+            found.goodput,
         )
-    spent: dict[str, list[float]] = {name: [] for name in epochs}
-    for turn in range(turns):
-        for name, epoch in epochs.items():
-            clock = epoch()
-            spent[name].append(float(sum(clock.spent.values(), np.zeros(2))[0]))
-            if turn == turns - 1:
-                yield from table(name, clock, len(images))
-    for name in list(epochs)[1:]:
-        ratio = statistics.median(one / plain for one, plain in zip(spent[name], spent["ours"], strict=True))
-        yield f"training on {device}: an epoch of {name!r} takes {ratio:.2f} times one of 'ours'"
+    yield _demo_step(device, turns, compiled)
 
 
-def random_images(count: int, preset: str) -> np.ndarray:
-    """Bytes of the side at which a preset stores images."""
-    side = read_preset(preset).prepare.train_px
+def compare_epochs(params: Params, count: int, device: torch.device, turns: int) -> Comparison:
+    """An epoch of `train`, and its passes through the network on random views, without anything else."""
+    images = random_images(count, params.prepare.train_px)
+    source, trainer = ImageSource(images, device), random_trainer(params, count, device)
+
+    def whole() -> None:
+        with contextlib.redirect_stdout(None):
+            train(trainer, source, namespace(params), NO_STATE)
+
+    clustering, size = params.train.clustering, params.train.batch_size
+    in_steps = count // size
+    counted = clustering.kmeans == "minibatch" and params.train.pixel_loss.balance != "none"
+    if clustering.kmeans == "minibatch":
+        clustered = in_steps
+    else:
+        clustered = max(1, min(clustering.sample_images, count) // size)
+    # Clustering, counting, assignment: two views each; and the probe of health.
+    frozen = 2 * clustered + 2 * counted * in_steps + 2 * in_steps + 1
+    bare = _bare(params, device)
+    return compare(whole, lambda: bare(frozen, in_steps), turns=turns, device=device)
+
+
+def _bare(params: Params, device: torch.device) -> Callable[[int, int], None]:
+    """Takes numbers of batches that pass forward alone, and of steps: two views, guidance, and back."""
+    settings = params.train
+    network = place(
+        build_segmenter(build_backbone(describe(params.backbone)), namespace(params), _weight(params)), device
+    )
+    view = random_views(settings.batch_size, params.size_px, device)
+    guide = random_views(settings.batch_size, settings.image_loss.view_px, device)
+
+    def run(frozen: int, steps: int) -> None:
+        for _ in range(frozen):
+            with torch.no_grad(), autocast(device, params.precision):
+                network(view)
+        for _ in range(steps):
+            with autocast(device, params.precision):
+                found = [network(view), network(view)]
+                found += [network.classify(guide)] if network.image_head is not None else []
+            torch.stack([one.float().sum() for one in found]).sum().backward()
+            network.zero_grad()
+
+    return run
+
+
+def _demo_step(device: torch.device, turns: int, compiled: bool) -> Line:
+    params = read_preset("demo").model_copy(update={"compile": compiled})
+    size = params.train.batch_size
+    trainer = random_trainer(params, 2 * size, device)
+    source = ImageSource(random_images(2 * size, params.prepare.train_px), device)
+    batches = shuffled(len(source), size, torch_generator(0, "bench"))
+    trainer.start_epoch(source, batches, 0)
+    (image,) = source.batches(batches[:1])
+    bare = _bare(params, device)
+
+    def whole() -> None:
+        for step in range(DEMO_STEPS):
+            trainer.train_step(image, batches[0], 0, step, DEMO_STEPS)
+
+    # The frozen network assigns the pixels of both views.
+    found = compare(whole, lambda: bare(2 * DEMO_STEPS, DEMO_STEPS), turns=turns, device=device)
+    return Line(
+        f"a step of training, demo, {params.backbone.arch} of width {params.backbone.width}, "
+        f"{params.size_px} px, batch {size}, {params.precision}{', compiled' * compiled}",
+        f"{1000 * found.seconds / DEMO_STEPS:.1f} ms",
+        f"bare network {1000 * found.bare_seconds / DEMO_STEPS:.1f} ms",
+        found.goodput,
+    )
+
+
+def random_images(count: int, side: int) -> np.ndarray:
+    """Bytes, as a preset stores images."""
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
@@ -161,7 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    images = np.load(args.images) if args.images else random_images(args.num_images, args.preset)
+    side = read_preset(args.preset).prepare.train_px
+    images = np.load(args.images) if args.images else random_images(args.num_images, side)
     for kind in args.kinds:
         clock = bench_epoch(images, kind, args.preset, args.precision, parts=args.parts)
         print("\n".join(table(kind, clock, len(images))), flush=True)

@@ -1,5 +1,10 @@
-"""Every stage through its command line on a GPU: it runs, repeats its bytes, and comes near the CPU."""
+"""Each stage that works on a device, by its command line: it runs, repeats its bytes, comes near the CPU.
 
+`make test-cuda` compares a GPU with the CPU. The usual suite runs the same comparisons of the CPU with
+itself, which finds mistakes in them, and leaves out what is marked `gpu`. prepare and report use no device.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,12 +13,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from stages import cluster, embed, label, predict, pretrain, refine, select_views, train
-from tests.datasets import picie
+from stages import cluster, embed, evaluate, label, predict, pretrain, refine, select_views, train
+from stages.core.artefacts import read_metrics
+from stages.postprocessing.score_maps import open_scores
+from stages.settings.params import load
+from stages.tools import segment
+from tests.datasets import picie, write_image
 
-# In the order of the flow: script, arguments, outputs.
+EVALUATE = (
+    "--name {0} --predictions predictions.npy --truth truth {1} --metrics {0}.json "
+    "--readings {0}_readings.json --readings-table {0}_readings.csv --per-class {0}_classes.csv "
+    "--confusion-table {0}_confusion.csv"
+)
+# In the order of the flow: script, arguments, outputs that repeat their bytes.
 FLOW: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
     "pretrain": (
         pretrain,
@@ -29,7 +44,7 @@ FLOW: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
         label,
         "--embeddings embeddings.npy --backbone backbone.safetensors --out labels.safetensors "
         "--metrics label.json",
-        ("labels.safetensors",),
+        ("labels.safetensors", "label.json"),
     ),
     "select_views": (
         select_views,
@@ -47,7 +62,7 @@ FLOW: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
         cluster,
         "--images images/train --segmenter segmenter.safetensors --out pixel_centroids.safetensors "
         "--metrics cluster.json",
-        ("pixel_centroids.safetensors",),
+        ("pixel_centroids.safetensors", "cluster.json"),
     ),
     "predict": (
         predict,
@@ -60,65 +75,177 @@ FLOW: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {
         "--images images/val --predictions predictions.npy --out refined.npy",
         ("refined.npy",),
     ),
+    "raw": (evaluate, EVALUATE.format("raw", "--images images"), ("raw.json",)),
+    "refined": (evaluate, EVALUATE.format("refined", "--refined refined.npy"), ("refined.json",)),
 }
+SEGMENT = "photos --model . --params params.yaml --refine"
+METHODS = ("mocov2", "swav", "densecl", "slotcon")
+BASES = pytest.mark.parametrize(
+    "base", [pytest.param({}, id="ours"), pytest.param(picie(), id="picie", marks=pytest.mark.gpu)]
+)
+SHORT = {"pretrain__epochs": 1, "train__epochs": 1}  # for what a second epoch would not change
+METHOD = pytest.mark.parametrize(
+    "method", [METHODS[0], *(pytest.param(name, marks=pytest.mark.gpu) for name in METHODS[1:])]
+)
+
+
+class Flow:
+    """The stages, one after the other, in the current folder."""
+
+    def __init__(self, bench: Any, patch: pytest.MonkeyPatch) -> None:
+        self._bench, self._patch = bench, patch
+        self._changes: Mapping[str, Any] = {}
+
+    def run(
+        self, device: torch.device, stages: Sequence[str] = tuple(FLOW), **changes: Any
+    ) -> dict[str, str]:
+        """Hashes of what the stages wrote; the changes of params.yaml hold from now on."""
+        self._changes = changes
+        self.on(device)
+        for name in stages:
+            script, arguments, _ = FLOW[name]
+            script.main(arguments.split())
+        return self._bench.hashes(*(path for name in stages for path in FLOW[name][2]))
+
+    def again(self, stage: str, device: torch.device, read: Callable[[], Any], **changes: Any) -> Any:
+        """What a stage writes here from the same inputs, as `read` reads it; the files stay as they were."""
+        _, _, outputs = FLOW[stage]
+        before, kept = {path: Path(path).read_bytes() for path in outputs}, self._changes
+        self.run(device, [stage], **{**kept, **changes})
+        found = read()
+        for path, content in before.items():
+            Path(path).write_bytes(content)
+        self._changes = kept
+        return found
+
+    def on(self, device: torch.device, **changes: Any) -> None:
+        """Let params.yaml say so, and hide the GPU from what is to run without."""
+        self._patch.setattr(torch.cuda, "is_available", lambda: device.type == "cuda")
+        self._bench.params(device=str(device), **{**self._changes, **changes})
+
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def flow(bench: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the whole flow on a device: `flow("cuda", train__epochs=1)`, in the current folder."""
-    if device.type != "cuda":
-        pytest.skip("for a GPU: make test-cuda")
-    available = torch.cuda.device_count() > 0
-
-    def run(on: str, **changes: Any) -> dict[str, str]:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: available and on == "cuda")
-        bench.params(device=on, **changes)
-        for stage, arguments, _ in FLOW.values():
-            stage.main(arguments.split())
-        return bench.hashes(*(path for _, _, outputs in FLOW.values() for path in outputs))
-
-    return run
+def flow(device: torch.device, bench: Any, monkeypatch: pytest.MonkeyPatch) -> Flow:
+    """The flow in a folder of its own; `device` skips the test where it is missing."""
+    return Flow(bench, monkeypatch)
 
 
-@pytest.mark.parametrize("method", ["mocov2", "swav", "densecl", "slotcon"])
-@pytest.mark.parametrize("base", [{}, picie()], ids=["ours", "picie"])
-def test_every_stage_runs_and_repeats_its_bytes(flow: Any, method: str, base: dict[str, Any]) -> None:
+def _loss(name: str) -> Callable[[], float]:
+    return lambda: float(pd.read_csv(f"{name}.csv")["loss"][0])
+
+
+def _mean_score(stage: str) -> Callable[[], float]:
+    return lambda: float(read_metrics(Path(f"{stage}.json"))[stage]["mean_score"])
+
+
+def _cosine(found: np.ndarray, expected: np.ndarray, axis: int) -> np.ndarray:
+    lengths = np.linalg.norm(found, axis=axis) * np.linalg.norm(expected, axis=axis)
+    return (found * expected).sum(axis) / lengths
+
+
+@METHOD
+@BASES
+def test_every_stage_runs_and_repeats_its_bytes(
+    flow: Flow, device: torch.device, method: str, base: dict[str, Any]
+) -> None:
     changes = {"pretrain__method": method, **base}
-    assert flow("cuda", **changes) == flow("cuda", **changes)
+    assert flow.run(device, **changes) == flow.run(device, **changes)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("method", ["mocov2", "swav", "densecl"])
-def test_steps_from_cuda_graphs_are_those_made_one_by_one(flow: Any, method: str) -> None:
+def test_steps_from_cuda_graphs_are_those_made_one_by_one(
+    flow: Flow, device: torch.device, method: str
+) -> None:
     """Enough epochs that most steps are replayed; a graph repeats the kernels of a step."""
     changes = {"pretrain__method": method, "pretrain__epochs": 4, "train__epochs": 4}
-    plain, captured = flow("cuda", **changes), flow("cuda", runtime__cuda_graph=True, **changes)
-    assert captured == plain
+    plain = flow.run(device, **changes)
+    assert flow.run(device, runtime__cuda_graph=True, **changes) == plain
 
 
-def test_the_first_losses_are_those_of_the_cpu(flow: Any) -> None:
-    """Of `train` from one untrained backbone: k-means starts from the same points on both."""
-    losses = {}
-    for on in ("cpu", "cuda"):
-        flow(on, pretrain__lr=1e-6)  # so small that both runs see the weights that were drawn
-        losses[on, "pretrain"] = pd.read_csv("pretrain.csv")["loss"][0]
-        flow(on, pretrain__epochs=0, train__epochs=1)
-        losses[on, "train"] = pd.read_csv("train.csv")["loss"][0]
-    for stage in ("pretrain", "train"):
-        assert losses["cuda", stage] == pytest.approx(losses["cpu", stage], rel=0.05), stage
+@METHOD
+def test_the_first_losses_of_pretraining_are_those_of_the_cpu(
+    flow: Flow, device: torch.device, method: str
+) -> None:
+    flow.run(CPU, ["pretrain"], pretrain__method=method, pretrain__epochs=1)
+    expected = _loss("pretrain")()
+    found = flow.again("pretrain", device, _loss("pretrain"))
+    assert found == pytest.approx(expected, rel=0.05)
 
 
-def test_embeddings_of_one_backbone_are_those_of_the_cpu(flow: Any) -> None:
-    flow("cpu", pretrain__epochs=0)
-    before = np.load("embeddings.npy")
-    flow("cuda", pretrain__epochs=0)
-    np.testing.assert_allclose(np.load("embeddings.npy"), before, rtol=1e-2, atol=1e-2)
+@BASES
+def test_from_the_same_files_every_stage_comes_near_the_cpu(
+    flow: Flow, device: torch.device, base: dict[str, Any]
+) -> None:
+    """k-means starts from the same points on both, but may end in another optimum that is as good."""
+    flow.run(CPU, **base, **SHORT)
+    embeddings = np.load("embeddings.npy")
+    found = flow.again("embed", device, lambda: np.load("embeddings.npy"))
+    assert _cosine(found, embeddings, 2).min() > 0.999
+    for stage in ("label", "cluster"):
+        score = _mean_score(stage)
+        assert flow.again(stage, device, score) == pytest.approx(score(), rel=0.01), stage
+    loss = _loss("train")
+    assert flow.again("train", device, loss) == pytest.approx(loss(), rel=0.05)
+    scores = np.load("predictions.npy").astype(np.float32)
+    found = flow.again("predict", device, lambda: np.load("predictions.npy"))
+    np.testing.assert_allclose(found, scores, atol=5e-3)
+    refined = np.load("refined.npy")
+    assert (flow.again("refine", device, lambda: np.load("refined.npy")) == refined).mean() > 0.9
+    for name in ("raw", "refined"):  # has no device, and no reason to differ
+        figures = read_metrics(Path(f"{name}.json"))
+        assert flow.again(name, device, lambda name=name: read_metrics(Path(f"{name}.json"))) == figures
 
 
-def test_bfloat16_comes_near_float32(flow: Any) -> None:
-    flow("cuda", pretrain__epochs=0, train__epochs=1)
-    plain = np.load("embeddings.npy")
-    flow("cuda", pretrain__epochs=0, train__epochs=1, precision="bfloat16")
-    found = np.load("embeddings.npy")
-    cosine = (plain * found).sum(2) / np.linalg.norm(plain, axis=2) / np.linalg.norm(found, axis=2)
-    assert cosine.min() > 0.99
-    assert all(torch.isfinite(value).all() for value in load_file(Path("segmenter.safetensors")).values())
+def test_the_exact_crf_of_the_predictions_comes_near_pydensecrf(flow: Flow, device: torch.device) -> None:
+    """On any device, for the exact kernels run on a CPU too."""
+    flow.run(CPU, tuple(FLOW)[:-2], **SHORT)
+    settings = load(Path("params.yaml"), "refine").refine
+    images = np.load("images/val/images.npy")
+    scores = open_scores(Path("predictions.npy"), len(images))
+    exact = list(refine.refine_on_gpu(images, scores, range(len(images)), settings, device))
+    assert (np.stack(exact) == np.load("refined.npy")).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bfloat16"},
+        pytest.param({"precision": "tf32"}, marks=pytest.mark.gpu),
+        pytest.param({"deterministic": False}, marks=pytest.mark.gpu),
+    ],
+    ids=["bfloat16", "tf32", "not deterministic"],
+)
+def test_other_arithmetic_comes_near_float32(
+    flow: Flow, device: torch.device, changes: dict[str, Any]
+) -> None:
+    flow.run(device, tuple(FLOW)[:7], **SHORT)
+    for name in ("pretrain", "train"):
+        expected = _loss(name)()
+        assert flow.again(name, device, _loss(name), **changes) == pytest.approx(expected, rel=0.05), name
+    embeddings = np.load("embeddings.npy")
+    found = flow.again("embed", device, lambda: np.load("embeddings.npy"), **changes)
+    assert _cosine(found, embeddings, 2).min() > 0.99
+    scores = np.load("predictions.npy").astype(np.float32)
+    found = flow.again("predict", device, lambda: np.load("predictions.npy"), **changes)
+    assert np.abs(found - scores).mean() < 0.02
+    trained = flow.again("train", device, lambda: load_file("segmenter.safetensors"), **changes)
+    assert all(torch.isfinite(value).all() for value in trained.values())
+
+
+def test_segmenting_photographs_comes_near_the_cpu(flow: Flow, device: torch.device) -> None:
+    flow.run(CPU, tuple(FLOW)[:6], **SHORT)
+    rng = np.random.default_rng(0)
+    for name, height, width in (("square.png", 32, 32), ("wide.png", 40, 90)):
+        coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+        write_image(Path("photos") / name, coarse.repeat(8, 0).repeat(8, 1)[:height, :width])
+    for one in (CPU, device):
+        flow.on(one)
+        segment.main([*SEGMENT.split(), "--out", f"on_{one.type}", "--device", str(one), "--overwrite"])
+    for name in ("square", "wide"):
+        found, expected = (np.asarray(Image.open(f"on_{one.type}/{name}.png")) for one in (device, CPU))
+        assert found.shape == expected.shape
+        assert (found == expected).mean() > 0.9, name
