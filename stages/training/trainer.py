@@ -137,7 +137,8 @@ class Trainer:
         """
         generator = torch_generator(self._seed, "train", "views", epoch, step)
         views = self._siamese.views.pair(image, self._siamese.views.draw(len(rows), image, generator))
-        targets = self._clusterer.assign(self._frozen, views, self.centroids())
+        kept = self._clusterer.kept_labels(step)
+        targets = kept or self._clusterer.assign(self._frozen, views, self.centroids())
         self._health.add(*targets)
         first, second = (self._siamese.features(self._segmenter, view) for view in views)
         settings = self._settings.pixel_loss
@@ -182,6 +183,7 @@ class Trainer:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Resume from a saved state."""
+        self._clusterer.forget_labels()
         self._segmenter.load_state_dict(saved["segmenter"])
         self._frozen.load_state_dict(saved["frozen"])
         self._set_mode_of_frozen()

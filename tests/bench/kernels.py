@@ -24,9 +24,9 @@ def clustering(device: torch.device, turns: int, *, compiled: bool = False) -> I
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     seconds = {}
     for name in dict.fromkeys((device, torch.device("cpu"))):
-        kmeans = KMeans(num_clusters, iterations=20, restarts=1, device=name)
+        kmeans = KMeans(num_clusters, iterations=20, restarts=1)
         given = torch.from_numpy(points).to(name)
-        seconds[name.type] = _median(lambda k=kmeans, p=given: k.fit_on(p, seed=0), turns, name)
+        seconds[name.type] = _median(lambda k=kmeans, p=given: k.fit(p, seed=0), turns, name)
     shown = ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
     yield f"k-means of {count:,} points, {dim} features, {num_clusters} clusters, 20 iterations: {shown}"
 
