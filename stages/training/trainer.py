@@ -1,8 +1,8 @@
 """Alternates pixel clustering and training (3, 4.1): each epoch trains toward one clustering.
 
 The paper fixes centers and assignments for an epoch. Instead of storing the assignment of every pixel
-beforehand, a frozen copy of the network computes the same assignments batch by batch during training; the
-centers come from a bounded, seeded sample of pixels (ours).
+beforehand, a frozen copy of the network computes the same assignments batch by batch during training, unless
+they are at hand because they were counted; the centers come from a bounded, seeded sample of pixels (ours).
 """
 
 import copy

@@ -64,8 +64,8 @@ NOT_IMPORTED = {
     "cluster": "core/history imaging/photometric",
     "predict": "backbone/batch_norm core/distributed core/history imaging/photometric segmenter/sampling",
     "refine": "core/distributed core/history core/tensors",
-    "evaluate@raw": "clustering/continuation core/device core/distributed core/history core/tensors",
-    "evaluate@refined": "clustering/continuation core/device core/distributed core/history core/tensors",
+    "evaluate@raw": "clustering/continuation core/distributed core/history core/tensors",
+    "evaluate@refined": "clustering/continuation core/distributed core/history core/tensors",
     "report": "core/device core/distributed core/history core/seeds",
 }
 
