@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -75,18 +74,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     segmenter.train(settings.batch_norm == "batch")
     pixels = None
     if settings.centroids != "fresh":
-        runs = trained_clusters(args.segmenter, settings.centroids, pixel_k=params.pixel_k)
+        trained = trained_clusters(args.segmenter, settings.centroids, pixel_k=params.pixel_k)
+        runs = [one.to(device) for one in trained]
     elif settings.kmeans == "minibatch":
         runs = cluster_all(segmenter, images, params)
     else:
         pixels = sample_pixel_features(segmenter, images, params)
-        runs = cluster_sample(pixels, settings, pixel_k=params.pixel_k, seed=params.seed, device=device)
+        runs = cluster_sample(pixels, settings, pixel_k=params.pixel_k, seed=params.seed)
     if pixels is None:
         pixels = sample_pixel_features(segmenter.eval(), images, params)
     figures = describe_clusters(pixels, runs, segmenter.metric)
     say("cluster", **figures)
     if distributed.is_leader():
-        centroids, about = torch.from_numpy(runs[0]), dict[str, Any]()
+        centroids, about = runs[0].cpu(), dict[str, Any]()
         told: dict[str, Any] = {**figures, "environment": describe_environment(device)}
         if earlier is not None:
             segmenter.eval()
@@ -135,8 +135,8 @@ def keep_numbers(
 
 
 def cluster_sample(
-    pixels: Float[np.ndarray, "P D"], settings: Cluster, *, pixel_k: int, seed: int, device: torch.device
-) -> list[Float[np.ndarray, "K D"]]:
+    pixels: Float[Tensor, "P D"], settings: Cluster, *, pixel_k: int, seed: int
+) -> list[Float[Tensor, "K D"]]:
     """Compute the k-means centroids of sampled pixel features from two random starts.
 
     Args:
@@ -144,27 +144,29 @@ def cluster_sample(
         settings: `cluster` of params.yaml.
         pixel_k: K.
         seed: base seed of both starts.
-        device: device that runs k-means.
     """
-    kmeans = KMeans.of(settings, pixel_k, device, spherical=settings.unit_centroids)
+    kmeans = KMeans.of(settings, pixel_k, spherical=settings.unit_centroids)
     return [kmeans.fit(pixels, seed=one) for one in _seeds(seed)]
 
 
 def cluster_all(
     segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
-) -> list[Float[np.ndarray, "K D"]]:
+) -> list[Float[Tensor, "K D"]]:
     """Cluster every pixel of every image by mini-batch k-means from two random starts, in one pass."""
     settings = params.cluster
-    kmeans = KMeans.of(settings, params.pixel_k, images.device, spherical=False)
+    order = torch.randperm(len(images), generator=torch_generator(params.seed, "cluster", "order"))
+    # Batch norm needs two images.
+    batches = [rows for rows in order.split(settings.batch_size) if len(rows) > 1]
+    kmeans = KMeans.of(settings, params.pixel_k, spherical=False)
     runs = [
-        MiniBatchKMeans(kmeans, init_batches=settings.init_batches, seed=start)
+        MiniBatchKMeans(kmeans, init_batches=settings.init_batches, num_batches=len(batches), seed=start)
         for start in _seeds(params.seed)
     ]
-    for pixels in all_pixel_features(segmenter, images, params):
+    for pixels in all_pixel_features(segmenter, images, batches, params):
         for one in runs:
             one.add(pixels)
-    centroids = [torch.from_numpy(one.centroids()) for one in runs]
-    return [(F.normalize(one, dim=1) if settings.unit_centroids else one).numpy() for one in centroids]
+    centroids = [one.centroids() for one in runs]
+    return [F.normalize(one, dim=1) if settings.unit_centroids else one for one in centroids]
 
 
 def _check_metric(segmenter: Segmenter, settings: Cluster) -> None:
@@ -175,7 +177,7 @@ def _check_metric(segmenter: Segmenter, settings: Cluster) -> None:
         )
 
 
-def trained_clusters(segmenter: Path, view: str, *, pixel_k: int) -> list[Float[np.ndarray, "K D"]]:
+def trained_clusters(segmenter: Path, view: str, *, pixel_k: int) -> list[Float[Tensor, "K D"]]:
     """Read the centroids of the last training epoch: those of `view` first, then those of the other view.
 
     Args:
@@ -193,7 +195,7 @@ def trained_clusters(segmenter: Path, view: str, *, pixel_k: int) -> list[Float[
             f"{segmenter}: was trained with {len(chosen)} clusters, but params.yaml has pixel_k: {pixel_k}; "
             "run `dvc repro train`, or set cluster.centroids: fresh"
         )
-    return [chosen.numpy(), *(other.numpy() for other in clusters.values())]
+    return [chosen, *clusters.values()]
 
 
 def _seeds(seed: int) -> list[int]:
@@ -215,14 +217,14 @@ def estimate_batch_norm(segmenter: Segmenter, images: ImageSource, params: Simpl
 
 
 def describe_clusters(
-    pixels: Float[np.ndarray, "P D"], runs: list[Float[np.ndarray, "K D"]], metric: str
+    pixels: Float[Tensor, "P D"], runs: list[Float[Tensor, "K D"]], metric: str
 ) -> dict[str, float]:
     """Label-free figures of the first clustering, and how far the second agrees with it."""
     shown = pixels[:: max(1, len(pixels) // AGREEMENT_PIXELS)]
-    first, second = (assign(shown, centroids, metric)[0] for centroids in runs)
+    first, second = (assign(shown, centroids, metric)[0].cpu().numpy() for centroids in runs)
     assigned, score = assign(pixels, runs[0], metric)
     return {
-        "effective_clusters": effective_clusters(assigned),
+        "effective_clusters": effective_clusters(assigned.cpu().numpy()),
         "mean_score": float(score.mean()),
         "stability": agreement(first, second),
     }

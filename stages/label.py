@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(load(args.params, "device").device)
     space = Space(kind, heads, device)
     fitted = space.points(views[_sample(num_images, num_views, params.label, params.seed)])
-    kmeans = KMeans.of(params.label, params.global_k, device)
+    kmeans = KMeans.of(params.label, params.global_k)
     runs = [
         space.centres(fitted, kmeans, seed=faiss_seed(params.seed, "label", attempt)) for attempt in range(2)
     ]
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         warn("label", weakness)
     shape = (num_images, num_views)
     tensors = {
-        "centroids": torch.from_numpy(runs[0]),
+        "centroids": runs[0].cpu(),
         "pseudo_label": torch.from_numpy(pseudo_label.reshape(shape)),
         "score": torch.from_numpy(score.reshape(shape)),
     }

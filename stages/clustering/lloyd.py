@@ -7,10 +7,12 @@ the nearest centroid, means, and splitting of large clusters to replace empty on
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-BLOCK_POINTS = 1 << 18  # points per assignment block, to bound memory
+from stages.core.device import send
+
+CPU_BLOCK_POINTS, GPU_BLOCK_POINTS = 1 << 12, 1 << 18  # points at a time, see `blocks`
 SPLIT = 1 / 1024  # relative offset between the halves of a split cluster (faiss)
 RESTART_STEP = 15486557  # difference between the seeds of restarts (faiss)
 
@@ -33,36 +35,63 @@ def lloyd(
         (spherical, higher is better) or of the squared distance (lower is better).
     """
     centroids = _unit(start) if spherical else start
-    objective = points.new_zeros((), dtype=torch.float64)
+    gain = points.new_zeros((), dtype=torch.float64)
     for _ in range(iterations):
-        sums, counts, objective = _sums(points, centroids, spherical=spherical)
+        sums, counts, gain = sum_clusters(points, centroids, spherical=spherical)
         means = sums / counts.clamp_min(1)[:, None]
         means = _split_large(means, counts)
         centroids = _unit(means) if spherical else means
-    return centroids, objective
+    return centroids, gain if spherical else _sum_of_squares(points) - 2 * gain
 
 
-def _sums(
+def sum_clusters(
     points: Float[Tensor, "N D"], centroids: Float[Tensor, "K D"], *, spherical: bool
-) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"], Float[Tensor, ""]]:
-    """Sum and count of the points of each cluster, by deterministic products with a one-hot matrix."""
-    sums, counts = torch.zeros_like(centroids), centroids.new_zeros(len(centroids))
-    objective = points.new_zeros((), dtype=torch.float64)
+) -> tuple[Float[Tensor, "K D"], Int64[Tensor, " K"], Float64[Tensor, ""]]:
+    """Sum and count of the points that are nearest to each centroid, without device synchronization.
+
+    The sums are products with a one-hot matrix, which repeat their bytes. Ties go to the lower cluster id.
+
+    Args:
+        points: to assign.
+        centroids: of the clusters.
+        spherical: nearest by inner product; otherwise by Euclidean distance.
+
+    Returns:
+        Sum of the points of each cluster; their number; the sum over points of the inner product with their
+        centroid, less half the centroid's squared length unless `spherical`.
+    """
+    sums = torch.zeros_like(centroids)
+    counts = torch.zeros(len(centroids), dtype=torch.long, device=points.device)
+    gain = points.new_zeros((), dtype=torch.float64)
     half_squares = centroids.square().sum(1) / 2
-    for block in points.split(BLOCK_POINTS):
-        score = block @ centroids.T
-        if not spherical:
-            score = score - half_squares
+    for block in blocks(points):
+        score = block @ centroids.T if spherical else torch.addmm(half_squares, block, centroids.T, beta=-1)
         best, nearest = score.max(1)
-        members = torch.zeros_like(score).scatter_(1, nearest[:, None], 1)
-        sums += members.T @ block
-        counts += members.sum(0)
-        gain = best if spherical else block.square().sum(1) - 2 * best
-        objective += gain.double().sum()
-    return sums, counts, objective
+        members = score.zero_().scatter_(1, nearest[:, None], 1)
+        sums.addmm_(members.T, block)
+        counts += members.sum(0).long()  # exact: a block has fewer than 2^24 points
+        gain += best.double().sum()
+    return sums, counts, gain
 
 
-def _split_large(means: Float[Tensor, "K D"], counts: Float[Tensor, " K"]) -> Float[Tensor, "K D"]:
+def blocks(points: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "n D"], ...]:
+    """Consecutive parts, small enough for what is computed of them: for the caches of a CPU, or a GPU."""
+    return points.split(CPU_BLOCK_POINTS if points.device.type == "cpu" else GPU_BLOCK_POINTS)
+
+
+def count_members(nearest: Int64[Tensor, "..."], num_clusters: int) -> Int64[Tensor, " K"]:
+    """Number of each cluster id, without device synchronization."""
+    if nearest.device.type == "cpu":
+        return torch.bincount(nearest.flatten(), minlength=num_clusters)
+    clusters = torch.arange(num_clusters, device=nearest.device)
+    return (nearest.flatten()[:, None] == clusters).sum(0)  # `bincount` would wait for the largest id
+
+
+def _sum_of_squares(points: Float[Tensor, "N D"]) -> Float64[Tensor, ""]:
+    return torch.stack([block.square().sum(1).double().sum() for block in blocks(points)]).sum()
+
+
+def _split_large(means: Float[Tensor, "K D"], counts: Int64[Tensor, " K"]) -> Float[Tensor, "K D"]:
     """The i-th empty cluster takes half of the i-th largest cluster, without device synchronization."""
     is_empty = counts == 0
     place = is_empty.cumsum(0) - 1  # index of each empty cluster among the empty ones
@@ -83,4 +112,4 @@ def draw_start(
     """The distinct initial points that faiss would choose, so that GPU and CPU find the same clusters."""
     order = np.empty(len(points), np.int32)
     faiss.rand_perm(faiss.swig_ptr(order), len(points), seed + 1 + restart * RESTART_STEP)  # type: ignore[attr-defined]
-    return points[torch.from_numpy(order[:num_clusters]).long().to(points.device)]
+    return points[send(torch.from_numpy(order[:num_clusters]).long(), points.device)]

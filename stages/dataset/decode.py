@@ -1,5 +1,6 @@
 """Decoding of an image and its label map, with a clear message for every fault."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def decode_image(content: bytes, *, upright: bool = True, bits: int = 16) -> tup
     if bits < 16 and is_deep_color(image.mode, image.info[RAW_MODE]):
         image = reduce_color(content, image, bits)
     if upright:
-        image = _upright(image)
+        _turn_upright(image)
     if image.mode in GRAY_MODES:
         image = reduce_gray(image, bits, is_inverted=is_inverted)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -44,14 +45,12 @@ def decode_image(content: bytes, *, upright: bool = True, bits: int = 16) -> tup
             remarks |= Remark.TRANSPARENT
             flat = Image.new("RGBA", layer.size, (*BACKGROUND, 255))
             image = Image.alpha_composite(flat, layer)
-    return image.convert("RGB"), remarks
+    return image if image.mode == "RGB" else image.convert("RGB"), remarks
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # ignore a damaged EXIF block
-        return image
+def _turn_upright(image: Image.Image) -> None:
+    with contextlib.suppress(Exception):  # ignore a damaged EXIF block
+        ImageOps.exif_transpose(image, in_place=True)  # no copy of what is upright already
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.clustering.kmeans import CHUNK_POINTS, KMeans, assign
+from stages.clustering.kmeans import KMeans, assign
 from stages.core.tensors import read_tensors
 from stages.settings.errors import UserError
+
+PART_VIEWS = 1 << 16  # at a time on the device, to bound memory
 
 
 def read_heads(path: Path) -> dict[str, Tensor]:
@@ -89,13 +91,11 @@ class Space:
         self._heads = {name: heads[name].to(device) for name in heads}
 
     @torch.no_grad()
-    def points(self, features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
-        """Map view features, possibly memory-mapped, to this space."""
-        return np.concatenate([self._bring(features[rows]) for rows in _parts(len(features))])
+    def points(self, features: Float[np.ndarray, "N C"]) -> Float[Tensor, "N D"]:
+        """Map view features, possibly memory-mapped, to this space, on its device."""
+        return torch.cat([self._bring(features[rows]) for rows in _parts(len(features))])
 
-    def centres(
-        self, points: Float[np.ndarray, "N D"], kmeans: KMeans, *, seed: int
-    ) -> Float[np.ndarray, "K D"]:
+    def centres(self, points: Float[Tensor, "N D"], kmeans: KMeans, *, seed: int) -> Float[Tensor, "K D"]:
         """Compute K unit-length centers.
 
         Args:
@@ -109,7 +109,7 @@ class Space:
         return self._kind.centres(points, self._heads, kmeans, seed)
 
     def assign(
-        self, features: Float[np.ndarray, "N C"], runs: Sequence[Float[np.ndarray, "K D"]]
+        self, features: Float[np.ndarray, "N C"], runs: Sequence[Float[Tensor, "K D"]]
     ) -> list[tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]]:
         """Nearest center of each view and its cosine, for several sets of centers, in bounded memory.
 
@@ -121,48 +121,47 @@ class Space:
         for rows in _parts(len(features)):
             points = self.points(features[rows])
             for run, centroids in enumerate(runs):
-                label[run, rows], score[run, rows] = assign(points, centroids)
+                nearest, best = assign(points, centroids)
+                label[run, rows], score[run, rows] = nearest.cpu().numpy(), best.cpu().numpy()
         if not np.isfinite(score).all():
             raise UserError("label: some features are not finite; the network of `pretrain` has diverged")
         return list(zip(label, score, strict=True))
 
-    def _bring(self, features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N D"]:
+    def _bring(self, features: Float[np.ndarray, "N C"]) -> Float[Tensor, "N D"]:
         feature = torch.from_numpy(np.array(features)).to(self._device)
-        return self._kind.bring(feature, self._heads).cpu().numpy()
+        return self._kind.bring(feature, self._heads)
 
 
 def _parts(count: int) -> Iterator[slice]:
-    for start in range(0, count, CHUNK_POINTS):
-        yield slice(start, start + CHUNK_POINTS)
+    for start in range(0, count, PART_VIEWS):
+        yield slice(start, start + PART_VIEWS)
 
 
 def _unit_features(feature: Float[Tensor, "N C"], _: Heads) -> Float[Tensor, "N C"]:
     return F.normalize(feature, dim=1)
 
 
-def _clusters(
-    points: Float[np.ndarray, "N D"], _: Heads, kmeans: KMeans, seed: int
-) -> Float[np.ndarray, "K D"]:
+def _clusters(points: Float[Tensor, "N D"], _: Heads, kmeans: KMeans, seed: int) -> Float[Tensor, "K D"]:
     return kmeans.fit(points, seed=seed)
 
 
 def _grouped_prototypes(
-    _: Float[np.ndarray, "N D"], heads: Heads, kmeans: KMeans, seed: int
-) -> Float[np.ndarray, "K D"]:
-    prototypes = F.normalize(heads["prototypes.weight"].float(), dim=1).cpu().numpy()
+    _: Float[Tensor, "N D"], heads: Heads, kmeans: KMeans, seed: int
+) -> Float[Tensor, "K D"]:
+    prototypes = F.normalize(heads["prototypes.weight"].float(), dim=1)
     _check_enough(len(prototypes), kmeans.num_clusters, "prototypes")
     return kmeans.fit(prototypes, seed=seed)
 
 
 def _frequent_classes(
-    probability: Float[np.ndarray, "N C"], _: Heads, kmeans: KMeans, __: int
-) -> Float[np.ndarray, "K C"]:
+    probability: Float[Tensor, "N C"], _: Heads, kmeans: KMeans, __: int
+) -> Float[Tensor, "K C"]:
     """One unit vector per most frequent class, sorted by class id; ties go to the lower id."""
     num_classes = probability.shape[1]
     _check_enough(num_classes, kmeans.num_clusters, "classes of the classifier")
-    counts = np.bincount(probability.argmax(1), minlength=num_classes)
-    frequent = np.sort(np.argsort(-counts, kind="stable")[: kmeans.num_clusters])
-    return np.eye(num_classes, dtype=np.float32)[frequent]
+    counts = torch.bincount(probability.argmax(1), minlength=num_classes)
+    frequent = counts.argsort(descending=True, stable=True)[: kmeans.num_clusters].sort().values
+    return torch.eye(num_classes, device=probability.device)[frequent]
 
 
 def _check_enough(available: int, num_clusters: int, what: str) -> None:
@@ -178,7 +177,7 @@ class Kind(NamedTuple):
 
     needs: tuple[str, ...]
     bring: Callable[[Tensor, Heads], Tensor]
-    centres: Callable[[np.ndarray, Heads, KMeans, int], np.ndarray]
+    centres: Callable[[Tensor, Heads, KMeans, int], Tensor]
 
 
 PROJECTION = ("projection.0.weight", "projection.3.weight")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from stages.clustering.kmeans import KMeans, nearest
+from stages.clustering.kmeans import KMeans, assign
 from stages.core.images import open_images
 from stages.core.seeds import faiss_seed, numpy_generator
 from stages.dataset.truth import Truth
@@ -59,10 +59,10 @@ def fit_colour_position(
         min(num_clusters, len(sample)),
         iterations=settings.baseline_iterations,
         restarts=settings.baseline_restarts,
-        device=torch.device("cpu"),
         spherical=False,
     )
-    return kmeans.fit(sample, seed=faiss_seed(seed, "evaluate", "colour_baseline"))
+    seed = faiss_seed(seed, "evaluate", "colour_baseline")
+    return kmeans.fit(torch.from_numpy(sample), seed=seed).numpy()
 
 
 def assign_colour_position(
@@ -73,8 +73,9 @@ def assign_colour_position(
     for start in range(0, len(images), step):
         rows = slice(start, min(start + step, len(images)))
         features = np.stack([_features(image) for image in images[rows]])
-        assigned = nearest(features.reshape(-1, 5), centroids)
-        yield rows, assigned.astype(np.uint8).reshape(features.shape[:3])
+        points = torch.from_numpy(features).flatten(0, 2)
+        nearest, _ = assign(points, torch.from_numpy(centroids), "euclidean")
+        yield rows, nearest.byte().view(features.shape[:3]).numpy()
 
 
 def _features(image: UInt8[np.ndarray, "S S 3"]) -> Float32[np.ndarray, "S S 5"]:

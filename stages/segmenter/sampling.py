@@ -1,6 +1,6 @@
 """Pixel features of training images, and cluster maps of a sample of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,8 +20,8 @@ from stages.segmenter.pixels import assign_pixels
 @torch.no_grad()
 def sample_pixel_features(
     segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
-) -> Float[np.ndarray, "P D"]:
-    """Compute the features of randomly sampled pixels of sampled images, without augmentation (5.1).
+) -> Float[Tensor, "P D"]:
+    """Features of randomly sampled pixels of sampled images, without augmentation (5.1), on their device.
 
     Args:
         segmenter: network on the device of `images`; in training mode its batch-norm statistics change.
@@ -43,27 +43,23 @@ def sample_pixel_features(
         chances = torch.rand(len(rows), pixels.per_image, generator=generator)
         places = distributed.share(chances).topk(min(per_image, pixels.per_image)).indices
         chosen = pixels.at(places.to(image.device))
-        taken.append(distributed.assemble(chosen, len(rows)).flatten(0, 1).cpu().numpy())
-    return np.concatenate(taken)
+        taken.append(distributed.assemble(chosen, len(rows)).flatten(0, 1))
+    return torch.cat(taken)
 
 
 @torch.no_grad()
 def all_pixel_features(
-    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
-) -> Iterator[Float[np.ndarray, "P D"]]:
-    """Yield the features of every pixel of every image, batch by batch in random order.
+    segmenter: Segmenter, images: ImageSource, batches: Sequence[Tensor], params: SimpleNamespace
+) -> Iterator[Float[Tensor, "P D"]]:
+    """Yield the features of every pixel of batches of row indices, on the device of the images.
 
     In training mode the forward pass updates the batch-norm running statistics, as PiCIE does.
     """
-    order = torch.randperm(len(images), generator=torch_generator(params.seed, "cluster", "order"))
-    batches = [
-        rows for rows in order.split(params.cluster.batch_size) if len(rows) > 1
-    ]  # batch norm needs two images
     shares = [distributed.share(rows) for rows in batches]
     source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
     for rows, image in zip(batches, source, strict=True):
         pixels = pixel_features(segmenter, at_size(image, params.size_px), params.precision)
-        yield pixels._replace(feature=distributed.assemble(pixels.feature, len(rows))).all().cpu().numpy()
+        yield pixels._replace(feature=distributed.assemble(pixels.feature, len(rows))).all()
 
 
 def at_size(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 3 S S"]:

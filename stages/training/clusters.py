@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32, UInt8
 from torch import Tensor
 
-from stages.clustering.kmeans import KMeans, MiniBatchKMeans
+from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
+from stages.clustering.lloyd import count_members
 from stages.core import distributed
 from stages.core.device import send, torch_generator
 from stages.core.seeds import faiss_seed
@@ -19,6 +19,8 @@ from stages.segmenter.network import Segmenter
 from stages.segmenter.pixels import assign_pixels
 from stages.settings.schema_train import Train
 from stages.training.siamese import Plan, Siamese, View
+
+KEPT_BYTES = 1 << 28  # most memory for the assignments of an epoch; those of later steps are computed again
 
 
 class Clustering(NamedTuple):
@@ -44,6 +46,7 @@ class PixelClusterer:
 
     def __init__(self, settings: Train, siamese: Siamese, *, pixel_k: int, seed: int) -> None:
         self._settings, self._siamese, self._pixel_k, self._seed = settings, siamese, pixel_k, seed
+        self._labels: list[UInt8[Tensor, "2 N H W"] | Int32[Tensor, "2 N H W"]] = []  # of the first steps
 
     @torch.no_grad()
     def cluster(
@@ -57,6 +60,7 @@ class PixelClusterer:
             batches: row indices of the epoch's batches, in order.
             epoch: epoch number.
         """
+        self.forget_labels()
         if self._settings.clustering.kmeans == "sample":
             return self._of_sample(frozen, images, epoch)
         return [self._of_all(frozen, images, batches, epoch, view) for view in range(2)]
@@ -89,13 +93,30 @@ class PixelClusterer:
         epoch: int,
         centroids: Sequence[Float[Tensor, "K D"]],
     ) -> list[Int[Tensor, " K"]]:
-        """Pixel counts of the clusters in both views, from one more pass over the epoch's batches (PiCIE)."""
+        """Pixel counts of the clusters in both views, from one more pass over the epoch's batches (PiCIE).
+
+        On a CPU the assignments are kept for `kept_labels`, as PiCIE keeps them in files.
+        """
         counts = torch.zeros(2, self._pixel_k, dtype=torch.long, device=images.device)
+        kept = torch.uint8 if self._pixel_k <= 1 << 8 else torch.int32
         for step, image in enumerate(self._read(images, batches, f"count epoch {epoch + 1}")):
             plan = self._draw(image, batches, epoch, [step])
-            labels = self.assign(frozen, self._siamese.views.pair(image, plan), centroids)
-            counts += torch.stack([torch.bincount(one.flatten(), minlength=self._pixel_k) for one in labels])
+            labels = torch.stack(self.assign(frozen, self._siamese.views.pair(image, plan), centroids))
+            counts += torch.stack([count_members(one, self._pixel_k) for one in labels])
+            if images.device.type == "cpu" and step < KEPT_BYTES // (labels.numel() * kept.itemsize):
+                self._labels.append(labels.to(kept))
         return list(distributed.total(counts).cpu())
+
+    def kept_labels(self, step: int) -> tuple[Int[Tensor, "N H W"], Int[Tensor, "N H W"]] | None:
+        """What `assign` gives for a step of this epoch, if `count_all` has kept it."""
+        if step >= len(self._labels):
+            return None
+        first, second = self._labels[step].long()
+        return first, second
+
+    def forget_labels(self) -> None:
+        """Drop what `count_all` has kept; the network or the clusters change."""
+        self._labels.clear()
 
     def _of_sample(self, frozen: Segmenter, images: ImageSource, epoch: int) -> list[Clustering]:
         clustering, size = self._settings.clustering, self._settings.batch_size
@@ -113,41 +134,37 @@ class PixelClusterer:
                 places = distributed.share(chances[view]).topk(per_image).indices.to(image.device)
                 chosen = self._siamese.features(frozen, rendered).pixels.at(places)
                 taken[view].append(distributed.gather(chosen).flatten(0, 1))
-        return [self._of_pixels(torch.cat(taken[view]), epoch, view, images.device) for view in range(2)]
+        return [self._of_pixels(torch.cat(taken[view]), epoch, view) for view in range(2)]
 
-    def _of_pixels(
-        self, pixels: Float[Tensor, "P D"], epoch: int, view: int, device: torch.device
-    ) -> Clustering:
+    def _of_pixels(self, pixels: Float[Tensor, "P D"], epoch: int, view: int) -> Clustering:
         clustering = self._settings.clustering
-        kmeans = KMeans.of(clustering, self._pixel_k, device, spherical=clustering.unit_centroids)
-        found = kmeans.fit_on(pixels, seed=self._kmeans_seed(epoch, view))
-        centroids = distributed.from_leader(found)
-        product = pixels @ centroids.T
-        logits = product if clustering.assign == "dot" else 2 * product - centroids.square().sum(1)
-        counts = torch.bincount(logits.argmax(1), minlength=self._pixel_k)
-        return Clustering(centroids.cpu(), counts.cpu())
+        kmeans = KMeans.of(clustering, self._pixel_k, spherical=clustering.unit_centroids)
+        centroids = distributed.from_leader(kmeans.fit(pixels, seed=self._kmeans_seed(epoch, view)))
+        nearest, _ = assign(pixels, centroids, clustering.assign)
+        return Clustering(centroids.cpu(), count_members(nearest, self._pixel_k).cpu())
 
     def _of_all(
         self, frozen: Segmenter, images: ImageSource, batches: Sequence[Tensor], epoch: int, view: int
     ) -> Clustering:
         clustering = self._settings.clustering
-        kmeans = MiniBatchKMeans(
-            KMeans.of(clustering, self._pixel_k, images.device, spherical=False),
-            init_batches=clustering.init_batches,
-            seed=self._kmeans_seed(epoch, view),
-        )
         what = f"cluster epoch {epoch + 1}, view {view + 1}"
         size = clustering.batches_per_update
         updates = list(torch.arange(len(batches)).split(size))
         rows = [torch.cat([batches[step] for step in steps]) for steps in updates]
+        kmeans = MiniBatchKMeans(
+            KMeans.of(clustering, self._pixel_k, spherical=False),
+            init_batches=clustering.init_batches,
+            num_batches=len(updates),
+            seed=self._kmeans_seed(epoch, view),
+        )
         for steps, image in zip(updates, self._read(images, rows, what), strict=True):
             plan = self._draw(image, batches, epoch, steps.tolist())
             pixels = self._siamese.features(frozen, self._siamese.views.render(image, plan, view)).pixels
-            kmeans.add(distributed.gather(pixels.all()).cpu().numpy())
-        centroids = torch.from_numpy(kmeans.centroids()).float()
+            kmeans.add(distributed.gather(pixels.all()))
+        centroids = kmeans.centroids()
         if clustering.unit_centroids:
             centroids = F.normalize(centroids, dim=1)
-        return Clustering(centroids, torch.from_numpy(kmeans.counts.astype(np.int64)))
+        return Clustering(centroids.cpu(), kmeans.counts.cpu())
 
     def _draw(
         self, image: Float[Tensor, "n 3 H W"], batches: Sequence[Tensor], epoch: int, steps: Sequence[int]

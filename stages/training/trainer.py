@@ -1,8 +1,8 @@
 """Alternates pixel clustering and training (3, 4.1): each epoch trains toward one clustering.
 
 The paper fixes centers and assignments for an epoch. Instead of storing the assignment of every pixel
-beforehand, a frozen copy of the network computes the same assignments batch by batch during training; the
-centers come from a bounded, seeded sample of pixels (ours).
+beforehand, a frozen copy of the network computes the same assignments batch by batch during training, unless
+they are at hand because they were counted; the centers come from a bounded, seeded sample of pixels (ours).
 """
 
 import copy
@@ -83,6 +83,8 @@ class Trainer:
         collapse_below = settings.clustering.collapse_below
         self._health = Health(pixel_k, collapse_below=collapse_below, device=self._device)
         self._clusters: list[ViewClusters] = []
+        # Targets of a step that are known already; None on a GPU, where a captured step computes its own.
+        self._kept: tuple[Int[Tensor, "N H W"], Int[Tensor, "N H W"]] | None = None
 
     def centroids(self) -> list[Float[Tensor, "K D"]]:
         """Centroids of the first and second view in the last epoch."""
@@ -157,6 +159,7 @@ class Trainer:
             `FIGURES` of this process's share.
         """
         drawn = self._draw(image.shape[2], rows, Moment(epoch, step, num_steps))
+        self._kept = self._clusterer.kept_labels(step)
         return self._run(image, drawn)
 
     def _draw(self, stored_px: int, rows: Int[Tensor, " N"], moment: Moment) -> Drawn:
@@ -170,7 +173,12 @@ class Trainer:
         """What the device does in a step; `drawn` is on the device, and all state changes in place."""
         passes = distributed.passes(len(image), self._settings.micro_batch)
         views = [self._siamese.views.pair(image[rows], Plan.of(drawn.numbers[0][:, rows])) for rows in passes]
-        targets = [self._clusterer.assign(self._frozen, pair, self.centroids()) for pair in views]
+        targets = [
+            self._clusterer.assign(self._frozen, pair, self.centroids())
+            if self._kept is None
+            else (self._kept[0][rows], self._kept[1][rows])
+            for rows, pair in zip(passes, views, strict=True)
+        ]
         for pair in targets:
             self._health.add(*pair)
         shares = pixel_shares(targets, self._clusters)
@@ -212,6 +220,7 @@ class Trainer:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Resume from a saved state."""
+        self._clusterer.forget_labels()
         self._segmenter.load_state_dict(saved["segmenter"])
         self._frozen.load_state_dict(saved["frozen"])
         self._set_mode_of_frozen()

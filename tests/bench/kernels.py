@@ -58,18 +58,18 @@ def _beside_cpu(what: str, seconds: float, on_cpu: float, device: torch.device) 
 def _sampled(
     count: int, dim: int, num_clusters: int, iterations: int, device: torch.device, turns: int
 ) -> float:
-    kmeans = KMeans(num_clusters, iterations=iterations, restarts=1, device=device)
+    kmeans = KMeans(num_clusters, iterations=iterations, restarts=1)
     points = torch.from_numpy(unit_points(count, dim)).to(device)
-    return _median(lambda: kmeans.fit_on(points, seed=0), turns if device.type == "cuda" else 1, device)
+    return _median(lambda: kmeans.fit(points, seed=0), turns if device.type == "cuda" else 1, device)
 
 
 def _minibatch(
     count: int, dim: int, num_clusters: int, iterations: int, first: int, updates: int, device: torch.device
 ) -> float:
     """Seconds of a whole clustering, from a first batch and one update."""
-    kmeans = KMeans(num_clusters, iterations=iterations, restarts=1, device=device, spherical=False)
-    running = MiniBatchKMeans(kmeans, init_batches=1, seed=0)
-    points = unit_points(count, dim)
+    kmeans = KMeans(num_clusters, iterations=iterations, restarts=1, spherical=False)
+    running = MiniBatchKMeans(kmeans, init_batches=1, num_batches=2, seed=0)
+    points = torch.from_numpy(unit_points(count, dim)).to(device)
     times = []
     for _ in range(2):
         start = time.perf_counter()

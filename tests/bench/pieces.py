@@ -125,7 +125,7 @@ def _training(params: Params, device: torch.device) -> Iterator[tuple[str, Obser
     yield "train", step
 
 
-KMEANS = {"k-means": (KMeans, "fit_on"), "k-means of arrays": (KMeans, "fit")}
+KMEANS = {"k-means": (KMeans, "fit")}
 
 
 def build_untrained(params: Params, device: torch.device) -> Segmenter:
@@ -174,9 +174,9 @@ def _kmeans(count: int, dim: int, num_clusters: int, iterations: int, device: to
     count = max(count, num_clusters)
 
     def build() -> Step:
-        kmeans = KMeans(num_clusters, iterations=iterations, restarts=1, device=device)
+        kmeans = KMeans(num_clusters, iterations=iterations, restarts=1)
         points = torch.from_numpy(unit_points(count, dim)).to(device)
-        return lambda _: kmeans.fit_on(points, seed=0)
+        return lambda _: kmeans.fit(points, seed=0)
 
     found = observe(build, count, device)
     return found._replace(seconds=found.seconds / iterations)
@@ -186,9 +186,9 @@ def _minibatch(dim: int, num_clusters: int, device: torch.device) -> Observed:
     count = CPU_POINTS
 
     def build() -> Step:
-        kmeans = KMeans(num_clusters, iterations=1, restarts=1, device=device, spherical=False)
-        points = unit_points(count, dim)
-        running = MiniBatchKMeans(kmeans, init_batches=1, seed=0)
+        kmeans = KMeans(num_clusters, iterations=1, restarts=1, spherical=False)
+        points = torch.from_numpy(unit_points(count, dim)).to(device)
+        running = MiniBatchKMeans(kmeans, init_batches=1, num_batches=2, seed=0)
         running.add(points)
         return lambda _: running.add(points)
 

@@ -91,8 +91,8 @@ def sample_pixels(
 
 def cluster_scores(pixels: Float[np.ndarray, "P D"], val: Maps, params: SimpleNamespace) -> Maps:
     """Cosine of each validation pixel with each center of k-means on training pixels."""
-    kmeans = KMeans.of(params.cluster, params.pixel_k, torch.device("cpu"), spherical=True)
-    centres = kmeans.fit(pixels, seed=faiss_seed(params.seed, "pixels"))
+    kmeans = KMeans.of(params.cluster, params.pixel_k, spherical=True)
+    centres = kmeans.fit(torch.from_numpy(pixels), seed=faiss_seed(params.seed, "pixels")).numpy()
     return np.einsum("ndhw,kd->nkhw", val, centres)
 
 

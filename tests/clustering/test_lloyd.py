@@ -69,7 +69,8 @@ def test_empty_clusters_take_halves_of_the_largest(device: torch.device) -> None
 def test_blocks_add_up(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.from_numpy(_blobs(2, False)).to(device)
     whole, objective = lloyd(points, points[:6], iterations=3, spherical=False)
-    monkeypatch.setattr("stages.clustering.lloyd.BLOCK_POINTS", 128)
+    for name in ("CPU_BLOCK_POINTS", "GPU_BLOCK_POINTS"):
+        monkeypatch.setattr(f"stages.clustering.lloyd.{name}", 128)
     found, in_blocks = lloyd(points, points[:6], iterations=3, spherical=False)
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(in_blocks, objective, rtol=1e-5, atol=0)
@@ -86,6 +87,6 @@ def test_a_start_is_of_distinct_points() -> None:
 def test_several_starts_end_as_faiss_ends(device: torch.device, spherical: bool, seed: int) -> None:
     points = _blobs(seed, spherical, 900)
     settings = {"iterations": 15, "restarts": 4, "spherical": spherical}
-    expected = KMeans(7, device=torch.device("cpu"), **settings).fit(points, seed=seed)
-    found = KMeans(7, device=device, **settings)._fit_in_torch(torch.from_numpy(points).to(device), seed)
+    expected = KMeans(7, **settings).fit(torch.from_numpy(points), seed=seed)
+    found = KMeans(7, **settings)._fit(torch.from_numpy(points).to(device), seed)
     np.testing.assert_allclose(found.cpu(), expected, atol=1e-4)

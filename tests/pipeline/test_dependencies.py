@@ -65,9 +65,8 @@ NOT_IMPORTED = {
     "cluster": "core/graph core/history core/step imaging/photometric",
     "predict": "backbone/batch_norm core/graph core/history core/step imaging/photometric segmenter/sampling",
     "refine": "core/distributed core/graph core/history core/step core/tensors",
-    "evaluate@raw": "clustering/continuation core/device core/distributed core/graph core/history "
-    "core/step core/tensors",
-    "evaluate@refined": "clustering/continuation core/device core/distributed core/graph core/history "
+    "evaluate@raw": "clustering/continuation core/distributed core/graph core/history core/step core/tensors",
+    "evaluate@refined": "clustering/continuation core/distributed core/graph core/history "
     "core/step core/tensors",
     "report": "core/device core/distributed core/graph core/history core/seeds core/step",
 }

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from stages.reporting.names import Names, lineage
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.tools import segment
 from stages.tools.segmenting import run_manifest, trained_model
-from tests.datasets import write_image
+from tests.datasets import REPOSITORY, write_image
 
 FLAGS = ["--out", "found", "--device", "cpu", "--model", "."]
 SEGMENT = ["photos", *FLAGS]
@@ -541,3 +543,32 @@ def test_a_photograph_that_is_edited_meanwhile_is_done_again(
     Path("tiny.bmp").rename("photos/tiny.bmp")
     assert _run() == 0
     assert Image.open("found/square.png").size == (9, 9)
+
+
+GROW = r"""
+import re
+from pathlib import Path
+from stages.tools import segment
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+flags = ["--device", "cpu", "--model", ".", "--quiet"]
+segment.main(["small.png", "--out", "first", *flags])
+before = peak()
+segment.main(["large.png", "--out", "second", *flags])
+print(peak() - before)
+"""
+
+
+def test_memory_grows_by_some_bytes_a_pixel_whatever_the_clusters(bench: Any) -> None:
+    """Of a process of its own. Scores of 27 clusters at full size would be 108 bytes a pixel."""
+    bench.write_segmenter()
+    bench.write_centroids(num_clusters=27)
+    for name, height, width in (("small", 1000, 1500), ("large", 3000, 4000)):
+        write_image(Path(f"{name}.png"), np.full((height, width, 3), 90, np.uint8))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", GROW]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert Image.open("second/large.png").size == (4000, 3000)
+    assert int(ended.stdout) / (3000 * 4000) < 24

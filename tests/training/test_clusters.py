@@ -16,6 +16,7 @@ from stages.imaging.batches import ImageSource
 from stages.imaging.resample import Boxes
 from stages.settings.params import load
 from stages.train import KEYS, build_segmenter
+from stages.training import clusters
 from stages.training.clusters import PixelClusterer
 from stages.training.siamese import Siamese, View
 
@@ -60,13 +61,13 @@ def test_a_pass_for_each_view_and_one_more_that_counts(
             params.pixel_k,
             iterations=settings.clustering.iterations,
             restarts=settings.clustering.restarts,
-            device=CPU,
             spherical=False,
         )
         seed = faiss_seed(params.seed, "train", "kmeans", epoch, view)
-        running = MiniBatchKMeans(plain_kmeans, init_batches=2, seed=seed)
-        for steps in torch.arange(len(batches)).split(size):
-            running.add(siamese.features(plain, views(*steps.tolist())[view]).pixels.all().numpy())
+        updates = torch.arange(len(batches)).split(size)
+        running = MiniBatchKMeans(plain_kmeans, init_batches=2, num_batches=len(updates), seed=seed)
+        for steps in updates:
+            running.add(siamese.features(plain, views(*steps.tolist())[view]).pixels.all())
         np.testing.assert_array_equal(found[view].centroids, running.centroids())
         np.testing.assert_array_equal(found[view].counts, running.counts)
     for name, value in plain.state_dict().items():
@@ -83,3 +84,28 @@ def test_a_pass_for_each_view_and_one_more_that_counts(
     counted = clusterer.count_all(frozen, images, batches, epoch, centroids)
     np.testing.assert_array_equal(np.stack(counted), expected)
     assert expected.sum() == 2 * len(images) * siamese.feature_px**2
+
+
+def test_assignments_that_were_counted_are_kept_while_there_is_room(
+    packed: Path, tiny_params: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load(tiny_params(CHANGES), *KEYS)
+    siamese = Siamese(params.train, size_px=params.size_px, precision="float32")
+    clusterer = PixelClusterer(params.train, siamese, pixel_k=params.pixel_k, seed=params.seed)
+    frozen = build_segmenter(build_backbone(describe(params.backbone)), params).eval().requires_grad_(False)
+    images = ImageSource(np.load(packed / "train/images.npy"), CPU)
+    batches = list(torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).split(4))
+    centroids = list(torch.randn(2, params.pixel_k, params.train.fpn_dim))
+    monkeypatch.setattr(clusters, "KEPT_BYTES", 2 * (2 * 4 * siamese.feature_px**2) + 1)  # of two batches
+    clusterer.count_all(frozen, images, batches, 1, centroids)
+    for step in range(2):
+        (image,) = images.batches([batches[step]])
+        generator = torch_generator(params.seed, "train", "views", 1, step)
+        views = siamese.views.pair(image, siamese.views.draw(len(image), image, generator))
+        kept = clusterer.kept_labels(step)
+        assert kept is not None
+        for one, again in zip(kept, clusterer.assign(frozen, views, centroids), strict=True):
+            assert torch.equal(one, again)
+    assert clusterer.kept_labels(2) is None
+    clusterer.cluster(frozen, images, batches, 2)
+    assert clusterer.kept_labels(0) is None, "of the epoch before"

@@ -212,8 +212,10 @@ def _images(out: Path, before: Mapping[str, Any]) -> dict[str, Done]:
 
 
 def shares(ids: np.ndarray) -> dict[str, float]:
-    """Share of the pixels of each id that occurs."""
-    counts = np.bincount(ids.ravel())
+    """Share of the pixels of each id that occurs; counted row by row, as numpy makes int64 of the ids."""
+    counts = np.zeros(1 << 8, np.int64)
+    for row in ids:
+        counts += np.bincount(row, minlength=len(counts))
     return {str(one): round(float(counts[one] / ids.size), 6) for one in np.flatnonzero(counts)}
 
 
