@@ -51,9 +51,8 @@ def multiply_blocks(  # type: ignore[no-untyped-def]  # names and types of argum
     r = tl.load(features + 2 * num_pixels + rows)
     g = tl.load(features + 3 * num_pixels + rows)
     b = tl.load(features + 4 * num_pixels + rows)
-    # -d^2 / 2 = f_i . f_j - |f_i|^2 / 2 - |f_j|^2 / 2 takes half the operations of the differences. The
-    # origin is the middle of these rows, so that it loses few digits: pixels with a weight are near, and of
-    # noise in all colors, where blocks are large, a weight still has three.
+    # -d^2 / 2 = f_i . f_j - |f_i|^2 / 2 - |f_j|^2 / 2 takes half the operations of the differences. With the
+    # middle of these rows as origin it loses few digits: even of noise in all colors a weight has three.
     middle_y, middle_x = tl.sum(y) / block_size, tl.sum(x) / block_size
     middle_r, middle_g = tl.sum(r) / block_size, tl.sum(g) / block_size
     middle_b = tl.sum(b) / block_size

@@ -5,6 +5,7 @@ Triton decides when it is imported if it interprets, so without a GPU a process 
 
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -29,10 +30,11 @@ def run(device: torch.device) -> Iterator[Run]:
     if device.type == "cuda":
         yield lambda function, *args: function(*args)
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield lambda function, *args: pool.submit(function, *args).result()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            pool.submit(os.getpid).result()  # starts the process, which keeps the variable
+        yield lambda function, *args: pool.submit(function, *args).result()
 
 
 def _product(
