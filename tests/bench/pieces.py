@@ -21,7 +21,7 @@ from stages.train import build_segmenter
 from stages.training.clusters import PixelClusterer
 from tests.bench.clock import Clock
 from tests.bench.meter import Observed, Step, observe
-from tests.bench.training import namespace, random_trainer
+from tests.bench.training import namespace, random_trainer, weight_of
 
 # On a CPU k-means is measured on a part of its points and iterations; both cost alike.
 CPU_POINTS, CPU_ITERATIONS = 50_000, 3
@@ -98,7 +98,8 @@ def _embedding(params: Params, device: torch.device) -> Observed:
     def build() -> Step:
         backbone = place(build_backbone(describe(params.backbone)), device)
         images = _images(size, params.prepare.train_px, device)
-        how: dict[str, Any] = {"crop_ratio": params.crop_ratio, "precision": params.precision}
+        how: dict[str, Any] = {"batches": in_order(size, size), "precision": params.precision}
+        how["crop_ratio"] = params.crop_ratio
         return lambda _: list(embed_views(backbone, images, settings, **how))
 
     return observe(build, size, device)
@@ -130,7 +131,8 @@ KMEANS = {"k-means": (KMeans, "fit")}
 
 def build_untrained(params: Params, device: torch.device) -> Segmenter:
     """The network of `train`, placed."""
-    return place(build_segmenter(build_backbone(describe(params.backbone)), namespace(params)), device)
+    network = build_segmenter(build_backbone(describe(params.backbone)), namespace(params), weight_of(params))
+    return place(network, device)
 
 
 def _clustering(params: Params, device: torch.device) -> Observed:
@@ -156,7 +158,8 @@ def _predicting(params: Params, device: torch.device) -> Observed:
     def build() -> Step:
         images, segmenter = _images(size, params.size_px, device), build_untrained(params, device).eval()
         centroids = torch.from_numpy(unit_points(params.pixel_k, params.train.fpn_dim)).to(device)
-        how: dict[str, Any] = {"settings": settings, "precision": params.precision}
+        how: dict[str, Any] = {"settings": settings, "batches": in_order(size, size)}
+        how["precision"] = params.precision
         return lambda _: list(score_images(segmenter, images, centroids, **how))
 
     return observe(build, size, device)

@@ -43,7 +43,6 @@ Counts = tuple[int, int]
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     args = _parse(argv)
-    os.environ.setdefault("QUIET", "1")  # the lines of runs that are none
     with contextlib.redirect_stdout(sys.stderr):
         device = choose_device(args.device, "--device")
     print("\n".join(machine(device)), flush=True)
@@ -207,4 +206,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("QUIET", "1")  # the lines of runs that are none
     run(main)

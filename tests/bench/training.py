@@ -78,7 +78,7 @@ def namespace(params: Params) -> SimpleNamespace:
     return SimpleNamespace(**{key: getattr(params, key) for key in KEYS})
 
 
-def _weight(params: Params) -> float:
+def weight_of(params: Params) -> float:
     """The weight of guidance; any number stands for `auto`."""
     return 1.0 if params.train.image_loss.weight == "auto" else params.train.image_loss.weight
 
@@ -87,8 +87,10 @@ def random_trainer(params: Params, num_images: int, device: torch.device) -> Tra
     """An untrained trainer whose images have random pseudo-labels, four of ten kept."""
     rng, shape = np.random.default_rng(0), (num_images, len(VIEWS))
     kept = np.where(rng.random(shape) < 0.4, rng.integers(0, params.global_k, shape), -1)
-    segmenter = build_segmenter(build_backbone(describe(params.backbone)), namespace(params), _weight(params))
-    return build_trainer(place(segmenter, device), kept, namespace(params), _weight(params))
+    segmenter = build_segmenter(
+        build_backbone(describe(params.backbone)), namespace(params), weight_of(params)
+    )
+    return build_trainer(place(segmenter, device), kept, namespace(params), weight_of(params))
 
 
 def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
@@ -126,8 +128,9 @@ def compare_epochs(params: Params, count: int, device: torch.device, turns: int)
         clustered = in_steps
     else:
         clustered = max(1, min(clustering.sample_images, count) // size)
-    # Clustering, counting, assignment: two views each; and the probe of health.
-    frozen = 2 * clustered + 2 * counted * in_steps + 2 * in_steps + 1
+    # Clustering, counting, assignment: two views each; and the probe of health. A CPU keeps what is counted.
+    assigned = in_steps * (1 + (counted and device.type != "cpu"))
+    frozen = 2 * clustered + 2 * assigned + 1
     bare = _bare(params, device)
     return compare(whole, lambda: bare(frozen, in_steps), turns=turns, device=device)
 
@@ -136,7 +139,8 @@ def _bare(params: Params, device: torch.device) -> Callable[[int, int], None]:
     """Takes numbers of batches that pass forward alone, and of steps: two views, guidance, and back."""
     settings = params.train
     network = place(
-        build_segmenter(build_backbone(describe(params.backbone)), namespace(params), _weight(params)), device
+        build_segmenter(build_backbone(describe(params.backbone)), namespace(params), weight_of(params)),
+        device,
     )
     view = random_views(settings.batch_size, params.size_px, device)
     guide = random_views(settings.batch_size, settings.image_loss.view_px, device)

@@ -13,7 +13,8 @@ from tests.tensors import assert_near
 
 OUTPUTS = ["--out", "out", "--history", "h.csv", "--metrics", "m.json"]
 PRETRAIN = ["--images", "images/train", *OUTPUTS]
-TRAIN = [*PRETRAIN, "--views", "kept_views.npy", "--backbone", "backbone.safetensors"]
+TRAIN = [*PRETRAIN, "--views", "kept_views.npy", "--label-metrics", "label.json"]
+TRAIN += ["--backbone", "backbone.safetensors"]
 
 # A ViT has no batch norm; and passes that cut no group of `bn_splits` leave the groups as they are.
 VIT = {"backbone__arch": "vit_small", "backbone__width": 2, "pretrain__head_batch_norm": False}
