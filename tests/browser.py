@@ -76,6 +76,13 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def wait(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true; what an event does comes after the key that caused it."""
+        end = time.monotonic() + SECONDS
+        while not self.run(condition):
+            assert time.monotonic() < end, f"never true: {condition}"
+            time.sleep(0.01)
+
     def press(self, key: str) -> None:
         """Press and release a key, such as Enter or ArrowRight."""
         text = {"text": "\r"} if key == "Enter" else {}

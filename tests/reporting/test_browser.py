@@ -133,7 +133,7 @@ def test_an_image_is_enlarged_by_key_and_by_click(browser: Browser, page: Path) 
     )
     browser.press("Escape")
     assert not browser.run("document.getElementById('viewer').open")
-    assert browser.run("document.activeElement.getAttribute('aria-label')") == f"Enlarge {'a' * 120}.png"
+    browser.wait(f"document.activeElement.getAttribute('aria-label') === 'Enlarge {'a' * 120}.png'")
     browser.run("document.querySelectorAll('.shot .tiles img')[0].click()")
     assert browser.run(name).startswith("<i>0.png · ")
 
