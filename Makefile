@@ -43,8 +43,8 @@ bench: env ## measure the speed of the long stages, as one table (COMPILE=1: com
 scale: env ## project a run at the paper's scale on this machine [PRESET=cocostuff27] [CHECK=1: of params.yaml, beside the last run]
 	python -m tests.bench.scale $(if $(PRESET),--preset $(PRESET)) $(if $(DEVICE),--device $(DEVICE)) $(if $(CHECK),--check)
 
-preset: env ## write params.yaml: NAME=folder DATA=path/to/data [BASE=picie] [FORCE=1] [FAST=1]
-	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(BASE),--base $(BASE)) $(if $(FORCE),--force) $(if $(FAST),--no-estimate)
+preset: env ## write params.yaml: NAME=folder DATA=path/to/data [MINUTES=10] [BASE=picie] [FORCE=1] [FAST=1]
+	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BASE),--base $(BASE)) $(if $(FORCE),--force) $(if $(FAST),--no-estimate)
 
 pin: env ## accept the images as they are now, after photographs were added [WARM=1: start from the last models]
 	python -m stages.tools.pin $(if $(WARM),--warm)

@@ -77,7 +77,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true; what an event does comes after the key that caused it."""
+        """Wait until a JavaScript expression is true; what an event does comes after its key."""
         end = time.monotonic() + SECONDS
         while not self.run(condition):
             assert time.monotonic() < end, f"never true: {condition}"

@@ -7,10 +7,10 @@ Key = tuple[str, ...]
 
 
 class Fit(NamedTuple):
-    """The largest value of a setting that a data set supports."""
+    """A value of a setting that fits a data set, or a machine."""
 
     key: Key
-    value: int
+    value: int | float
     why: str
 
     @property

@@ -27,9 +27,9 @@ from stages.runtime.watch import hash_file
 from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Params
+from stages.tools.composing import PRESETS, compose, plain
 from stages.tools.fitting import advice
 from stages.tools.params_text import set_texts
-from stages.tools.preset import PRESETS, compose, plain
 
 MODELS, PREVIOUS = Path("models"), Path("models/previous")
 FOLDER_DIGITS = 12  # of the hash of the clusters

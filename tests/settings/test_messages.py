@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from stages.settings.errors import UserError
 from stages.settings.params import load, read
-from stages.tools.preset import as_text, compose, lay_base, plain
+from stages.tools.composing import as_text, compose, lay_base, plain
 from tests.datasets import REPOSITORY, write_params
 
 PRESETS = {path.stem: path for path in sorted((REPOSITORY / "presets").glob("*.yaml"))}

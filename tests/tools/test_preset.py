@@ -17,6 +17,7 @@ from stages.dataset.taxonomy import read_taxonomy
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, read
 from stages.tools import pin, preset
+from stages.tools.composing import as_text, compose, plain
 from stages.tools.estimate import duration
 from stages.tools.experiments import read_base
 from tests.datasets import REPOSITORY, TAXONOMIES, folder_manifest, make_coco, make_folder, noise, write_image
@@ -90,7 +91,7 @@ def test_what_a_published_set_lacks_is_said(repository: Path) -> None:
 )
 def test_presets_of_published_sets_fit_them_as_they_are(name: str, train_images: int, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(preset.as_text(preset.compose(name, REPOSITORY / "presets")), encoding="utf-8")
+    path.write_text(as_text(compose(name, REPOSITORY / "presets")), encoding="utf-8")
     check_data_size(path, train_images)
     params = read(path)
     assert params.pretrain.queue_size <= train_images // 2
@@ -197,7 +198,7 @@ def test_published_models_see_views_of_the_size_that_they_were_evaluated_at() ->
 
 def _values(name: str, keys: Iterable[str]) -> dict[str, object]:
     """The values of a preset under dotted keys."""
-    content = preset.plain(preset.compose(name, REPOSITORY / "presets"))
+    content = plain(compose(name, REPOSITORY / "presets"))
     return {key: _at(content, key) for key in keys}
 
 
@@ -215,7 +216,7 @@ def test_both_bases_set_the_same_keys_to_other_values() -> None:
 @pytest.mark.parametrize("name", ["picie", "ours"])
 def test_a_base_lies_over_a_preset_and_every_value_shows(repository: Path, name: str) -> None:
     preset.main(["demo", "--base", name])
-    written = preset.plain(preset.compose("demo"))
+    written = plain(compose("demo"))
     found = YAML(typ="safe").load(Path("params.yaml").read_text())
     base = read_base(Path(f"presets/bases/{name}.yaml"))
     assert {key: _at(found, key) for key in base} == base
@@ -320,7 +321,7 @@ def test_what_a_preset_has_written_is_no_edit(repository: Path) -> None:
 def test_without_labels_the_number_of_classes_is_the_users(repository: Path) -> None:
     make_folder(repository / "photos", labels=False)
     preset.main(["folder", "--data", "photos", "--no-estimate"])
-    assert read(Path("params.yaml")).pixel_k == preset.compose("folder")["pixel_k"]
+    assert read(Path("params.yaml")).pixel_k == compose("folder")["pixel_k"]
 
 
 @pytest.mark.parametrize("data", ["data", "data/images/mine", "./metrics", "models/../data/truth", "link"])
@@ -409,7 +410,7 @@ def test_a_preset_of_ones_own_extends_another(repository: Path) -> None:
     preset.main(["mine", "--data", "photos", "--no-estimate"])
     params, lines = read(Path("params.yaml")), Path("params.yaml").read_text().splitlines()
     assert (params.preset, params.seed, params.report.single_file) == ("mine", 3, True)
-    assert params.size_px == preset.compose("folder")["size_px"]
+    assert params.size_px == compose("folder")["size_px"]
     assert any(line.startswith("seed: 3 ") and line.endswith(" # a seed of my own") for line in lines)
     # The blank line between sections is that of demo.yaml.
     (place,) = (number for number, line in enumerate(lines) if line.startswith("  single_file: true "))

@@ -1,0 +1,89 @@
+"""What `make preset MINUTES=...` changes: sizes and epochs whose run fits into so many minutes here (ours).
+
+At least half of the time belongs to pretraining, because every later stage rests on its features: if the
+other stages need more than half at the preset's sizes, images become smaller, down to half the side. What is
+left then sets the epochs of pretraining. Times are the upper bounds of `stages/tools/estimate.py`.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stages.dataset.source import DataSet
+from stages.settings.errors import UserError
+from stages.settings.schema import Params
+from stages.tools.estimate import MARGIN, Span, duration, estimate
+from stages.tools.fitting import Fit, Key, at
+
+SCALES = (1.0, 0.75, 0.5)  # of the preset's sizes
+SIZES: tuple[Key, ...] = (
+    ("size_px",), ("prepare", "train_px"), ("embed", "image_px"), ("train", "image_loss", "view_px"),
+)  # fmt: skip
+BANDWIDTH: Key = ("refine", "appearance_px")
+EPOCHS: Key = ("pretrain", "epochs")
+STEP: Key = ("train", "context", "stride")  # all sizes are multiples of it, as two of them must be
+LEAST, MOST = 5, 400  # epochs of pretraining; more than 400 were never tried
+SHARE = 0.5  # smallest share of the time that pretraining gets
+
+
+def fit_into(
+    minutes: float, params: Mapping[str, Any], data: DataSet
+) -> tuple[tuple[Fit, ...], dict[str, Span]]:
+    """Choose sizes and epochs, and estimate their run.
+
+    Args:
+        minutes: that `dvc repro` may take.
+        params: the complete settings of a preset, fitted to the data; not changed.
+        data: the images.
+
+    Returns:
+        What changes, and the seconds of the stages with these changes, as of `estimate`.
+
+    Raises:
+        UserError: the smallest settings take longer.
+    """
+    seconds, pretrains = 60 * minutes, params["pretrain"]["method"] not in ("none", "supervised")
+    for scale in SCALES:
+        changes = tuple(_scaled(params, scale))
+        found = estimate(_changed(params, changes), data)
+        others = sum(_upper(span) for stage, span in found.items() if stage != "pretrain")
+        if others <= (1 - SHARE * pretrains) * seconds:
+            break
+    left = seconds - others
+    if not pretrains:
+        epochs, needed = 0, others
+    else:
+        one = found["pretrain"].times(1 / at(params, EPOCHS))
+        epochs, needed = min(MOST, math.floor(left / _upper(one))), others + LEAST * _upper(one)
+    if needed > seconds:
+        raise UserError(
+            f"{minutes:g} minutes are too few for {len(data.train):,} training images: even at "
+            f"{SCALES[-1]:.0%} of the preset's sizes with {LEAST} epochs of pretraining, this machine may "
+            f"take {duration(needed)}; allow that, or take fewer images"
+        )
+    if pretrains:
+        found["pretrain"] = one.times(epochs)
+        changes += (Fit(EPOCHS, epochs, "what the time allows" if epochs < MOST else "the most"),)
+    return changes, found
+
+
+def _changed(params: Mapping[str, Any], changes: tuple[Fit, ...]) -> Params:
+    changed: Any = copy.deepcopy(params)
+    for change in changes:
+        at(changed, change.key[:-1])[change.key[-1]] = change.value
+    return Params.model_validate(changed)
+
+
+def _upper(span: Span) -> float:
+    return MARGIN * span.high
+
+
+def _scaled(params: Mapping[str, Any], scale: float) -> Iterator[Fit]:
+    if scale == 1:
+        return
+    why = f"{scale:.0%} of the side, so that half of the time is left for pretraining"
+    for key in SIZES:
+        step = at(params, STEP)
+        yield Fit(key, step * round(scale * at(params, key) / step), why)
+    yield Fit(BANDWIDTH, round(scale * at(params, BANDWIDTH), 1), "in proportion to size_px")

@@ -1,0 +1,112 @@
+"""`make preset MINUTES=...`: sizes and epochs of a run that fits into a time."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.dataset.source import DataSet, list_data
+from stages.settings.errors import UserError
+from stages.settings.params import read
+from stages.settings.schema import Params
+from stages.tools import preset
+from stages.tools.budget import fit_into
+from stages.tools.composing import compose, plain
+from stages.tools.estimate import MARGIN, Span
+from tests.datasets import REPOSITORY, make_folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataSet:
+    make_folder(tmp_path / "photos", num_train=4, num_val=2)
+    return list_data(_folder(path=str(tmp_path / "photos")).prepare)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve seconds of pretraining an epoch; everything else takes eight minutes at 128 px."""
+
+    def estimate(params: Params, _: DataSet) -> dict[str, Span]:
+        epochs = params.pretrain.epochs if params.pretrain.method == "mocov2" else 0
+        training = 480 / MARGIN * (params.size_px / 128) ** 2
+        found = {"train": Span(1, training)}
+        return found | ({"pretrain": Span(1, 12 / MARGIN * epochs)} if epochs else {})
+
+    monkeypatch.setattr("stages.tools.budget.estimate", estimate)
+
+
+def _folder(**prepare: Any) -> Params:
+    settings = plain(compose("folder", REPOSITORY / "presets"))
+    settings["prepare"] |= {**prepare, "split": settings["prepare"]["split"] | {"by": "folder"}}
+    return Params.model_validate(settings)
+
+
+def _chosen(minutes: float, data: DataSet, **pretrain: Any) -> dict[str, float]:
+    settings = plain(compose("folder", REPOSITORY / "presets"))
+    settings["pretrain"] |= pretrain
+    before = repr(settings)
+    changes, times = fit_into(minutes, settings, data)
+    assert repr(settings) == before
+    assert sum(MARGIN * one.high for one in times.values()) <= 60 * minutes
+    return {change.name: change.value for change in changes}
+
+
+@pytest.mark.usefixtures("machine")
+def test_what_is_left_goes_to_pretraining(data: DataSet) -> None:
+    assert _chosen(20, data) == {"pretrain.epochs": 60}  # 8 minutes of 20 are others; 12 minutes / 12 s
+    assert _chosen(1000, data) == {"pretrain.epochs": 400}  # never more
+
+
+@pytest.mark.usefixtures("machine")
+def test_images_become_smaller_until_half_of_the_time_is_left(data: DataSet) -> None:
+    sizes = {"size_px": 96, "prepare.train_px": 144, "embed.image_px": 96, "train.image_loss.view_px": 72}
+    more = {"refine.appearance_px": 20.2, "pretrain.epochs": 27}  # 4.5 minutes at 96 px; 5.5 are left
+    assert _chosen(10, data) == {**sizes, **more}
+    sizes = {"size_px": 64, "prepare.train_px": 96, "embed.image_px": 64, "train.image_loss.view_px": 48}
+    more = {"refine.appearance_px": 13.5, "pretrain.epochs": 5}  # 2 minutes at 64 px, then one for 5 epochs
+    assert _chosen(3, data) == {**sizes, **more}
+
+
+@pytest.mark.usefixtures("machine")
+def test_without_pretraining_the_time_belongs_to_the_others(data: DataSet) -> None:
+    assert _chosen(8, data, method="none") == {}
+    assert _chosen(5, data, method="none")["size_px"] == 96
+
+
+@pytest.mark.usefixtures("machine")
+def test_too_few_minutes_are_refused(data: DataSet) -> None:
+    with pytest.raises(
+        UserError, match=r"^2\.9 minutes are too few for 4 training images: .* may take 3\.0 min"
+    ):
+        _chosen(2.9, data)
+
+
+def test_the_written_settings_fit_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real measurement, of four images: an hour is more than 400 epochs of these take on any machine."""
+    shutil.copytree(REPOSITORY / "presets", tmp_path / "presets")
+    (tmp_path / "presets" / "small.yaml").write_text("extends: folder\nsize_px: 64\nbackbone: {width: 16}\n")
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "photos", num_train=4, num_val=2)
+    preset.main(["small", "--data", "photos", "--minutes", "60"])
+    assert read(Path("params.yaml")).pretrain.epochs == 400
+    out = capsys.readouterr().out
+    assert "  pretrain.epochs: 20 -> 400, the most" in out
+    assert re.search(r"`dvc repro` will take \d.* here, on a", out)
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
+def test_minutes_are_a_positive_number(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        preset.main(["folder", "--data", "photos", "--minutes", minutes])
+    assert (
+        f"argument --minutes: must be a number of minutes above 0, got {minutes!r}" in capsys.readouterr().err
+    )
+
+
+def test_other_presets_have_sizes_of_their_own() -> None:
+    with pytest.raises(UserError, match=r"cocostuff27 has sizes .* remove MINUTES"):
+        preset.main(["cocostuff27", "--data", "coco", "--minutes", "10"])
