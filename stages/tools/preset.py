@@ -9,7 +9,7 @@ base: how pixels are clustered and augmented, without any part of the paper. A p
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stages.core.artefacts import atomic_path
 from stages.dataset.raw_files import raw_files, write_listing
@@ -24,9 +24,6 @@ from stages.tools.composing import as_text, compose, lay_base, plain
 from stages.tools.fitting import Fit, at, fits
 from stages.tools.params_text import is_as_written, remember_written
 from stages.tools.surroundings import git, git_obstacle
-
-if TYPE_CHECKING:
-    from stages.tools.estimate import Span
 
 OUTPUTS = ("data/images", "data/truth", "models", "metrics", ".dvc", ".state", ".git")
 
@@ -101,8 +98,8 @@ def _take_data(params: Any, path: Path) -> DataSet:
     return data
 
 
-def _take_time(params: Any, minutes: float, data: DataSet) -> "dict[str, Span]":
-    """Fit the settings to the time, and return the seconds of each stage."""
+def _take_time(params: Any, minutes: float, data: DataSet) -> dict[str, Any]:
+    """Fit the settings to the time, and return the estimate of each stage."""
     from stages.tools.budget import fit_into  # torch takes seconds to load
 
     changes, times = fit_into(minutes, plain(params), data)
