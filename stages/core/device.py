@@ -22,7 +22,9 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
-def choose_device(name: str, source: str = "params.yaml: device") -> torch.device:
+def choose_device(
+    name: str, source: str = "params.yaml: device", *, keeps_memory: bool = True
+) -> torch.device:
     """The device of a name: auto, cpu, cuda or cuda:<index>.
 
     Also selects plain float32 and deterministic algorithms; see `set_numerics`.
@@ -30,6 +32,7 @@ def choose_device(name: str, source: str = "params.yaml: device") -> torch.devic
     Args:
         name: the name.
         source: the setting or flag that gave it, for messages.
+        keeps_memory: see `keep_freed_memory`, for a CPU.
 
     Raises:
         UserError: CUDA is requested but not available; there is no silent fallback to the CPU.
@@ -46,7 +49,8 @@ def choose_device(name: str, source: str = "params.yaml: device") -> torch.devic
             raise UserError(f"{source}: {name!r}, but only {torch.cuda.device_count()} GPU(s) are visible")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
-        keep_freed_memory()
+        if keeps_memory:
+            keep_freed_memory()
         torch.set_flush_denormal(True)  # denormals in Gaussian tails are about 100 times slower
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs 6 % of a small step
     set_numerics("float32", deterministic=True)
@@ -69,7 +73,8 @@ def set_numerics(precision: str, *, deterministic: bool) -> None:
     """
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = not deterministic
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # As `use_deterministic_algorithms` with warnings, which also loads the compiler: seconds and 100 MB.
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
 
 
 @contextlib.contextmanager
@@ -135,6 +140,8 @@ def compile_networks(networks: Iterable[torch.nn.Module]) -> None:
             f"params.yaml: compile: true needs a C++ compiler, but {compiler} was not found; install "
             "one, set the environment variable CXX to yours, or set compile: false"
         )
+    # Tells the compiler what `set_numerics` has told torch.
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=True)
     for network in networks:
         network.compile(dynamic=False)
 

@@ -35,6 +35,8 @@ class AppearanceKernel:
         appearance_px: s_appearance, in pixels.
         appearance_color: s_color, in RGB levels of 0..255.
         is_stored: whether to keep the matrix; by default, if it fits into the free device memory.
+        dtype: of weights and values in products; by default float16 on a GPU, whose products are fastest in
+            it (a weight in [0, 1] keeps three digits), and float32 elsewhere.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class AppearanceKernel:
         appearance_px: float,
         appearance_color: float,
         is_stored: bool | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         device = image.device
         features = appearance_features(image, appearance_px, appearance_color)
@@ -51,8 +54,7 @@ class AppearanceKernel:
         # left @ right^T is -|f_i - f_j|^2 / 2 in one product.
         self._left = torch.cat([features, -half_squares, ones], dim=1)
         self._right = torch.cat([features, ones, -half_squares], dim=1)
-        # float16 products are what a GPU is fast at; a weight in [0, 1] keeps three digits.
-        self._dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self._dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
         count = len(features)
         self._block_rows = max(1, BLOCK_BYTES // (4 * count))
         if is_stored is None:
@@ -63,10 +65,13 @@ class AppearanceKernel:
             for block in self._blocks():
                 torch.exp(self._left[block] @ self._right.T, out=stored[block])
             self._stored = stored
-        self.inverse_root = self.product(ones).clamp_min(1).rsqrt()  # D^-1/2; each pixel is its own neighbor
+        # D^-1/2; each pixel is its own neighbor. D is summed in float32, for it may be the number of pixels,
+        # more than float16 holds. `product` of `message` stays near its root: neighbors have a similar D.
+        sums = [self._block(rows).sum(1, keepdim=True, dtype=torch.float32) for rows in self._blocks()]
+        self.inverse_root = torch.cat(sums).clamp_min(1).rsqrt()
 
     def product(self, values: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
-        """K @ values, in float32."""
+        """K @ values in float32, from sums that must fit into the kernel's type."""
         padded = F.pad(values.to(self._dtype), (0, -values.shape[1] % ALIGNED_COLUMNS))
         if self._stored is not None:
             product = self._stored @ padded
@@ -83,6 +88,8 @@ class AppearanceKernel:
         return [slice(start, start + self._block_rows) for start in range(0, count, self._block_rows)]
 
     def _block(self, rows: slice) -> Float[Tensor, "R P"]:
+        if self._stored is not None:
+            return self._stored[rows]
         return (self._left[rows] @ self._right.T).exp_().to(self._dtype)
 
 

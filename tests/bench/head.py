@@ -21,5 +21,5 @@ def machine(device: torch.device) -> Iterator[str]:
         f"Machine: {about['device']}{gpu}; {count_cores()} CPU cores, {memory:.0f} GB of memory, torch uses "
         f"{about['threads']} threads; {platform.system()} {platform.machine()}."
     )
-    packages = (f"{name} {about[name]}" for name in ("python", "torch", "torchvision", "faiss", "numpy"))
+    packages = (f"{name} {about[name]}" for name in ("python", "torch", "faiss", "numpy"))
     yield f"Versions: {', '.join(packages)}."

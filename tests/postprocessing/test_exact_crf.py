@@ -63,6 +63,28 @@ def test_blocks_give_what_the_whole_matrix_gives(
         torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-6)
 
 
+class FirstRows(AppearanceKernel):
+    """The kernel of the first pixels with all: of a large image, all with all would take a minute."""
+
+    def _blocks(self) -> list[slice]:
+        return super()._blocks()[:1]
+
+
+def test_a_sum_of_weights_may_exceed_what_float16_holds(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an image of one color it is up to the number of pixels, here 90,000; float16 ends at 65,504."""
+    side, px, rows = 300, 1000.0, 8
+    monkeypatch.setattr(exact_crf, "BLOCK_BYTES", 4 * side**2 * rows)
+    image = torch.full((side, side, 3), 90, dtype=torch.uint8, device=device)
+    kernel = FirstRows(image, appearance_px=px, appearance_color=10.0, is_stored=False, dtype=torch.float16)
+    places = np.arange(side)
+    along = np.exp(-(((places[:, None] - places) / px) ** 2) / 2).sum(1)
+    sums = (along[:, None] * along).ravel()[:rows]
+    assert sums.min() > 65_504
+    np.testing.assert_allclose(kernel.inverse_root[:, 0].cpu(), sums**-0.5, rtol=1e-3)
+
+
 def test_the_kernel_is_symmetric_and_a_pixel_is_nearest_to_itself() -> None:
     image = torch.from_numpy(_picture(12)[0])
     kernel = AppearanceKernel(image, appearance_px=3.0, appearance_color=10.0).product(torch.eye(144))

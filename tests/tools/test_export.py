@@ -1,5 +1,6 @@
 """`export` through its command line: files that other programs run, compared with the trained model."""
 
+import ast
 import json
 import re
 import subprocess
@@ -202,6 +203,21 @@ def test_what_an_installation_needs_has_its_version_in_requirements() -> None:
     pinned = {line.partition("#")[0].strip() for line in lines} - {""}
     names = {line.partition("==")[0] for line in pinned}
     assert set(project["dependencies"]) <= names
+    imports = {"faiss-gpu": "faiss", "pillow": "PIL", "pydensecrf2": "pydensecrf", "ruamel.yaml": "ruamel"}
+    imports["scikit-learn"] = "sklearn"
+    with_others = {"pydantic_core", "triton"}  # come with pydantic and torch
+    optional = {"pycocotools", "onnx", "onnxruntime"}
+    found = {
+        name.partition(".")[0]
+        for path in (REPOSITORY / "stages").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+    }
+    needed = found - with_others - optional - {"stages", *sys.stdlib_module_names}
+    assert {imports.get(name, name) for name in project["dependencies"]} == needed
     assert set(project["optional-dependencies"]["export"]) <= pinned
 
 

@@ -69,7 +69,7 @@ class TrainedModel:
         self.crf: Refine | None = None if refine is None else _read_refine(refine)
         self.lineage = lineage(folder / CENTROIDS)
         self.legend, self.named_by = _choose_legend(folder, names, self.lineage, len(centroids))
-        self.device = choose_device(device, "--device")
+        self.device = choose_device(device, "--device", keeps_memory=False)  # a photograph may be large
         if self.crf is not None:
             require_gpu(self.crf.backend, self.device, str(refine))
         self.segmenter, self.centroids = place(segmenter, self.device), centroids.to(self.device)
