@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if launch("stages.cluster", arguments, neutral.runtime, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
-    common_fingerprint(watch)
+    if distributed.world_size() > 1:
+        common_fingerprint(watch)
     set_numerics(params.precision, deterministic=params.deterministic)
     split_batch_norms(segmenter, 1)
     images = ImageSource(open_images(args.images), device)

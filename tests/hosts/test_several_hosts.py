@@ -1,5 +1,6 @@
 """Stages over two hosts that share nothing but a cable: `pytest --hosts`."""
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -22,10 +23,10 @@ pytestmark = [pytest.mark.hosts, pytest.mark.xdist_group("hosts")]
 BOTH = "bash docs/over_ssh.sh 1 fs4-a fs4-b"
 # Before each stage, the other disk gets what earlier stages wrote.
 COPY_FIRST = f'tar c data models metrics | ssh fs4-b "tar x -C $PWD" && exec {BOTH} "$@"\n'
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 1200
 TIMEOUT_SECONDS = 20
 SETTINGS = {
-    "pretrain.epochs": 12,
+    "pretrain.epochs": 20,
     "pretrain.batch_size": 6,
     "pretrain.queue_size": 6,
     "pretrain.swav.queue_size": 6,
@@ -40,7 +41,13 @@ STAGES = ("pretrain", "embed", "train", "cluster", "predict")
 
 
 class Pair:
-    """Two hosts with a repository each. Commands are given on the first."""
+    """Two hosts with a repository each. Commands are given on the first.
+
+    Attributes:
+        reference: copy of the first disk after an undisturbed run.
+    """
+
+    reference: Path
 
     def __init__(self, folder: Path, tiny: Mapping[str, Any]) -> None:
         self.first, self.second = make_hosts(folder)
@@ -86,7 +93,7 @@ def _wait_for(found: Callable[[], Any]) -> None:
     until = time.monotonic() + PATIENCE_SECONDS
     while not found():
         assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +104,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Iter
     folder = tmp_path_factory.mktemp("hosts")
     made = Pair(folder, tiny)
     try:
-        made.repro("embed")
+        made.repro("predict")
+        made.reference = tmp_path_factory.mktemp("reference") / "disk"
+        shutil.copytree(made.first.disk, made.reference)
         yield made
     finally:
         made.first.close()
@@ -109,78 +118,78 @@ def _settings(pair: Pair) -> None:
     pair.params()
 
 
+def test_only_the_first_host_is_written_to(pair: Pair) -> None:
+    """But for what the launcher copies before a stage: the outputs of the stages before."""
+    assert (pair.first.disk / "data/predictions.npy").exists()
+    for path in ("data/predictions.npy", "dvc.lock", ".state", ".dvc/cache"):
+        assert not (pair.second.disk / path).exists()
+
+
 def test_two_hosts_give_the_bytes_of_two_processes_on_one_and_the_result_of_one(
     pair: Pair, tmp_path: Path
 ) -> None:
     alone = tmp_path / "alone"
-    shutil.copytree(pair.first.disk, alone)
-    before = hashes(alone)
+    shutil.copytree(pair.reference, alone)
+    before = {path: digest for path, digest in hashes(alone).items() if not path.endswith(".json")}
+    losses = {stage: _losses(alone, stage) for stage in ("pretrain", "train")}
+    assert set(OUTS) < set(before)
     pair.params({"runtime.launcher": "", "runtime.nproc": 2}, pair.first)
     shutil.copy(pair.first.disk / "params.yaml", alone)
     run(alone, "dvc", "repro", "--force", "--single-item", *STAGES)
-    now = hashes(alone)
-    compared = [path for path in before if not path.endswith(".json")]  # which record the machine
-    assert len(compared) > 8
-    assert {path: now[path] for path in compared} == {path: before[path] for path in compared}
+    two = hashes(alone)
+    assert {path: two[path] for path in before} == before  # metrics apart, which tell the machine
     pair.params({"runtime.launcher": ""}, pair.first)
     shutil.copy(pair.first.disk / "params.yaml", alone)
     run(alone, "dvc", "repro", "--force", "--single-item", "embed", "predict")
     one = hashes(alone)
     for path in ("data/embeddings.npy", "data/predictions.npy"):
         assert one[path] == before[path]
-    for stage, tolerance in (("pretrain", 0.05), ("train", 0.05)):
-        run(alone, "dvc", "repro", "--force", "--single-item", stage)
-        losses = [
-            pd.read_csv(disk / f"metrics/{stage}/history.csv")["loss"][:2]
-            for disk in (alone, pair.first.disk)
-        ]
-        pd.testing.assert_series_equal(*losses, rtol=tolerance)
+    run(alone, "dvc", "repro", "--force", "--single-item", "pretrain", "train")
+    for stage, expected in losses.items():
+        pd.testing.assert_series_equal(_losses(alone, stage), expected, rtol=0.05)
 
 
-def test_only_the_first_host_is_written_to(pair: Pair) -> None:
-    """What the launcher copies apart: it does so before a stage, so the last stage's output shows it."""
-    assert (pair.first.disk / "data/predictions.npy").exists()
-    assert not (pair.second.disk / "data/predictions.npy").exists()
-    assert not (pair.second.disk / "dvc.lock").exists()
-    assert not (pair.second.disk / ".state").exists()
+def _losses(folder: Path, stage: str) -> pd.Series:
+    return pd.read_csv(folder / f"metrics/{stage}/history.csv")["loss"][:2]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_other_code_settings_or_data_on_a_host_are_named(pair: Pair, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "path", "named"),
+    [
+        ("pretrain", "stages/pretrain.py", "code stages.pretrain"),
+        ("embed", "data/images/train/index.csv", "data/images/train"),
+        ("train", "params.yaml", "param train"),
+        ("cluster", "data/images/train/index.csv", "data/images/train"),
+        ("predict", "stages/core/tensors.py", "code stages.core.tensors"),
+    ],
+)
+def test_what_differs_on_a_host_is_named(
+    pair: Pair, tmp_path: Path, stage: str, path: str, named: str
+) -> None:
     pair.params({"runtime.launcher": BOTH})
-    message = re.compile(
-        rf"error: process 1 on fs4-b: {stage}: has other code, settings or inputs than process 0"
-    )
-    for change, undo in _differences(pair, stage):
-        change()
+    changed = pair.second.disk / path
+    text = changed.read_text()
+    try:
+        if path == "params.yaml":
+            pair.params({"runtime.launcher": BOTH, "train.lr": 0.002}, pair.second)
+        else:
+            changed.write_text(text.replace("\n", "\r\n"))
         log = pair.end(pair.start("--force", "--single-item", stage))
-        undo()
-        assert message.search(log), log
-
-
-def _differences(pair: Pair, stage: str) -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
-    disk = pair.second.disk
-    code, data = disk / f"stages/{stage}.py", disk / "data/images"
-    key = {"embed": "embed.batch_size", "predict": "predict.batch_size"}.get(stage, "seed")
-    yield (
-        lambda: pair.params({"runtime.launcher": BOTH, key: 3}, pair.second),
-        lambda: pair.params({"runtime.launcher": BOTH}, pair.second),
-    )
-    yield lambda: code.write_text(code.read_text() + "\n"), lambda: code.write_text(code.read_text()[:-1])
-    index = data / ("val" if stage == "predict" else "train") / "index.csv"
-    text = index.read_text()
-    yield lambda: index.write_text(text.replace("demo", "other")), lambda: index.write_text(text)
+    finally:
+        changed.write_text(text)
+        assert pair.first.start("dvc", "checkout", log=tmp_path / "log").wait() == 0  # what DVC deleted
+    differ = f"{stage}: process 1 on fs4-b and process 0 on fs4-a differ in {named}; give all hosts"
+    assert f"error: process 0 on fs4-a: {differ}" in log
+    assert f"error: process 1 on fs4-b: {differ}" in log
 
 
 def test_a_missing_input_is_named_with_its_host(pair: Pair) -> None:
     pair.params({"runtime.launcher": BOTH})
     images = pair.second.disk / "data/images/train/images.npy"
-    images.rename(images.with_suffix(".away"))
-    started = time.monotonic()
+    away = images.rename(images.with_suffix(".away"))
     log = pair.end(pair.start("--force", "--single-item", "embed"))
-    images.with_suffix(".away").rename(images)
-    assert re.search(r"error: process 1 on fs4-b: data/images/train/images.npy: ", log), log
-    assert time.monotonic() - started < PATIENCE_SECONDS / 2
+    away.rename(images)
+    assert "error: process 1 on fs4-b: data/images/train/images.npy: " in log
 
 
 def _worker(host: Host) -> psutil.Process:
@@ -197,23 +206,19 @@ def _launcher(pair: Pair) -> psutil.Process:
 
 
 def _kill_all(pair: Pair) -> None:
-    for process in [*pair.processes("stages."), *pair.processes("dvc")]:
-        if process.is_running():
+    for process in [*pair.processes(), *pair.processes("dvc")]:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-LOST = "error: process 0 on fs4-a: another process has ended, or did not answer"
+LOST = r"error: process 0 on fs4-a: another process has ended, or did not answer for runtime\.timeout_seconds"
 WAYS: dict[str, tuple[Callable[[Pair], Any], str]] = {
     "a process is killed": (lambda pair: _worker(pair.second).kill(), r"Signal 9 \(SIGKILL\)"),
-    "torchrun is killed": (lambda pair: _torchrun(pair.second).kill(), LOST),
-    "the first torchrun is killed": (
-        lambda pair: _torchrun(pair.first).kill(),
-        "1 on fs4-b: another process",
-    ),
+    "torchrun is killed": (lambda pair: _torchrun(pair.second).kill(), r"Killed .*--node-rank 1"),
+    "the first torchrun is killed": (lambda pair: _torchrun(pair.first).kill(), r"Killed .*--node-rank 0"),
     "the launcher is killed": (lambda pair: _launcher(pair).kill(), "bash was ended by SIGKILL"),
     "a process hangs": (lambda pair: _worker(pair.second).suspend(), LOST + ".*imed out"),
     "the cable is cut": (lambda pair: pair.second.cable("link", "set", "cable", "down"), LOST),
-    "all are killed": (_kill_all, ""),
 }
 
 
@@ -221,13 +226,35 @@ WAYS: dict[str, tuple[Callable[[Pair], Any], str]] = {
 def test_a_failure_ends_the_stage_on_both_hosts_and_the_next_run_goes_on(pair: Pair, way: str) -> None:
     fail, message = WAYS[way]
     pair.params(LONG)
-    running = pair.start("pretrain")
-    known = {path: path.stat().st_mtime for path in pair.states()}
-    _wait_for(lambda: any(known.get(path, 0) < path.stat().st_mtime for path in pair.states()))
+    has_state = bool(pair.states())
+    running = _until_saved(pair, "pretrain")
     fail(pair)
-    started = time.monotonic()
     log = pair.end(running)
-    print(way, time.monotonic() - started, log)
     pair.second.cable("link", "set", "cable", "up")
     assert re.search(message, log), log
+    assert ("pretrain: resuming from the state in" in log) == has_state
     assert not list(pair.second.disk.rglob(".state"))
+
+
+def _until_saved(pair: Pair, *arguments: str) -> subprocess.Popen[bytes]:
+    known = {path: path.stat().st_mtime for path in pair.states()}
+    running = pair.start(*arguments)
+    _wait_for(lambda: any(known.get(path, 0) < path.stat().st_mtime for path in pair.states()))
+    return running
+
+
+@pytest.mark.parametrize("num_processes", ["two hosts", 1, 3])
+def test_a_killed_run_goes_on_with_the_state_of_the_first_host(pair: Pair, num_processes: str | int) -> None:
+    for path in pair.states():
+        path.unlink()
+    arguments = ("--force", "--single-item", "pretrain")
+    running = _until_saved(pair, *arguments)
+    _kill_all(pair)
+    pair.end(running)
+    if isinstance(num_processes, int):
+        pair.params({"runtime.launcher": "", "runtime.nproc": num_processes}, pair.first)
+    assert "pretrain: resuming from the state in" in pair.repro(*arguments)
+    expected, resumed = _losses(pair.reference, "pretrain"), _losses(pair.first.disk, "pretrain")
+    pd.testing.assert_series_equal(resumed, expected, rtol=0.05)
+    if num_processes == "two hosts":
+        assert hashes(pair.first.disk)[OUTS[0]] == hashes(pair.reference)[OUTS[0]]
