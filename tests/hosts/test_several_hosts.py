@@ -4,8 +4,7 @@ import contextlib
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,87 +12,17 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.datasets import write_params
 from tests.hosts.machines import Host, make_hosts, missing
-from tests.pipeline.commands import make_clone, run
+from tests.hosts.pair import BOTH, Pair, wait_for
+from tests.pipeline.commands import run
 from tests.torture import hashes
 
 pytestmark = [pytest.mark.hosts, pytest.mark.xdist_group("hosts")]
 
-BOTH = "bash docs/over_ssh.sh 1 fs4-a fs4-b"
-# Before each stage, the other disk gets what earlier stages wrote.
-COPY_FIRST = f'tar c data models metrics | ssh fs4-b "tar x -C $PWD" && exec {BOTH} "$@"\n'
-PATIENCE_SECONDS = 1200
-TIMEOUT_SECONDS = 20
-SETTINGS = {
-    "pretrain.epochs": 20,
-    "pretrain.batch_size": 6,
-    "pretrain.queue_size": 6,
-    "pretrain.swav.queue_size": 6,
-    "train.batch_size": 6,
-    "runtime.checkpoint_seconds": 0.0,
-    "runtime.timeout_seconds": TIMEOUT_SECONDS,
-    "runtime.launcher": "bash launcher.sh",
-}
 LONG = {"pretrain.epochs": 4000}
+SHORT_TIMEOUT = {"runtime.timeout_seconds": 20}
 OUTS = ("models/backbone.safetensors", "models/segmenter.safetensors", "models/pixel_centroids.safetensors")
 STAGES = ("pretrain", "embed", "train", "cluster", "predict")
-
-
-class Pair:
-    """Two hosts with a repository each. Commands are given on the first.
-
-    Attributes:
-        reference: copy of the first disk after an undisturbed run.
-    """
-
-    reference: Path
-
-    def __init__(self, folder: Path, tiny: Mapping[str, Any]) -> None:
-        self.first, self.second = make_hosts(folder)
-        self._log, self._tiny = folder / "log", tiny
-        make_clone(self.first.disk)
-        (self.first.disk / "launcher.sh").write_text(COPY_FIRST)
-        self.params()
-        shutil.copytree(self.first.disk, self.second.disk, dirs_exist_ok=True)
-
-    def params(self, changes: Mapping[str, Any] | None = None, *hosts: Host) -> None:
-        """Write params.yaml on both hosts, or on those that are named."""
-        for host in hosts or (self.first, self.second):
-            write_params(host.disk / "params.yaml", {**self._tiny, **SETTINGS, **(changes or {})})
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `dvc repro`."""
-        return self.first.start("dvc", "repro", *arguments, log=self._log)
-
-    def end(self, repro: subprocess.Popen[bytes]) -> str:
-        """Wait until it ends with an error; what it printed. No process may be left on either host."""
-        assert repro.wait(PATIENCE_SECONDS), self.log()
-        _wait_for(lambda: not self.processes())
-        return self.log()
-
-    def repro(self, *arguments: str) -> str:
-        """Run `dvc repro` to its end; what it printed."""
-        assert self.start(*arguments).wait(PATIENCE_SECONDS) == 0, self.log()
-        return self.log()
-
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def processes(self, word: str = "stages.") -> list[psutil.Process]:
-        """On both hosts; by default what runs, launches or guards stages."""
-        return [*self.first.processes(word), *self.second.processes(word)]
-
-    def states(self) -> list[Path]:
-        """Saved states on both disks."""
-        return [path for host in (self.first, self.second) for path in host.disk.rglob("state.safetensors")]
-
-
-def _wait_for(found: Callable[[], Any]) -> None:
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not found():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +31,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tiny: dict[str, Any]) -> Iter
     if reason := missing():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("hosts")
-    made = Pair(folder, tiny)
+    hosts = make_hosts(folder)
     try:
+        made = Pair(hosts, folder, tiny)
         made.repro("predict")
         made.reference = tmp_path_factory.mktemp("reference") / "disk"
         shutil.copytree(made.first.disk, made.reference)
         yield made
     finally:
-        made.first.close()
-        made.second.close()
+        for host in hosts:
+            host.close()
 
 
 @pytest.fixture(autouse=True)
@@ -222,10 +152,13 @@ WAYS: dict[str, tuple[Callable[[Pair], Any], str]] = {
 }
 
 
+ENDED = tuple(WAYS)[:-2]  # what a process that ends does, the others notice at once
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_failure_ends_the_stage_on_both_hosts_and_the_next_run_goes_on(pair: Pair, way: str) -> None:
     fail, message = WAYS[way]
-    pair.params(LONG)
+    pair.params(LONG if way in ENDED else {**LONG, **SHORT_TIMEOUT})
     has_state = bool(pair.states())
     running = _until_saved(pair, "pretrain")
     fail(pair)
@@ -239,7 +172,7 @@ def test_a_failure_ends_the_stage_on_both_hosts_and_the_next_run_goes_on(pair: P
 def _until_saved(pair: Pair, *arguments: str) -> subprocess.Popen[bytes]:
     known = {path: path.stat().st_mtime for path in pair.states()}
     running = pair.start(*arguments)
-    _wait_for(lambda: any(known.get(path, 0) < path.stat().st_mtime for path in pair.states()))
+    wait_for(lambda: any(known.get(path, 0) < path.stat().st_mtime for path in pair.states()))
     return running
 
 
