@@ -26,6 +26,9 @@ test: env ## run all tests
 test-cuda: env ## run the numeric tests and every stage on a GPU, against the CPU
 	python -m pytest --device cuda
 
+test-hosts: env ## run the stages over two hosts made of namespaces (minutes; needs root, iproute2, openssh-server)
+	python -m pytest --hosts tests/hosts
+
 check: env ## check formatting, lint and types
 	ruff format --check stages tests
 	ruff check stages tests
@@ -58,5 +61,5 @@ table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
 parameters: env ## write docs/parameters.md anew, after a change of a setting or its comment
 	python -m stages.tools.parameters
 
-.PHONY: help env repro test test-cuda check bench scale doctor torture preset table parameters pin names
+.PHONY: help env repro test test-cuda test-hosts check bench scale doctor torture preset table parameters pin names
 .DEFAULT_GOAL := help

@@ -28,6 +28,7 @@ from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
+from stages.runtime.state import common_fingerprint
 from stages.runtime.watch import Watch
 from stages.segmenter.network import Segmenter
 from stages.segmenter.sampling import all_pixel_features, at_size, cluster_maps, sample_pixel_features
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if launch("stages.cluster", arguments, neutral.runtime, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
+    if distributed.world_size() > 1:
+        common_fingerprint(watch)
     set_numerics(params.precision, deterministic=params.deterministic)
     split_batch_norms(segmenter, 1)
     images = ImageSource(open_images(args.images), device)

@@ -144,14 +144,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where tests of tensors run (default: cpu)"
     )
+    parser.addoption("--hosts", action="store_true", help="only the tests over two hosts, which take minutes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--device cuda`, the tests that work on a device and no others; else none that are for a GPU."""
-    if config.getoption("--device") == "cuda":
+    """With `--device cuda` or `--hosts`, the tests for these and no others; else none of them."""
+    if config.getoption("--hosts"):
+        others = [item for item in items if not item.get_closest_marker("hosts")]
+    elif config.getoption("--device") == "cuda":
         others = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
     else:
-        others = [item for item in items if item.get_closest_marker("gpu")]
+        others = [
+            item for item in items if item.get_closest_marker("gpu") or item.get_closest_marker("hosts")
+        ]
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,11 @@ from stages.settings.params import load
 from tests.datasets import REPOSITORY, write_params
 
 Main = Callable[[Sequence[str]], None]
+
+
+def heed_sigint() -> None:
+    """For `preexec_fn`: tests in the background of a shell ignore SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Bench:

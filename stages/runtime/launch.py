@@ -1,10 +1,13 @@
 """Multi-process launch of a script: by `runtime.nproc` on this machine, or by `runtime.launcher`."""
 
+import contextlib
+import ctypes
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -18,13 +21,16 @@ from stages.settings.errors import UserError
 from stages.settings.section import Runtime
 
 KILLED = 128  # plus the signal's number: exit code of shells for a process that a signal ended
+PATIENCE_SECONDS = 60  # torchrun gives its processes 30 s to end
+PR_SET_PDEATHSIG = 1  # of Linux, from prctl.h
+LIBC = ctypes.CDLL(None)
 
 
 def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> bool:
     """Run a script in several processes and wait for them to finish.
 
     If a process ends with an error, the others are ended and so does this one; the error is in the log. If a
-    signal ends this one, it ends the others first.
+    signal ends this one, it ends the others first. A launched process ends with the one that started it.
 
     Args:
         module: module name of the script, as for `python -m`.
@@ -36,10 +42,11 @@ def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> b
         True if it launched processes; False if one process suffices or this process was already launched.
 
     Raises:
-        UserError: the launcher cannot be run.
+        UserError: the launcher cannot be run, or was killed.
         KeyboardInterrupt: on SIGINT; SIGTERM exits.
     """
     if "WORLD_SIZE" in os.environ:
+        _end_with_parent()
         return False
     if runtime.launcher:
         _run([*shlex.split(runtime.launcher), "-m", module, *argv])
@@ -74,7 +81,10 @@ def _run(command: Sequence[str]) -> None:
     """Run the launcher; whatever ends this process ends the launcher first, which ends its processes."""
     previous = signal.signal(signal.SIGTERM, _exit)
     try:
-        code = _wait(subprocess.Popen(command))
+        code = _wait(
+            # A process group of its own holds all that it starts on this host, except what torchrun starts.
+            subprocess.Popen(command, start_new_session=True, preexec_fn=_end_with_parent)
+        )
     except OSError as error:
         raise UserError(
             f"params.yaml: runtime.launcher: {command[0]} cannot be run ({error.strerror}); set it to a "
@@ -82,6 +92,11 @@ def _run(command: Sequence[str]) -> None:
         ) from error
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if code < 0:
+        raise UserError(
+            f"params.yaml: runtime.launcher: {command[0]} was ended by {signal.Signals(-code).name}; "
+            "run `dvc repro` again to go on"
+        )
     if code:
         sys.exit(code)  # the process that failed has already printed its error
 
@@ -93,6 +108,24 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         process.terminate()
         process.wait()  # without a limit: a launcher that is killed leaves its processes running
         raise
+    finally:
+        _end_group(process.pid)
+
+
+def _end_group(group: int) -> None:
+    """End what a launcher that was killed has left."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            os.killpg(group, 0)
+        os.killpg(group, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process when its parent has ended, even if that was killed."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _exit(number: int, frame: object) -> NoReturn:

@@ -1,6 +1,7 @@
 """Entry point of all scripts: errors of users without a traceback, what was written, the run time."""
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from stages.runtime.progress import say
 from stages.settings.errors import UserError
 
 EXIT_CODE = 2
+FAILED = 1
 INTERRUPTED = 130  # exit code for Ctrl-C in shells
 CLOCK_GRAIN_SECONDS = 0.1  # file systems round times
 TIMES = Path(".state/seconds.json")  # last run time of each stage; not a tracked output
@@ -28,8 +30,17 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_where()}{error}", file=sys.stderr)
         sys.exit(EXIT_CODE)
+    except RuntimeError as error:
+        if is_first or not _is_lost(error):
+            raise
+        print(
+            f"error: {_where()}another process has ended, or did not answer for runtime.timeout_seconds; its "
+            f"own messages say why; run `dvc repro` again to go on ({str(error).splitlines()[0]})",
+            file=sys.stderr,
+        )
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         print("interrupted; run it again to continue", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -40,6 +51,19 @@ def run(main: Callable[[], None]) -> None:
         )
     if stage and is_first and "DVC_EXP_NAME" not in os.environ:  # experiments may run in parallel
         write_json(TIMES, {**read_times(), stage: round(seconds, 1)})
+
+
+def _where() -> str:
+    """The process and its host, if it is one of several."""
+    rank = os.environ.get("RANK")
+    return "" if rank is None else f"process {rank} on {socket.gethostname()}: "
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether it is what torch raises in the other processes if one of several is lost."""
+    from torch.distributed import DistError  # takes a second, and such a process has loaded it already
+
+    return isinstance(error, DistError) or "gloo/transport" in str(error)
 
 
 def _stage() -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from stages.core import distributed
 from stages.core.artefacts import create_array, named_faults
 from stages.core.tensors import read_tensors, write_tensors
 from stages.runtime.tree import flatten, unflatten
-from stages.runtime.watch import Watch, hash_file
+from stages.runtime.watch import Watch, differing, hash_file, summarise
 from stages.settings.errors import UserError
 
 
@@ -54,7 +55,8 @@ class StageState:
         folder: folder of the state; a stage may store more files in it.
 
     Raises:
-        UserError: another process runs the same stage, or the folder is not writable.
+        UserError: another process runs the same stage, the folder is not writable, or processes of this run
+            differ in code, params or inputs.
     """
 
     def __init__(
@@ -70,8 +72,7 @@ class StageState:
         self._interval, self._saved_at = interval_seconds, time.monotonic()
         self._is_leader = is_leader
         root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
-        self._decided_by = (watch, data, pins)
-        self.folder = root / watch.stage / _fingerprint(*self._decided_by)[:16]
+        self.folder = root / watch.stage / common_fingerprint(watch, data, pins)[:16]
         if not is_leader:
             return
         with named_faults(self.folder):
@@ -86,29 +87,13 @@ class StageState:
             ) from error
 
     def load(self) -> Any | None:
-        """Return the last saved state, or None; with several processes, the state on the disk of rank 0.
-
-        Raises:
-            UserError: this process has other code, params or inputs than rank 0.
-        """
-        self._check_processes()
+        """Return the last saved state, or None; with several processes, the state on the disk of rank 0."""
         path, found = self.folder / "state.safetensors", None
         if self._is_leader and path.exists():
             found = read_tensors(path)
             print(f"{self._watch.stage}: resuming from the state in {self.folder}", flush=True)
         found = distributed.object_from_leader(found)
         return None if found is None else unflatten(found[1]["tree"], found[0])
-
-    def _check_processes(self) -> None:
-        """Check that all processes work on the same; by contents if a dvc.lock differs or is missing."""
-        if len(set(distributed.objects(self.folder.name))) == 1:
-            return
-        own = _fingerprint(*self._decided_by, by_contents=True)
-        if own != distributed.object_from_leader(own):
-            raise UserError(
-                f"{self._watch.stage}: process {distributed.rank()} has other code, settings or inputs than "
-                "process 0; give all hosts the same files"
-            )
 
     def resume(self, trainer: Saved, history: Saved) -> tuple[int, int]:
         """Restore trainer and history from the last saved step.
@@ -167,19 +152,49 @@ class StageState:
         self._lock.close()
 
 
-def _fingerprint(watch: Watch, data: str, pins: Sequence[str], *, by_contents: bool = False) -> str:
-    """Hash everything that determines the result."""
+def common_fingerprint(watch: Watch, data: str = "", pins: Sequence[str] = ()) -> str:
+    """Hash everything that determines the result; it has to be the same in all processes.
+
+    They compare the contents of the inputs if a dvc.lock differs or is missing, as on hosts without DVC.
+
+    Args:
+        watch: code, params and inputs.
+        data: text that identifies anything else.
+        pins: params that are left out.
+
+    Raises:
+        UserError: in all processes, if one differs from rank 0.
+    """
+    own = _hash(_decided_by(watch, data, pins))
+    if len(set(distributed.objects(own))) == 1:
+        return own
+    parts = {name: _hash(part) for name, part in _decided_by(watch, data, pins, by_contents=True).items()}
+    (first_host, first), *others = distributed.objects((socket.gethostname(), parts))
+    for rank, (host, other) in enumerate(others, start=1):
+        if named := summarise(differing(first, other)):
+            raise UserError(
+                f"{watch.stage}: process {rank} on {host} and process 0 on {first_host} differ in {named}; "
+                "give all hosts the same code, settings and inputs"
+            )
+    return own
+
+
+def _decided_by(watch: Watch, data: str, pins: Sequence[str], *, by_contents: bool = False) -> dict[str, Any]:
+    """What determines the result, by the names under which messages speak of it."""
     params = copy.deepcopy(watch.params)
     for section, _, key in (pin.partition(".") for pin in pins):
         del params[section][key]
-    decided_by = {
-        "argv": sys.argv[1:],
-        "code": watch.code,
-        "params": params,
-        "inputs": {str(path): _hash_input(path, by_contents=by_contents) for path in watch.inputs},
-        "data": data,
+    return {
+        "the command line": sys.argv[1:],
+        "other data": data,
+        **{f"code {name}": digest for name, digest in watch.code.items()},
+        **{f"param {name}": value for name, value in params.items()},
+        **{str(path): _hash_input(path, by_contents=by_contents) for path in watch.inputs},
     }
-    return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _hash_input(path: Path, *, by_contents: bool) -> str:

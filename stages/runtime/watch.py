@@ -50,18 +50,15 @@ class Watch:
             UserError: code, params or inputs changed while the stage ran.
         """
         changed = [
-            *(f"code {name}" for name in _differing(self.code, self._read_code())),
-            *(f"param {name}" for name in _differing(self.params, self._read_params())),
-            *_differing(self._marks, _marks(self.inputs)),
+            *(f"code {name}" for name in differing(self.code, self._read_code())),
+            *(f"param {name}" for name in differing(self.params, self._read_params())),
+            *differing(self._marks, _marks(self.inputs)),
         ]
         if not changed:
             return
-        named = ", ".join(changed[:MOST_NAMED])
-        if len(changed) > MOST_NAMED:
-            named += f" and {len(changed) - MOST_NAMED} more"
         raise UserError(
-            f"{self.stage}: changed while it ran: {named}; its result would belong to neither the old nor "
-            f"the new, so nothing is written; run `dvc repro` again{kept}"
+            f"{self.stage}: changed while it ran: {summarise(changed)}; its result would belong to neither "
+            f"the old nor the new, so nothing is written; run `dvc repro` again{kept}"
         )
 
     def _read_code(self) -> dict[str, str]:
@@ -97,5 +94,12 @@ def _marks(inputs: Iterable[Path]) -> dict[str, tuple[int, int, int]]:
     return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()}
 
 
-def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ, or that one side lacks."""
     return [name for name in {**before, **after} if before.get(name) != after.get(name)]
+
+
+def summarise(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are; '' if there are none."""
+    rest = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -21,11 +21,11 @@ if __name__ == "__main__":
     if what == "dvc" and rank == 0:  # DVC runs on one host, and writes the hashes of this run there
         os.environ["DVC_STAGE"] = "pretrain"
     watch = Watch("pretrain", Path("params.yaml"), ("seed",), [Path("input")])
-    state = StageState(watch, interval_seconds=0, is_leader=distributed.is_leader())
-    if distributed.is_leader():
-        state.save({"weights": [torch.arange(3), {"step": 7}]})
-    distributed.barrier()
     try:
+        state = StageState(watch, interval_seconds=0, is_leader=distributed.is_leader())
+        if distributed.is_leader():
+            state.save({"weights": [torch.arange(3), {"step": 7}]})
+        distributed.barrier()
         print(f"process {rank} has {state.load()}", flush=True)
     except UserError as fault:
         print(f"process {rank}: {fault}", flush=True)

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from stages import pretrain
-from tests.datasets import REPOSITORY, write_params
+from tests.datasets import REPOSITORY
+from tests.workbench import heed_sigint
 
 ARGV = ["--images", "images/train", "--out", "out", "--history", "h.csv", "--metrics", "m.json"]
 TORCHRUN = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
@@ -74,51 +75,6 @@ def _wait_for(found: Any) -> None:
         time.sleep(0.1)
 
 
-def _on_two_disks(
-    folder: Path, what: str, seeds: tuple[int, int] = (0, 0), inputs: tuple[str, str] = ("a", "a")
-) -> subprocess.CompletedProcess[str]:
-    for rank, (seed, content) in enumerate(zip(seeds, inputs, strict=True)):
-        disk = folder / f"disk{rank}"
-        disk.mkdir()
-        write_params(disk / "params.yaml", {"seed": seed})
-        (disk / "input").write_text(content)
-        lock = "stages: {prepare: {outs: [{path: input, md5: " + f"{rank}" + "}]}}\n"
-        (disk / "dvc.lock").write_text(lock)
-    command = [*TORCHRUN.split(), "-m", "tests.runtime.alone_on_disk", what]
-    return subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
-    )
-
-
-def test_the_state_on_the_disk_of_the_first_process_is_enough(tmp_path: Path) -> None:
-    ended = _on_two_disks(tmp_path, "load")
-    assert ended.returncode == 0, ended.stderr
-    for rank in range(2):
-        assert f"process {rank} has {{'weights': [tensor([0, 1, 2]), {{'step': 7}}]}}" in ended.stdout
-
-
-@pytest.mark.parametrize(("seeds", "inputs"), [((0, 1), ("a", "a")), ((0, 0), ("a", "b"))], ids=str)
-def test_hosts_with_other_settings_or_inputs_are_named(
-    tmp_path: Path, seeds: tuple[int, int], inputs: tuple[str, str]
-) -> None:
-    ended = _on_two_disks(tmp_path, "dvc", seeds, inputs)
-    assert "process 1: pretrain: process 1 has other code, settings or inputs than process 0" in ended.stdout
-
-
-def test_hosts_whose_lock_is_of_another_run_agree_by_the_contents_of_the_inputs(tmp_path: Path) -> None:
-    ended = _on_two_disks(tmp_path, "dvc")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("{'step': 7}") == 2
-
-
-def test_a_process_that_hangs_ends_all(tmp_path: Path) -> None:
-    start = time.monotonic()
-    ended = _on_two_disks(tmp_path, "hang")
-    assert ended.returncode == 1
-    assert "imed out" in ended.stderr  # gloo says "Timed out waiting 5000ms"
-    assert time.monotonic() - start < 200
-
-
 def test_a_launcher_that_is_not_there(bench: Any) -> None:
     bench.params(runtime__launcher="no-such-command --nodes 2")
     message = bench.fault(pretrain.main, ARGV)
@@ -143,7 +99,6 @@ time.sleep(300)
 def _start(bench: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "stages.pretrain", *ARGV]
     pipe = subprocess.PIPE
-    # Tests that run in the background of a shell ignore SIGINT, and their children would inherit that.
     return subprocess.Popen(
         command,
         cwd=bench.folder,
@@ -151,12 +106,8 @@ def _start(bench: Any) -> subprocess.Popen[str]:
         stdout=pipe,
         stderr=pipe,
         text=True,
-        preexec_fn=_heed_sigint,
+        preexec_fn=heed_sigint,
     )
-
-
-def _heed_sigint() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -189,6 +140,43 @@ def test_a_stage_that_is_ended_ends_its_processes_without_a_traceback(
     assert "Traceback" not in log
     assert ("interrupted; run it again to continue\n" in log) == (number == signal.SIGINT)
     assert not any(one.is_running() for one in processes)
+
+
+def test_a_launcher_that_is_killed_leaves_no_process(bench: Any) -> None:
+    bench.params(**TWO, pretrain__epochs=400, runtime__checkpoint_seconds=0.0)
+    running = _start(bench)
+    _wait_for(lambda: list(Path(".state").rglob("state.safetensors")))
+    processes = psutil.Process(running.pid).children(recursive=True)
+    assert {"0", "1"} <= {_rank(one) for one in processes}
+    processes[0].kill()  # torchrun
+    _, log = running.communicate(timeout=120)
+    assert running.returncode == 2
+    assert f"error: params.yaml: runtime.launcher: {sys.executable} was ended by SIGKILL; run" in log
+    _wait_for(lambda: not any(one.is_running() for one in processes))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_launcher_leaves_is_ended(bench: Any, number: int) -> None:
+    Path("slow.py").write_text(SLOW)
+    Path("careless.sh").write_text(f"{sys.executable} slow.py\n")  # does not end what it has started
+    bench.params(runtime__launcher="bash careless.sh")
+    running = _start(bench)
+    _wait_for(Path("started").exists)
+    (launcher,) = psutil.Process(running.pid).children()
+    launcher.send_signal(number)
+    log = running.communicate(timeout=60)[1]
+    assert Path("ended").exists()
+    assert running.returncode == 2
+    assert f"runtime.launcher: bash was ended by {signal.Signals(number).name}; run" in log
+
+
+def test_a_launcher_ends_if_the_stage_is_killed(bench: Any) -> None:
+    Path("slow.py").write_text(SLOW)
+    bench.params(runtime__launcher=f"{sys.executable} slow.py")
+    running = _start(bench)
+    _wait_for(Path("started").exists)
+    running.kill()
+    _wait_for(Path("ended").exists)
 
 
 def test_the_launcher_leaves_the_handling_of_signals_as_it_was(bench: Any) -> None:

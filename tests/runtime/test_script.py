@@ -2,13 +2,16 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import DistBackendError
 
 from stages.runtime.script import duration, read_times, run, written_since
+from stages.settings.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,44 @@ def test_one_of_several_processes_leaves_the_frame_to_the_first(
     run(lambda: None)
     assert capsys.readouterr().out == ""
     assert read_times() == {}
+
+
+def _ended(fault: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str]:
+    def fail() -> None:
+        raise fault
+
+    with pytest.raises(SystemExit) as ended:
+        run(fail)
+    return ended.value.code, capsys.readouterr().err
+
+
+def test_one_of_several_processes_says_which_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    here = f"error: process 3 on {socket.gethostname()}: "
+    assert _ended(UserError("images: not found"), capsys) == (2, f"{here}images: not found\n")
+    lost = [RuntimeError("[gloo/transport/tcp/pair.cc:5] Read error\nmore"), DistBackendError("NCCL error")]
+    for fault in lost:
+        code, shown = _ended(fault, capsys)
+        assert code == 1
+        assert shown.startswith(
+            f"{here}another process has ended, or did not answer for runtime.timeout_seconds"
+        )
+        assert shown.endswith(f" ({str(fault).splitlines()[0]})\n")
+
+
+@pytest.mark.parametrize(("rank", "text"), [("0", "shapes differ"), (None, "gloo/transport")])
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, rank: str | None, text: str) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+
+    def fail() -> None:
+        raise RuntimeError(text)
+
+    with pytest.raises(RuntimeError, match=text):
+        run(fail)
 
 
 def test_an_experiment_keeps_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
