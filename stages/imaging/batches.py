@@ -1,5 +1,6 @@
 """Batches of stored images on the compute device."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from stages.core.device import constant, send
+from stages.imaging.stored_rows import ReadRow, open_rows
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -27,29 +29,35 @@ def normalise(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
 
 
 DEVICE_SHARE = 0.25  # maximum share of free device memory for stored images
-COPIED_IMAGES = 1024  # at once, to the device
+COPIED_IMAGES = 64  # at once, to the device
 LOOK_AHEAD = 2  # number of batches to prefetch
+READERS = 8  # threads: a disk serves several requests at once, and each thread waits for one
+PART_BYTES = 1 << 20  # of a batch for each thread, at least: handing over less costs more than it gains
 
 
 class ImageSource:
     """The decoded images of one split.
 
-    The images are kept on the GPU if they fit. Otherwise a thread reads each batch from the memory map into
-    pinned memory. RAM use does not grow with the data set.
+    The images are kept on the GPU if they fit. Otherwise threads read each image of a batch from the file of
+    the memory map, for a GPU into pinned memory. RAM use does not grow with the data set.
 
     Args:
         array: uint8 [N, S, S, 3], usually a memory map.
         device: target device of the batches.
+
+    Raises:
+        UserError: the file cannot be read, or is cut short; also from `batches` and `read`.
     """
 
     def __init__(self, array: np.ndarray, device: torch.device) -> None:
         self.array, self.device = array, device
         self.resident: Tensor | None = None
         if device.type == "cuda" and array.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
-            self.resident = torch.empty(array.shape, dtype=torch.uint8, device=device)
-            for start in range(0, len(array), COPIED_IMAGES):
-                rows = slice(start, start + COPIED_IMAGES)
-                self.resident[rows] = torch.from_numpy(np.array(array[rows]))
+            resident = torch.empty(array.shape, dtype=torch.uint8, device=device)
+            stored = self.read(in_order(len(array), COPIED_IMAGES), pinned=False)
+            for part, batch in zip(resident.split(COPIED_IMAGES), stored, strict=True):
+                part.copy_(batch)
+            self.resident = resident
 
     def __len__(self) -> int:
         return len(self.array)
@@ -60,21 +68,37 @@ class ImageSource:
             for rows in indices:
                 yield to_unit(self.resident[send(rows, self.device)])
             return
-        waiting: deque[Future[Tensor]] = deque()
-        with ThreadPoolExecutor(1) as reader:
+        for batch in self.read(indices, pinned=self.device.type == "cuda"):
+            yield to_unit(batch.to(self.device, non_blocking=True))
+
+    def read(self, indices: Iterable[Tensor], *, pinned: bool) -> Iterator[UInt8[Tensor, "N S S 3"]]:
+        """Yield one batch of stored images on the CPU for each tensor of indices, in order.
+
+        While a batch is in use, the next ones are read.
+        """
+        waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
+        with open_rows(self.array) as read_row, ThreadPoolExecutor(READERS) as readers:
             for rows in indices:
-                waiting.append(reader.submit(self._read, rows))
+                batch = torch.empty(len(rows), *self.array.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+                pairs = list(zip(rows.tolist(), batch.numpy(), strict=True))
+                num_parts = min(READERS, math.ceil(batch.nbytes / PART_BYTES))
+                parts = (pairs[first::num_parts] for first in range(num_parts))
+                waiting.append((batch, [readers.submit(_read_part, read_row, part) for part in parts]))
                 if len(waiting) > LOOK_AHEAD:
-                    yield self._deliver(waiting.popleft().result())
+                    yield _finished(*waiting.popleft())
             while waiting:
-                yield self._deliver(waiting.popleft().result())
+                yield _finished(*waiting.popleft())
 
-    def _read(self, rows: Tensor) -> UInt8[Tensor, "N S S 3"]:
-        batch = torch.from_numpy(self.array[rows.numpy()])
-        return batch.pin_memory() if self.device.type == "cuda" else batch
 
-    def _deliver(self, batch: UInt8[Tensor, "N S S 3"]) -> Float[Tensor, "N 3 S S"]:
-        return to_unit(batch.to(self.device, non_blocking=True))
+def _read_part(read_row: ReadRow, part: Iterable[tuple[int, np.ndarray]]) -> None:
+    for row, image in part:
+        read_row(row, image)
+
+
+def _finished(batch: Tensor, parts: Iterable[Future[None]]) -> Tensor:
+    for part in parts:
+        part.result()
+    return batch
 
 
 def in_order(count: int, batch_size: int) -> list[Tensor]:
