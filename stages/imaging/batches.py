@@ -1,6 +1,5 @@
 """Batches of stored images on the compute device."""
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +31,6 @@ DEVICE_SHARE = 0.25  # maximum share of free device memory for stored images
 COPIED_IMAGES = 64  # at once, to the device
 LOOK_AHEAD = 2  # number of batches to prefetch
 READERS = 8  # threads: a disk serves several requests at once, and each thread waits for one
-PART_BYTES = 1 << 20  # of a batch for each thread, at least: handing over less costs more than it gains
 
 
 class ImageSource:
@@ -79,15 +77,21 @@ class ImageSource:
         waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
         with open_rows(self.array) as read_row, ThreadPoolExecutor(READERS) as readers:
             for rows in indices:
-                batch = torch.empty(len(rows), *self.array.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+                batch = _buffer((len(rows), *self.array.shape[1:]), pinned=pinned)
                 pairs = list(zip(rows.tolist(), batch.numpy(), strict=True))
-                num_parts = min(READERS, math.ceil(batch.nbytes / PART_BYTES))
-                parts = (pairs[first::num_parts] for first in range(num_parts))
+                parts = (pairs[first::READERS] for first in range(min(READERS, len(pairs))))
                 waiting.append((batch, [readers.submit(_read_part, read_row, part) for part in parts]))
                 if len(waiting) > LOOK_AHEAD:
                     yield _finished(*waiting.popleft())
             while waiting:
                 yield _finished(*waiting.popleft())
+
+
+def _buffer(shape: tuple[int, ...], *, pinned: bool) -> UInt8[Tensor, "N S S 3"]:
+    """Memory for a batch. Numpy's fits where the last one was; torch aligns its own, which leaves gaps."""
+    if pinned:
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+    return torch.from_numpy(np.empty(shape, np.uint8))
 
 
 def _read_part(read_row: ReadRow, part: Iterable[tuple[int, np.ndarray]]) -> None:
