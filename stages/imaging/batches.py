@@ -1,8 +1,11 @@
 """Batches of stored images on the compute device."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor
 
 from stages.core.device import constant, send
 from stages.imaging.stored_rows import ReadRow, open_rows
+
+Item = TypeVar("Item")
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -72,26 +77,34 @@ class ImageSource:
     def read(self, indices: Iterable[Tensor], *, pinned: bool) -> Iterator[UInt8[Tensor, "N S S 3"]]:
         """Yield one batch of stored images on the CPU for each tensor of indices, in order.
 
-        While a batch is in use, the next ones are read.
+        While a batch is in use, the next ones are read. A batch that is not pinned is overwritten once the
+        next is asked for.
         """
-        waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
+        spare: list[Tensor] = []
         with open_rows(self.array) as read_row, ThreadPoolExecutor(READERS) as readers:
-            for rows in indices:
-                batch = _buffer((len(rows), *self.array.shape[1:]), pinned=pinned)
+
+            def start(rows: Tensor) -> tuple[Tensor, list[Future[None]]]:
+                batch = self._buffer(len(rows), spare, pinned=pinned)
                 pairs = list(zip(rows.tolist(), batch.numpy(), strict=True))
                 parts = (pairs[first::READERS] for first in range(min(READERS, len(pairs))))
-                waiting.append((batch, [readers.submit(_read_part, read_row, part) for part in parts]))
-                if len(waiting) > LOOK_AHEAD:
-                    yield _finished(*waiting.popleft())
-            while waiting:
-                yield _finished(*waiting.popleft())
+                return batch, [readers.submit(_read_part, read_row, part) for part in parts]
 
+            for batch, parts in _ahead(map(start, indices)):
+                for part in parts:
+                    part.result()
+                yield batch
+                if not pinned:  # torch keeps pinned memory until its copy is made, and gives it out again
+                    spare.append(batch)
 
-def _buffer(shape: tuple[int, ...], *, pinned: bool) -> UInt8[Tensor, "N S S 3"]:
-    """Memory for a batch. Numpy's fits where the last one was; torch aligns its own, which leaves gaps."""
-    if pinned:
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-    return torch.from_numpy(np.empty(shape, np.uint8))
+    def _buffer(self, count: int, spare: list[Tensor], *, pinned: bool) -> UInt8[Tensor, "N S S 3"]:
+        """Memory for a batch: a spare one, or new, apart from that of the steps."""
+        if spare and len(found := spare.pop()) >= count:
+            return found[:count]
+        shape = (count, *self.array.shape[1:])
+        if pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        pages = mmap(-1, max(1, math.prod(shape)), flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        return torch.from_numpy(np.frombuffer(pages, np.uint8, math.prod(shape)).reshape(shape))
 
 
 def _read_part(read_row: ReadRow, part: Iterable[tuple[int, np.ndarray]]) -> None:
@@ -99,10 +112,14 @@ def _read_part(read_row: ReadRow, part: Iterable[tuple[int, np.ndarray]]) -> Non
         read_row(row, image)
 
 
-def _finished(batch: Tensor, parts: Iterable[Future[None]]) -> Tensor:
-    for part in parts:
-        part.result()
-    return batch
+def _ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; each is given out once the next ones are made."""
+    waiting: deque[Item] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > LOOK_AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def in_order(count: int, batch_size: int) -> list[Tensor]:
