@@ -1,8 +1,11 @@
 """Batches of stored images on the compute device."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +13,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from stages.core.device import constant, send
+from stages.imaging.stored_rows import ReadRow, open_rows
+
+Item = TypeVar("Item")
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -27,29 +33,34 @@ def normalise(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
 
 
 DEVICE_SHARE = 0.25  # maximum share of free device memory for stored images
-COPIED_IMAGES = 1024  # at once, to the device
+COPIED_IMAGES = 64  # at once, to the device
 LOOK_AHEAD = 2  # number of batches to prefetch
+READERS = 8  # threads: a disk serves several requests at once, and each thread waits for one
 
 
 class ImageSource:
     """The decoded images of one split.
 
-    The images are kept on the GPU if they fit. Otherwise a thread reads each batch from the memory map into
-    pinned memory. RAM use does not grow with the data set.
+    The images are kept on the GPU if they fit. Otherwise threads read each image of a batch from the file of
+    the memory map, for a GPU into pinned memory. RAM use does not grow with the data set.
 
     Args:
         array: uint8 [N, S, S, 3], usually a memory map.
         device: target device of the batches.
+
+    Raises:
+        UserError: the file cannot be read, or is cut short; also from `batches` and `read`.
     """
 
     def __init__(self, array: np.ndarray, device: torch.device) -> None:
         self.array, self.device = array, device
         self.resident: Tensor | None = None
         if device.type == "cuda" and array.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
-            self.resident = torch.empty(array.shape, dtype=torch.uint8, device=device)
-            for start in range(0, len(array), COPIED_IMAGES):
-                rows = slice(start, start + COPIED_IMAGES)
-                self.resident[rows] = torch.from_numpy(np.array(array[rows]))
+            resident = torch.empty(array.shape, dtype=torch.uint8, device=device)
+            stored = self.read(in_order(len(array), COPIED_IMAGES), pinned=False)
+            for part, batch in zip(resident.split(COPIED_IMAGES), stored, strict=True):
+                part.copy_(batch)
+            self.resident = resident
 
     def __len__(self) -> int:
         return len(self.array)
@@ -60,21 +71,55 @@ class ImageSource:
             for rows in indices:
                 yield to_unit(self.resident[send(rows, self.device)])
             return
-        waiting: deque[Future[Tensor]] = deque()
-        with ThreadPoolExecutor(1) as reader:
-            for rows in indices:
-                waiting.append(reader.submit(self._read, rows))
-                if len(waiting) > LOOK_AHEAD:
-                    yield self._deliver(waiting.popleft().result())
-            while waiting:
-                yield self._deliver(waiting.popleft().result())
+        for batch in self.read(indices, pinned=self.device.type == "cuda"):
+            yield to_unit(batch.to(self.device, non_blocking=True))
 
-    def _read(self, rows: Tensor) -> UInt8[Tensor, "N S S 3"]:
-        batch = torch.from_numpy(self.array[rows.numpy()])
-        return batch.pin_memory() if self.device.type == "cuda" else batch
+    def read(self, indices: Iterable[Tensor], *, pinned: bool) -> Iterator[UInt8[Tensor, "N S S 3"]]:
+        """Yield one batch of stored images on the CPU for each tensor of indices, in order.
 
-    def _deliver(self, batch: UInt8[Tensor, "N S S 3"]) -> Float[Tensor, "N 3 S S"]:
-        return to_unit(batch.to(self.device, non_blocking=True))
+        While a batch is in use, the next ones are read. A batch that is not pinned is overwritten once the
+        next is asked for.
+        """
+        spare: list[Tensor] = []
+        with open_rows(self.array) as read_row, ThreadPoolExecutor(READERS) as readers:
+
+            def start(rows: Tensor) -> tuple[Tensor, list[Future[None]]]:
+                batch = self._buffer(len(rows), spare, pinned=pinned)
+                pairs = list(zip(rows.tolist(), batch.numpy(), strict=True))
+                parts = (pairs[first::READERS] for first in range(min(READERS, len(pairs))))
+                return batch, [readers.submit(_read_part, read_row, part) for part in parts]
+
+            for batch, parts in _ahead(map(start, indices)):
+                for part in parts:
+                    part.result()
+                yield batch
+                if not pinned:  # torch keeps pinned memory until its copy is made, and gives it out again
+                    spare.append(batch)
+
+    def _buffer(self, count: int, spare: list[Tensor], *, pinned: bool) -> UInt8[Tensor, "N S S 3"]:
+        """Memory for a batch: a spare one, or new, apart from that of the steps."""
+        if spare and len(found := spare.pop()) >= count:
+            return found[:count]
+        shape = (count, *self.array.shape[1:])
+        if pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        pages = mmap(-1, max(1, math.prod(shape)), flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        return torch.from_numpy(np.frombuffer(pages, np.uint8, math.prod(shape)).reshape(shape))
+
+
+def _read_part(read_row: ReadRow, part: Iterable[tuple[int, np.ndarray]]) -> None:
+    for row, image in part:
+        read_row(row, image)
+
+
+def _ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; each is given out once the next ones are made."""
+    waiting: deque[Item] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > LOOK_AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def in_order(count: int, batch_size: int) -> list[Tensor]:

@@ -13,13 +13,17 @@ from stages.runtime.pool import count_cores
 def machine(device: torch.device) -> Iterator[str]:
     """Two lines: the machine; the versions."""
     about = describe_environment(device)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     gpu = ""
     if device.type == "cuda":
         gpu = f", {torch.cuda.get_device_properties(device).total_memory / 1e9:.0f} GB"
     yield (
-        f"Machine: {about['device']}{gpu}; {count_cores()} CPU cores, {memory:.0f} GB of memory, torch uses "
-        f"{about['threads']} threads; {platform.system()} {platform.machine()}."
+        f"Machine: {about['device']}{gpu}; {count_cores()} CPU cores, {memory_bytes() / 1e9:.0f} GB of "
+        f"memory, torch uses {about['threads']} threads; {platform.system()} {platform.machine()}."
     )
     packages = (f"{name} {about[name]}" for name in ("python", "torch", "faiss", "numpy"))
     yield f"Versions: {', '.join(packages)}."
+
+
+def memory_bytes() -> int:
+    """Memory of the host."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.clustering.kmeans import KMeans, MiniBatchKMeans
+from stages.core.artefacts import read_array
 from stages.core.device import place, set_numerics, torch_generator
 from stages.embed import embed_views
 from stages.imaging.batches import ImageSource, in_order, shuffled
@@ -21,6 +22,7 @@ from stages.train import build_segmenter
 from stages.training.clusters import PixelClusterer
 from tests.bench.clock import Clock
 from tests.bench.meter import Observed, Step, observe
+from tests.bench.reading import forget, stored_images
 from tests.bench.training import namespace, random_trainer, weight_of
 
 # On a CPU k-means is measured on a part of its points and iterations; both cost alike.
@@ -41,7 +43,8 @@ def photographs(count: int, side: int) -> np.ndarray:
 def measure_networks(params: Params, device: torch.device) -> Iterator[tuple[str, Observed]]:
     """The cost of an image in each long stage, and of reading one."""
     set_numerics(params.precision, deterministic=params.deterministic)
-    yield "read", _reading(params, device)
+    yield "read", _reading(params, device, is_cached=True)
+    yield "read from disk", _reading(params, device, is_cached=False)
     if params.pretrain.method not in UNTRAINED and params.pretrain.epochs:
         yield "pretrain", _pretraining(params, device)
     yield "embed", _embedding(params, device)
@@ -70,13 +73,20 @@ def _images(count: int, side: int, device: torch.device) -> ImageSource:
     return ImageSource(photographs(count, side), device)
 
 
-def _reading(params: Params, device: torch.device) -> Observed:
-    """By the thread that reads where images are too many for the device, from memory."""
+def _reading(params: Params, device: torch.device, *, is_cached: bool) -> Observed:
+    """By the threads that read where images are too many for the device; memory may hold the file."""
     count = 64
-    images = _images(count, params.prepare.train_px, device)
-    images.resident = None
     order = shuffled(count, 16, torch_generator(0, "scale"))
-    return observe(lambda: lambda _: [len(one) for one in images.batches(order)], count, device)
+    with stored_images(count, params.prepare.train_px) as path:
+        images = ImageSource(read_array(path, memory_map=True), device)
+        images.resident = None
+
+        def step(_: int) -> list[int]:
+            if not is_cached:
+                forget(path)
+            return [len(one) for one in images.batches(order)]
+
+        return observe(lambda: step, count, device)
 
 
 def _pretraining(params: Params, device: torch.device) -> Observed:

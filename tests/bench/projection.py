@@ -66,7 +66,8 @@ class Projection:
 
     def _image_seconds(self, name: str) -> float:
         """Of one training image: of the step or of the reader, whichever is slower."""
-        waits = 0.0 if self.is_resident() else self._measured["read"].seconds
+        kind = "read" if self._at.fits_memory(self._train_bytes) else "read from disk"
+        waits = 0.0 if self.is_resident() else self._measured[kind].seconds
         return max(self._measured[name].seconds, waits)
 
     def _memory(self, name: str, batch_size: int, *, image_bytes: float = 0.0) -> tuple[float, float]:

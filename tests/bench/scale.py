@@ -27,7 +27,7 @@ from stages.settings.params import read
 from stages.settings.schema import Params
 from stages.tools.estimate import start
 from tests.bench.files import is_present, measure_files
-from tests.bench.head import machine
+from tests.bench.head import machine, memory_bytes
 from tests.bench.meter import Observed, resident_bytes
 from tests.bench.pieces import build_untrained, measure_kmeans, measure_networks
 from tests.bench.projection import Projection
@@ -101,7 +101,7 @@ def _project(
             }
             known["start"] = start().low
         measured |= known[key]
-        at = Setting(*counts, count_cores(), known["start"], base, free)
+        at = Setting(*counts, count_cores(), known["start"], base, free, memory_bytes())
         trunk = build_backbone(describe(params.backbone))
         sizes = [_file_bytes(network) for network in (trunk, build_untrained(params, torch.device("cpu")))]
     projection = Projection(params, at, measured, dim=trunk.channels[-1], file_bytes=(sizes[0], sizes[1]))
@@ -150,10 +150,15 @@ def _assumptions(params: Params, at: Setting) -> Iterator[str]:
             "- Measured: networks in batches of at most 8 images, k-means on a part of its points and "
             "iterations. Taken for granted: an image takes as long in a whole batch, memory grows with it."
         )
-    gigabytes = 3 * at.num_train * params.prepare.train_px**2 / 1e9
+    image_bytes = 3 * params.prepare.train_px**2
+    source = (
+        "memory, which can hold them; the first time the disk may be slower"
+        if at.fits_memory(image_bytes)
+        else "the disk of data/, because they are more than memory holds"
+    )
     yield (
-        f"- One thread reads images, as if all {gigabytes:.0f} GB were in memory; a disk may be slower; "
-        "host memory leaves out the cache of files."
+        f"- Unless the GPU holds the images ({at.num_train * image_bytes / 1e9:.0f} GB), they are read from "
+        f"{source}. Host memory leaves out the cache of files."
     )
     yield (
         "- Disk is for the outputs alone. DVC keeps a copy of them in its cache, unless it links "

@@ -15,6 +15,7 @@ class Setting(NamedTuple):
         start_seconds: of a process, until it works.
         base_bytes: host memory of a process before it works.
         free_device_bytes: of the GPU; 0 on a CPU.
+        memory_bytes: of the host; files that are larger are read from the disk.
     """
 
     num_train: int
@@ -23,6 +24,11 @@ class Setting(NamedTuple):
     start_seconds: float
     base_bytes: float
     free_device_bytes: float = 0.0
+    memory_bytes: float = math.inf
+
+    def fits_memory(self, image_bytes: float) -> bool:
+        """Whether the host can keep all training images of this size in its cache of files."""
+        return self.num_train * image_bytes < self.memory_bytes
 
 
 class Row(NamedTuple):

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from stages.dataset.truth import Truth, write_classes
 from stages.segmenter.network import Segmenter
 from stages.settings.schema import Params
-from tests.bench import __main__, kernels, pixels, pretraining, training
+from tests.bench import __main__, kernels, pixels, pretraining, reading, training
 from tests.bench.interleaved import Comparison, compare
 from tests.bench.lines import Line
 from tests.bench.probe import presence_precision, scene_accuracy
@@ -136,6 +136,18 @@ def test_kernels_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found == unit
         assert float(value) >= 0
         assert (line.beside, line.ratio) == ("-", None)
+
+
+def test_reading_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reading, "SIDE", 32)
+    monkeypatch.setattr(reading, "NUM_IMAGES", 64)
+    (line,) = reading.measure(CPU, 1)
+    assert line.what == "reading images of 32 px in random order, batch 64, from the disk of data/"
+    from_disk, from_memory = float(line.here.split()[0]), float(line.beside.split()[2])
+    assert min(from_disk, from_memory) > 0
+    assert line.ratio == pytest.approx(from_disk / from_memory, rel=0.1)
+    assert not list(Path("data").iterdir())
 
 
 def test_the_output_is_one_table_with_a_head(

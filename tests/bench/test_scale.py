@@ -56,18 +56,8 @@ def test_memory_is_what_stays_and_what_a_step_needs() -> None:
 def _costs() -> dict[str, Observed]:
     """A millisecond an image everywhere, a nanosecond a point, and round numbers of bytes."""
     image = Observed(1e-3, 8, kept_bytes=1e9, working_bytes=8e8)
-    names = [
-        "read",
-        "pretrain",
-        "embed",
-        "train passes",
-        "train start",
-        "train",
-        "cluster",
-        "predict",
-        "refine",
-    ]
-    costs = {name: image for name in [*names, "prepare train", "prepare val"]}
+    names = ["read", "pretrain", "embed", "train passes", "train start", "train", "cluster", "predict"]
+    costs = {name: image for name in [*names, "refine", "prepare train", "prepare val"]}
     costs |= {f"{name} k-means": Observed(1e-9, 1000) for name in ("label", "train", "cluster")}
     costs |= {"mini-batch": Observed(2e-9, 1000), "select_views": Observed(1e-6, 1000)}
     for name in ("evaluate", "report"):
@@ -134,6 +124,19 @@ def test_a_slow_reader_holds_up_the_steps_unless_the_images_are_on_the_gpu() -> 
     assert (streamed.seconds, resident.seconds) == pytest.approx((5 * 49.629, 49.629))
     assert streamed.device_bytes == 3e9
     assert resident.device_bytes == pytest.approx(3e9 + 49_629 * 640 * 640 * 3)
+
+
+def test_images_that_memory_cannot_hold_come_from_the_disk() -> None:
+    params, costs = read_preset("cocostuff27"), _costs()
+    costs["read from disk"] = costs["read"]._replace(seconds=7e-3)
+    found = {}
+    for gigabytes in (64, 48):  # the images take 61 GB
+        at = Setting(49_629, 2_175, 2, start_seconds=0.0, base_bytes=1e9, memory_bytes=gigabytes * 1e9)
+        projection = Projection(params, at, costs, dim=2048, file_bytes=(0, 0))
+        found[gigabytes] = {row.stage: row for row in projection.rows()}["embed"].seconds
+        (told,) = (line for line in scale._assumptions(params, at) if "(61 GB)" in line)
+        assert ("the disk of data/" in told) == (gigabytes == 48)
+    assert found == pytest.approx({64: 49.629, 48: 7 * 49.629})
 
 
 def test_picie_clusters_all_pixels() -> None:
