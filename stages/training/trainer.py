@@ -66,7 +66,7 @@ class Trainer:
         self._settings, self._guidance, self._pixel_k, self._seed = settings, guidance, pixel_k, seed
         self._siamese = Siamese(settings, size_px=size_px, precision=precision)
         self._clusterer = PixelClusterer(settings, self._siamese, pixel_k=pixel_k, seed=seed)
-        split_batch_norms(segmenter, 1)
+        split_batch_norms(segmenter.backbone, 1)
         self._segmenter = segmenter
         self._frozen = copy.deepcopy(segmenter).requires_grad_(False)
         if compiled:
