@@ -55,24 +55,35 @@ def cosine_similarity(feature: Float[Tensor, "N P D"]) -> Float[Tensor, "N P P"]
 def appearance_kernel(
     color: Float[Tensor, "N P 3"],
     apart: Float[Tensor, "P P"],
-    position_bandwidth: Float[Tensor, ""],
-    color_bandwidth: Float[Tensor, ""],
+    log_weight: Float[Tensor, ""],
+    position_slope: Float[Tensor, ""],
+    color_slope: Float[Tensor, ""],
 ) -> Float[Tensor, "N P P"]:
-    """f^a = exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - |I_i - I_j|^2 / 2 theta_beta^2) (Eq. 8).
+    """w1 f^a = w1 exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - |I_i - I_j|^2 / 2 theta_beta^2) (Eq. 8).
+
+    The weight is part of the exponent, which spares a product of all pairs.
 
     Args:
         color: RGB in [0, 1].
         apart: |p_i - p_j|^2, `squared_distance` of the positions in shorter sides of the image.
-        position_bandwidth: theta_alpha, in shorter sides of the image.
-        color_bandwidth: theta_beta, in the unit of `color`.
+        log_weight: log w1.
+        position_slope: `slope` of theta_alpha, in shorter sides of the image.
+        color_slope: `slope` of theta_beta, in the unit of `color`.
     """
-    near, alike = -0.5 * position_bandwidth**-2, -0.5 * color_bandwidth**-2
-    return torch.exp(apart * near + squared_distance(color) * alike)
+    near = torch.addcmul(log_weight, apart, position_slope)
+    return torch.addcmul(near, squared_distance(color), color_slope).exp()
 
 
-def proximity_kernel(apart: Float[Tensor, "P P"], bandwidth: Float[Tensor, ""]) -> Float[Tensor, "P P"]:
-    """f^p = exp(-|p_i - p_j|^2 / 2 theta_gamma^2) (Eq. 9)."""
-    return torch.exp(apart * (-0.5 * bandwidth**-2))
+def proximity_kernel(
+    apart: Float[Tensor, "P P"], log_weight: Float[Tensor, ""], position_slope: Float[Tensor, ""]
+) -> Float[Tensor, "P P"]:
+    """w2 f^p = w2 exp(-|p_i - p_j|^2 / 2 theta_gamma^2) (Eq. 9); arguments as of `appearance_kernel`."""
+    return torch.addcmul(log_weight, apart, position_slope).exp()
+
+
+def slope(log_bandwidth: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """-1 / 2 theta^2, the factor of a squared distance in the exponent, from log theta."""
+    return -0.5 * (-2 * log_bandwidth).exp()
 
 
 def row_normalise(affinity: Float[Tensor, "N P P"]) -> Float[Tensor, "N P P"]:
@@ -106,14 +117,8 @@ class ContextModule(nn.Module):
             assert keep is not None
             nn.init.dirac_(keep.weight)  # in `merge`, the feature map is the first half of the input
             nn.init.zeros_(keep.bias)  # type: ignore[arg-type]
-        self.log_kernel = nn.ParameterDict(
-            {
-                name: nn.Parameter(
-                    torch.tensor(math.log(getattr(settings, name))), requires_grad=settings.learn_kernels
-                )
-                for name in KERNELS
-            }
-        )
+        start = torch.tensor([getattr(settings, name) for name in KERNELS])
+        self.log_kernel = nn.Parameter(start.log(), requires_grad=settings.learn_kernels)
 
     def forward(
         self, feature_map: Float[Tensor, "N D H W"], image: Float[Tensor, "N 3 S S"], grid: tuple[int, int]
@@ -141,7 +146,7 @@ class ContextModule(nn.Module):
     ) -> Float[Tensor, "N P P"]:
         """w_ij, the attention weights; by `norm`, rows sum to 1 (l1, softmax) or are divided by P (count)."""
         similarity, settings = self._settings.similarity, self._settings
-        semantic = cosine_similarity(feature_map.flatten(2).transpose(1, 2)).clamp_min(0)
+        semantic = cosine_similarity(feature_map.flatten(2).transpose(1, 2)).relu()
         if similarity == "cnn":
             combined = semantic
         else:
@@ -161,19 +166,20 @@ class ContextModule(nn.Module):
 
     def raw_similarity(self, image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N P P"]:
         """f^r = w1 f^a + w2 f^p (Eq. 7)."""
-        kernel = self._kernels()
         if self._settings.color == "lab":
             image = to_lab(image)
+        color = image.flatten(2).transpose(1, 2)
         apart = grid_distances(image.shape[2], image.shape[3], image.device, image.dtype)
-        appearance = appearance_kernel(
-            image.flatten(2).transpose(1, 2), apart, kernel["position_bandwidth"], kernel["color_bandwidth"]
+        weights, bandwidths = self.log_kernel.split([len(WEIGHTS), len(KERNELS) - len(WEIGHTS)])
+        appearance, proximity = weights.unbind()
+        position_slope, color_slope, proximity_slope = slope(bandwidths).unbind()
+        return appearance_kernel(color, apart, appearance, position_slope, color_slope) + proximity_kernel(
+            apart, proximity, proximity_slope
         )
-        proximity = proximity_kernel(apart, kernel["proximity_bandwidth"])
-        return kernel["appearance_weight"] * appearance + kernel["proximity_weight"] * proximity
 
     def kernels(self) -> dict[str, float]:
         """The five kernel parameters: weights, and bandwidths in shorter image sides and color units."""
-        return {name: value.item() for name, value in self._kernels().items()}
+        return dict(zip(KERNELS, self.log_kernel.exp().tolist(), strict=True))
 
     @torch.no_grad()
     def project_kernels(self) -> None:
@@ -188,15 +194,12 @@ class ContextModule(nn.Module):
             return
         low, high = (math.log(bound) for bound in settings.kernel_bounds)
         if self._only_ratio_counts():
-            first, second = (self.log_kernel[name] for name in WEIGHTS)
+            weights = self.log_kernel[: len(WEIGHTS)]
             middle = sum(math.log(getattr(settings, name)) for name in WEIGHTS) / 2
             reach = min(high - middle, middle - low)
-            half = ((first - second) / 2).clamp(-reach, reach)
-            first.copy_(middle + half)
-            second.copy_(middle - half)
-        values = [self.log_kernel[name] for name in KERNELS]
-        torch._foreach_clamp_min_(values, low)
-        torch._foreach_clamp_max_(values, high)
+            from_middle = (weights - weights.mean()).clamp(-reach, reach)
+            weights.copy_(middle + from_middle)
+        self.log_kernel.clamp_(low, high)
 
     def _only_ratio_counts(self) -> bool:
         """Whether a common factor of the two weights has no effect, because rows are normalized."""
@@ -205,16 +208,12 @@ class ContextModule(nn.Module):
             return True
         return settings.norm == "l1" and (settings.combine == "product" or settings.similarity == "raw")
 
-    def _kernels(self) -> dict[str, Float[Tensor, ""]]:
-        values = torch.stack([self.log_kernel[name] for name in KERNELS]).exp()
-        return dict(zip(KERNELS, values.unbind(), strict=True))
-
 
 def squared_distance(points: Float[Tensor, "N P C"]) -> Float[Tensor, "N P P"]:
     """|a|^2 + |b|^2 - 2ab for all pairs, with one matrix product; clamped to be non-negative."""
     squared = points.square().sum(2)
     apart = torch.baddbmm(squared[:, :, None] + squared[:, None], points, points.transpose(1, 2), alpha=-2)
-    return apart.clamp_min(0)
+    return apart.clamp_min_(0)
 
 
 def grid_distances(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "P P"]:

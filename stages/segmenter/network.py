@@ -115,15 +115,30 @@ class Segmenter(nn.Module):
         return [self.backbone, self.decoder, *([] if self.context is None else [self.context])]
 
     def forward(
-        self, image: Float[Tensor, "N 3 S S"], colors: Float[Tensor, "N 3 h w"] | None = None
+        self,
+        image: Float[Tensor, "N 3 S S"],
+        colors: Float[Tensor, "N 3 h w"] | None = None,
+        num_batches: int = 1,
     ) -> Float[Tensor, "N D H W"]:
         """F', before normalization to unit length; input RGB in [0, 1], output at 1 / feature_stride.
 
         Args:
             image: input of the trunk.
             colors: input of the context module for the same region; None for the image itself.
+            num_batches: number of equal batches that the images are, one after another. In training, the
+                batch norms of the trunk see them one by one; all else computes them at once.
         """
-        decoded = self.decoder(self.backbone(normalise(image)))
+        parts = normalise(image).chunk(num_batches) if self.training else (normalise(image),)
+        decoded = [self.decoder(self.backbone(part)) for part in parts]
+        return self._refine(decoded[0] if len(parts) == 1 else torch.cat(decoded), image, colors)
+
+    def _refine(
+        self,
+        decoded: Float[Tensor, "N D h w"],
+        image: Float[Tensor, "N 3 S S"],
+        colors: Float[Tensor, "N 3 c c"] | None,
+    ) -> Float[Tensor, "N D H W"]:
+        """Bring the decoder's output to the size of the result, and add the context."""
         height, width = image.shape[2] // self.feature_stride, image.shape[3] // self.feature_stride
         if decoded.shape[2] > height:
             decoded = shrink(decoded, (height, width))

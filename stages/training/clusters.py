@@ -18,7 +18,7 @@ from stages.runtime.progress import track
 from stages.segmenter.network import Segmenter
 from stages.segmenter.pixels import assign_pixels
 from stages.settings.schema_train import Train
-from stages.training.siamese import Plan, Siamese, View
+from stages.training.siamese import Pair, Plan, Siamese
 
 KEPT_BYTES = 1 << 28  # most memory for the assignments of an epoch; those of later steps are computed again
 
@@ -67,13 +67,13 @@ class PixelClusterer:
 
     @torch.no_grad()
     def assign(
-        self, frozen: Segmenter, views: Sequence[View], centroids: Sequence[Float[Tensor, "K D"]]
+        self, frozen: Segmenter, views: Pair, centroids: Sequence[Float[Tensor, "K D"]]
     ) -> tuple[Int[Tensor, "N H W"], Int[Tensor, "N H W"]]:
         """Assign each pixel of both views to a centroid of its own view (3)."""
         metric = self._settings.clustering.assign
         first, second = (
-            assign_pixels(self._siamese.features(frozen, view).pixels, one, metric)
-            for view, one in zip(views, centroids, strict=True)
+            assign_pixels(view.pixels, one, metric)
+            for view, one in zip(self._siamese.features_of_both(frozen, views), centroids, strict=True)
         )
         return first, second
 

@@ -11,14 +11,14 @@ from stages.segmenter.network import Segmenter
 from stages.settings.schema_train import PixelLoss
 from stages.training.guidance import Guidance
 from stages.training.losses import ViewClusters, siamese_loss
-from stages.training.siamese import Siamese, View
+from stages.training.siamese import Pair, Siamese
 
 
 class Pass(NamedTuple):
     """Some images of a batch, whose gradient is computed at once."""
 
     number: int  # from 0
-    views: tuple[View, View]
+    views: Pair
     targets: tuple[Int[Tensor, "n h w"], Int[Tensor, "n h w"]]  # clusters of the pixels of both views
     shares: Float[Tensor, " 2"] | None  # see `pixel_shares`
 
@@ -53,7 +53,7 @@ class Objective(nn.Module):
             image: this process's share of the batch.
             drawn: what guidance has drawn for it, on the device.
         """
-        first, second = (self._siamese.features(self.segmenter, view) for view in one.views)
+        first, second = self._siamese.features_of_both(self.segmenter, one.views)
         pixel, within, cross = siamese_loss(
             (first.pixels, second.pixels),
             one.targets,

@@ -68,6 +68,14 @@ class View(NamedTuple):
     boxes: Boxes | None  # crop of the feature map
 
 
+class Pair(NamedTuple):
+    """Both views of each image: all of the first, then all of the second."""
+
+    images: Float[Tensor, "M 3 S S"]
+    colors: Float[Tensor, "M 3 h w"] | None  # as of `View`, likewise `boxes` of the second
+    boxes: Boxes
+
+
 class ViewMaker:
     """Draws and renders the pairs of views of one training run.
 
@@ -118,12 +126,9 @@ class ViewMaker:
         first, second = (Jitter(*jitter) for jitter in jitters)
         return Plan(boxes, (first if self._colors_first else no_jitter(count), second))
 
-    def pair(self, image: Float[Tensor, "N 3 H W"], plan: Plan) -> tuple[View, View]:
+    def pair(self, image: Float[Tensor, "N 3 H W"], plan: Plan) -> Pair:
         """Both views, rendered together."""
-        boxes, jitter = plan.both()
-        images, colors = self._render(image, boxes, jitter)
-        (first, second), cleans = images.chunk(2), (None, None) if colors is None else colors.chunk(2)
-        return View(first, cleans[0], None), View(second, cleans[1], plan.boxes)
+        return Pair(*self._render(image, *plan.both()), plan.boxes)
 
     def render(self, image: Float[Tensor, "N 3 H W"], plan: Plan, number: int) -> View:
         """View `number` of the images; RGB in [0, 1]."""
@@ -204,7 +209,16 @@ class Siamese:
         """Pixel features of one view: unit length, or unnormalized for the euclidean metric."""
         with autocast(view.image.device, self._precision):
             whole_map = network(view.image, view.colors)
-        cut = cut_features(whole_map.float(), view.boxes)
+        return self._cut(whole_map, view.boxes)
+
+    def features_of_both(self, network: Segmenter, pair: Pair) -> tuple[Features, Features]:
+        """Like `features`, for both views; each has batch-norm statistics of its own."""
+        with autocast(pair.images.device, self._precision):
+            first, second = network(pair.images, pair.colors, 2).chunk(2)
+        return self._cut(first, None), self._cut(second, pair.boxes)
+
+    def _cut(self, whole_map: Float[Tensor, "N D H W"], boxes: Boxes | None) -> Features:
+        cut = cut_features(whole_map.float(), boxes)
         return Features(Pixels.of_map(cut, is_unit=self._is_unit), whole_map)
 
     def plain_pixels(self, network: Segmenter, image: Float[Tensor, "N 3 H W"]) -> Pixels:

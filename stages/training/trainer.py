@@ -66,7 +66,7 @@ class Trainer:
         self._settings, self._guidance, self._pixel_k, self._seed = settings, guidance, pixel_k, seed
         self._siamese = Siamese(settings, size_px=size_px, precision=precision)
         self._clusterer = PixelClusterer(settings, self._siamese, pixel_k=pixel_k, seed=seed)
-        split_batch_norms(segmenter, 1)
+        split_batch_norms(segmenter.backbone, 1)
         self._segmenter = segmenter
         self._frozen = copy.deepcopy(segmenter).requires_grad_(False)
         if compiled:
@@ -232,7 +232,7 @@ class Trainer:
 def _parameter_groups(segmenter: Segmenter, settings: Train) -> list[dict[str, Any]]:
     """Give the five kernel parameters their own learning rate, because their logarithms change slowly."""
     learnt = [(name, value) for name, value in segmenter.named_parameters() if value.requires_grad]
-    kernel = [value for name, value in learnt if ".log_kernel." in name]
-    others = [value for name, value in learnt if ".log_kernel." not in name]
+    kernel = [value for name, value in learnt if name.endswith(".log_kernel")]
+    others = [value for name, value in learnt if not name.endswith(".log_kernel")]
     groups: list[dict[str, Any]] = [{"params": others, "lr": settings.lr}]
     return [*groups, {"params": kernel, "lr": settings.lr * settings.context.lr_factor}] if kernel else groups

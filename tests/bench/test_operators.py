@@ -25,14 +25,14 @@ from tests.bench.operators import (
 )
 from tests.datasets import read_preset
 
-# Most calls of a step: on the CPU and, where torch takes matrix products in place of interpolation and
-# counts pairs of clusters without `bincount`, on a GPU.
+# Most calls of a step: on the CPU and, where the gradient of interpolation is matrix products and pairs of
+# clusters are counted without `bincount`, on a GPU.
 MOST = {
     "mocov2": (625, 640),
     "mocov2, symmetric": (1070, 1085),
     "swav": (620, 630),
     "densecl": (775, 800),
-    "train": (2170, 2470),
+    "train": (1900, 2040),
 }
 
 

@@ -59,6 +59,23 @@ def test_blocks_of_a_batch_add_up(device: torch.device, monkeypatch: pytest.Monk
         torch.testing.assert_close(sums[cluster], points[owner == cluster].sum(0), rtol=1e-4, atol=1e-4)
 
 
+def test_sums_repeat_their_bytes(device: torch.device) -> None:
+    points, centroids = _points(5000, 0, device), _points(7, 1, device)
+    first, second = (lloyd.sum_clusters(points, centroids, spherical=False) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+def test_sums_by_product_are_those_in_order(device: torch.device) -> None:
+    """What a GPU does, on every device."""
+    points, owner = _points(300, 0, device), torch.arange(300, device=device) % 5 % 4
+    sums, counts = torch.ones(6, 4, device=device), torch.ones(6, dtype=torch.long, device=device)
+    lloyd._add_by_product(sums, counts, points, torch.nn.functional.one_hot(owner, 6).float())
+    assert counts.tolist() == [121, 61, 61, 61, 1, 1]
+    for cluster in range(6):
+        expected = 1 + points[owner == cluster].double().sum(0)
+        torch.testing.assert_close(sums[cluster].double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_first_batches_are_clustered_together(device: torch.device) -> None:
     batches = [_points(40, 0, device), _points(25, 1, device)]
     ours = _kmeans()
