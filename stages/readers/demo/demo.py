@@ -1,7 +1,8 @@
 """The demo data set: synthetic scenes that do not depend on the training seed.
 
 Layout, color and lighting vary so much that neither color nor position identifies a class. The reliable cues
-are texture, shape and co-occurrence of classes.
+are texture, shape and co-occurrence of classes. Textures are coarse: their periods are still several pixels
+long in the small views that pretraining sees.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from PIL import Image
 
 from stages.core.seeds import numpy_generator
 from stages.dataset.source import DataSet, Decoded, Item, RawFile
-from stages.readers.demo.painting import draw_edges, paint_stuff, place_things
+from stages.readers.demo.painting import draw_edge, paint_stuff, place_things
 from stages.readers.demo.scenes import CLASSES, KINDS, PX, SCENES, Scene
 from stages.settings.schema import Prepare
 
@@ -39,10 +40,9 @@ def draw_item(item: Item) -> Decoded:
 
 def draw(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Draw one image of `scene`: uint8 RGB [PX, PX, 3], and class ids uint8 [PX, PX]."""
-    bands = scene.bands[1:] if rng.random() < scene.closeup else scene.bands
-    edges = draw_edges(rng, bands)
-    image, labels = paint_stuff(rng, bands, edges)
-    image, labels = place_things(rng, scene, bands, edges, image, labels)
+    edge = draw_edge(rng, scene)
+    image, labels = paint_stuff(rng, scene, edge)
+    image, labels = place_things(rng, scene, edge, image, labels)
     image = _light(rng, image)
     if rng.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]

@@ -1,4 +1,4 @@
-"""Scene types of the demo: their stuff bands and the things on them."""
+"""Scene types of the demo: two bands of stuff, and the things on them. Classes meet in many combinations."""
 
 from dataclasses import dataclass
 
@@ -16,23 +16,30 @@ class Scene:
     """One type of scene.
 
     Attributes:
-        bands: stuff classes from top to bottom.
-        things: (thing class, stuff class that it stands on, maximum number of things).
-        closeup: probability that the topmost band is out of view.
+        bands: the upper and the lower stuff class.
+        thing: class of the things.
+        place: stuff class that they are on, or in.
+        horizon: range of the height of the upper band, as a fraction of the image side.
     """
 
-    bands: tuple[str, ...]
-    things: tuple[tuple[str, str, int], ...]
-    closeup: float
+    bands: tuple[str, str]
+    thing: str
+    place: str
+    horizon: tuple[float, float]
 
 
+HIGH, LOW = (0.25, 0.45), (0.6, 0.75)  # horizons: below the things on the ground, and below those in the sky
 SCENES = {
-    "meadow": Scene(("sky", "grass"), (("animal", "grass", 4),), 0.25),
-    "dunes": Scene(("sky", "sand"), (("animal", "sand", 3),), 0.2),
-    "harbour": Scene(("sky", "water"), (("boat", "water", 4),), 0.2),
-    "beach": Scene(("sky", "water", "sand"), (("parasol", "sand", 3), ("boat", "water", 1)), 0.3),
-    "street": Scene(("sky", "wall", "road"), (("car", "road", 3),), 0.5),
-    "room": Scene(("wall", "floor"), (("chair", "floor", 3),), 0.1),
-    "country": Scene(("sky", "grass", "road"), (("car", "road", 2), ("animal", "grass", 2)), 0.25),
-    "terrace": Scene(("sky", "water", "floor"), (("parasol", "floor", 2), ("chair", "floor", 3)), 0.3),
+    "meadow": Scene(("sky", "grass"), "cow", "grass", HIGH),
+    "sea": Scene(("sky", "water"), "boat", "water", HIGH),
+    "street": Scene(("wall", "road"), "car", "road", HIGH),
+    "flight over land": Scene(("sky", "grass"), "balloon", "sky", LOW),
+    "river": Scene(("grass", "water"), "boat", "water", HIGH),
+    "country road": Scene(("grass", "road"), "car", "road", HIGH),
+    "pasture": Scene(("wall", "grass"), "cow", "grass", HIGH),
+    "flight over town": Scene(("sky", "wall"), "balloon", "sky", LOW),
+    "quay": Scene(("wall", "water"), "boat", "water", HIGH),
+    "coast road": Scene(("water", "road"), "car", "road", HIGH),
+    "flight over sea": Scene(("sky", "water"), "balloon", "sky", LOW),
+    "cattle on the road": Scene(("sky", "road"), "cow", "road", HIGH),
 }

@@ -1,7 +1,7 @@
 """Textures of the stuff classes of the demo, which distinguish classes of similar color.
 
-Every texture is a function of surface coordinates (u to the right, v downward, in pixels of the drawn image
-at unit scale). It returns relief in about [-1, 1]: the brightness relative to the color of the surface.
+Every texture is a function of surface coordinates: u to the right, v downward, in units of 1/64 of the image
+side. It returns relief in [-1.5, 1.5]: the brightness relative to the color of the surface.
 """
 
 import colorsys
@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 Range = tuple[tuple[float, float], ...]
 
-# Hue (degrees), saturation, value: three natural-looking ranges per class; two more ranges for all classes.
+# Hue (degrees), saturation, value: three ranges per class, natural ones and others; classes overlap.
 NATURAL: dict[str, tuple[Range, ...]] = {
     "sky": (
         ((195, 225), (0.1, 0.6), (0.6, 1.0)),
@@ -29,29 +29,17 @@ NATURAL: dict[str, tuple[Range, ...]] = {
         ((20, 60), (0.1, 0.4), (0.3, 0.7)),
         ((80, 160), (0.1, 0.4), (0.3, 0.6)),
     ),
-    "sand": (
-        ((28, 50), (0.2, 0.5), (0.6, 0.95)),
-        ((0, 360), (0.0, 0.2), (0.4, 0.9)),
-        ((0, 30), (0.2, 0.5), (0.4, 0.8)),
+    "wall": (
+        ((0, 30), (0.3, 0.6), (0.4, 0.8)),
+        ((0, 360), (0.1, 0.4), (0.5, 0.95)),
+        ((30, 60), (0.2, 0.4), (0.6, 0.9)),
     ),
     "road": (
         ((0, 360), (0.0, 0.2), (0.3, 0.75)),
         ((20, 50), (0.1, 0.4), (0.4, 0.8)),
         ((190, 240), (0.1, 0.4), (0.4, 0.7)),
     ),
-    "wall": (
-        ((0, 30), (0.3, 0.6), (0.4, 0.8)),
-        ((0, 360), (0.1, 0.4), (0.5, 0.95)),
-        ((30, 60), (0.2, 0.4), (0.6, 0.9)),
-    ),
-    "floor": (
-        ((18, 40), (0.3, 0.6), (0.35, 0.85)),
-        ((0, 360), (0.0, 0.2), (0.4, 0.9)),
-        ((150, 220), (0.1, 0.4), (0.4, 0.8)),
-    ),
 }
-ANYTHING = ((0, 360), (0.05, 0.55), (0.3, 0.9))
-OBJECT = ((0, 360), (0.15, 0.9), (0.2, 1.0))
 
 
 def pick(rng: np.random.Generator, ranges: Range) -> np.ndarray:
@@ -67,7 +55,7 @@ LATTICE = 64  # period of the random lattice in cells
 def noise(
     rng: np.random.Generator, u: np.ndarray, v: np.ndarray, period_u: float, period_v: float
 ) -> np.ndarray:
-    """Sample smooth noise in [-1, 1] with features of about `period_u` by `period_v` pixels."""
+    """Sample smooth noise in [-1, 1] with features of about `period_u` by `period_v` units."""
     lattice = 2 * rng.random(LATTICE**2, np.float32) - 1
     lattice = np.tile(lattice, 2)  # each row continues into the next row, the last into the first
     shift_u, shift_v = rng.uniform(0, LATTICE, 2).astype(np.float32)
@@ -82,72 +70,48 @@ def noise(
 
 def sky(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Soft clouds of varying strength."""
-    clouds = noise(rng, u, v, 90, 45) + 0.4 * noise(rng, u, v, 45, 24)
-    return np.asarray(rng.uniform(0.1, 0.8) * np.tanh(1.6 * clouds - 0.2))
+    return np.asarray(rng.uniform(0.1, 0.6) * np.tanh(1.6 * noise(rng, u, v, 32, 16)))
 
 
 def grass(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Upright blades on a patchy ground."""
-    lean = rng.uniform(-0.25, 0.25)
-    blades = noise(rng, u + lean * v, v, 7, 34) + 0.8 * noise(rng, u - lean * v, v, 10, 28)
-    return np.asarray(1.3 * blades + 0.3 * noise(rng, u, v, 70, 30))
+    """Upright blades."""
+    lean = rng.uniform(-0.2, 0.2)
+    bend = 2.5 * noise(rng, u, v, 9, 14)
+    return _ridges(u + lean * v + bend, rng.uniform(6.5, 8))
 
 
 def water(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Flat ripples with narrow crests."""
-    bend = 4 * noise(rng, u, v, 90, 60)
-    ripples = noise(rng, u, v + bend, 50, 9) + 0.7 * noise(rng, u, v + bend, 32, 7)
-    return np.asarray(1.5 * np.clip(ripples, -0.6, 1.0))
-
-
-def sand(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Isotropic grain on faint dunes."""
-    grain = noise(rng, u, v, 6.5, 6.5) + 0.7 * noise(rng, u, v, 5, 5)
-    return np.asarray(1.4 * grain + 0.2 * noise(rng, u, v, 60, 25))
+    """Flat waves."""
+    bend = 2.5 * noise(rng, u, v, 14, 9)
+    return _ridges(v + bend, rng.uniform(7, 8.5))
 
 
 def road(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Cobblestones: rounded cells of a jittered lattice, of varying shade, with dark joints."""
-    size = rng.uniform(18, 23)
+    """Cobblestones: rounded cells of a jittered lattice, with dark joints."""
+    size = rng.uniform(9.5, 11.5)
     columns, rows = (np.arange(np.floor(axis.min() / size) - 1, axis.max() / size + 2) for axis in (u, v))
     corner = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
-    stones = corner + rng.uniform(0.12, 0.88, corner.shape)
-    shade = rng.uniform(-0.7, 0.8, len(stones))
+    stones = corner + rng.uniform(0.15, 0.85, corner.shape)
+    shade = rng.uniform(-0.4, 0.4, len(stones))
     distance, stone = cKDTree(stones).query(np.stack([u, v], -1) / size, k=2)
-    joint = np.clip((distance[..., 1] - distance[..., 0]) / 0.2, 0, 1)
-    relief = 0.6 * shade[stone[..., 0]] + 0.6 - 0.5 * distance[..., 0]
-    return np.asarray(joint * relief - (1 - joint) * 1.2)
+    joint = np.clip((distance[..., 1] - distance[..., 0]) / 0.25, 0, 1)
+    return np.asarray(joint * (shade[stone[..., 0]] + 0.5) - (1 - joint) * 1.5)
 
 
 def wall(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Courses of bricks of varying shade, with lighter or darker mortar."""
-    height = rng.uniform(13, 17)
-    width = height * rng.uniform(1.9, 2.4)
+    """Courses of bricks of varying shade, with light mortar."""
+    height = rng.uniform(7.5, 9)
+    width = height * rng.uniform(1.8, 2.2)
     course = np.floor(v / height).astype(int)
     along = u / width + 0.5 * (course % 2)
-    shade = rng.uniform(-0.6, 0.6, (LATTICE, LATTICE))[
-        course % LATTICE, np.floor(along).astype(int) % LATTICE
-    ]
-    is_mortar = (v % height < 3.2) | ((along % 1.0) * width < 3.2)
-    mortar = rng.choice([-1.4, 1.5])
-    return np.asarray(np.where(is_mortar, mortar, shade + 0.2 * noise(rng, u, v, 5, 5)))
+    cell = (course % LATTICE, np.floor(along).astype(int) % LATTICE)
+    shade = rng.uniform(-0.7, 0.2, (LATTICE, LATTICE))[cell]
+    is_mortar = (v % height < 2) | ((along % 1.0) * width < 2)
+    return np.asarray(np.where(is_mortar, 1.5, shade))
 
 
-def floor(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Planks in depth direction, of varying shade, with wood grain and dark gaps."""
-    width = rng.uniform(20, 28)
-    plank = np.floor(u / width).astype(int)
-    shade = rng.uniform(-0.8, 0.8, LATTICE)[plank % LATTICE]
-    is_gap = (u % width) < 3.5
-    return np.asarray(np.where(is_gap, -1.5, shade + 0.25 * noise(rng, u, v, 6, 70)))
+def _ridges(along: np.ndarray, period: float) -> np.ndarray:
+    return np.asarray(np.clip(1.8 * np.sin(2 * np.pi * along / period), -1, 1))
 
 
-TEXTURES: dict[str, Texture] = {
-    "sky": sky,
-    "grass": grass,
-    "water": water,
-    "sand": sand,
-    "road": road,
-    "wall": wall,
-    "floor": floor,
-}
+TEXTURES: dict[str, Texture] = {"sky": sky, "grass": grass, "water": water, "wall": wall, "road": road}

@@ -1,0 +1,43 @@
+"""Patterns on the thing classes of the demo, in two colors that are drawn at random for each thing.
+
+Every pattern is a function of coordinates on the thing: u to the right from its middle, v downward, in units
+of 1/64 of the image side. It returns the share of the second color, 0 to 1.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from stages.readers.demo.surfaces import noise
+
+Cover = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
+
+
+def patches(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Irregular patches, as of a cow."""
+    return np.asarray(np.clip(4 * noise(rng, u, v, 6, 6) + 0.5, 0, 1))
+
+
+def slants(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Diagonal stripes, as of a signal flag."""
+    return _stripes((u + v) / 2**0.5, rng.uniform(8, 10))
+
+
+def checks(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """A checkerboard, as on a taxi."""
+    period = rng.uniform(12, 14)
+    first, second = (2 * _stripes(axis, period) - 1 for axis in (u, v))
+    return np.asarray(0.5 + 0.5 * first * second)
+
+
+def gores(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Vertical panels, as of a hot-air balloon."""
+    return _stripes(u, rng.uniform(11, 13))
+
+
+def _stripes(along: np.ndarray, period: float) -> np.ndarray:
+    """Stripes of equal width with soft edges."""
+    return np.asarray(np.clip(2.5 * np.sin(2 * np.pi * along / period) + 0.5, 0, 1))
+
+
+COVERS: dict[str, Cover] = {"cow": patches, "boat": slants, "car": checks, "balloon": gores}
