@@ -1,78 +1,15 @@
 """The ResNet trunk (He et al., 2016), with configurable stem stride and width for small images.
 
 At width 64 and stem stride 4 its parameters have torchvision's names and shapes, so that published
-checkpoints can be loaded; torchvision's class fixes both and does not return intermediate feature maps. Its
-blocks would do, but importing them loads torch's compiler: seconds and 160 MB for each process.
+checkpoints can be loaded; torchvision's class fixes both and does not return intermediate feature maps.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from stages.backbone.trunk import FeatureMaps, Trunk
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al., 2016, Figure 5, left).
-
-    Args:
-        inputs: channels of the input.
-        planes: channels of the convolutions, and of the result over `expansion`.
-        stride: of the first convolution.
-        downsample: the shortcut; None for the input itself, where it has the shape of the result.
-    """
-
-    expansion = 1
-
-    def __init__(
-        self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.downsample = downsample
-
-    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D h w"]:
-        """The feature map of the block."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
-
-
-class Bottleneck(nn.Module):
-    """A 3x3 convolution between two 1x1 convolutions, beside a shortcut (He et al., 2016, Figure 5, right).
-
-    As in torchvision and all published models, the 3x3 convolution has the stride, not the first one as in
-    the paper. Arguments as of `BasicBlock`.
-    """
-
-    expansion = 4
-
-    def __init__(
-        self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
-
-    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D h w"]:
-        """The feature map of the block."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
-
 
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),

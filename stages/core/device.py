@@ -73,8 +73,7 @@ def set_numerics(precision: str, *, deterministic: bool) -> None:
     """
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = not deterministic
-    # As `use_deterministic_algorithms` with warnings, which also loads the compiler: seconds and 100 MB.
-    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 @contextlib.contextmanager
@@ -140,8 +139,6 @@ def compile_networks(networks: Iterable[torch.nn.Module]) -> None:
             f"params.yaml: compile: true needs a C++ compiler, but {compiler} was not found; install "
             "one, set the environment variable CXX to yours, or set compile: false"
         )
-    # Tells the compiler what `set_numerics` has told torch.
-    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=True)
     for network in networks:
         network.compile(dynamic=False)
 

@@ -8,6 +8,7 @@ import torch
 
 PACKAGES = {  # package -> distributions that may provide it
     "torch": ("torch",),
+    "torchvision": ("torchvision",),
     "faiss": ("faiss-gpu", "faiss-cpu"),
     "numpy": ("numpy",),
     "scipy": ("scipy",),

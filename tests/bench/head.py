@@ -20,7 +20,7 @@ def machine(device: torch.device) -> Iterator[str]:
         f"Machine: {about['device']}{gpu}; {count_cores()} CPU cores, {memory_bytes() / 1e9:.0f} GB of "
         f"memory, torch uses {about['threads']} threads; {platform.system()} {platform.machine()}."
     )
-    packages = (f"{name} {about[name]}" for name in ("python", "torch", "faiss", "numpy"))
+    packages = (f"{name} {about[name]}" for name in ("python", "torch", "torchvision", "faiss", "numpy"))
     yield f"Versions: {', '.join(packages)}."
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -54,6 +55,16 @@ def test_every_format_gives_its_weights(tmp_path: Path, name: str, legacy: bool)
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(trunk.global_feature(image), source.global_feature(image))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_at_width_64_names_and_shapes_are_those_of_torchvision(arch: str) -> None:
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, arch)().state_dict()
+        ours = build_backbone({"arch": arch, "width": 64, "stem_stride": 4}).state_dict()
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: value.shape for name, value in theirs.items() if not name.startswith("fc.")
+    }
 
 
 @pytest.mark.parametrize(

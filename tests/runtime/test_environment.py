@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.core.device import choose_device, compile_networks, set_numerics
+from stages.core.device import choose_device, set_numerics
 from stages.runtime import environment
 from stages.runtime.environment import describe_environment
 
 
 def test_packages_device_and_threads() -> None:
     found = describe_environment()
-    packages = ["torch", "faiss", "numpy", "scipy"]
+    packages = ["torch", "torchvision", "faiss", "numpy", "scipy"]
     assert list(found) == ["python", *packages, "device", "threads", "tf32", "deterministic"]
     assert found["torch"] == torch.__version__.split("+")[0] == str(version("torch")).split("+")[0]
     assert found["threads"] == torch.get_num_threads()
@@ -63,15 +63,3 @@ def test_one_of_several_distributions_is_enough(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(environment, "version", only_for_cpus)
     found = describe_environment()
     assert (found["faiss"], found["scipy"]) == ("1.2.3", "absent")
-
-
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_the_compiler_is_told_to_be_deterministic(deterministic: bool) -> None:
-    import torch._inductor.config as compiler
-
-    set_numerics("float32", deterministic=deterministic)
-    compile_networks([])
-    assert compiler.deterministic == deterministic
-    choose_device("cpu")
-    compile_networks([])
-    assert compiler.deterministic
