@@ -23,7 +23,7 @@ STD = (0.229, 0.224, 0.225)
 
 def to_unit(image: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N 3 H W"]:
     """Convert channels-last bytes to channels-first RGB in [0, 1]."""
-    return image.permute(0, 3, 1, 2).float() / 255
+    return image.permute(0, 3, 1, 2).float().div_(255)  # in place: a batch may be large
 
 
 def normalise(image: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
