@@ -99,16 +99,16 @@ def test_epochs_of_training_are_compared_with_their_bare_passes(
 def test_the_bare_work_has_the_passes_of_an_epoch(
     monkeypatch: pytest.MonkeyPatch, kind: str, passes: int
 ) -> None:
-    """Counted as the calls of the network in an epoch of two batches; guidance classifies once a step.
+    """Counted as the batches that the network sees in an epoch of two; guidance classifies once a step.
 
     PiCIE counts all pixels, and on a CPU these assignments are those of the steps.
     """
     params, calls = _small_demo(kind), []
     forward = Segmenter.forward
 
-    def counting(network: Segmenter, *args: Any, **kwargs: Any) -> torch.Tensor:
-        calls.append(torch.is_grad_enabled())
-        return forward(network, *args, **kwargs)
+    def counting(network: Segmenter, image: Any, colors: Any = None, num_batches: int = 1) -> torch.Tensor:
+        calls.extend([torch.is_grad_enabled()] * num_batches)
+        return forward(network, image, colors, num_batches)
 
     monkeypatch.setattr(Segmenter, "forward", counting)
     monkeypatch.setattr(training, "compare", lambda whole, bare, **_: [one() for one in (whole, bare)])
@@ -127,7 +127,7 @@ def test_kernels_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "read_preset", lambda *_: small)
     sampled, minibatch = kernels.clustering(CPU, 1)
     assert sampled.what.startswith(
-        "k-means over a sample, 100 points of 64 features, 3 clusters, 2 iterations"
+        "k-means over a sample, 100 points of 128 features, 3 clusters, 2 iterations"
     )
     assert minibatch.what.startswith("mini-batch k-means over all pixels (PiCIE), 49,629 images")
     (crf,) = kernels.crf(CPU, 1)

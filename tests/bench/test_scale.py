@@ -173,7 +173,7 @@ def test_the_table_has_hours_and_gigabytes_and_a_total() -> None:
         ("cocostuff27", (49_629, 2_175)),
         ("cityscapes27", (21_523, 3_475)),  # PiCIE: test and train_extra; val and train
         ("cityscapes27_stego", (2_975, 500)),
-        ("demo", (1_280, 160)),
+        ("demo", (960, 160)),
     ],
 )
 def test_the_sizes_of_the_sets_are_the_published_ones(preset: str, counts: tuple[int, int]) -> None:

@@ -1,6 +1,7 @@
 """`pretrain` in several processes: what one would have computed, and nothing beside it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,17 +61,21 @@ def test_two_processes_give_the_losses_and_weights_of_one(bench: Any, in_float64
 def test_a_share_that_cannot_be_cut_into_passes_is_named(bench: Any) -> None:
     bench.params(runtime__nproc=2, pretrain__micro_batch=8)
     argv = ["--images", "images/train", "--out", "b", "--history", "h", "--metrics", "m"]
-    assert (
-        "error: params.yaml: pretrain.micro_batch: the 4 images of each of 2 processes cannot be cut into "
-        "passes of 8; use a divisor, or 0\n"
-    ) in bench.command_fault("pretrain", argv)
+    assert re.search(
+        r"^error: process [01] on \S+: params\.yaml: pretrain\.micro_batch: the 4 images of each of 2 "
+        r"processes cannot be cut into passes of 8; use a divisor, or 0$",
+        bench.command_fault("pretrain", argv),
+        re.MULTILINE,
+    )
 
 
 def test_processes_that_are_started_end_with_the_fault_of_the_settings(bench: Any) -> None:
     bench.params(runtime__nproc=2, pretrain__batch_size=9, pretrain__bn_splits=1, **QUEUES_OF_9)
     argv = ["--images", "images/train", "--out", "b", "--history", "h", "--metrics", "m"]
-    assert (
-        "error: params.yaml: pretrain.batch_size: 9 images cannot be split evenly over 2 processes; "
-        "use a multiple of the number of processes\n"
-    ) in bench.command_fault("pretrain", argv)
+    assert re.search(
+        r"^error: process [01] on \S+: params\.yaml: pretrain\.batch_size: 9 images cannot be split evenly "
+        r"over 2 processes; use a multiple of the number of processes$",
+        bench.command_fault("pretrain", argv),
+        re.MULTILINE,
+    )
     assert not Path("b").exists()

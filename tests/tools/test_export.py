@@ -147,7 +147,7 @@ def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
     write_cluster_legend(Path("metrics/report/legend.json"), legend, own)
     export.main(["--format", "torch", "--out", "model.pt", "--images", "images/val"])
     card = Path("model.md").read_text()
-    assert "1,280 training images and 160 validation images" in card
+    assert "960 training images and 160 validation images" in card
     assert "| raw | 0.25 | 0.125 |" in card
     assert "| 1 | road \\| street |" in card
     assert Path("params.yaml").read_text().strip() in card

@@ -76,7 +76,7 @@ def test_a_preset_names_the_cause_and_not_edits(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text("seed: 0\n")
-    monkeypatch.setattr(preset, "compose", lambda _: None)
+    monkeypatch.setattr(preset, "compose", lambda _: {"prepare": {"reader": "demo"}})
     with pytest.raises(preset.UserError) as raised:
         preset.main(["demo"])
     assert "this folder has no git history" in str(raised.value)
