@@ -86,7 +86,7 @@ def _losses(folder: Path, stage: str) -> pd.Series:
 @pytest.mark.parametrize(
     ("stage", "path", "named"),
     [
-        ("pretrain", "stages/pretrain.py", "code stages.pretrain"),
+        ("pretrain", "stages/pretrain.py", "code __main__"),
         ("embed", "data/images/train/index.csv", "data/images/train"),
         ("train", "params.yaml", "param train"),
         ("cluster", "data/images/train/index.csv", "data/images/train"),
@@ -107,9 +107,8 @@ def test_what_differs_on_a_host_is_named(
         log = pair.end(pair.start("--force", "--single-item", stage))
     finally:
         changed.write_text(text)
-        assert (
-            pair.first.start("dvc", "checkout", "--allow-missing", log=tmp_path / "log").wait() == 0
-        )  # what DVC deleted
+        restored = pair.first.start("dvc", "checkout", "--allow-missing", log=tmp_path / "log")
+        assert restored.wait() == 0  # DVC has deleted the outputs of the stage
     differ = f"{stage}: process 1 on fs4-b and process 0 on fs4-a differ in {named}; give all hosts"
     assert f"error: process 0 on fs4-a: {differ}" in log
     assert f"error: process 1 on fs4-b: {differ}" in log
