@@ -26,7 +26,8 @@ UserKnownHostsFile /dev/null
 StrictHostKeyChecking no
 LogLevel ERROR
 """
-# The path of the run is the same on both hosts, the disk is not. sshd is the first process: they end with it.
+# The path of the run is the same on both hosts, the disk is not. The first process is a shell that waits, so
+# that no process whose parent was killed stays as a zombie, which DVC takes for a running one.
 BOOT = """
 set -e
 hostname {name}
@@ -37,7 +38,8 @@ mount --bind {folder}/nsswitch.conf /etc/nsswitch.conf
 mount -t tmpfs none /dev/shm
 mount -t tmpfs none /run
 mkdir /run/sshd
-exec {sshd} -D -E {folder}/{name}.log
+{sshd} -D -E {folder}/{name}.log &
+wait
 """
 
 
@@ -77,7 +79,7 @@ class Host:
         """Start a command in the folder of the run."""
         enter = [
             "nsenter",
-            f"--target={self._sshd().pid}",
+            f"--target={self._first().pid}",
             "--all",
             "sh",
             "-c",
@@ -89,7 +91,7 @@ class Host:
 
     def processes(self, word: str = "") -> list[psutil.Process]:
         """Processes of the host with a word in their command line, without the first."""
-        space = _space(self._sshd())
+        space = _space(self._first())
         found = []
         for process in psutil.process_iter():
             try:
@@ -105,13 +107,13 @@ class Host:
         self._unshare.wait()
         _do("ip", "netns", "del", self._netns)
 
-    def _sshd(self) -> psutil.Process:
+    def _first(self) -> psutil.Process:
         (first,) = psutil.Process(self._unshare.pid).children()
         return first
 
 
 def _space(process: psutil.Process) -> str:
-    return os.readlink(f"/proc/{process.pid}/ns/net")
+    return os.readlink(f"/proc/{process.pid}/ns/pid")
 
 
 def _path(tool: str) -> str | None:

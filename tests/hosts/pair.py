@@ -20,6 +20,7 @@ PATIENCE_SECONDS = 1200
 SETTINGS = {
     "pretrain.epochs": 20,
     "pretrain.batch_size": 6,
+    "pretrain.bn_splits": 1,
     "pretrain.queue_size": 6,
     "pretrain.swav.queue_size": 6,
     "train.batch_size": 6,
