@@ -43,29 +43,26 @@ def fit_into(
     Raises:
         UserError: the smallest settings take longer.
     """
-    seconds, pretrains = 60 * minutes, params["pretrain"]["method"] not in ("none", "supervised")
+    seconds = 60 * minutes
     for scale in SCALES:
         changes = tuple(_scaled(params, scale))
         found = estimate(_changed(params, changes), data)
         others = sum(_upper(span) for stage, span in found.items() if stage != "pretrain")
-        if others <= (1 - SHARE * pretrains) * seconds:
+        if others <= ((1 - SHARE) * seconds if "pretrain" in found else seconds):
             break
-    left = seconds - others
-    if not pretrains:
-        epochs, needed = 0, others
-    else:
-        one = found["pretrain"].times(1 / at(params, EPOCHS))
-        epochs, needed = min(MOST, math.floor(left / _upper(one))), others + LEAST * _upper(one)
+    epoch = found["pretrain"].times(1 / at(params, EPOCHS)) if "pretrain" in found else Span(0, 0)
+    needed = others + LEAST * _upper(epoch)
     if needed > seconds:
         raise UserError(
             f"{minutes:g} minutes are too few for {len(data.train):,} training images: even at "
             f"{SCALES[-1]:.0%} of the preset's sizes with {LEAST} epochs of pretraining, this machine may "
             f"take {duration(needed)}; allow that, or take fewer images"
         )
-    if pretrains:
-        found["pretrain"] = one.times(epochs)
-        changes += (Fit(EPOCHS, epochs, "what the time allows" if epochs < MOST else "the most"),)
-    return changes, found
+    if "pretrain" not in found:
+        return changes, found
+    epochs = min(MOST, math.floor((seconds - others) / _upper(epoch)))
+    why = "what the time allows" if epochs < MOST else "the most"
+    return (*changes, Fit(EPOCHS, epochs, why)), found | {"pretrain": epoch.times(epochs)}
 
 
 def _changed(params: Mapping[str, Any], changes: tuple[Fit, ...]) -> Params:

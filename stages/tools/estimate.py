@@ -6,6 +6,7 @@ with a margin, for what is not measured and for a machine that does other things
 """
 
 import contextlib
+import functools
 import subprocess
 import sys
 import time
@@ -123,6 +124,7 @@ def _prepare(params: Params, data: DataSet) -> Span:
     return Span(mean, mean).times(len(items) / workers)
 
 
+@functools.cache
 def start() -> Span:
     """Starting Python with torch, which each stage does; it is most of the time of a short run."""
     before = time.perf_counter()

@@ -1,9 +1,9 @@
 """What stands above a table of measurements, so that it can be pasted as it is."""
 
-import os
 import platform
 from collections.abc import Iterator
 
+import psutil
 import torch
 
 from stages.runtime.environment import describe_environment
@@ -26,4 +26,4 @@ def machine(device: torch.device) -> Iterator[str]:
 
 def memory_bytes() -> int:
     """Memory of the host."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.virtual_memory().total)
