@@ -187,7 +187,7 @@ def build_trainer(
         segmenter,
         params.train,
         guidance,
-        pixel_k=params.pixel_k,
+        pixel_k=params.train.clusters_per_view(params.pixel_k),
         size_px=params.size_px,
         seed=params.seed,
         precision=params.precision,

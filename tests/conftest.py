@@ -100,6 +100,7 @@ TINY: dict[str, Any] = {
     "train.context.norm": "l1",
     "train.context.stride": 4,
     "train.context.start": "identity",
+    "train.clustering.num_clusters": 0,
     "train.clustering.sample_images": 12,
     "train.clustering.sample_pixels": 600,
     "train.clustering.iterations": 5,

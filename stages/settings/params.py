@@ -133,10 +133,13 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
     if params.train.batch_size > num_images:
         yield f"train.batch_size: {params.train.batch_size} {too_many}; lower it, or add images"
     pixels = _sampled_pixels(params, num_images)
-    if params.pixel_k > pixels:
+    clusters, key = params.train.clusters_per_view(params.pixel_k), "pixel_k"
+    if params.train.clustering.num_clusters:
+        key = "train.clustering.num_clusters"
+    if clusters > pixels:
         yield (
-            f"pixel_k: {params.pixel_k} clusters need at least as many pixels, but an epoch samples {pixels} "
-            "(train.clustering.sample_images, sample_pixels); lower pixel_k, or raise the sample size"
+            f"{key}: {clusters} clusters need at least as many pixels, but an epoch samples {pixels} "
+            f"(train.clustering.sample_images, sample_pixels); lower {key}, or raise the sample size"
         )
 
 

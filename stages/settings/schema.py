@@ -218,6 +218,17 @@ class Params(Section):
             raise ValueError(f"predict.unit_features: must be true {why}")
         return self
 
+    @model_validator(mode="after")
+    def _clusters_fit(self) -> "Params":
+        trained = self.train.clusters_per_view(self.pixel_k)
+        if self.cluster.centroids != "fresh" and trained != self.pixel_k:
+            raise ValueError(
+                f"cluster.centroids: {self.cluster.centroids} takes the {trained} clusters of "
+                f"train.clustering.num_clusters, but pixel_k is {self.pixel_k}; set both to one "
+                "value, or cluster.centroids: fresh"
+            )
+        return self
+
     def _check_stem(self) -> None:
         stem, feature = self.backbone.stem_stride, self.train.feature_stride
         if self.size_px % (8 * stem):

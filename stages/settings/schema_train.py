@@ -29,6 +29,7 @@ from stages.settings.section import (
 class PixelClustering(Section):
     """k-means at the start of each epoch and the cluster assignments used as targets."""
 
+    num_clusters: Annotated[int, Field(ge=0, le=65_535)]
     kmeans: Literal["sample", "minibatch"]
     init_batches: Count
     batches_per_update: Count
@@ -40,6 +41,12 @@ class PixelClustering(Section):
     assign: Literal["dot", "euclidean"]
     assign_batch_norm: Literal["batch", "running"]
     collapse_below: Fraction
+
+    @model_validator(mode="after")
+    def _clusters_differ(self) -> "PixelClustering":
+        if self.num_clusters == 1:
+            raise ValueError("num_clusters: 1 cluster separates nothing; set at least 2, or 0 for pixel_k")
+        return self
 
 
 class PixelLoss(Section):
@@ -129,6 +136,10 @@ class Train(Section):
     pixel_loss: PixelLoss
     image_loss: ImageLoss
     context: Context
+
+    def clusters_per_view(self, pixel_k: int) -> int:
+        """Number of pixel clusters of each view while training."""
+        return self.clustering.num_clusters or pixel_k
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Train":

@@ -187,8 +187,8 @@ def _train(params: Params, images: ImageSource, num_images: int, segmenter: Segm
         num_labels=params.global_k, crop_ratio=params.crop_ratio, seed=0, precision=params.precision,
     )  # fmt: skip
     trainer = Trainer(
-        segmenter, settings, guidance, pixel_k=params.pixel_k, size_px=params.size_px, seed=0,
-        precision=params.precision,
+        segmenter, settings, guidance, size_px=params.size_px, seed=0, precision=params.precision,
+        pixel_k=settings.clusters_per_view(params.pixel_k),
     )  # fmt: skip
     batches = shuffled(len(images), size, torch_generator(0, "estimate"))
     start = measure(lambda _: trainer.start_epoch(images, batches, 0), images.device)

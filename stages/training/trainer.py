@@ -42,7 +42,7 @@ class Trainer:
         segmenter: the network, on its device.
         settings: `train` of params.yaml.
         guidance: image loss and its views.
-        pixel_k: number of pixel clusters per view.
+        pixel_k: number of pixel clusters per view while training.
         size_px: side of the network input.
         seed: seed of all random numbers.
         precision: precision of the forward passes.

@@ -186,6 +186,15 @@ CROSS = [
         "their length",
     ),
     (
+        {"train.clustering.num_clusters": 1},
+        "train.clustering.num_clusters: 1 cluster separates nothing; set at least 2, or 0 for pixel_k",
+    ),
+    (
+        {"train.clustering.num_clusters": 27, "cluster.centroids": "first_view", "pixel_k": 9},
+        "cluster.centroids: first_view takes the 27 clusters of train.clustering.num_clusters, but pixel_k "
+        "is 9; set both to one value, or cluster.centroids: fresh",
+    ),
+    (
         {"train.context.appearance_weight": 2.0, "train.context.proximity_weight": 2.0},
         "train.context.appearance_weight: is 2.0 like proximity_weight, a bound of kernel_bounds, so their "
         "ratio could not be learned; choose weights between the bounds",

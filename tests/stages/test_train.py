@@ -346,6 +346,30 @@ def test_few_and_many_clusters(ready: Any, pixel_k: int) -> None:
 
 
 @pytest.mark.parametrize("kmeans", ["sample", "minibatch"])
+def test_more_clusters_in_training_than_in_the_end(ready: Any, kmeans: str) -> None:
+    """They are those of a run with this pixel_k: nothing else of training depends on pixel_k."""
+    ready.params(**SHORT, pixel_k=7, train__clustering__kmeans=kmeans)
+    train.main(ARGV)
+    expected, _ = ready.tensors(OUTPUTS[0])
+    ready.params(**SHORT, pixel_k=3, train__clustering__kmeans=kmeans, train__clustering__num_clusters=7)
+    train.main(ARGV)
+    found, _ = ready.tensors(OUTPUTS[0])
+    assert found["clusters.first_view"].shape[0] == 7
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert len(read_metrics(Path(OUTPUTS[2]))["train"]["cluster_shares"]) == 7
+
+
+def test_too_many_clusters_of_training_are_refused_by_their_key(ready: Any) -> None:
+    ready.params(train__clustering__num_clusters=200, train__clustering__sample_pixels=40)
+    assert ready.fault(train.main, ARGV) == (
+        "params.yaml: train.clustering.num_clusters: 200 clusters need at least as many pixels, but an epoch "
+        "samples 36 (train.clustering.sample_images, sample_pixels); lower train.clustering.num_clusters, or "
+        "raise the sample size"
+    )
+
+
+@pytest.mark.parametrize("kmeans", ["sample", "minibatch"])
 def test_images_of_one_colour_train_and_are_called_collapsed_or_not(ready: Any, kmeans: str) -> None:
     """Pixels have nearly the same feature: nothing divides by 0, and clusters are reported as they are."""
     images = np.load("images/train/images.npy")
