@@ -32,7 +32,7 @@ from stages.segmenter.network import Segmenter
 from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter, start_from
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
-from stages.training.guidance import Guidance, guidance_weight
+from stages.training.guidance import Guidance, LabelFigures, guidance_weight
 from stages.training.trainer import FIGURES, Trainer
 
 KEYS = (
@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.views}: has {len(kept_views)} images, but {args.images} has {len(array)}; run `dvc repro`"
         )
     check_data_size(args.params, len(array))
-    stability = read_stability(args.label_metrics)
-    weight = guidance_weight(params.train.image_loss.weight, stability)
+    label_figures = read_label_figures(args.label_metrics)
+    weight = guidance_weight(params.train.image_loss.weight, label_figures)
     segmenter = build_segmenter(load_backbone(args.backbone, params.backbone), params, weight)
     init: dict[str, Any] = {}
     for path in init_path(params.train.init):
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     say(
         "train", images=len(array), epochs=params.train.epochs, batch_size=params.train.batch_size,
-        guidance_weight=weight, stability_of_pseudo_labels=stability,
+        guidance_weight=weight, **{f"label.{name}": value for name, value in label_figures._asdict().items()},
     )  # fmt: skip
     history = train(trainer, ImageSource(array, device), params, state)
 
@@ -133,16 +133,17 @@ def init_path(init: str) -> list[Path]:
     return [Path(os.environ.get("DVC_ROOT", ".")) / init] if init else []
 
 
-def read_stability(path: Path) -> float:
-    """Read how well two clusterings of the pseudo-labels agree.
+def read_label_figures(path: Path) -> LabelFigures:
+    """Read what the metrics of `label` say of the pseudo-labels.
 
     Raises:
-        UserError: the metrics of `label` do not have it.
+        UserError: they lack a figure.
     """
     figures = read_metrics(path).get("label", {})
-    if "stability" not in figures:
-        raise UserError(f"{path}: has no label.stability; run `dvc repro label` to make it again")
-    return float(figures["stability"])
+    for name in LabelFigures._fields:
+        if name not in figures:
+            raise UserError(f"{path}: has no label.{name}; run `dvc repro label` to make it again")
+    return LabelFigures(*(float(figures[name]) for name in LabelFigures._fields))
 
 
 def build_segmenter(backbone: Trunk, params: SimpleNamespace, weight: float) -> Segmenter:

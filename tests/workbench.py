@@ -66,9 +66,12 @@ class Bench:
         np.save(self.folder / "kept_views.npy", kept.astype(np.int32))
         self.write_label_metrics(0.675)
 
-    def write_label_metrics(self, stability: float) -> None:
+    def write_label_metrics(self, stability: float, position: float = 0.0) -> None:
         """The figure of the pseudo-labels that `train` reads, as `label` writes it."""
-        write_metrics(self.folder / "label.json", {"label": {"stability": stability}})
+        write_metrics(
+            self.folder / "label.json",
+            {"label": {"stability": stability, "agreement_with_position": position}},
+        )
 
     def write_segmenter(self) -> None:
         """An untrained segmenter, as `train` writes it."""

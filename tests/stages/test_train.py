@@ -129,18 +129,31 @@ def test_images_without_a_kept_view_give_no_guidance(ready: Any) -> None:
     assert (pd.read_csv(OUTPUTS[1])["image_loss"] == 0).all()
 
 
-# From 0.6 to 0.75, `auto` rises from 0 to 0.3.
+# From a stability of 0.6 to 0.75, `auto` rises from 0 to 0.3; from an agreement with the position of 0.1 to
+# 0.2, it falls to 0.
 @pytest.mark.parametrize(
-    ("stability", "weight"),
-    [(-0.1, 0.0), (0.6, 0.0), (0.63, 0.06), (0.675, 0.15), (0.75, 0.3), (1.0, 0.3)],
+    ("stability", "position", "weight"),
+    [
+        (-0.1, 0.0, 0.0),
+        (0.6, 0.0, 0.0),
+        (0.63, 0.05, 0.06),
+        (0.675, -0.01, 0.15),
+        (0.75, 0.1, 0.3),
+        (1.0, 0.0, 0.3),
+        (0.75, 0.14, 0.18),
+        (0.675, 0.15, 0.075),
+        (0.9, 0.2, 0.0),
+        (1.0, 0.9, 0.0),
+    ],
 )
 def test_the_weight_auto_follows_the_pseudo_labels(
-    ready: Any, capsys: pytest.CaptureFixture[str], stability: float, weight: float
+    ready: Any, capsys: pytest.CaptureFixture[str], stability: float, position: float, weight: float
 ) -> None:
-    ready.write_label_metrics(stability)
+    ready.write_label_metrics(stability, position)
     ready.params(**SHORT, train__image_loss__weight="auto")
     train.main(ARGV)
-    assert f"guidance_weight {weight:g}  stability_of_pseudo_labels {stability:g}" in capsys.readouterr().out
+    signs = f"label.stability {stability:g}  label.agreement_with_position {position:g}"
+    assert f"guidance_weight {weight:g}  {signs}" in capsys.readouterr().out
     assert pd.read_csv(OUTPUTS[1])["guidance_weight"].tolist() == pytest.approx([weight])
     assert read_metrics(Path(OUTPUTS[2]))["train"]["guidance_weight"] == pytest.approx(weight)
     chosen = ready.tensors(OUTPUTS[0])[0]
@@ -159,10 +172,14 @@ def test_a_warm_up_holds_for_the_weight_auto(ready: Any) -> None:
     )
 
 
-def test_label_metrics_without_the_stability_are_refused(ready: Any) -> None:
-    write_metrics(Path("label.json"), {"label": {"mean_score": 0.5}})
+@pytest.mark.parametrize("figure", ["stability", "agreement_with_position"])
+def test_label_metrics_that_lack_a_figure_are_refused(ready: Any, figure: str) -> None:
+    figures = {"stability": 0.7, "agreement_with_position": 0.0, "mean_score": 0.5}
+    write_metrics(
+        Path("label.json"), {"label": {name: one for name, one in figures.items() if name != figure}}
+    )
     assert ready.fault(train.main, ARGV) == (
-        "label.json: has no label.stability; run `dvc repro label` to make it again"
+        f"label.json: has no label.{figure}; run `dvc repro label` to make it again"
     )
 
 
