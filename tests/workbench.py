@@ -67,7 +67,7 @@ class Bench:
         self.write_label_metrics(0.675)
 
     def write_label_metrics(self, stability: float, position: float = 0.0) -> None:
-        """The figure of the pseudo-labels that `train` reads, as `label` writes it."""
+        """The figures of the pseudo-labels that `train` reads, as `label` writes it."""
         write_metrics(
             self.folder / "label.json",
             {"label": {"stability": stability, "agreement_with_position": position}},

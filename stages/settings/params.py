@@ -133,10 +133,9 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
     if params.train.batch_size > num_images:
         yield f"train.batch_size: {params.train.batch_size} {too_many}; lower it, or add images"
     pixels = _sampled_pixels(params, num_images)
-    clusters, key = params.train.clusters_per_view(params.pixel_k), "pixel_k"
-    if params.train.clustering.num_clusters:
-        key = "train.clustering.num_clusters"
+    clusters = params.train.clusters_per_view(params.pixel_k)
     if clusters > pixels:
+        key = "train.clustering.num_clusters" if params.train.clustering.num_clusters else "pixel_k"
         yield (
             f"{key}: {clusters} clusters need at least as many pixels, but an epoch samples {pixels} "
             f"(train.clustering.sample_images, sample_pixels); lower {key}, or raise the sample size"
