@@ -16,6 +16,7 @@ from stages.checkpoints.published import Published, init_path, read_start, start
 from stages.core import distributed
 from stages.core.artefacts import write_csv, write_metrics
 from stages.core.device import choose_device, enough_memory, set_numerics, torch_generator
+from stages.core.graph import Wish
 from stages.core.history import History
 from stages.core.images import open_images
 from stages.imaging.batches import ImageSource, shuffled
@@ -117,7 +118,7 @@ def _trained(
     params: SimpleNamespace,
     state: StageState,
     *,
-    cuda_graph: bool,
+    cuda_graph: Wish,
 ) -> Result:
     pretrainer = Pretrainer(
         params.pretrain,

@@ -18,6 +18,7 @@ from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.artefacts import read_array, read_metrics, write_csv, write_metrics
 from stages.core.device import choose_device, enough_memory, place, set_numerics, torch_generator
+from stages.core.graph import Wish
 from stages.core.history import History
 from stages.core.images import open_images
 from stages.core.seeds import derive
@@ -171,7 +172,7 @@ def build_trainer(
     params: SimpleNamespace,
     weight: float,
     *,
-    cuda_graph: bool = False,
+    cuda_graph: Wish = "auto",
 ) -> Trainer:
     """Build the trainer from params.yaml, with guidance of this weight by the kept views."""
     guidance = Guidance(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stages.core.graph import Compute, Kind
+from stages.core.graph import Compute
 from stages.core.step import Drawn
 
 PROFILING = ("_record_function_enter_new", "_record_function_exit")
@@ -54,42 +54,37 @@ class Recording(TorchDispatchMode):
 
 
 class Tape:
-    """In place of `run_steps`: of each kind, one step is made, the second recorded, later ones replayed.
+    """Makes and records steps for `Graphs`, as `CudaRecorder` does on a GPU; what it records, it also makes.
 
     Args:
         compute: the step.
 
     Attributes:
+        num_records: number of recorded steps.
         num_replays: number of replayed steps.
-        num_kinds: number of kinds of steps.
     """
 
     def __init__(self, compute: Compute) -> None:
-        self._compute, self.num_replays = compute, 0
-        self._kinds: set[Kind] = set()
-        self._tapes: dict[Kind, tuple[Recording, Tensor, Drawn, Tensor]] = {}
+        self._compute = compute
+        self.num_records = self.num_replays = 0
 
-    @property
-    def num_kinds(self) -> int:
-        """Number of kinds of steps."""
-        return len(self._kinds)
-
-    def __call__(self, image: Tensor, drawn: Drawn) -> Tensor:
+    def make(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Make a step."""
-        kind = drawn.phase, tuple(part.shape for part in drawn.numbers)
-        if kind not in self._kinds:
-            self._kinds.add(kind)
-            return self._compute(image, drawn)
-        if kind not in self._tapes:
-            own = image.clone(), drawn._replace(numbers=tuple(part.clone() for part in drawn.numbers))
-            with Recording() as recording:
-                figures = self._compute(*own).detach()
-            self._tapes[kind] = recording, *own, figures
+        return self._compute(image, drawn)
+
+    def record(self, image: Tensor, drawn: Drawn) -> Compute:
+        """Record a step."""
+        self.num_records += 1
+        own_image, own = image.clone(), drawn._replace(numbers=tuple(part.clone() for part in drawn.numbers))
+        with Recording() as recording:
+            figures = self._compute(own_image, own).detach()
+
+        def repeat(image: Tensor, drawn: Drawn) -> Tensor:
+            own_image.copy_(image)
+            for part, value in zip(own.numbers, drawn.numbers, strict=True):
+                part.copy_(value)
+            recording.replay()
+            self.num_replays += 1
             return figures.clone()
-        recording, own_image, own_drawn, figures = self._tapes[kind]
-        own_image.copy_(image)
-        for part, value in zip(own_drawn.numbers, drawn.numbers, strict=True):
-            part.copy_(value)
-        recording.replay()
-        self.num_replays += 1
-        return figures.clone()
+
+        return repeat

@@ -2,15 +2,17 @@
 
 At small sizes the host needs longer to start the kernels of a step than a GPU to run them. A graph holds
 them all, so the host starts a step with one call (https://docs.pytorch.org/docs/stable/notes/cuda.html).
+A graph that was recorded wrongly repeats a wrong step in silence, so none is used before it was checked.
 """
 
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from stages.core import distributed
 from stages.core.device import pack, unpack
@@ -19,95 +21,222 @@ from stages.settings.errors import UserError
 
 Compute = Callable[[Tensor, Drawn], Tensor]  # images and what was drawn, on the device; figures of the step
 Kind = tuple[tuple[bool, ...], tuple[torch.Size, ...]]  # phase, and the shapes of what was drawn
-WARM_UP = 2  # steps of a kind before it is captured: libraries choose algorithms, optimizers make their state
-MOST_GRAPHS = 64  # kinds that are captured; others run as they are, for each graph takes memory
+Wish = Literal["auto"] | bool  # runtime.cuda_graph
+WARM_UP = 2  # steps of a kind before it is recorded: libraries choose algorithms, optimizers make their state
+MOST_GRAPHS = 64  # kinds that are recorded; others run as they are, for each graph takes memory
+NOISE = 10.0  # a graph may differ from a step by so many times what two such steps differ, ...
+ROUNDING = 1e-3  # ... and besides by this share of what the step changes
 
 
-def run_steps(compute: Compute, device: torch.device, *, is_captured: bool) -> Compute:
-    """A function that takes images on the device and what the host drew, and makes the step.
+class Recorder(Protocol):
+    """Makes steps, and records them."""
 
-    Args:
-        compute: the step on the device. All state that it leaves for the next one it changes in place.
-        device: where it runs.
-        is_captured: whether as CUDA graphs (`runtime.cuda_graph`).
+    def make(self, image: Tensor, drawn: Drawn) -> Tensor:
+        """Make a step, one call after another, as the first steps of a kind and where no graph is used."""
+
+    def record(self, image: Tensor, drawn: Drawn) -> Compute:
+        """Record a step; return what repeats it with other images and numbers.
+
+        Raises:
+            RuntimeError: something in the step cannot be recorded, or memory ran out.
+        """
+
+
+def can_record(wish: Wish, device: torch.device) -> bool:
+    """Whether steps are to run as CUDA graphs; `auto`: on a GPU with one process.
 
     Raises:
         UserError: CUDA graphs are asked for without a GPU, or with several processes.
     """
-    if not is_captured:
-        return lambda image, drawn: compute(image, drawn.to(device))
-    if device.type != "cuda":
+    if wish == "auto":
+        return device.type == "cuda" and distributed.world_size() == 1
+    if wish and device.type != "cuda":
         raise UserError(
             f"params.yaml: runtime.cuda_graph: true needs a GPU, but the device is {device}; set "
-            "runtime.cuda_graph: false"
+            "runtime.cuda_graph: auto"
         )
-    if distributed.world_size() > 1:
+    if wish and distributed.world_size() > 1:
         raise UserError(
             f"params.yaml: runtime.cuda_graph: true needs one process, but there are "
-            f"{distributed.world_size()}; set runtime.cuda_graph: false, or start one process"
+            f"{distributed.world_size()}; set runtime.cuda_graph: auto, or start one process"
         )
-    return Graphs(compute, device)
+    return wish
+
+
+def run_steps(
+    compute: Compute,
+    state: Callable[[], Any],
+    device: torch.device,
+    *,
+    wish: Wish,
+    warn: Callable[[str], None],
+) -> Compute:
+    """A function that takes images on the device and what the host drew, and makes the step.
+
+    Args:
+        compute: the step on the device.
+        state: see `Graphs`.
+        device: where it runs.
+        wish: `runtime.cuda_graph`, of which `can_record` is asked.
+        warn: is told why `auto` uses no graphs on a GPU.
+    """
+    if not can_record(wish, device):
+        return lambda image, drawn: compute(image, drawn.to(device))
+    return Graphs(CudaRecorder(compute, device), state, warn if wish == "auto" else None)
 
 
 class Graphs:
-    """Steps as CUDA graphs: one for each kind of step, captured at its third time and replayed from then on.
+    """Steps from graphs: one for each kind of step, recorded at its third time and repeated from then on.
 
-    The first steps of a kind are real ones, made as they are, so nothing has to be undone. Graphs share
-    their memory, because no two run at a time, and what outlives a step was made before they were captured.
+    The first steps of a kind are real ones, made as they are, so nothing has to be undone. At the third time
+    the step is recorded with what the second was given. Then the step is made as it is, twice, and from the
+    graph, each time from the same state. If the graph leaves another state, it is not used.
 
     Args:
-        compute: see `run_steps`.
+        recorder: makes and records steps.
+        state: all state that a step changes, as nested dicts and lists of tensors and other values. A step
+            has to change it in place.
+        warn: is told why no graphs are used; None: this is an error.
+    """
+
+    def __init__(
+        self, recorder: Recorder, state: Callable[[], Any], warn: Callable[[str], None] | None
+    ) -> None:
+        self._recorder, self._state, self._warn = recorder, state, warn
+        self._seen: Counter[Kind] = Counter()
+        self._last: dict[Kind, tuple[Tensor, Drawn]] = {}  # what the last step of a kind was given
+        self._graphs: dict[Kind, Compute] = {}
+        self._is_given_up = False
+
+    def __call__(self, image: Tensor, drawn: Drawn) -> Tensor:
+        """Make a step; the result is a new tensor."""
+        kind = drawn.phase, tuple(part.shape for part in drawn.numbers)
+        if kind in self._graphs:
+            return self._graphs[kind](image, drawn)
+        self._seen[kind] += 1
+        if self._is_given_up or len(self._graphs) == MOST_GRAPHS:
+            return self._recorder.make(image, drawn)
+        if self._seen[kind] <= WARM_UP:
+            self._last[kind] = image, drawn
+            return self._recorder.make(image, drawn)
+        return self._check(kind, image, drawn)
+
+    def _check(self, kind: Kind, image: Tensor, drawn: Drawn) -> Tensor:
+        """Make a step as it is and from a new graph; keep the graph if both are the same."""
+        before = self._copy()
+        places = self._places()
+        steps = [self._from(before, self._recorder.make, image, drawn) for _ in range(2)]
+        try:
+            repeat = self._recorder.record(*self._last.pop(kind))
+            replayed = self._from(before, repeat, image, drawn)
+        except RuntimeError as error:
+            fault = f"a step cannot be recorded as a CUDA graph: {str(error).partition(chr(10))[0]}"
+        else:
+            fault = _difference(before, steps, replayed)
+            if self._places() != places:
+                fault = "a step leaves its state elsewhere than it was"
+        if not fault:
+            self._graphs[kind] = repeat
+            return replayed.figures
+        if self._warn is None:
+            raise UserError(f"params.yaml: runtime.cuda_graph: true: {fault}; set it to auto or false")
+        self._warn(f"{fault}; steps run without CUDA graphs, which at small sizes takes longer")
+        self._is_given_up = True
+        self._graphs.clear()
+        self._restore(steps[0].state)
+        return steps[0].figures
+
+    def _from(self, before: list[Tensor], make: Compute, image: Tensor, drawn: Drawn) -> "_Left":
+        """Make a step from the state `before`."""
+        self._restore(before)
+        figures = make(image, drawn)
+        return _Left(self._copy(), figures)
+
+    def _tensors(self) -> list[Tensor]:
+        return [value for value in tree_leaves(self._state()) if isinstance(value, Tensor)]
+
+    def _copy(self) -> list[Tensor]:
+        return [value.detach().clone() for value in self._tensors()]
+
+    def _places(self) -> list[int]:
+        return [value.data_ptr() for value in self._tensors()]
+
+    @torch.no_grad()
+    def _restore(self, copied: list[Tensor]) -> None:
+        for value, old in zip(self._tensors(), copied, strict=True):
+            value.copy_(old)
+
+
+class _Left(NamedTuple):
+    """What a step leaves."""
+
+    state: list[Tensor]
+    figures: Tensor
+
+
+def _difference(before: list[Tensor], steps: list[_Left], replayed: _Left) -> str:
+    """What is wrong with what a graph leaves; empty if nothing is.
+
+    Args:
+        before: the state before the step.
+        steps: what the step leaves, made twice as it is.
+        replayed: what the graph leaves: anything where the step leaves what is not a number.
+    """
+    once, again, found = ([*left.state, left.figures] for left in (*steps, replayed))
+    starts = [*before, torch.zeros_like(replayed.figures)]
+    wrong = 0
+    for tensors in zip(starts, once, again, found, strict=True):
+        start, one, other, repeated = (tensor.double() for tensor in tensors)
+        moved = (one - start).norm()
+        allowed = NOISE * (one - other).norm() + ROUNDING * moved
+        wrong += not ((repeated - one).norm() <= allowed or moved.isnan())
+    return f"{wrong} of {len(found)} tensors differ after a step from a CUDA graph" if wrong else ""
+
+
+class CudaRecorder:
+    """Records steps as CUDA graphs.
+
+    Graphs share their memory, because no two run at a time, and what outlives a step was made before they
+    were recorded.
+
+    Args:
+        compute: the step on the device.
         device: a GPU.
     """
 
     def __init__(self, compute: Compute, device: torch.device) -> None:
         self._compute, self._device = compute, device
-        self._seen: Counter[Kind] = Counter()
-        self._graphs: dict[Kind, _Captured] = {}
         self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         self._image: Tensor | None = None  # from which all graphs read
 
-    def __call__(self, image: Tensor, drawn: Drawn) -> Tensor:
-        """Make a step; the result is a new tensor."""
-        kind = drawn.phase, tuple(part.shape for part in drawn.numbers)
-        if kind not in self._graphs:
-            self._seen[kind] += 1
-            if self._seen[kind] <= WARM_UP or len(self._graphs) == MOST_GRAPHS:
-                return self._as_it_is(image, drawn)
-            self._graphs[kind] = self._capture(image, drawn)
-        graph = self._graphs[kind]
-        assert self._image is not None
-        self._image.copy_(image)
-        graph.numbers.copy_(pack(drawn.numbers).pin_memory(), non_blocking=True)
-        graph.graph.replay()
-        return graph.figures.clone()
-
-    def _as_it_is(self, image: Tensor, drawn: Drawn) -> Tensor:
-        """On the stream that captures, to which autograd and cuBLAS attach what they keep."""
+    def make(self, image: Tensor, drawn: Drawn) -> Tensor:
+        """Make a step on the stream that records, to which autograd and cuBLAS attach what they keep."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream), warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", ".*constructed with capturable=True"
-            )  # it soon will be captured
+            )  # it soon will be recorded
             figures = self._compute(image, drawn.to(self._device))
         current.wait_stream(self._stream)
         return figures
 
-    def _capture(self, image: Tensor, drawn: Drawn) -> "_Captured":
+    def record(self, image: Tensor, drawn: Drawn) -> Compute:
         """Record the kernels of a step without running them."""
         if self._image is None:
             self._image = torch.empty_like(image)
+        shown = self._image
         numbers = pack(drawn.numbers).to(self._device)
         own = drawn._replace(numbers=tuple(unpack(numbers, drawn.numbers)))
         graph = torch.cuda.CUDAGraph()
         # Another thread may pin memory for the next batch meanwhile, so only this one is watched for faults.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            figures = self._compute(self._image, own).detach()
-        return _Captured(graph, numbers, figures)
+            figures = self._compute(shown, own).detach()
 
+        def repeat(image: Tensor, drawn: Drawn) -> Tensor:
+            shown.copy_(image)
+            numbers.copy_(pack(drawn.numbers).pin_memory(), non_blocking=True)
+            graph.replay()
+            return figures.clone()
 
-class _Captured(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    numbers: Tensor  # packed; the graph reads them from here
-    figures: Tensor
+        return repeat

@@ -1,6 +1,7 @@
 """Self-supervised pretraining, from scratch or from a published checkpoint (4.1, 5.1)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published
 from stages.core import distributed
 from stages.core.device import compile_networks, place, restore_optimizer, torch_generator
-from stages.core.graph import run_steps
+from stages.core.graph import Wish, can_record, run_steps
 from stages.core.seeds import derive
 from stages.core.step import Drawn, Moment
 from stages.pretraining.figures import Expected, Moments, explain, find_faults, is_settled, summarise
@@ -46,7 +47,7 @@ class Pretrainer:
         precision: str,
         device: torch.device,
         compiled: bool = False,
-        cuda_graph: bool = False,
+        cuda_graph: Wish = "auto",
     ) -> None:
         torch.manual_seed(derive(seed, "pretrain", "weights"))
         self._settings, self._seed, self._device = settings, seed, device
@@ -59,14 +60,17 @@ class Pretrainer:
         self._replicated = distributed.replicate(self._method)
         parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
-        self._optimizer = build_optimizer(settings, parameters, is_capturable=cuda_graph)
-        if cuda_graph and settings.method == "slotcon":
-            warn(
-                "pretrain",
-                "runtime.cuda_graph has no effect on method: slotcon; the number of its slots varies",
-            )
-        is_captured = cuda_graph and settings.method != "slotcon"
-        self._run = run_steps(self._compute, device, is_captured=is_captured)
+        if settings.method == "slotcon":
+            if cuda_graph is True:
+                warn(
+                    "pretrain",
+                    "runtime.cuda_graph has no effect on method: slotcon; the number of its slots varies",
+                )
+            cuda_graph = False
+        self._optimizer = build_optimizer(settings, parameters, is_capturable=can_record(cuda_graph, device))
+        self._run = run_steps(
+            self._compute, self.state_dict, device, wish=cuda_graph, warn=partial(warn, "pretrain")
+        )
         self._lr = torch.zeros((), device=device)  # on the device, where each step sets it
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr

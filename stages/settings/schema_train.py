@@ -1,16 +1,8 @@
 """Schema of `train` and `cluster` in params.yaml."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, model_validator
 
 from stages.settings.section import (
     Count,
@@ -23,6 +15,7 @@ from stages.settings.section import (
     Sha256,
     check_micro_batch,
     low_first,
+    one_fault,
 )
 
 
@@ -58,18 +51,10 @@ class PixelLoss(Section):
     cross_weight: Fraction
 
 
-def _one_fault(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Report one fault for a value that is neither; pydantic gives one for each."""
-    try:
-        return check(value)
-    except ValidationError:
-        raise PydanticCustomError("weight", "must be auto or a number >= 0") from None
-
-
 class ImageLoss(Section):
     """Guidance loss on the pseudo-labels of the kept views."""
 
-    weight: Annotated[NonNegative | Literal["auto"], WrapValidator(_one_fault)]
+    weight: Annotated[NonNegative | Literal["auto"], one_fault("must be auto or a number >= 0")]
     warmup_epochs: NonNegative
     views: Literal["sample", "all", "pooled"]
     view_px: Annotated[int, Field(ge=16)]

@@ -2,7 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(gt=0)]
@@ -24,6 +34,22 @@ FractionRange = Annotated[
     list[PositiveFraction], Field(min_length=2, max_length=2), AfterValidator(low_first)
 ]
 Range = Annotated[list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(low_first)]
+
+
+def one_fault(text: str) -> WrapValidator:
+    """Report one fault for a value that is none of several types; pydantic gives one for each.
+
+    Args:
+        text: what the value must be.
+    """
+
+    def either(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            raise PydanticCustomError("either", text) from None
+
+    return WrapValidator(either)
 
 
 def check_micro_batch(micro_batch: int, batch_size: int) -> None:
@@ -94,7 +120,7 @@ class Runtime(Section):
     timeout_seconds: Positive
     checkpoint_seconds: NonNegative
     check_data: Annotated[list[Literal["files"]], Field(max_length=1)]
-    cuda_graph: bool
+    cuda_graph: Annotated[Literal["auto"] | bool, one_fault("must be auto, true or false")]
 
     @model_validator(mode="after")
     def _one_launcher(self) -> "Runtime":
@@ -107,9 +133,9 @@ class Runtime(Section):
 
     @model_validator(mode="after")
     def _one_process_for_a_graph(self) -> "Runtime":
-        if self.cuda_graph and (self.launcher or self.nproc != 1):
+        if self.cuda_graph is True and (self.launcher or self.nproc != 1):
             raise ValueError(
-                "cuda_graph: true needs one process for each stage; set it to false, or set nproc: 1 and "
+                "cuda_graph: true needs one process for each stage; set it to auto, or set nproc: 1 and "
                 "launcher: ''"
             )
         return self

@@ -19,6 +19,7 @@ import torch
 
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import choose_device, place, torch_generator
+from stages.core.graph import WARM_UP
 from stages.dataset.protocols import square_image
 from stages.dataset.source import DataSet
 from stages.imaging.batches import ImageSource, shuffled
@@ -94,9 +95,10 @@ def duration(seconds: float) -> str:
 
 
 def measure(step: Callable[[int], object], device: torch.device, *, steps: int = MOST_STEPS) -> Span:
-    """Fastest and slowest of a few steps after a first one, which counts if it is the only one."""
+    """Fastest and slowest of a few steps after those that warm up; a last one counts in any case."""
     start, spent = time.perf_counter(), []
-    for number in range(steps):
+    warm_up = WARM_UP + 1 if device.type == "cuda" else 1
+    for number in range(warm_up + steps - 1):
         before = time.perf_counter()
         step(number)
         if device.type == "cuda":
@@ -104,7 +106,7 @@ def measure(step: Callable[[int], object], device: torch.device, *, steps: int =
         spent.append(time.perf_counter() - before)
         if time.perf_counter() - start > MOST_SECONDS:
             break
-    counted = spent[1:] if len(spent) > 1 else spent
+    counted = spent[warm_up:] or spent[-1:]
     return Span(min(counted), max(counted))
 
 

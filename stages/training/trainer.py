@@ -7,6 +7,7 @@ they are at hand because they were counted; the centers come from a bounded, see
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 from stages.backbone.batch_norm import split_batch_norms
 from stages.core import distributed
 from stages.core.device import compile_networks, restore_optimizer, torch_generator
-from stages.core.graph import run_steps
+from stages.core.graph import Wish, can_record, run_steps
 from stages.core.step import Drawn, Moment
 from stages.imaging.batches import ImageSource
+from stages.runtime.progress import warn
 from stages.segmenter.context import KERNELS
 from stages.segmenter.network import Segmenter
 from stages.settings.schema_train import Train
@@ -47,7 +49,7 @@ class Trainer:
         seed: seed of all random numbers.
         precision: precision of the forward passes.
         compiled: whether to use torch.compile.
-        cuda_graph: whether steps run as CUDA graphs.
+        cuda_graph: `runtime.cuda_graph`.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Trainer:
         seed: int,
         precision: str,
         compiled: bool = False,
-        cuda_graph: bool = False,
+        cuda_graph: Wish = "auto",
     ) -> None:
         self._settings, self._guidance, self._pixel_k, self._seed = settings, guidance, pixel_k, seed
         self._siamese = Siamese(settings, size_px=size_px, precision=precision)
@@ -77,9 +79,14 @@ class Trainer:
             Objective(segmenter, self._siamese, guidance, settings.pixel_loss)
         )
         self._optimizer = torch.optim.Adam(
-            groups, weight_decay=settings.weight_decay, fused=True, capturable=cuda_graph
+            groups,
+            weight_decay=settings.weight_decay,
+            fused=True,
+            capturable=can_record(cuda_graph, self._device),
         )
-        self._run = run_steps(self._compute, self._device, is_captured=cuda_graph)
+        self._run = run_steps(
+            self._compute, self.state_dict, self._device, wish=cuda_graph, warn=partial(warn, "train")
+        )
         collapse_below = settings.clustering.collapse_below
         self._health = Health(pixel_k, collapse_below=collapse_below, device=self._device)
         self._clusters: list[ViewClusters] = []

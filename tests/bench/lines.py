@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 import torch
 
+from stages.core.graph import Wish
 from tests.bench.head import machine
+
+# Values of `runtime.cuda_graph` that a step is measured with, by the kind of device, and how lines name them.
+WISHES: dict[str, dict[Wish, str]] = {
+    "cpu": {"auto": ""},
+    "cuda": {"auto": "", False: ", without CUDA graphs"},
+}
 
 
 class Line(NamedTuple):

@@ -15,6 +15,7 @@ from torch import nn
 
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import autocast, place
+from stages.core.graph import Wish
 from stages.imaging.batches import ImageSource
 from stages.pretrain import pretrain
 from stages.pretraining.encoder import DenseEncoder, Encoder
@@ -23,7 +24,7 @@ from stages.pretraining.slotcon import SlotEncoder
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 from tests.bench.interleaved import Comparison, compare
-from tests.bench.lines import Line
+from tests.bench.lines import WISHES, Line
 from tests.datasets import read_preset
 
 
@@ -67,19 +68,20 @@ def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterato
             f"bare network {count / found.bare_seconds:.1f} images/s",
             found.goodput,
         )
-    yield _demo_step(device, turns, compiled)
+    for wish, said in WISHES[device.type].items():
+        yield _demo_step(device, turns, compiled, wish, said)
 
 
-def _demo_step(device: torch.device, turns: int, compiled: bool) -> Line:
+def _demo_step(device: torch.device, turns: int, compiled: bool, wish: Wish, said: str) -> Line:
     whole = read_preset("demo")
     own = whole.pretrain
     setup = Setup(
         whole.backbone, own.image_px, whole.prepare.train_px, own.batch_size, whole.precision,
         own.swav.local_px,
     )  # fmt: skip
-    found = _compare(own.method, setup, device, turns, compiled)
+    found = _compare(own.method, setup, device, turns, compiled, wish)
     return Line(
-        f"a step of pretraining, demo, {_name(own.method, setup, compiled)}",
+        f"a step of pretraining, demo, {_name(own.method, setup, compiled)}{said}",
         f"{1000 * found.seconds / NUM_STEPS:.1f} ms",
         f"bare network {1000 * found.bare_seconds / NUM_STEPS:.1f} ms",
         found.goodput,
@@ -92,7 +94,9 @@ def _name(method: str, setup: Setup, compiled: bool) -> str:
     return f"{method}, {network}, {sizes}{', compiled' if compiled else ''}"
 
 
-def _compare(method: str, setup: Setup, device: torch.device, turns: int, compiled: bool) -> Comparison:
+def _compare(
+    method: str, setup: Setup, device: torch.device, turns: int, compiled: bool, wish: Wish = "auto"
+) -> Comparison:
     settings = _settings(method, setup)
     count = NUM_STEPS * setup.batch_size
     shape = (count, setup.stored_px, setup.stored_px, 3)
@@ -107,6 +111,7 @@ def _compare(method: str, setup: Setup, device: torch.device, turns: int, compil
             precision=setup.precision,
             device=device,
             compiled=compiled,
+            cuda_graph=wish,
         )
     encoder = place(_encoder(settings, setup.backbone), device)
     passes = [(random_views(*shape, device), learns) for shape, learns in _passes(settings)]

@@ -15,6 +15,7 @@ import torch
 
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import autocast, choose_device, place, torch_generator
+from stages.core.graph import Wish
 from stages.imaging.batches import ImageSource, shuffled
 from stages.pseudo_labels.pyramid import VIEWS
 from stages.settings.schema import Params
@@ -24,7 +25,7 @@ from stages.training.siamese import ViewMaker
 from stages.training.trainer import Trainer
 from tests.bench.clock import Clock
 from tests.bench.interleaved import Comparison, compare
-from tests.bench.lines import Line
+from tests.bench.lines import WISHES, Line
 from tests.bench.pretraining import NO_STATE, random_views
 from tests.datasets import read_preset
 
@@ -83,14 +84,16 @@ def weight_of(params: Params) -> float:
     return 1.0 if params.train.image_loss.weight == "auto" else params.train.image_loss.weight
 
 
-def random_trainer(params: Params, num_images: int, device: torch.device) -> Trainer:
+def random_trainer(params: Params, num_images: int, device: torch.device, wish: Wish = "auto") -> Trainer:
     """An untrained trainer whose images have random pseudo-labels, four of ten kept."""
     rng, shape = np.random.default_rng(0), (num_images, len(VIEWS))
     kept = np.where(rng.random(shape) < 0.4, rng.integers(0, params.global_k, shape), -1)
     segmenter = build_segmenter(
         build_backbone(describe(params.backbone)), namespace(params), weight_of(params)
     )
-    return build_trainer(place(segmenter, device), kept, namespace(params), weight_of(params))
+    return build_trainer(
+        place(segmenter, device), kept, namespace(params), weight_of(params), cuda_graph=wish
+    )
 
 
 def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
@@ -109,7 +112,8 @@ def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iter
             f"bare network {count / found.bare_seconds:.1f} images/s",
             found.goodput,
         )
-    yield _demo_step(device, turns, compiled)
+    for wish, said in WISHES[device.type].items():
+        yield _demo_step(device, turns, compiled, wish, said)
 
 
 def compare_epochs(params: Params, count: int, device: torch.device, turns: int) -> Comparison:
@@ -159,10 +163,10 @@ def _bare(params: Params, device: torch.device) -> Callable[[int, int], None]:
     return run
 
 
-def _demo_step(device: torch.device, turns: int, compiled: bool) -> Line:
+def _demo_step(device: torch.device, turns: int, compiled: bool, wish: Wish, said: str) -> Line:
     params = read_preset("demo").model_copy(update={"compile": compiled})
     size = params.train.batch_size
-    trainer = random_trainer(params, 2 * size, device)
+    trainer = random_trainer(params, 2 * size, device, wish)
     source = ImageSource(random_images(2 * size, params.prepare.train_px), device)
     batches = shuffled(len(source), size, torch_generator(0, "bench"))
     trainer.start_epoch(source, batches, 0)
@@ -177,7 +181,7 @@ def _demo_step(device: torch.device, turns: int, compiled: bool) -> Line:
     found = compare(whole, lambda: bare(2 * DEMO_STEPS, DEMO_STEPS), turns=turns, device=device)
     return Line(
         f"a step of training, demo, {params.backbone.arch} of width {params.backbone.width}, "
-        f"{params.size_px} px, batch {size}, {params.precision}{', compiled' * compiled}",
+        f"{params.size_px} px, batch {size}, {params.precision}{', compiled' * compiled}{said}",
         f"{1000 * found.seconds / DEMO_STEPS:.1f} ms",
         f"bare network {1000 * found.bare_seconds / DEMO_STEPS:.1f} ms",
         found.goodput,

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import place
-from stages.core.graph import Compute, run_steps
+from stages.core.graph import WARM_UP, Compute, Graphs, Wish, can_record
 from stages.core.step import Drawn
 from stages.imaging.batches import ImageSource
 from stages.pretraining.pretrainer import Pretrainer
@@ -43,6 +43,13 @@ def _equal(first: Any, second: Any) -> bool:
     )
 
 
+def _record(owner: Pretrainer | Trainer) -> Tape:
+    """Let steps run from recorded ones, which are checked; a fault is an error."""
+    tape = Tape(owner._compute)
+    owner._run = Graphs(tape, owner.state_dict, None)
+    return tape
+
+
 PRETRAINING: dict[str, dict[str, Any]] = {
     "mocov2": {},
     "symmetric": {"symmetric": True},
@@ -58,7 +65,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
 }
 
 
-def _pretrainer(changes: dict[str, Any], cuda_graph: bool = False) -> Pretrainer:
+def _pretrainer(changes: dict[str, Any], cuda_graph: Wish = "auto") -> Pretrainer:
     whole = read_preset("demo")
     settings = whole.pretrain
     common = {"batch_size": SIZE, "image_px": 16, "epochs": NUM_EPOCHS, "warmup_epochs": 1.0, "queue_size": 8}
@@ -94,51 +101,97 @@ def _pretrain(pretrainer: Pretrainer) -> list[Any]:
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_replayed_steps_of_pretraining_are_those_made_one_by_one(name: str) -> None:
     eager, taped = _pretrainer(PRETRAINING[name]), _pretrainer(PRETRAINING[name])
-    taped._run = tape = Tape(taped._compute)
+    tape = _record(taped)
     assert _equal(_pretrain(taped), _pretrain(eager))
     # Of SwAV, steps with frozen prototypes and steps that use the queue are kinds of their own.
-    assert tape.num_kinds == (2 if name.startswith("swav") else 1)
-    assert tape.num_replays == NUM_EPOCHS * NUM_STEPS - 2 * tape.num_kinds
+    assert tape.num_records == (2 if name.startswith("swav") else 1)
+    assert tape.num_replays == NUM_EPOCHS * NUM_STEPS - WARM_UP * tape.num_records
 
 
 def test_a_learning_rate_that_is_a_number_of_the_host_is_noticed() -> None:
-    eager, taped = _pretrainer({}), _pretrainer({})
-    compute = taped._compute
+    eager, changed = _pretrainer({}), _pretrainer({})
+    compute = changed._compute
 
     def with_number(image: Tensor, drawn: Drawn) -> Tensor:
-        for group in taped._optimizer.param_groups:
+        for group in changed._optimizer.param_groups:
             group["lr"] = float(drawn.numbers[0])
         return compute(image, drawn)
 
-    taped._run = with_number
-    assert _equal(_pretrain(taped)[:-1], _pretrain(eager)[:-1])  # without a tape there is no difference
-    taped = _pretrainer({})
-    compute = taped._compute
-    taped._run = Tape(with_number)
-    assert not _equal(_pretrain(taped)[:-1], _pretrain(eager)[:-1])
+    changed._compute = with_number  # type: ignore[method-assign]
+    changed._run = with_number
+    assert _equal(_pretrain(changed)[:-1], _pretrain(eager)[:-1])  # without a graph there is no difference
+    changed.load_state_dict(_pretrainer({}).state_dict())
+    _record(changed)
+    with pytest.raises(UserError, match=r"cuda_graph: true: \d+ of \d+ tensors differ after a step"):
+        _pretrain(changed)
 
 
-@pytest.mark.parametrize("in_place", [True, False])
-def test_state_that_is_not_changed_in_place_is_noticed(in_place: bool) -> None:
-    def pretrainer(run: Callable[[Compute], Compute]) -> Pretrainer:
-        made = _pretrainer({})
+def test_state_that_is_not_changed_in_place_is_noticed() -> None:
+    changed = _pretrainer({})
+    compute = changed._compute
 
-        def compute(image: Tensor, drawn: Drawn) -> Tensor:
-            figures = made._compute(image, drawn)
-            turned = made._method.queue.roll(1, 0)
-            if in_place:
-                made._method.queue.copy_(turned)
-            else:
-                made._method.queue = turned
-            return figures
+    def not_in_place(image: Tensor, drawn: Drawn) -> Tensor:
+        figures = compute(image, drawn)
+        changed._method.queue = changed._method.queue.roll(1, 0)
+        return figures
 
-        made._run = run(compute)
-        return made
-
-    assert _equal(_pretrain(pretrainer(Tape)), _pretrain(pretrainer(lambda compute: compute))) == in_place
+    changed._compute = not_in_place  # type: ignore[method-assign]
+    _record(changed)
+    with pytest.raises(UserError, match="a step leaves its state elsewhere than it was"):
+        _pretrain(changed)
 
 
-def _trainer(base: str | None, changes: dict[str, Any], cuda_graph: bool = False) -> Trainer:
+def _is_recording() -> bool:
+    return torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+
+
+def _refusing(changed: Pretrainer) -> Compute:
+    """A step that cannot be recorded."""
+
+    def step(image: Tensor, drawn: Drawn) -> Tensor:
+        if _is_recording():
+            changed._lr.fill_(7)
+            raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+        return changed._compute(image, drawn)
+
+    return step
+
+
+def _stale(changed: Pretrainer) -> Compute:
+    """A step that, once recorded, takes the same images for ever; numpy's copy is not recorded."""
+
+    def step(image: Tensor, drawn: Drawn) -> Tensor:
+        image = torch.from_numpy(image.numpy().copy()) if _is_recording() else image
+        return changed._compute(image, drawn)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("broken", "fault"),
+    [
+        (
+            _refusing,
+            "a step cannot be recorded as a CUDA graph: operation not permitted when stream is capturing",
+        ),
+        (_stale, "tensors differ after a step from a CUDA graph"),
+    ],
+)
+def test_without_a_usable_graph_steps_are_made_as_they_are_and_a_warning_says_so(
+    broken: Callable[[Pretrainer], Compute], fault: str
+) -> None:
+    eager, changed = _pretrainer({}), _pretrainer({})
+    told: list[str] = []
+    tape = Tape(broken(changed))
+    changed._run = Graphs(tape, changed.state_dict, told.append)
+    assert _equal(_pretrain(changed), _pretrain(eager))
+    assert len(told) == 1
+    assert fault in told[0]
+    assert told[0].endswith("; steps run without CUDA graphs, which at small sizes takes longer")
+    assert tape.num_records == 1
+
+
+def _trainer(base: str | None, changes: dict[str, Any], cuda_graph: Wish = "auto") -> Trainer:
     torch.manual_seed(0)
     whole = read_preset("demo", base)
     params = SimpleNamespace(**{key: getattr(whole, key) for key in KEYS})
@@ -186,21 +239,23 @@ def test_replayed_steps_of_training_are_those_made_one_by_one(
     """With guidance, context, and new clusters in each epoch."""
     monkeypatch.setattr(clusters, "KEPT_BYTES", 0)  # a GPU keeps no assignments of the counting pass
     eager, taped = _trainer(*TRAINING[name]), _trainer(*TRAINING[name])
-    taped._run = tape = Tape(taped._compute)
+    tape = _record(taped)
     assert _equal(_train(taped), _train(eager))
     assert tape.num_replays > 0
 
 
 def test_a_weight_of_guidance_that_is_a_number_of_the_host_is_noticed() -> None:
-    taped, eager = (_trainer(*TRAINING["warm-up"]) for _ in range(2))
-    compute = taped._compute
+    changed = _trainer(*TRAINING["warm-up"])
+    compute = changed._compute
 
     def with_number(image: Tensor, drawn: Drawn) -> Tensor:
         plan, weight, *others = drawn.numbers
         return compute(image, drawn._replace(numbers=(plan, torch.tensor(float(weight)), *others)))
 
-    taped._run = Tape(with_number)
-    assert not _equal(_train(taped), _train(eager))
+    changed._compute = with_number  # type: ignore[method-assign]
+    _record(changed)
+    with pytest.raises(UserError, match="tensors differ after a step"):
+        _train(changed)
 
 
 def test_a_graph_without_a_gpu_is_refused_with_its_remedy() -> None:
@@ -209,11 +264,19 @@ def test_a_graph_without_a_gpu_is_refused_with_its_remedy() -> None:
         lambda: _trainer(None, {}, cuda_graph=True),
     ]
     for make in makers:
-        with pytest.raises(UserError, match=r"cuda_graph: true needs a GPU.*set runtime.cuda_graph: false"):
+        with pytest.raises(UserError, match=r"cuda_graph: true needs a GPU.*set runtime.cuda_graph: auto"):
             make()
 
 
 def test_a_graph_in_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.core.distributed.world_size", lambda: 2)
+    gpu = torch.device("cuda")
     with pytest.raises(UserError, match="needs one process, but there are 2"):
-        run_steps(lambda image, drawn: image, torch.device("cuda"), is_captured=True)
+        can_record(True, gpu)
+    assert not can_record("auto", gpu)
+
+
+def test_auto_takes_graphs_on_a_gpu_with_one_process() -> None:
+    assert can_record("auto", torch.device("cuda"))
+    assert not can_record("auto", CPU)
+    assert not can_record(False, torch.device("cuda"))

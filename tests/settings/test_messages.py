@@ -164,7 +164,7 @@ def test_a_key_that_is_no_text(path: Path) -> None:
 CROSS = [
     (
         {"runtime.cuda_graph": True, "runtime.nproc": 2},
-        "runtime.cuda_graph: true needs one process for each stage; set it to false, or set nproc: 1 and "
+        "runtime.cuda_graph: true needs one process for each stage; set it to auto, or set nproc: 1 and "
         "launcher: ''",
     ),
     (

@@ -334,7 +334,7 @@ def test_a_graph_without_a_gpu_ends_with_its_remedy(bench: Any) -> None:
     bench.params(runtime__cuda_graph=True)
     assert bench.fault(pretrain.main, ARGV) == (
         "params.yaml: runtime.cuda_graph: true needs a GPU, but the device is cpu; set "
-        "runtime.cuda_graph: false"
+        "runtime.cuda_graph: auto"
     )
 
 

@@ -45,7 +45,7 @@ def test_a_graph_without_a_gpu_ends_with_its_remedy(ready: Any) -> None:
     ready.params(runtime__cuda_graph=True)
     assert ready.fault(train.main, ARGV) == (
         "params.yaml: runtime.cuda_graph: true needs a GPU, but the device is cpu; set "
-        "runtime.cuda_graph: false"
+        "runtime.cuda_graph: auto"
     )
 
 
