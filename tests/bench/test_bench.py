@@ -48,8 +48,9 @@ def test_a_step_of_the_demo_is_measured(monkeypatch: pytest.MonkeyPatch, module:
     monkeypatch.setattr(module, "read_preset", lambda name: preset)
     monkeypatch.setattr(pretraining, "NUM_STEPS", 1)
     monkeypatch.setattr(training, "DEMO_STEPS", 1)
-    line = module._demo_step(CPU, 1, compiled=False)
-    assert line.what == f"a step of {work}, resnet18 of width 16, 32 px, batch 4, float32"
+    line = module._demo_step(CPU, 1, False, False, ", without CUDA graphs")
+    sizes = "32 px, batch 4, float32, without CUDA graphs"
+    assert line.what == f"a step of {work}, resnet18 of width 16, {sizes}"
     whole, bare = _figures(line, "ms")
     assert line.ratio == pytest.approx(bare / whole, rel=0.1)
 
