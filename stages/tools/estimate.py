@@ -57,20 +57,24 @@ class Span:
 
 def estimate(params: Params, data: DataSet) -> dict[str, Span]:
     """Seconds of the long stages, and of all others together."""
-    device = choose_device(params.device)
-    size = params.train.batch_size if device.type == "cuda" else min(CPU_BATCH, params.train.batch_size)
-    rng = np.random.default_rng(0)
-    shape = (2 * size, params.prepare.train_px, params.prepare.train_px, 3)
-    images = ImageSource(rng.integers(0, 256, shape, np.uint8), device)
-    num_images = len(data.train)
     found = {"prepare": _prepare(params, data), "starting the stages": start().times(NUM_STAGES)}
+    num_images = len(data.train)
     with contextlib.redirect_stdout(None):  # the lines of a run that is none
+        images = _random_images(params, choose_device(params.device))
         if params.pretrain.method not in ("none", "supervised"):
             found["pretrain"] = _pretrain(params, images, num_images)
-        segmenter = _segmenter(params, device)
+        segmenter = _segmenter(params, images.device)
         found["train"] = _train(params, images, num_images, segmenter)
         found["others"] = _others(params, images, num_images, len(data.val), segmenter)
     return found
+
+
+def _random_images(params: Params, device: torch.device) -> ImageSource:
+    """Two batches of `train`; smaller ones on a CPU."""
+    size = params.train.batch_size if device.type == "cuda" else min(CPU_BATCH, params.train.batch_size)
+    side = params.prepare.train_px
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * size, side, side, 3), np.uint8)
+    return ImageSource(pixels, device)
 
 
 def describe_estimate(found: dict[str, Span]) -> Iterator[str]:
