@@ -38,9 +38,7 @@ Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 def main(argv: Sequence[str] | None = None) -> None:
     """Export, compare, and write the card."""
     args = _parse(argv)
-    card_path = args.out.with_suffix(".md")
-    if card_path == args.out:
-        raise UserError(f"--out {args.out}: .md is the suffix of the model card; choose another")
+    card_path = args.out.with_name(f"{args.out.name}.md")
     if present := [path for path in (args.out, card_path) if path.exists() and not args.overwrite]:
         raise UserError(f"--out {args.out}: {present[0]} exists; pass --overwrite to replace it")
     if args.format == "onnx":
@@ -193,7 +191,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.tools.export", description=__doc__)
     add = parser.add_argument
     add("--format", choices=("onnx", "torch"), required=True, help="onnx, or torch: TorchScript")
-    add("--out", type=Path, required=True, help="file to write; the card is beside it, with suffix .md")
+    add("--out", type=Path, required=True, help="file to write; the card is beside it, as <out>.md")
     add("--model", type=Path, default=Path("models"), help="folder of the trained model (default: models)")
     add("--names", type=Path, help="names.yaml; default: the legend of the report, or else numbers")
     add("--images", type=Path, help="packed images to compare on; default: data/images/val beside --model")

@@ -134,6 +134,8 @@ def _segment_all(
                 write_outputs(folder, outputs, picture, found, model.legend.colours)
                 for output in outputs:
                     manifest.take(folder / output, output)
+            for old in set(output_names(file.name, scores=True)) - set(outputs):
+                manifest.drop(old)
             state = (file.size_bytes, file.modified_ns, bits)
             manifest.add(file.name, Done(*state, width, height, confidence, shares(found.ids)))
 

@@ -115,18 +115,18 @@ def test_a_file_that_differs_from_the_original_is_not_written(
         "--out model.onnx: not written, because the scores of the exported model differ"
     )
     assert not Path("model.onnx").exists()
-    assert not Path("model.md").exists()
+    assert not Path("model.onnx.md").exists()
 
 
 def test_files_are_replaced_only_when_asked(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("model.md").write_text("mine")
+    Path("model.pt.md").write_text("mine")
     flags = ["--format", "torch", "--out", "model.pt", "--model", "."]
     assert ready.fault(export.main, flags) == (
-        "--out model.pt: model.md exists; pass --overwrite to replace it"
+        "--out model.pt: model.pt.md exists; pass --overwrite to replace it"
     )
     export.main([*flags, "--overwrite"])
     assert "compared on 2 images of noise, because there is no" in capsys.readouterr().out
-    assert Path("model.md").read_text().startswith("# model.pt")
+    assert Path("model.pt.md").read_text().startswith("# model.pt")
 
 
 def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
@@ -146,7 +146,7 @@ def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
     own = lineage(Path("models/pixel_centroids.safetensors"))
     write_cluster_legend(Path("metrics/report/legend.json"), legend, own)
     export.main(["--format", "torch", "--out", "model.pt", "--images", "images/val"])
-    card = Path("model.md").read_text()
+    card = Path("model.pt.md").read_text()
     assert "960 training images and 160 validation images" in card
     assert "| raw | 0.25 | 0.125 |" in card
     assert "| 1 | road \\| street |" in card
@@ -166,7 +166,7 @@ def test_a_vit_is_refused_with_the_way_around(bench: Any) -> None:
 def test_the_lines_of_the_card_run_without_this_project(ready: Any, form: str) -> None:
     _export(form, "model.bin")
     write_image(Path("photo.jpg"), np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    lines = re.findall(r"```python\n(.*?)```", Path("model.md").read_text(), re.DOTALL)[0]
+    lines = re.findall(r"```python\n(.*?)```", Path("model.pt.md").read_text(), re.DOTALL)[0]
     _run_alone(lines)
 
 
@@ -219,11 +219,3 @@ def test_what_an_installation_needs_has_its_version_in_requirements() -> None:
     needed = found - with_others - optional - {"stages", *sys.stdlib_module_names}
     assert {imports.get(name, name) for name in project["dependencies"]} == needed
     assert set(project["optional-dependencies"]["export"]) <= pinned
-
-
-def test_the_card_never_replaces_the_model(ready: Any) -> None:
-    arguments = ["--format", "torch", "--out", "model.md", "--model", "."]
-    assert ready.fault(export.main, arguments).startswith(
-        "--out model.md: .md is the suffix of the model card"
-    )
-    assert not Path("model.md").exists()

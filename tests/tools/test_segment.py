@@ -163,6 +163,20 @@ def test_what_is_done_is_not_done_again(ready: Any, capsys: pytest.CaptureFixtur
     assert rows["source"].tolist() == ["more.png", "square.png", "tiny.bmp", "trip/wide.jpg"]
 
 
+def test_maps_of_confidence_of_an_earlier_result_are_deleted(ready: Any) -> None:
+    assert _run("--scores") == 0
+    corrected = Path("found/tiny_confidence.png")
+    corrected.write_bytes(b"mine")
+    write_image(Path("photos/square.png"), np.ones((9, 9, 3), dtype=np.uint8))
+    assert _run() == 0
+    assert not Path("found/square_confidence.png").exists(), "it belongs to the old image"
+    assert Path("found/trip/wide_confidence.png").exists(), "its image is as it was"
+    assert _run("--overwrite") == 0
+    assert not Path("found/trip/wide_confidence.png").exists()
+    assert corrected.read_bytes() == b"mine"
+    assert not [name for name in json.loads(Path("found/segment.json").read_text())["files"] if "wide_c" in name]
+
+
 def test_another_model_or_other_options_replace_files_only_when_asked(ready: Any) -> None:
     assert _run() == 0
     Path("names.yaml").write_text(NAMES)

@@ -101,6 +101,12 @@ class RunManifest:
             os.replace(written, target)
         self.files[name] = time
 
+    def drop(self, name: str) -> None:
+        """Delete a file of an earlier run that does not belong to what is there now, if it is segment's own."""
+        if self.is_own(name):
+            (self.out / name).unlink()
+            del self.files[name]
+
     def add(self, name: str, done: Done) -> None:
         """Take over an image whose files are in place."""
         self._note({"image": name, "done": asdict(done)})
