@@ -166,7 +166,7 @@ def test_a_vit_is_refused_with_the_way_around(bench: Any) -> None:
 def test_the_lines_of_the_card_run_without_this_project(ready: Any, form: str) -> None:
     _export(form, "model.bin")
     write_image(Path("photo.jpg"), np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    lines = re.findall(r"```python\n(.*?)```", Path("model.pt.md").read_text(), re.DOTALL)[0]
+    lines = re.findall(r"```python\n(.*?)```", Path("model.bin.md").read_text(), re.DOTALL)[0]
     _run_alone(lines)
 
 

@@ -102,7 +102,7 @@ class RunManifest:
         self.files[name] = time
 
     def drop(self, name: str) -> None:
-        """Delete a file of an earlier run that does not belong to what is there now, if it is segment's own."""
+        """Delete a file of an earlier result of an image, if it is segment's own."""
         if self.is_own(name):
             (self.out / name).unlink()
             del self.files[name]
