@@ -161,15 +161,12 @@ def cluster_all(
     # Batch norm needs two images.
     batches = [rows for rows in order.split(settings.batch_size) if len(rows) > 1]
     kmeans = KMeans.of(settings, params.pixel_k, spherical=False)
-    runs = [
-        MiniBatchKMeans(kmeans, init_batches=settings.init_batches, num_batches=len(batches), seed=start)
-        for start in _seeds(params.seed)
-    ]
+    runs = MiniBatchKMeans(
+        kmeans, init_batches=settings.init_batches, num_batches=len(batches), seeds=_seeds(params.seed)
+    )
     for pixels in all_pixel_features(segmenter, images, batches, params):
-        for one in runs:
-            one.add(pixels)
-    centroids = [one.centroids() for one in runs]
-    return [F.normalize(one, dim=1) if settings.unit_centroids else one for one in centroids]
+        runs.add(pixels)
+    return [F.normalize(one, dim=1) if settings.unit_centroids else one for one in runs.centroids()]
 
 
 def _check_metric(segmenter: Segmenter, settings: Cluster) -> None:

@@ -34,7 +34,7 @@ from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter, 
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
 from stages.training.guidance import Guidance, LabelFigures, guidance_weight
-from stages.training.trainer import FIGURES, Trainer
+from stages.training.trainer import FIGURES, MEASURED_IN, Trainer
 
 KEYS = (
     "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "deterministic", "compile",
@@ -107,7 +107,7 @@ def train(trainer: Trainer, images: ImageSource, params: SimpleNamespace, state:
     Raises:
         UserError: the loss is not a number.
     """
-    settings, history = params.train, History(FIGURES, images.device)
+    settings, history = params.train, History(FIGURES, images.device, MEASURED_IN)
     epoch, step = state.resume(trainer, history)
     while epoch < settings.epochs:
         order = torch_generator(params.seed, "train", "order", epoch)

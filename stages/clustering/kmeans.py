@@ -1,5 +1,6 @@
 """k-means of points on any device: with faiss on the CPU, with torch on a GPU, where the points stay."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import faiss
@@ -112,22 +113,25 @@ class MiniBatchKMeans:
     A centroid moves toward the mean of its new points by their share of all points it has been assigned so
     far, so that all batches have equal weight. A cluster without new points keeps its centroid. Centroids are
     plain means and are not normalized. All work is done on the device of the points, which waits for nothing
-    after the first batches; only these are kept, once.
+    after the first batches; only these are kept, once for all starts.
 
     Args:
         kmeans: clusters the first batches; also defines K.
         init_batches: number of batches for the initial k-means.
         num_batches: number of batches that will be added.
-        seed: seed of the initial k-means.
+        seeds: of the initial k-means; each is a clustering of its own, of the same batches.
+
+    Attributes:
+        counts: number of points of each cluster, for each seed.
     """
 
-    def __init__(self, kmeans: KMeans, *, init_batches: int, num_batches: int, seed: int) -> None:
-        self._kmeans, self._seed = kmeans, seed
+    def __init__(self, kmeans: KMeans, *, init_batches: int, num_batches: int, seeds: Sequence[int]) -> None:
+        self._kmeans, self._seeds = kmeans, seeds
         self._init_batches = min(init_batches, num_batches)
         self._first: Float[Tensor, "F D"] | None = None
         self._num_first = self._num_added = 0
-        self._centroids: Float[Tensor, "K D"] | None = None
-        self.counts: Int64[Tensor, " K"] = torch.zeros(kmeans.num_clusters, dtype=torch.long)
+        self._centroids: list[Float[Tensor, "K D"]] = []
+        self.counts: list[Int64[Tensor, " K"]] = []
 
     def add(self, points: Float[Tensor, "N D"]) -> None:
         """Add one batch, which is no larger than the first.
@@ -136,32 +140,38 @@ class MiniBatchKMeans:
             UserError: with the last of the first batches, as `KMeans.fit`.
         """
         self._num_added += 1
-        if self._centroids is not None:
-            self._centroids = move_centroids(self._centroids, self.counts, points)
+        if self._centroids:
+            self._centroids = [
+                move_centroids(one, counts, points)
+                for one, counts in zip(self._centroids, self.counts, strict=True)
+            ]
             return
         if self._first is None:
             self._first = points.new_empty(self._init_batches * len(points), points.shape[1])
         self._first[self._num_first : self._num_first + len(points)] = points
         self._num_first += len(points)
         if self._num_added == self._init_batches:
-            self._centroids = self._start()
+            self._start()
 
-    def centroids(self) -> Float[Tensor, "K D"]:
-        """The centroids after all batches.
+    def centroids(self) -> list[Float[Tensor, "K D"]]:
+        """The centroids after all batches, for each seed.
 
         Raises:
             UserError: there are fewer points than clusters, or a value is not finite.
         """
-        centroids = self._start() if self._centroids is None else self._centroids
-        check_finite(centroids)
-        return centroids
+        if not self._centroids:
+            self._start()
+        for one in self._centroids:
+            check_finite(one)
+        return self._centroids
 
-    def _start(self) -> Float[Tensor, "K D"]:
+    def _start(self) -> None:
         points = torch.empty(0, 1) if self._first is None else self._first[: self._num_first]
-        centroids = self._kmeans.fit(points, seed=self._seed)
-        _, self.counts, _ = sum_clusters(points, centroids, spherical=False)
+        for seed in self._seeds:
+            centroids = self._kmeans.fit(points, seed=seed)
+            self._centroids.append(centroids)
+            self.counts.append(sum_clusters(points, centroids, spherical=False)[1])
         self._first = None
-        return centroids
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Training history: sums over the current epoch, and one row for each completed epoch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,14 @@ class History:
     Args:
         figures: names of the figures of a step.
         device: device of the figures.
+        measured_in: for figures that some steps do not have, and give as 0, the figure that is the share of
+            those that do. Their mean is over these steps alone, and NaN if there are none.
     """
 
-    def __init__(self, figures: Sequence[str], device: torch.device) -> None:
-        self._figures = tuple(figures)
+    def __init__(
+        self, figures: Sequence[str], device: torch.device, measured_in: Mapping[str, str] | None = None
+    ) -> None:
+        self._figures, self._measured_in = tuple(figures), measured_in or {}
         self._sums = torch.zeros(len(self._figures), device=device)
         self._rows: list[dict[str, float]] = []
 
@@ -41,8 +46,10 @@ class History:
 
     def end_epoch(self, more: Mapping[str, float], num_steps: int) -> dict[str, float]:
         """End the epoch: append a row with the mean of each figure over `num_steps` steps, then `more`."""
-        means = (self._sums / num_steps).tolist()
-        row = {"epoch": len(self._rows) + 1, **dict(zip(self._figures, means, strict=True)), **more}
+        means = dict(zip(self._figures, (self._sums / num_steps).tolist(), strict=True))
+        for name, share in self._measured_in.items():
+            means[name] = means[name] / means[share] if means[share] else math.nan
+        row = {"epoch": len(self._rows) + 1, **means, **more}
         self._rows.append(row)
         self._sums.zero_()
         return row

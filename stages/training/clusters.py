@@ -101,7 +101,13 @@ class PixelClusterer:
         kept = torch.uint8 if self._pixel_k <= 1 << 8 else torch.int32
         for step, image in enumerate(self._read(images, batches, f"count epoch {epoch + 1}")):
             plan = self._draw(image, batches, epoch, [step])
-            labels = torch.stack(self.assign(frozen, self._siamese.views.pair(image, plan), centroids))
+            # In the passes of a step: batch norm of the frozen network may take its statistics from them.
+            pairs = [
+                self._siamese.views.pair(image[rows], plan.rows(rows))
+                for rows in distributed.passes(len(image), self._settings.micro_batch)
+            ]
+            passes = [torch.stack(self.assign(frozen, pair, centroids)) for pair in pairs]
+            labels = torch.cat(passes, dim=1)
             counts += torch.stack([count_members(one, self._pixel_k) for one in labels])
             if images.device.type == "cpu" and step < KEPT_BYTES // (labels.numel() * kept.itemsize):
                 self._labels.append(labels.to(kept))
@@ -155,16 +161,16 @@ class PixelClusterer:
             KMeans.of(clustering, self._pixel_k, spherical=False),
             init_batches=clustering.init_batches,
             num_batches=len(updates),
-            seed=self._kmeans_seed(epoch, view),
+            seeds=[self._kmeans_seed(epoch, view)],
         )
         for steps, image in zip(updates, self._read(images, rows, what), strict=True):
             plan = self._draw(image, batches, epoch, steps.tolist())
             pixels = self._siamese.features(frozen, self._siamese.views.render(image, plan, view)).pixels
             kmeans.add(distributed.gather(pixels.all()))
-        centroids = kmeans.centroids()
+        (centroids,), (counts,) = kmeans.centroids(), kmeans.counts
         if clustering.unit_centroids:
             centroids = F.normalize(centroids, dim=1)
-        return Clustering(centroids.cpu(), kmeans.counts.cpu())
+        return Clustering(centroids.cpu(), counts.cpu())
 
     def _draw(
         self, image: Float[Tensor, "n 3 H W"], batches: Sequence[Tensor], epoch: int, steps: Sequence[int]

@@ -47,6 +47,11 @@ class Plan(NamedTuple):
         numbers = torch.stack([*self.boxes, *self.jitters[0], *self.jitters[1]])
         return numbers.tensor_split(distributed.world_size(), dim=1)[distributed.rank()].contiguous()
 
+    def rows(self, rows: slice) -> "Plan":
+        """The plan of some of the images."""
+        first, second = (Jitter(*(part[rows] for part in jitter)) for jitter in self.jitters)
+        return Plan(Boxes(*(part[rows] for part in self.boxes)), (first, second))
+
     def both(self) -> tuple[Boxes, Jitter]:
         """The first view of every image, then the second: boxes of what each shows, and colors."""
         first, second = self.jitters

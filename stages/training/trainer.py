@@ -31,7 +31,8 @@ from stages.training.losses import ViewClusters, cluster_weights, pixel_shares
 from stages.training.objective import Objective, Pass
 from stages.training.siamese import Plan, Siamese
 
-FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy", "guidance_weight")
+FIGURES = ("loss", "within", "cross", "image_loss", "image_accuracy", "guidance_weight", "guided_share")
+MEASURED_IN = {"image_loss": "guided_share", "image_accuracy": "guided_share"}  # of batches with kept views
 
 
 class Trainer:
@@ -74,16 +75,12 @@ class Trainer:
         if compiled:
             compile_networks([*segmenter.parts(), *self._frozen.parts()])
         self._device = next(segmenter.parameters()).device
-        groups = _parameter_groups(segmenter, settings)
         self._objective = distributed.replicate(
             Objective(segmenter, self._siamese, guidance, settings.pixel_loss)
         )
-        self._optimizer = torch.optim.Adam(
-            groups,
-            weight_decay=settings.weight_decay,
-            fused=True,
-            capturable=can_record(cuda_graph, self._device),
-        )
+        is_captured = can_record(cuda_graph, self._device)
+        groups = _parameter_groups(segmenter, settings)
+        self._optimizer = torch.optim.Adam(groups, fused=True, capturable=is_captured)
         self._run = run_steps(
             self._compute, self.state_dict, self._device, wish=cuda_graph, warn=partial(warn, "train")
         )
@@ -200,9 +197,10 @@ class Trainer:
         self._optimizer.step()
         if self._segmenter.context is not None:
             self._segmenter.context.project_kernels()
-        # The weight of guidance, a figure of the whole batch and not of a pass, comes first in its numbers.
         total = torch.stack(figures).sum(0)
-        return torch.cat([total, drawn.numbers[1][None]])
+        # Figures of the whole batch and not of a pass. The weight of guidance comes first in its numbers.
+        is_guided = total.new_full((), float(drawn.phase[0]))
+        return torch.cat([total, torch.stack([drawn.numbers[1], is_guided])])
 
     def epoch_figures(self, images: ImageSource) -> dict[str, float]:
         """Diagnostics after an epoch; logs a warning if the clusters have collapsed."""
@@ -237,9 +235,15 @@ class Trainer:
 
 
 def _parameter_groups(segmenter: Segmenter, settings: Train) -> list[dict[str, Any]]:
-    """Give the five kernel parameters their own learning rate, because their logarithms change slowly."""
+    """Give the five kernel parameters a learning rate of their own, because their logarithms change slowly.
+
+    Nor has weight decay a hold on them: it would pull each bandwidth and weight toward 1.
+    """
     learnt = [(name, value) for name, value in segmenter.named_parameters() if value.requires_grad]
     kernel = [value for name, value in learnt if name.endswith(".log_kernel")]
     others = [value for name, value in learnt if not name.endswith(".log_kernel")]
-    groups: list[dict[str, Any]] = [{"params": others, "lr": settings.lr}]
-    return [*groups, {"params": kernel, "lr": settings.lr * settings.context.lr_factor}] if kernel else groups
+    lr, decay = settings.lr, settings.weight_decay
+    groups: list[dict[str, Any]] = [{"params": others, "lr": lr, "weight_decay": decay}]
+    if kernel:
+        groups.append({"params": kernel, "lr": lr * settings.context.lr_factor, "weight_decay": 0.0})
+    return groups

@@ -68,7 +68,7 @@ def _minibatch(
 ) -> float:
     """Seconds of a whole clustering, from a first batch and one update."""
     kmeans = KMeans(num_clusters, iterations=iterations, restarts=1, spherical=False)
-    running = MiniBatchKMeans(kmeans, init_batches=1, num_batches=2, seed=0)
+    running = MiniBatchKMeans(kmeans, init_batches=1, num_batches=2, seeds=[0])
     points = torch.from_numpy(unit_points(count, dim)).to(device)
     times = []
     for _ in range(2):

@@ -201,7 +201,7 @@ def _minibatch(dim: int, num_clusters: int, device: torch.device) -> Observed:
     def build() -> Step:
         kmeans = KMeans(num_clusters, iterations=1, restarts=1, spherical=False)
         points = torch.from_numpy(unit_points(count, dim)).to(device)
-        running = MiniBatchKMeans(kmeans, init_batches=1, num_batches=2, seed=0)
+        running = MiniBatchKMeans(kmeans, init_batches=1, num_batches=2, seeds=[0])
         running.add(points)
         return lambda _: running.add(points)
 

@@ -19,7 +19,9 @@ def _plain(num_clusters: int = 3) -> KMeans:
 
 
 def _kmeans(num_clusters: int = 3, init_batches: int = 2, num_batches: int = 9) -> MiniBatchKMeans:
-    return MiniBatchKMeans(_plain(num_clusters), init_batches=init_batches, num_batches=num_batches, seed=1)
+    return MiniBatchKMeans(
+        _plain(num_clusters), init_batches=init_batches, num_batches=num_batches, seeds=[1]
+    )
 
 
 def _points(count: int, seed: int, device: torch.device, dim: int = 4) -> torch.Tensor:
@@ -83,17 +85,29 @@ def test_the_first_batches_are_clustered_together(device: torch.device) -> None:
         ours.add(batch)
     whole = torch.cat(batches)
     expected = _plain(3).fit(whole, seed=1)
-    assert torch.equal(ours.centroids(), expected)
-    assert ours.counts.tolist() == count_members(assign(whole, expected, "euclidean")[0], 3).tolist()
+    assert torch.equal(ours.centroids()[0], expected)
+    assert ours.counts[0].tolist() == count_members(assign(whole, expected, "euclidean")[0], 3).tolist()
+
+
+def test_each_start_is_a_clustering_of_its_own(device: torch.device) -> None:
+    both = MiniBatchKMeans(_plain(), init_batches=2, num_batches=5, seeds=[1, 2])
+    alone = [MiniBatchKMeans(_plain(), init_batches=2, num_batches=5, seeds=[seed]) for seed in (1, 2)]
+    for seed in range(5):
+        for one in (both, *alone):
+            one.add(_points(30, seed, device))
+    for place, one in enumerate(alone):
+        assert torch.equal(both.centroids()[place], one.centroids()[0])
+        assert torch.equal(both.counts[place], one.counts[0])
+    assert not torch.equal(*both.centroids())
 
 
 def test_later_batches_count_each_point_once(device: torch.device) -> None:
     ours = _kmeans()
     for seed in range(6):
         ours.add(_points(30, seed, device))
-    assert ours.counts.sum() == 180
+    assert ours.counts[0].sum() == 180
     # Members are what they were when they came, so the mean over all centroids is that of all points.
-    mean = (ours.centroids() * ours.counts[:, None]).sum(0) / ours.counts.sum()
+    mean = (ours.centroids()[0] * ours.counts[0][:, None]).sum(0) / ours.counts[0].sum()
     everything = torch.cat([_points(30, seed, device) for seed in range(6)])
     torch.testing.assert_close(mean, everything.mean(0), rtol=0, atol=0.02)
 
@@ -104,8 +118,8 @@ def test_fewer_batches_than_it_waits_for_are_clustered_at_the_end(
 ) -> None:
     ours = _kmeans(init_batches=9, num_batches=num_batches)
     ours.add(_points(20, 0, device))
-    assert ours.centroids().shape == (3, 4)
-    assert ours.counts.sum() == 20
+    assert ours.centroids()[0].shape == (3, 4)
+    assert ours.counts[0].sum() == 20
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -114,7 +128,7 @@ def test_fewer_points_than_clusters_are_refused(count: int, device: torch.device
     if count:
         ours.add(_points(count, 0, device))
     with pytest.raises(UserError, match=f"5 clusters need at least as many points, got {count}"):
-        ours.centroids()
+        ours.centroids()[0]
 
 
 def test_values_that_are_not_finite_are_named(device: torch.device) -> None:
@@ -122,7 +136,7 @@ def test_values_that_are_not_finite_are_named(device: torch.device) -> None:
     ours.add(_points(20, 0, device))
     ours.add(torch.full((4, 4), torch.nan, device=device))
     with pytest.raises(UserError, match="the network has diverged"):
-        ours.centroids()
+        ours.centroids()[0]
 
 
 @pytest.mark.parametrize("num_clusters", [2, 200])
@@ -130,17 +144,17 @@ def test_few_and_many_clusters(num_clusters: int, device: torch.device) -> None:
     ours = _kmeans(num_clusters=num_clusters)
     for seed in range(4):
         ours.add(_points(150, seed, device))
-    assert ours.centroids().shape == (num_clusters, 4)
-    assert torch.isfinite(ours.centroids()).all()
-    assert ours.counts.sum() == 600
+    assert ours.centroids()[0].shape == (num_clusters, 4)
+    assert torch.isfinite(ours.centroids()[0]).all()
+    assert ours.counts[0].sum() == 600
 
 
 def test_points_that_are_all_alike(device: torch.device) -> None:
     ours = _kmeans()
     for _ in range(4):
         ours.add(torch.ones(10, 4, device=device))
-    assert torch.isfinite(ours.centroids()).all()
-    assert ours.counts.sum() == 40
+    assert torch.isfinite(ours.centroids()[0]).all()
+    assert ours.counts[0].sum() == 40
 
 
 def test_a_batch_is_added_without_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +172,7 @@ def test_a_batch_is_added_without_the_host(monkeypatch: pytest.MonkeyPatch) -> N
             ours.add(torch.empty(40, 4, device=META))
         counts = count_members(torch.empty(7, 8, dtype=torch.long, device=META), 3)
     assert counted.copies == []
-    assert ours.counts.device == counts.device == META
+    assert ours.counts[0].device == counts.device == META
 
 
 @pytest.mark.parametrize("spherical", [True, False])
@@ -182,10 +196,10 @@ def peak():
 
 torch.set_num_threads(1)
 kmeans = KMeans(4, iterations=1, restarts=1, spherical=False)
-warm = MiniBatchKMeans(kmeans, init_batches=1, num_batches=1, seed=0)
+warm = MiniBatchKMeans(kmeans, init_batches=1, num_batches=1, seeds=[0])
 warm.add(torch.rand(10_000, 64))
 before = peak()
-clusters = MiniBatchKMeans(kmeans, init_batches=20, num_batches=40, seed=0)
+clusters = MiniBatchKMeans(kmeans, init_batches=20, num_batches=40, seeds=[0, 1])
 for _ in range(40):
     clusters.add(torch.rand(40_000, 64))  # 9.8 MiB
 clusters.centroids()
@@ -194,7 +208,7 @@ print(peak() - before)
 
 
 def test_the_first_batches_are_in_memory_once() -> None:
-    """Peak of a process of its own: 195 MiB of first batches, the batch itself, and small change."""
+    """Peak of a process of its own: 195 MiB of first batches for two starts, the batch, and small change."""
     command = [sys.executable, "-c", FILL]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert 150 < float(ended.stdout) < 195 + 60, ended.stdout

@@ -1,5 +1,7 @@
 """Figures of a training: means over an epoch, a row for each, and where it goes on after a kill."""
 
+import math
+
 import pytest
 import torch
 
@@ -20,6 +22,15 @@ def test_a_row_holds_the_means_of_its_steps_and_what_it_was_closed_with() -> Non
     assert list(table.columns) == ["epoch", "loss", "accuracy", "lr"]
     assert table["loss"].tolist() == [2.0, 7.0]
     assert table["lr"].isna().tolist() == [False, True]
+
+
+def test_a_figure_that_some_steps_lack_is_the_mean_over_the_others() -> None:
+    history = History(("loss", "image_loss", "share"), CPU, {"image_loss": "share"})
+    for measured in ([1.0, 0.0, 0.0], [1.0, 3.0, 1.0], [1.0, 0.0, 0.0], [1.0, 5.0, 1.0]):
+        history.add(torch.tensor(measured))
+    assert history.end_epoch({}, 4) == {"epoch": 1, "loss": 1.0, "image_loss": 4.0, "share": 0.5}
+    history.add(torch.tensor([1.0, 0.0, 0.0]))
+    assert math.isnan(history.end_epoch({}, 1)["image_loss"])
 
 
 def test_it_goes_on_in_the_middle_of_an_epoch() -> None:

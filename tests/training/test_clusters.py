@@ -65,11 +65,11 @@ def test_a_pass_for_each_view_and_one_more_that_counts(
         )
         seed = faiss_seed(params.seed, "train", "kmeans", epoch, view)
         updates = torch.arange(len(batches)).split(size)
-        running = MiniBatchKMeans(plain_kmeans, init_batches=2, num_batches=len(updates), seed=seed)
+        running = MiniBatchKMeans(plain_kmeans, init_batches=2, num_batches=len(updates), seeds=[seed])
         for steps in updates:
             running.add(siamese.features(plain, views(*steps.tolist())[view]).pixels.all())
-        np.testing.assert_array_equal(found[view].centroids, running.centroids())
-        np.testing.assert_array_equal(found[view].counts, running.counts)
+        np.testing.assert_array_equal(found[view].centroids, running.centroids()[0])
+        np.testing.assert_array_equal(found[view].counts, running.counts[0])
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(frozen.state_dict()[name], value, rtol=0, atol=0)
 
