@@ -79,7 +79,7 @@ def _sides(side: Mapping[str, int]) -> str:
 # Key of the metrics, heading, and format: fraction (in percent), count or number.
 COLUMNS = (
     ("accuracy", "pixel accuracy", "fraction"),
-    ("miou", "mean IoU", "fraction"),
+    ("miou", "mIoU", "fraction"),
     ("class_accuracy", "class accuracy", "fraction"),
     ("clusters_used", "clusters in use", "count"),
     ("effective_clusters", "effective clusters", "number"),

@@ -118,7 +118,7 @@ def _against_baseline(evidence: Evidence) -> Iterator[Finding]:
     if not leads:
         return
     points = " and ".join(
-        f"{abs(100 * lead):.1f} points of {'accuracy' if key == 'accuracy' else 'mean IoU'} "
+        f"{abs(100 * lead):.1f} points of {'accuracy' if key == 'accuracy' else 'mIoU'} "
         f"{'ahead' if lead > 0 else 'behind'}"
         for key, lead in leads.items()
     )

@@ -15,7 +15,7 @@ NAMES = {
     "raw": "prediction",
     "refined": "prediction + dense CRF",
 }
-SCORES = {"accuracy": "accuracy", "miou": "mean IoU"}
+SCORES = {"accuracy": "accuracy", "miou": "mIoU"}
 LABEL_FREE = {"effective_clusters": "effective clusters", "image_share": "told by the image alone"}
 FRACTIONS = {"accuracy", "miou", "image_share"}
 

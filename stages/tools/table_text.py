@@ -9,7 +9,7 @@ from stages.settings.schema import Params
 from stages.tools.experiments import Experiment, Measure, Metrics, Table, measured
 
 ABSENT = "–"
-BASELINE = "k-means on colour and position"
+BASELINE = "k-means on color and position"
 
 
 def compare(table: Table, experiments: Sequence[Experiment], finished: Mapping[str, Metrics]) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def test_a_good_run_has_good_findings_alone() -> None:
     assert {finding.kind for finding in found} == {"good"}
     assert [finding.text for finding in found] == [
         "Against k-means on color and position, which uses no network, the prediction is 30.0 points of "
-        "accuracy ahead and 20.0 points of mean IoU ahead.",
+        "accuracy ahead and 20.0 points of mIoU ahead.",
         "Effectively 9.0 of 11 clusters are in use.",
         "Clusters do not follow whole images: 50 % of a pixel's cluster can be told from its image alone; of "
         "its true class, 45 %.",
@@ -74,7 +74,7 @@ SIGNS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
         "pretrain.epochs",
     ),
     ({"metrics__raw__miou": 0.11}, {"metrics__raw__miou": 0.13}, "Another seed", "pretrain.init"),
-    ({"metrics__raw__miou": 0.1}, {}, "0.0 points of mean IoU behind", "add photographs"),
+    ({"metrics__raw__miou": 0.1}, {}, "0.0 points of mIoU behind", "add photographs"),
     (
         {"metrics__raw__effective_clusters": 2.9},
         {"metrics__raw__effective_clusters": 3.1},  # (3 - 1) / (11 - 1) is the limit

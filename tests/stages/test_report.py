@@ -233,7 +233,7 @@ def test_without_truth_it_says_so_and_shows_no_truth(folder: Path) -> None:
     with_truth = 4
     page = run_report(folder)
     assert "has no labels" in page
-    assert "mean IoU" not in page
+    assert "mIoU" not in page
     assert "Things and stuff" not in page
     assert 'id="classes"' not in page
     assert '<table class="heat">' not in page

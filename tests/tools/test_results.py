@@ -57,7 +57,7 @@ def test_without_labels_it_says_what_can_be_said(show: Callable[..., str]) -> No
     free = {"effective_clusters": 10.234, "image_share": 0.5}
     text = show({"raw": free, "colour_position": free}, free)
     assert "effective clusters" in text
-    assert "mean IoU" not in text
+    assert "mIoU" not in text
     assert text.count("10.2") == 3
     assert "Time" not in text, "no stage has run here"
 

@@ -147,7 +147,7 @@ def test_runs_what_is_missing_and_prints_it_beside_the_paper(
     assert "| | mIoU here | mIoU paper | seeds |\n| --- | ---: | ---: | ---: |\n" in text
     assert "| the baseline | 11.0 ± 1.4 | 7.57 | 2 |" in text
     assert (
-        "| two changes | 15.0 ± 1.4 | – | 2 |\n| k-means on colour and position | 6.0 ± 1.4 | – | 2 |" in text
+        "| two changes | 15.0 ± 1.4 | – | 2 |\n| k-means on color and position | 6.0 ± 1.4 | – | 2 |" in text
     )
     assert "- A note.\n- two changes: needs a large disk" in text
     found = pd.read_csv(folder / "out/1.csv")
