@@ -35,9 +35,10 @@ from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.tools.segmenting import coco
 from stages.tools.segmenting.label_files import output_names, write_outputs
+from stages.tools.segmenting.output_folder import alone_in, staging
 from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs, open_photograph
 from stages.tools.segmenting.run_manifest import LEGEND, TABLE, Done, RunManifest, begin, shares
-from stages.tools.segmenting.summaries import FORMATS, formats_to_renew, staging, write_summaries
+from stages.tools.segmenting.summaries import FORMATS, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
 SOME_LEFT_OUT = 1  # exit code
@@ -60,10 +61,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stdout):  # the device
         model = load(args.model, device=args.device, names=args.names, refine=params)
     log(f"names of clusters: {model.named_by}")
+    with alone_in(args.out):
+        _run(model, photographs, formats, left_out, remarks, log, args)
+    for text, names in remarks.items():
+        log(f"{names.count:,} images {text} ({names})")
+    _report(left_out, log, is_broken_fine=args.skip_broken)
+
+
+def _run(
+    model: TrainedModel,
+    photographs: Photographs,
+    formats: Sequence[str],
+    left_out: LeftOut,
+    remarks: LeftOut,
+    log: Callable[[str], None],
+    args: argparse.Namespace,
+) -> None:
+    """Segment what is yet to be done, and write the files for all images, alone in the output folder."""
     bits = bits_in_use(photographs.root, photographs.names)
     if bits is not None:
         log(describe_bits(bits))
-    formats += formats_to_renew(args.out, formats, log)
+    formats = [*formats, *formats_to_renew(args.out, formats, log)]
     if "coco" in formats:
         coco.require_pycocotools()
     extra = [LEGEND, TABLE, *(file for name in formats for file in FORMATS[name][1])]
@@ -83,9 +101,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_summaries(args.out, model, manifest, photographs, formats, log)
     finally:
         manifest.save()
-    for text, names in remarks.items():
-        log(f"{names.count:,} images {text} ({names})")
-    _report(left_out, log, is_broken_fine=args.skip_broken)
 
 
 def _made_by(model: TrainedModel, photographs: Photographs) -> dict[str, str]:

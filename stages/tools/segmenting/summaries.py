@@ -1,8 +1,6 @@
 """Files of `segment` for all images together: legend, table, and the formats of other programs."""
 
-import contextlib
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from stages.reporting.legend import write_cluster_legend
 from stages.tools.segmenting import coco, cvat, label_studio
 from stages.tools.segmenting.formats import Annotated, Label, Write, unique_labels
 from stages.tools.segmenting.label_files import output_names, read_ids
+from stages.tools.segmenting.output_folder import staging
 from stages.tools.segmenting.photographs import Photographs
 from stages.tools.segmenting.run_manifest import LEGEND, TABLE, RunManifest, shares, write_table
 from stages.tools.segmenting.trained_model import TrainedModel
@@ -36,13 +35,6 @@ def formats_to_renew(out: Path, given: Sequence[str], log: Callable[[str], None]
         elif name not in given and present:
             found.append(name)
     return found
-
-
-@contextlib.contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A hidden folder on the disk of the output folder, for files that are not yet finished."""
-    with tempfile.TemporaryDirectory(prefix=".segment.", dir=out) as folder:
-        yield Path(folder)
 
 
 def write_summaries(
