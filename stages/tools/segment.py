@@ -34,11 +34,12 @@ from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.tools.segmenting import coco
+from stages.tools.segmenting.earlier_run import begin
 from stages.tools.segmenting.label_files import output_names, write_outputs
 from stages.tools.segmenting.output_folder import alone_in, staging
 from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs, open_photograph
-from stages.tools.segmenting.run_manifest import LEGEND, TABLE, Done, RunManifest, begin, shares
-from stages.tools.segmenting.summaries import FORMATS, formats_to_renew, write_summaries
+from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE, Done, RunManifest, shares
+from stages.tools.segmenting.summaries import CHANGED, FORMATS, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
 SOME_LEFT_OUT = 1  # exit code
@@ -107,8 +108,8 @@ def _made_by(model: TrainedModel, photographs: Photographs) -> dict[str, str]:
     """What decides the outputs, in the words of a message."""
     names = repr((model.legend.names, model.legend.colours.tolist(), model.legend.merged.tolist()))
     return {
-        "model": model.fingerprint,
-        "folder of photographs": str(photographs.root),
+        MODEL: model.fingerprint,
+        FOLDER: str(photographs.root),
         "list of names and colors": hashlib.sha256(names.encode()).hexdigest()[:12],
         "choice of --refine": "none" if model.crf is None else model.crf.model_dump_json(),
     }
@@ -147,8 +148,8 @@ def _segment_all(
             confidence = round(float(found.confidence.mean(dtype=np.float64)), 6)
             with staging(args.out) as folder:
                 write_outputs(folder, outputs, picture, found, model.legend.colours)
-                for output in outputs:
-                    manifest.take(folder / output, output)
+                for changed in manifest.take_all(folder, outputs):
+                    left_out.add(CHANGED, changed)
             for old in set(output_names(file.name, scores=True)) - set(outputs):
                 manifest.drop(old)
             state = (file.size_bytes, file.modified_ns, bits)

@@ -140,8 +140,8 @@ def test_files_of_others_are_never_replaced(ready: Any) -> None:
     Path("found/square.png").write_text("hand-made")
     for more in ([], ["--overwrite"]):
         assert ready.fault(segment.main, [*SEGMENT, *more]) == (
-            "found: has 1 files that segment would replace but has not written, or that were changed since "
-            "(square.png); choose another folder with --out"
+            "found: has 1 files that segment would replace but has not written (square.png); choose another "
+            "folder with --out"
         )
     assert Path("found/square.png").read_text() == "hand-made"
     assert [path.name for path in Path("found").iterdir()] == ["square.png"]
@@ -193,14 +193,17 @@ def test_another_model_or_other_options_replace_files_only_when_asked(ready: Any
     assert "of a run with another model (legend.json" in message
 
 
-def test_a_label_map_that_was_corrected_by_hand_is_no_longer_its_own(ready: Any) -> None:
+def test_a_label_map_that_was_corrected_by_hand_is_no_longer_its_own(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _run() == 0
     corrected = Path("found/square.png")
-    corrected.write_bytes(b"corrected")
-    os.utime(corrected, ns=(1, 1))
-    message = ready.fault(segment.main, [*SEGMENT, "--overwrite"])
-    assert "or that were changed since (square.png)" in message
-    assert corrected.read_bytes() == b"corrected"
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(corrected)
+    before, other = corrected.read_bytes(), Path("found/tiny.png").stat().st_mtime_ns
+    assert _run("--overwrite") == 0
+    assert "segment: 1 label maps were corrected by hand and are kept (square.png)" in capsys.readouterr().out
+    assert corrected.read_bytes() == before
+    assert Path("found/tiny.png").stat().st_mtime_ns > other
 
 
 def test_a_file_of_others_with_the_name_of_the_manifest_is_kept(ready: Any) -> None:
