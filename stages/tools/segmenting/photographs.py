@@ -25,7 +25,7 @@ from stages.dataset.listing import (
     is_odd,
     list_images,
 )
-from stages.dataset.own_outputs import own_outputs
+from stages.dataset.own_outputs import OwnOutputs
 from stages.dataset.source import RawFile, Remark, read_raw
 from stages.settings.errors import UserError, raise_faults
 from stages.tools.segmenting.label_files import output_names
@@ -66,12 +66,13 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scor
     root = Path(os.path.commonpath(bases))
     if files and root.resolve() == out.resolve():
         raise UserError(f"--out {out}: is the folder of the images; choose another, so that none is replaced")
-    found = set(_files(files, root, left_out))
+    outputs = OwnOutputs()
+    found = set(_files(files, root, left_out, outputs))
     for folder in folders:
         inner = LeftOut()
         below = os.path.relpath(os.path.abspath(folder), root)
         prefix = "" if below == "." else f"{below}/"
-        found |= {prefix + name for name in list_images(folder, inner)}
+        found |= {prefix + name for name in list_images(folder, inner, outputs=outputs)}
         for reason, some in inner.items():
             total = left_out.setdefault(reason, Names())
             total.count += some.count
@@ -129,13 +130,13 @@ def _sort(given: Sequence[str]) -> tuple[list[Path], list[Path]]:
     return folders, files
 
 
-def _files(files: Iterable[Path], root: Path, left_out: LeftOut) -> list[str]:
+def _files(files: Iterable[Path], root: Path, left_out: LeftOut, outputs: OwnOutputs) -> list[str]:
     """Names of the files that are images, by their suffix."""
     names = []
     for file in files:
         name = Path(os.path.relpath(os.path.abspath(file), root)).as_posix()
         suffix = file.suffix.lower()
-        if file.name in own_outputs(file.absolute().parent):
+        if file.name in outputs.inside(file.parent):
             left_out.add(OWN_OUTPUT, name)
         elif suffix not in SUFFIXES:
             left_out.add(OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE, name)
