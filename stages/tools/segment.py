@@ -20,6 +20,7 @@ import numpy as np
 
 from stages.dataset.listing import (
     BAD,
+    LONG_NAME,
     NO_ENTRY,
     ODD_NAME,
     SAME_NAME,
@@ -180,7 +181,7 @@ def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bo
     Raises:
         SystemExit: some images were not segmented.
     """
-    broken = {BAD, SAME_NAME, SAME_OUTPUT, ODD_NAME, NO_ENTRY, UNREADABLE}
+    broken = {BAD, SAME_NAME, SAME_OUTPUT, ODD_NAME, LONG_NAME, NO_ENTRY, UNREADABLE}
     for reason, names in sorted(left_out.items()):
         if reason in broken:
             print(f"segment: left out {names.count:,}: {reason} ({names})", file=sys.stderr)

@@ -531,6 +531,26 @@ def test_names_that_cannot_be_written_down_are_left_out(
     assert len(pd.read_csv("found/manifest.csv")) == 3
 
 
+def test_names_that_are_too_long_for_outputs_are_left_out_and_all_others_done(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longest, longer, long = ("ö" * 121 + "a.png", "ö" * 122 + ".png", "ö" * 120 + ".png")
+    for name in (longest, longer, long):
+        os.link("photos/square.png", f"photos/{name}")
+    assert _run("--format", "coco") == 1
+    said = capsys.readouterr().err
+    assert f"left out 1: name too long for those of its outputs; shorten it ({longer})\n" in said
+    assert Path(f"found/{'ö' * 121}a_overlay.jpg").exists()
+    assert len(pd.read_csv("found/manifest.csv")) == 5
+    assert _run("--scores") == 1
+    assert (
+        f"left out 2: name too long for those of its outputs; shorten it ({longest}, "
+        in capsys.readouterr().err
+    )
+    assert Path(f"found/{'ö' * 120}_confidence.png").exists()
+    assert len(pd.read_csv("found/manifest.csv")) == 5, "what is done stays"
+
+
 def test_no_image_replaces_the_map_of_confidence_of_another(
     ready: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stages.core.artefacts import LONGEST_NAME
 from stages.dataset.decode import decode_image
 from stages.dataset.listing import (
+    LONG_NAME,
     NO_PICTURE,
     ODD_NAME,
     OTHER_FORMAT,
@@ -146,7 +148,7 @@ def _files(files: Iterable[Path], root: Path, left_out: LeftOut, outputs: OwnOut
 
 
 def _one_for_each_output(names: Iterable[str], left_out: LeftOut, *, scores: bool) -> list[str]:
-    """The names without those that cannot be written down, or would write a file of an earlier one."""
+    """The names without those that cannot be written, or would write a file of an earlier one."""
     kept = []
     stems: set[str] = set()
     taken: set[str] = set()
@@ -154,6 +156,8 @@ def _one_for_each_output(names: Iterable[str], left_out: LeftOut, *, scores: boo
         outputs = output_names(name, scores=scores)
         if is_odd(name):
             left_out.add(ODD_NAME, name)
+        elif any(len(os.path.basename(one).encode()) > LONGEST_NAME for one in outputs):
+            left_out.add(LONG_NAME, name)
         elif os.path.splitext(name)[0] in stems:
             left_out.add(SAME_NAME, name)
         elif taken.intersection(outputs):
