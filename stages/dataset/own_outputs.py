@@ -1,6 +1,7 @@
 """Which files of a folder `segment` has written, by its manifest and its journal."""
 
 import json
+import os
 import posixpath
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,12 +21,18 @@ class OwnOutputs:
 
     def inside(self, folder: Path) -> frozenset[str]:
         """Names of the files in a folder that `segment` has written; the manifest is there or further up."""
-        folder = folder.absolute()
+        ways = {os.path.abspath(folder), os.path.realpath(folder)}  # links may lead to outputs, or from them
+        return frozenset().union(*(self._by_way(Path(way)) for way in ways))
+
+    def _by_way(self, folder: Path) -> frozenset[str]:
         above = self._nearest(folder)
         if above is None:
             return frozenset()
         if above not in self._names:
-            self._names[above] = _by_folder(read_manifest(above) or ())
+            real = Path(os.path.realpath(above))
+            if real not in self._names:
+                self._names[real] = _by_folder(read_manifest(real) or ())
+            self._names[above] = self._names[real]
         return self._names[above].get(folder.relative_to(above).as_posix(), frozenset())
 
     def _nearest(self, folder: Path) -> Path | None:

@@ -38,7 +38,7 @@ def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def _found(given: Sequence[str]) -> tuple[list[str], LeftOut]:
     left_out = LeftOut()
-    return find_photographs(given, Path("out"), left_out, scores=False).names, left_out
+    return find_photographs(given, Path("/apart"), left_out, scores=False).names, left_out
 
 
 def _listed() -> tuple[list[str], LeftOut]:
@@ -64,3 +64,33 @@ def test_each_manifest_is_read_once_in_a_listing(
     assert [name for name in names if "found" in name] == ["found/00/mine.jpg", "x/found/00/mine.jpg"]
     assert len(names) == 40 + 2
     assert left_out[OWN_OUTPUT].count == num_left_out
+
+
+@pytest.mark.parametrize(
+    ("start", "given"),
+    [
+        ("photos/found/00", "."),
+        ("photos/found/00", "../01"),
+        ("photos/found/00", "*.jpg"),
+        (".", "photos/x/../found/00"),
+        (".", "link"),
+        (".", "all/found/00"),
+        (".", "link/*.jpg"),
+        (".", "photos/found/02"),
+    ],
+)
+def test_outputs_are_known_whatever_the_way_to_their_folder(
+    reads: list[Path], start: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("link").symlink_to("photos/found/00")
+    Path("all").symlink_to("photos")
+    for folder in ("00", "01"):
+        Path("photos/found", folder, "mine.jpg").touch()
+    Path("photos/found/02").rename("elsewhere")  # such as on a larger disk
+    Path("photos/found/02").symlink_to(tmp_path / "elsewhere")
+    Path("elsewhere/mine.jpg").touch()
+    monkeypatch.chdir(start)
+    names, left_out = _found([given])
+    assert [Path(name).name for name in names] == ["mine.jpg"]
+    assert [path.name for path in reads] == ["found"]
+    assert left_out[OWN_OUTPUT].count == (2 if "*" in given else 4)

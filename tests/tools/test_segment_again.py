@@ -94,6 +94,28 @@ def test_a_lock_that_another_run_removes_at_its_end_is_none(
     assert locked == [False, True]
 
 
+def test_unfinished_files_of_a_run_that_was_killed_are_removed(ready: Any) -> None:
+    unfinished = "found/.segment.2x_4abcd/trip/.c.png.abcdefgh"
+    for name in ("found/.segment.notes/a.png", "found/.git/a", "elsewhere/a.png", unfinished):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    Path("found/.segment.json.abcdefgh").touch()
+    Path("found/.segment.elsewher").symlink_to("../elsewhere")
+    segment.main(SEGMENT)
+    hidden = sorted(path.name for path in Path("found").iterdir() if path.name.startswith("."))
+    assert hidden == [".git", ".segment.elsewher", ".segment.notes"]
+    assert Path("elsewhere/a.png").exists()
+
+
+def test_a_run_that_is_refused_removes_nothing_of_the_one_that_goes_on(ready: Any) -> None:
+    Path("found/.segment.2x_4abcd").mkdir(parents=True)
+    with Path("found/.segment.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run of segment writes there"):
+            segment.main(SEGMENT)
+    assert Path("found/.segment.2x_4abcd").exists()
+
+
 def test_a_disk_without_locks_is_named(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: Any) -> None:
         raise OSError(37, "No locks available")

@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +13,16 @@ from typing import TextIO
 from stages.core.artefacts import named_faults
 from stages.settings.errors import UserError
 
-LOCK = (
-    ".segment.lock"  # in the output folder while a run writes there, or after a kill; no lock without a run
-)
+LOCK = ".segment.lock"  # in the output folder during a run; after a kill it locks nothing
 STAGING = ".segment."  # begins the name of a folder of unfinished files
+UNFINISHED = re.compile(r"\.segment(\.json)?\.[a-z0-9_]{8}")  # such a folder, or an unfinished segment.json
 
 
 @contextlib.contextmanager
 def alone_in(out: Path) -> Iterator[None]:
     """Make the output folder, and keep other runs out of it until the block ends.
+
+    What runs that were killed have left unfinished is removed.
 
     Args:
         out: output folder.
@@ -33,6 +36,8 @@ def alone_in(out: Path) -> Iterator[None]:
         lock = _lock(path)
     with lock:
         try:
+            with named_faults(out):
+                _remove_unfinished(out)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -64,6 +69,13 @@ def _lock(path: Path) -> TextIO:
             if os.path.samefile(path, lock.fileno()):
                 return lock
         lock.close()
+
+
+def _remove_unfinished(out: Path) -> None:
+    for path in [path for path in out.iterdir() if UNFINISHED.fullmatch(path.name)]:
+        if path.is_symlink():  # segment has made none
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
