@@ -20,6 +20,7 @@ NAMES = ("class", "actual", "predicted")  # columns of tables that hold names of
 DETAILS = "details"  # key in a metrics file for all figures outside the headline
 FILL_BYTES = 1 << 24  # of zeros that are written at a time
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LONGEST_NAME, ADDED = 255, 10  # bytes that a file system allows, and that `_hidden` and tempfile add
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -32,7 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     with named_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_hidden(path.name), dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -49,7 +50,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Folder version of `atomic_path`: the new folder replaces the old one completely or not at all."""
     with named_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_hidden(path.name), dir=path.parent))
         try:
             yield temporary
             temporary.chmod(0o755)
@@ -60,6 +61,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _hidden(name: str) -> str:
+    """How the name of a temporary file begins: with the name that it will have, cut off if that is long."""
+    whole, room = os.fsencode(name), LONGEST_NAME - ADDED
+    if len(whole) > room:
+        name = whole[:room].decode(errors="ignore")
+    return f".{name}."
 
 
 @contextmanager

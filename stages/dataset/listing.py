@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from stages.dataset.own_outputs import JOURNAL, MANIFEST, own_outputs
+from stages.dataset.own_outputs import JOURNAL, MANIFEST, OwnOutputs
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of images that are read
 # Suffixes of pictures that are not read; all other files are no pictures.
@@ -47,6 +47,7 @@ NO_FILE = "neither a file nor a folder"
 SAME_NAME = "same name as another image but for the suffix"
 SAME_OUTPUT = "its label map would replace a file of another image; rename it"
 ODD_NAME = "name with control characters or not UTF-8; rename it"
+LONG_NAME = "name too long for those of its outputs; shorten it"
 ELSEWHERE = "image outside of the folders that are read"
 UNLISTED = "in neither list"
 SPARE_LABELS = "label map of no validation image"
@@ -164,17 +165,20 @@ def walk(folder: Path, left_out: LeftOut, base: Path) -> Iterator[tuple[Path, li
         yield Path(parent), kept
 
 
-def list_images(folder: Path, left_out: LeftOut, reserved: Collection[str] = ()) -> list[str]:
+def list_images(
+    folder: Path, left_out: LeftOut, reserved: Collection[str] = (), outputs: OwnOutputs | None = None
+) -> list[str]:
     """The images below `folder`, relative to it, with slashes, sorted per folder.
 
     Args:
         folder: folder of images.
         left_out: takes everything that is no image, with its reason.
         reserved: files that are neither images nor left out.
+        outputs: of `segment`, if more is listed than this folder; None for this listing alone.
     """
-    images = []
+    images, outputs = [], outputs or OwnOutputs()
     for parent, names in walk(folder, left_out, folder):
-        own = own_outputs(parent)
+        own = outputs.inside(parent)
         parts = [os.path.splitext(name) for name in names]
         pictures = {stem.lower() for stem, suffix in parts if suffix.lower() in SUFFIXES}
         below = parent.relative_to(folder).as_posix()

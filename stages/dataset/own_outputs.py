@@ -1,6 +1,9 @@
 """Which files of a folder `segment` has written, by its manifest and its journal."""
 
 import json
+import os
+import posixpath
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,46 @@ JOURNAL = "segment.jsonl"  # beside it while `segment` runs, or after a kill: wh
 WRITER = "fs4 segment"  # value of the key `written_by` of a manifest
 
 
-def own_outputs(folder: Path) -> frozenset[str]:
-    """Names of the files in a folder that `segment` has written; the manifest lies here or further up."""
-    for above in (folder, *folder.parents):
-        if (above / MANIFEST).is_file():
-            inside = folder.relative_to(above)
-            written = map(Path, read_manifest(above) or ())
-            return frozenset(path.name for path in written if path.parent == inside)
-    return frozenset()
+class OwnOutputs:
+    """The files that `segment` has written; it is for one listing, in which it reads each manifest once."""
+
+    def __init__(self) -> None:
+        self._manifests: dict[Path, Path | None] = {}  # for each folder, the one whose manifest counts for it
+        self._names: dict[Path, Mapping[str, frozenset[str]]] = {}  # for each manifest, by folder below it
+
+    def inside(self, folder: Path) -> frozenset[str]:
+        """Names of the files in a folder that `segment` has written; the manifest is there or further up."""
+        ways = {os.path.abspath(folder), os.path.realpath(folder)}  # links may lead to outputs, or from them
+        return frozenset().union(*(self._by_way(Path(way)) for way in ways))
+
+    def _by_way(self, folder: Path) -> frozenset[str]:
+        above = self._nearest(folder)
+        if above is None:
+            return frozenset()
+        if above not in self._names:
+            real = Path(os.path.realpath(above))
+            if real not in self._names:
+                self._names[real] = _by_folder(read_manifest(real) or ())
+            self._names[above] = self._names[real]
+        return self._names[above].get(folder.relative_to(above).as_posix(), frozenset())
+
+    def _nearest(self, folder: Path) -> Path | None:
+        """The nearest folder with a manifest: this one, or one further up."""
+        if folder not in self._manifests:
+            if (folder / MANIFEST).is_file():
+                self._manifests[folder] = folder
+            else:
+                self._manifests[folder] = None if folder == folder.parent else self._nearest(folder.parent)
+        return self._manifests[folder]
+
+
+def _by_folder(files: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Names of files by the folder that they are in; "." is the folder of the manifest."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        folder, name = posixpath.split(file)
+        names.setdefault(folder or ".", []).append(name)
+    return {folder: frozenset(some) for folder, some in names.items()}
 
 
 def read_manifest(folder: Path) -> dict[str, int] | None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from stages.dataset.listing import (
     BAD,
+    LONG_NAME,
     NO_ENTRY,
     ODD_NAME,
     SAME_NAME,
@@ -34,10 +35,12 @@ from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.tools.segmenting import coco
+from stages.tools.segmenting.earlier_run import begin
 from stages.tools.segmenting.label_files import output_names, write_outputs
+from stages.tools.segmenting.output_folder import alone_in, staging
 from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs, open_photograph
-from stages.tools.segmenting.run_manifest import LEGEND, TABLE, Done, RunManifest, begin, shares
-from stages.tools.segmenting.summaries import FORMATS, formats_to_renew, staging, write_summaries
+from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE, Done, RunManifest, shares
+from stages.tools.segmenting.summaries import CHANGED, FORMATS, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
 SOME_LEFT_OUT = 1  # exit code
@@ -60,10 +63,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stdout):  # the device
         model = load(args.model, device=args.device, names=args.names, refine=params)
     log(f"names of clusters: {model.named_by}")
+    with alone_in(args.out):
+        _run(model, photographs, formats, left_out, remarks, log, args)
+    for text, names in remarks.items():
+        log(f"{names.count:,} images {text} ({names})")
+    _report(left_out, log, is_broken_fine=args.skip_broken)
+
+
+def _run(
+    model: TrainedModel,
+    photographs: Photographs,
+    formats: Sequence[str],
+    left_out: LeftOut,
+    remarks: LeftOut,
+    log: Callable[[str], None],
+    args: argparse.Namespace,
+) -> None:
+    """Segment what is yet to be done, and write the files for all images, alone in the output folder."""
     bits = bits_in_use(photographs.root, photographs.names)
     if bits is not None:
         log(describe_bits(bits))
-    formats += formats_to_renew(args.out, formats, log)
+    formats = [*formats, *formats_to_renew(args.out, formats, log)]
     if "coco" in formats:
         coco.require_pycocotools()
     extra = [LEGEND, TABLE, *(file for name in formats for file in FORMATS[name][1])]
@@ -83,17 +103,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_summaries(args.out, model, manifest, photographs, formats, log)
     finally:
         manifest.save()
-    for text, names in remarks.items():
-        log(f"{names.count:,} images {text} ({names})")
-    _report(left_out, log, is_broken_fine=args.skip_broken)
 
 
 def _made_by(model: TrainedModel, photographs: Photographs) -> dict[str, str]:
     """What decides the outputs, in the words of a message."""
     names = repr((model.legend.names, model.legend.colours.tolist(), model.legend.merged.tolist()))
     return {
-        "model": model.fingerprint,
-        "folder of photographs": str(photographs.root),
+        MODEL: model.fingerprint,
+        FOLDER: str(photographs.root),
         "list of names and colors": hashlib.sha256(names.encode()).hexdigest()[:12],
         "choice of --refine": "none" if model.crf is None else model.crf.model_dump_json(),
     }
@@ -132,8 +149,8 @@ def _segment_all(
             confidence = round(float(found.confidence.mean(dtype=np.float64)), 6)
             with staging(args.out) as folder:
                 write_outputs(folder, outputs, picture, found, model.legend.colours)
-                for output in outputs:
-                    manifest.take(folder / output, output)
+                for changed in manifest.take_all(folder, outputs):
+                    left_out.add(CHANGED, changed)
             for old in set(output_names(file.name, scores=True)) - set(outputs):
                 manifest.drop(old)
             state = (file.size_bytes, file.modified_ns, bits)
@@ -164,7 +181,7 @@ def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bo
     Raises:
         SystemExit: some images were not segmented.
     """
-    broken = {BAD, SAME_NAME, SAME_OUTPUT, ODD_NAME, NO_ENTRY, UNREADABLE}
+    broken = {BAD, SAME_NAME, SAME_OUTPUT, ODD_NAME, LONG_NAME, NO_ENTRY, UNREADABLE}
     for reason, names in sorted(left_out.items()):
         if reason in broken:
             print(f"segment: left out {names.count:,}: {reason} ({names})", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Metrics files: what DVC shows of them, and what comes back."""
+"""Metrics files: what DVC shows of them, and what comes back. Names of temporary files."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from dvc.repo.metrics.show import _extract_metrics
 
-from stages.core.artefacts import read_metrics, write_metrics
+from stages.core.artefacts import atomic_folder, atomic_path, read_metrics, write_metrics
 from stages.settings.errors import UserError
+from stages.tools.doctor import TEMPORARY
 
 METRICS = {
     "raw": {"accuracy": 0.5, "miou": None, "classes": {"sky": 0.25}, "used": 3},
@@ -33,3 +34,20 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(UserError, match=r"m\.json: not .*; delete it and run `dvc repro`"):
         read_metrics(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a" * 255, "ö" * 127, "x" + "日" * 84, b"\xe9".decode(errors="surrogateescape")],
+    ids=["ASCII", "two bytes", "three bytes", "not UTF-8"],
+)
+def test_names_of_any_length_are_written_and_doctor_knows_their_temporary_files(
+    tmp_path: Path, name: str
+) -> None:
+    with atomic_path(tmp_path / name) as temporary:
+        temporary.write_text("x")
+        assert TEMPORARY.fullmatch(temporary.name)
+    with atomic_folder(tmp_path / "below" / name) as temporary:
+        (temporary / "a").write_text("x")
+        assert TEMPORARY.fullmatch(temporary.name)
+    assert (tmp_path / name).read_text() == (tmp_path / "below" / name / "a").read_text() == "x"

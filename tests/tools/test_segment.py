@@ -140,8 +140,8 @@ def test_files_of_others_are_never_replaced(ready: Any) -> None:
     Path("found/square.png").write_text("hand-made")
     for more in ([], ["--overwrite"]):
         assert ready.fault(segment.main, [*SEGMENT, *more]) == (
-            "found: has 1 files that segment would replace but has not written, or that were changed since "
-            "(square.png); choose another folder with --out"
+            "found: has 1 files that segment would replace but has not written (square.png); choose another "
+            "folder with --out"
         )
     assert Path("found/square.png").read_text() == "hand-made"
     assert [path.name for path in Path("found").iterdir()] == ["square.png"]
@@ -193,14 +193,17 @@ def test_another_model_or_other_options_replace_files_only_when_asked(ready: Any
     assert "of a run with another model (legend.json" in message
 
 
-def test_a_label_map_that_was_corrected_by_hand_is_no_longer_its_own(ready: Any) -> None:
+def test_a_label_map_that_was_corrected_by_hand_is_no_longer_its_own(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _run() == 0
     corrected = Path("found/square.png")
-    corrected.write_bytes(b"corrected")
-    os.utime(corrected, ns=(1, 1))
-    message = ready.fault(segment.main, [*SEGMENT, "--overwrite"])
-    assert "or that were changed since (square.png)" in message
-    assert corrected.read_bytes() == b"corrected"
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(corrected)
+    before, other = corrected.read_bytes(), Path("found/tiny.png").stat().st_mtime_ns
+    assert _run("--overwrite") == 0
+    assert "segment: 1 label maps were corrected by hand and are kept (square.png)" in capsys.readouterr().out
+    assert corrected.read_bytes() == before
+    assert Path("found/tiny.png").stat().st_mtime_ns > other
 
 
 def test_a_file_of_others_with_the_name_of_the_manifest_is_kept(ready: Any) -> None:
@@ -526,6 +529,26 @@ def test_names_that_cannot_be_written_down_are_left_out(
     said = capsys.readouterr().err
     assert "left out 2: name with control characters or not UTF-8; rename it ('bell\\x07.png', " in said
     assert len(pd.read_csv("found/manifest.csv")) == 3
+
+
+def test_names_that_are_too_long_for_outputs_are_left_out_and_all_others_done(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longest, longer, long = ("ö" * 121 + "a.png", "ö" * 122 + ".png", "ö" * 120 + ".png")
+    for name in (longest, longer, long):
+        os.link("photos/square.png", f"photos/{name}")
+    assert _run("--format", "coco") == 1
+    said = capsys.readouterr().err
+    assert f"left out 1: name too long for those of its outputs; shorten it ({longer})\n" in said
+    assert Path(f"found/{'ö' * 121}a_overlay.jpg").exists()
+    assert len(pd.read_csv("found/manifest.csv")) == 5
+    assert _run("--scores") == 1
+    assert (
+        f"left out 2: name too long for those of its outputs; shorten it ({longest}, "
+        in capsys.readouterr().err
+    )
+    assert Path(f"found/{'ö' * 120}_confidence.png").exists()
+    assert len(pd.read_csv("found/manifest.csv")) == 5, "what is done stays"
 
 
 def test_no_image_replaces_the_map_of_confidence_of_another(

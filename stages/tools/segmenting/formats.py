@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt8
 
 from stages.reporting.legend import ClusterLegend, css
-from stages.tools.segmenting.label_files import read_ids
+from stages.tools.segmenting.label_files import merge, read_ids
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Annotated:
         width: px.
         height: px.
         confidence: mean over the pixels, 0 to 1.
+        merged: the cluster that stands for each cluster.
     """
 
     folder: str
@@ -46,10 +47,11 @@ class Annotated:
     width: int
     height: int
     confidence: float
+    merged: UInt8[np.ndarray, " K"]
 
     def masks(self, labels: Sequence[Label]) -> Iterator[tuple[Label, Bool[np.ndarray, "H W"]]]:
         """Yield each label that occurs, with its pixels."""
-        ids = read_ids(self.mask, (self.width, self.height))
+        ids = merge(read_ids(self.mask, (self.width, self.height)), self.merged)
         present = set(np.unique(ids).tolist())
         yield from ((label, ids == label.id) for label in labels if label.id in present)
 

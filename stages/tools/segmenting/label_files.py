@@ -72,6 +72,13 @@ def read_ids(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
     return ids
 
 
+def merge(ids: UInt8[np.ndarray, "H W"], merged: UInt8[np.ndarray, " K"]) -> UInt8[np.ndarray, "H W"]:
+    """The ids with merged clusters as one; a corrected map may have ids that later names have merged."""
+    stands = np.arange(1 << 8, dtype=np.uint8)
+    stands[: len(merged)] = merged
+    return stands[ids]
+
+
 def to_gray(confidence: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
     """Gray levels: 255 is a confidence of 1."""
     return np.rint(confidence * 255).astype(np.uint8)

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stages.core.artefacts import LONGEST_NAME
 from stages.dataset.decode import decode_image
 from stages.dataset.listing import (
+    LONG_NAME,
     NO_PICTURE,
     ODD_NAME,
     OTHER_FORMAT,
@@ -25,7 +27,7 @@ from stages.dataset.listing import (
     is_odd,
     list_images,
 )
-from stages.dataset.own_outputs import own_outputs
+from stages.dataset.own_outputs import OwnOutputs
 from stages.dataset.source import RawFile, Remark, read_raw
 from stages.settings.errors import UserError, raise_faults
 from stages.tools.segmenting.label_files import output_names
@@ -66,12 +68,13 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scor
     root = Path(os.path.commonpath(bases))
     if files and root.resolve() == out.resolve():
         raise UserError(f"--out {out}: is the folder of the images; choose another, so that none is replaced")
-    found = set(_files(files, root, left_out))
+    outputs = OwnOutputs()
+    found = set(_files(files, root, left_out, outputs))
     for folder in folders:
         inner = LeftOut()
         below = os.path.relpath(os.path.abspath(folder), root)
         prefix = "" if below == "." else f"{below}/"
-        found |= {prefix + name for name in list_images(folder, inner)}
+        found |= {prefix + name for name in list_images(folder, inner, outputs=outputs)}
         for reason, some in inner.items():
             total = left_out.setdefault(reason, Names())
             total.count += some.count
@@ -129,13 +132,13 @@ def _sort(given: Sequence[str]) -> tuple[list[Path], list[Path]]:
     return folders, files
 
 
-def _files(files: Iterable[Path], root: Path, left_out: LeftOut) -> list[str]:
+def _files(files: Iterable[Path], root: Path, left_out: LeftOut, outputs: OwnOutputs) -> list[str]:
     """Names of the files that are images, by their suffix."""
     names = []
     for file in files:
         name = Path(os.path.relpath(os.path.abspath(file), root)).as_posix()
         suffix = file.suffix.lower()
-        if file.name in own_outputs(file.absolute().parent):
+        if file.name in outputs.inside(file.parent):
             left_out.add(OWN_OUTPUT, name)
         elif suffix not in SUFFIXES:
             left_out.add(OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE, name)
@@ -145,7 +148,7 @@ def _files(files: Iterable[Path], root: Path, left_out: LeftOut) -> list[str]:
 
 
 def _one_for_each_output(names: Iterable[str], left_out: LeftOut, *, scores: bool) -> list[str]:
-    """The names without those that cannot be written down, or would write a file of an earlier one."""
+    """The names without those that cannot be written, or would write a file of an earlier one."""
     kept = []
     stems: set[str] = set()
     taken: set[str] = set()
@@ -153,6 +156,8 @@ def _one_for_each_output(names: Iterable[str], left_out: LeftOut, *, scores: boo
         outputs = output_names(name, scores=scores)
         if is_odd(name):
             left_out.add(ODD_NAME, name)
+        elif any(len(os.path.basename(one).encode()) > LONGEST_NAME for one in outputs):
+            left_out.add(LONG_NAME, name)
         elif os.path.splitext(name)[0] in stems:
             left_out.add(SAME_NAME, name)
         elif taken.intersection(outputs):

@@ -12,19 +12,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.core.artefacts import named_faults, read_json, write_csv, write_text
-from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, modified_ns, read_journal, read_manifest
-from stages.settings.errors import UserError
+from stages.core.artefacts import named_faults, write_csv, write_text
+from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, modified_ns
 from stages.tools.segmenting.label_files import output_names
-from stages.tools.segmenting.photographs import Photographs
 
 MOST_INDENTED = 10_000  # files; a larger segment.json is written on one line
 LEGEND, TABLE = "legend.json", "manifest.csv"
+MODEL, FOLDER = "model", "folder of photographs"  # keys of `made_by`
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Done:
         height: likewise.
         confidence: mean over the pixels, 0 to 1.
         shares: share of the pixels, 0 to 1, of each cluster id; in text, as JSON has it.
+        clusters: of a corrected label map that a run with another model has kept: fingerprint of the
+            clusters whose ids it has; otherwise empty.
     """
 
     size_bytes: int
@@ -48,11 +48,15 @@ class Done:
     height: int
     confidence: float
     shares: Mapping[str, float]
+    clusters: str = ""
 
-    def is_of(self, photograph: Path, bits: int) -> bool:
-        """Whether it is of this version of the photograph."""
-        state = photograph.stat()
-        return (self.size_bytes, self.modified_ns, self.bits) == (state.st_size, state.st_mtime_ns, bits)
+    def is_of(self, photograph: Path) -> bool:
+        """Whether it is of this version of a photograph; not if that cannot be found."""
+        try:
+            state = photograph.stat()
+        except OSError:  # it is named when it is opened
+            return False
+        return (self.size_bytes, self.modified_ns) == (state.st_size, state.st_mtime_ns)
 
 
 @dataclass
@@ -75,19 +79,32 @@ class RunManifest:
         """Whether an image needs nothing: it is the same as it was, and all of its outputs are there."""
         done = self.images.get(name)
         is_whole = all(one in self.files and (self.out / one).is_file() for one in outputs)
-        try:
-            return done is not None and is_whole and done.is_of(photograph, bits)
-        except OSError:  # it is named when it is opened
-            return False
+        return done is not None and is_whole and done.bits == bits and done.is_of(photograph)
 
     def is_own(self, name: str) -> bool:
         """Whether a file is there as segment has written it."""
         return name in self.files and self.files[name] == modified_ns(self.out / name)
 
+    def is_changed(self, name: str) -> bool:
+        """Whether a file is there that segment has written and that was changed since."""
+        return name in self.files and modified_ns(self.out / name) not in (None, self.files[name])
+
     def is_current(self, name: str, root: Path) -> bool:
         """Whether photograph and label map of an image that is done are there."""
         mask = output_names(name, scores=False)[0]
         return (root / name).is_file() and (self.out / mask).is_file()
+
+    def take_all(self, folder: Path, names: Sequence[str]) -> list[str]:
+        """Move finished files from a folder to their places.
+
+        Returns:
+            Those that are not moved, because they were changed where they are.
+        """
+        changed = [name for name in names if self.is_changed(name)]
+        for name in names:
+            if name not in changed:
+                self.take(folder / name, name)
+        return changed
 
     def take(self, written: Path, name: str) -> None:
         """Move a finished file to its place in the output folder.
@@ -128,93 +145,6 @@ class RunManifest:
         indent = 2 if len(self.files) <= MOST_INDENTED else None
         write_text(self.out / MANIFEST, json.dumps(content, indent=indent, allow_nan=False) + "\n")
         (self.out / JOURNAL).unlink(missing_ok=True)
-
-
-def begin(
-    out: Path,
-    photographs: Photographs,
-    made_by: Mapping[str, str],
-    extra: Sequence[str],
-    *,
-    bits: int,
-    scores: bool,
-    overwrite: bool,
-) -> tuple[RunManifest, list[str]]:
-    """Go on with an earlier run, or begin a new one.
-
-    Args:
-        out: output folder.
-        photographs: images to segment.
-        made_by: model and options, in words.
-        extra: files for all images together, which are always written anew.
-        bits: bits of 16-bit channels that the images use; 0 without such images.
-        scores: whether maps of confidence are written.
-        overwrite: replace own files of another model or other options, and do everything again.
-
-    Returns:
-        The manifest, and the names of the images that are yet to be done.
-
-    Raises:
-        UserError: a file would be replaced that is not segment's own, or an own one without `overwrite`.
-    """
-    own = read_manifest(out)
-    before = {} if own is None else read_json(out / MANIFEST)
-    earlier = before.get("made_by", {})  # an older version has written none
-    other = [f"another {key}" for key in made_by if earlier.get(key) != made_by[key]]
-    images = {} if other else _images(out, before)
-    outputs = {name: output_names(name, scores=scores) for name in photographs.names}
-    manifest = RunManifest(out, made_by, own or {}, images)
-    # Label maps of images that this run leaves out in favor of others, which have outputs of these names.
-    others = {output_names(name, scores=False)[0] for name in images if name not in outputs}
-    root = photographs.root
-    todo = [
-        one
-        for one in outputs
-        if overwrite
-        or not others.isdisjoint(outputs[one])
-        or not manifest.has(one, root / one, outputs[one], bits)
-    ]
-    written = [*extra, *(one for name in todo for one in outputs[name])]
-    present = [name for name in written if os.path.lexists(out / name)]
-    foreign = [name for name in present if not manifest.is_own(name)]
-    if own is None and os.path.lexists(out / MANIFEST):
-        foreign.append(MANIFEST)
-    _check(out, foreign, present, [] if overwrite else other)
-    if (out / JOURNAL).exists():  # it goes with `earlier`, and must not be read with what this run is made by
-        RunManifest(out, earlier, manifest.files, images).save()
-    lost = set(written)
-    manifest.images = {
-        name: done for name, done in images.items() if not lost & set(output_names(name, scores=False))
-    }
-    manifest.save()
-    return manifest, todo
-
-
-def _check(out: Path, foreign: Sequence[str], present: Sequence[str], other: Sequence[str]) -> None:
-    """Refuse to replace files that are foreign, or that are present and made with something other.
-
-    Raises:
-        UserError: there are any.
-    """
-    if foreign:
-        raise UserError(
-            f"{out}: has {len(foreign):,} files that segment would replace but has not written, or that were "
-            f"changed since ({', '.join(foreign[:3])}); choose another folder with --out"
-        )
-    if present and other:
-        raise UserError(
-            f"{out}: has {len(present):,} files of a run with {', '.join(other)} "
-            f"({', '.join(present[:3])}); pass --overwrite to replace them, or choose another folder "
-            "with --out"
-        )
-
-
-def _images(out: Path, before: Mapping[str, Any]) -> dict[str, Done]:
-    """What is done, by segment.json and the journal."""
-    done = before.get("images", {}) | {
-        line["image"]: line["done"] for line in read_journal(out) if "image" in line
-    }
-    return {name: Done(**values) for name, values in done.items()}
 
 
 def shares(ids: np.ndarray) -> dict[str, float]:

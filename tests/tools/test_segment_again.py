@@ -1,0 +1,278 @@
+"""`segment` into a folder that has outputs already: other runs at the same time, and corrected label maps."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from stages.reporting.names import lineage
+from stages.settings.errors import UserError
+from stages.tools import segment
+from tests.datasets import write_image
+
+FLAGS = ["--out", "found", "--device", "cpu", "--model", "."]
+SEGMENT = ["photos", *FLAGS]
+NAMED = ["--names", "names.yaml", "--overwrite"]
+
+
+@pytest.fixture
+def ready(bench: Any) -> Any:
+    bench.write_segmenter()
+    bench.write_centroids()
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg", "trip/c.bmp"):
+        write_image(Path("photos") / name, rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    return bench
+
+
+# Two runs at the same time
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_the_first_loses_nothing(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, said = segment.write_outputs, []
+
+    def write_and_start_another(*rest: Any) -> None:
+        if not said:
+            with pytest.raises(UserError) as fault:
+                segment.main(["photos/b.jpg", *FLAGS, "--overwrite"])
+            said.append(str(fault.value))
+        write(*rest)
+
+    with monkeypatch.context() as inner:
+        inner.setattr(segment, "write_outputs", write_and_start_another)
+        segment.main(SEGMENT)
+    assert said == [
+        "found: another run of segment writes there (lock: found/.segment.lock); wait for it to end, or "
+        "choose another folder with --out"
+    ]
+    assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["a.png", "b.jpg", "trip/c.bmp"]
+    segment.main(SEGMENT)
+
+
+def test_the_lock_leaves_nothing_behind_and_a_left_one_is_no_file_of_others(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment.main(SEGMENT)
+    assert not Path("found/.segment.lock").exists()
+    Path("found/.segment.lock").touch()  # of a run that was killed
+    segment.main([*SEGMENT, "--overwrite"])
+    Path("photos/.segment.lock").touch()
+    capsys.readouterr()
+    segment.main(SEGMENT)
+    said = capsys.readouterr().out
+    assert "segment: 3 images are done already" in said
+    assert "left out 1: hidden, or made by the system (.segment.lock)" in said
+
+
+def test_a_lock_that_another_run_removes_at_its_end_is_none(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run ends after this one has opened the file and before it locks it."""
+    lock, locked = fcntl.flock, []
+
+    def remove_and_lock(file: Any, operation: int) -> None:
+        if not locked:
+            Path(file.name).unlink()
+        lock(file, operation)
+        locked.append(Path(file.name).exists())
+
+    monkeypatch.setattr(fcntl, "flock", remove_and_lock)
+    segment.main(SEGMENT)
+    assert locked == [False, True]
+
+
+def test_unfinished_files_of_a_run_that_was_killed_are_removed(ready: Any) -> None:
+    unfinished = "found/.segment.2x_4abcd/trip/.c.png.abcdefgh"
+    for name in ("found/.segment.notes/a.png", "found/.git/a", "elsewhere/a.png", unfinished):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    Path("found/.segment.json.abcdefgh").touch()
+    Path("found/.segment.elsewher").symlink_to("../elsewhere")
+    segment.main(SEGMENT)
+    hidden = sorted(path.name for path in Path("found").iterdir() if path.name.startswith("."))
+    assert hidden == [".git", ".segment.elsewher", ".segment.notes"]
+    assert Path("elsewhere/a.png").exists()
+
+
+def test_a_run_that_is_refused_removes_nothing_of_the_one_that_goes_on(ready: Any) -> None:
+    Path("found/.segment.2x_4abcd").mkdir(parents=True)
+    with Path("found/.segment.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run of segment writes there"):
+            segment.main(SEGMENT)
+    assert Path("found/.segment.2x_4abcd").exists()
+
+
+def test_a_disk_without_locks_is_named(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert ready.fault(segment.main, SEGMENT) == (
+        "found/.segment.lock: cannot be locked (No locks available); choose a folder on another disk with "
+        "--out"
+    )
+
+
+# Label maps that were corrected by hand
+
+
+def _correct(name: str = "found/a.png", number: int = 2) -> bytes:
+    """Paint a label map: the upper half of it is cluster 0, the lower one another."""
+    ids = np.zeros((24, 32), np.uint8)
+    ids[12:] = number
+    Image.fromarray(ids).save(name)
+    return Path(name).read_bytes()
+
+
+def _photograph(name: str) -> None:
+    write_image(Path("photos") / name, np.random.default_rng(5).integers(0, 256, (9, 9, 3), dtype=np.uint8))
+
+
+def _add_beside_a_touched_one() -> None:
+    _photograph("more.png")
+    os.utime("photos/a.png", ns=(5, 5))
+
+
+KEPT = "segment: 1 label maps were corrected by hand and are kept"
+CHANGES: dict[str, tuple[Callable[[], object], list[str], str]] = {
+    "scores": (lambda: None, ["--scores"], ""),
+    "no overlay": (lambda: Path("found/a_overlay.jpg").unlink(), [], ""),
+    "another photograph": (
+        lambda: _photograph("a.png"),
+        [],
+        ", though their photographs have changed since",
+    ),
+    "a new one": (_add_beside_a_touched_one, [], ", though their photographs have changed since"),
+    "overwrite": (lambda: None, ["--overwrite", "--scores"], ""),
+    "other names": (lambda: Path("names.yaml").write_text("names: {1: road}"), NAMED, ""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_corrected_label_map_is_kept_and_all_others_are_done(
+    ready: Any, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment.main(SEGMENT)
+    before, (make, more, said) = _correct(), CHANGES[change]
+    make()
+    _photograph("b.jpg")
+    for _ in range(2):
+        capsys.readouterr()
+        segment.main([*SEGMENT, *more])
+        assert f"{KEPT}{said} (a.png)\n" in capsys.readouterr().out
+    assert Path("found/a.png").read_bytes() == before
+    assert Image.open("found/b.png").size == (9, 9)
+    assert Path("found/b_confidence.png").exists() == ("--scores" in more)
+    assert not Path("found/a_confidence.png").exists()
+    row = pd.read_csv("found/manifest.csv").set_index("source").loc["a.png"]
+    assert (row.iloc[4], row.iloc[6], row["width"]) == (0.5, 0.5, 32)
+
+
+def _other_model(ready: Any, about: dict[str, Any]) -> None:
+    save_file({"centroids": torch.randn(3, 8)}, "pixel_centroids.safetensors", {"about": json.dumps(about)})
+    ready.claim_centroids()
+
+
+def _sources() -> list[str]:
+    """The images of the table, and those of another format."""
+    table = pd.read_csv("found/manifest.csv")["source"].tolist()
+    assert [one.get("name") for one in ElementTree.parse("found/cvat.xml").iter("image")] == table
+    return table
+
+
+@pytest.mark.parametrize("void", [[], [1], [2]])
+def test_ids_of_another_model_are_in_no_table_unless_its_clusters_are_continued(
+    ready: Any, void: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment.main(SEGMENT)
+    clusters = lineage(Path("pixel_centroids.safetensors"))
+    before, first = _correct(), Path("pixel_centroids.safetensors").read_bytes()
+    _other_model(ready, {})
+    again = [*SEGMENT, "--overwrite", "--format", "cvat"]
+    for argv in (again, SEGMENT):  # as long as the folder is of that model
+        capsys.readouterr()
+        segment.main(argv)
+        said = capsys.readouterr().out
+        assert f"{KEPT}, but have the ids of other clusters, and are left out of manifest.csv and" in said
+        assert _sources() == ["b.jpg", "trip/c.bmp"]
+    _other_model(ready, {"continues": list(clusters), "void": {clusters[0]: void}})
+    segment.main(again)
+    is_valid = 2 not in void
+    assert ("a.png" in _sources()) == is_valid
+    assert (f"{KEPT} (a.png)" in capsys.readouterr().out) == is_valid
+    Path("pixel_centroids.safetensors").write_bytes(first)
+    segment.main(again)
+    assert "a.png" in _sources()
+    assert Path("found/a.png").read_bytes() == before
+    Path("found/a.png").unlink()
+    segment.main(SEGMENT)
+    assert "a.png" in _sources()
+    assert '"clusters": ""' in Path("found/segment.json").read_text()
+
+
+def test_a_corrected_map_of_another_photograph_of_that_name_is_not_of_this_one(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment.main(SEGMENT)
+    before = _correct()
+    shutil.copytree("photos", "moved")  # with the times of the files
+    segment.main(["moved", *FLAGS, "--overwrite"])
+    assert f"{KEPT} (a.png)" in capsys.readouterr().out
+    write_image(Path("others/a.png"), np.zeros((7, 7, 3), dtype=np.uint8))
+    write_image(Path("others/d.png"), np.zeros((7, 7, 3), dtype=np.uint8))
+    for more in (["--overwrite"], []):
+        segment.main(["others", *FLAGS, *more])
+        said = capsys.readouterr().out
+        assert f"{KEPT}, but may be of other photographs than those given, which have no row in" in said
+        assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["d.png"]
+    assert Path("found/a.png").read_bytes() == before
+    Path("found/a.png").unlink()
+    segment.main(["others", *FLAGS])
+    assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["a.png", "d.png"]
+
+
+def test_ids_that_later_names_merge_count_for_the_cluster_that_stands_for_them(ready: Any) -> None:
+    segment.main(SEGMENT)
+    before = _correct()
+    Path("names.yaml").write_text("names: {1: sky, 2: sky}")
+    segment.main([*SEGMENT, *NAMED, "--format", "cvat"])
+    row = pd.read_csv("found/manifest.csv").set_index("source").loc["a.png"]
+    assert row["share of sky"] == 0.5
+    image = next(ElementTree.parse("found/cvat.xml").iter("image"))
+    assert [(mask.get("label"), mask.get("rle")) for mask in image] == [
+        ("cluster 0", "0, 384"),
+        ("sky", "0, 384"),
+    ]
+    assert Path("found/a.png").read_bytes() == before
+
+
+def test_other_files_that_were_changed_are_left_as_they_are(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a table that a spreadsheet has stored."""
+    segment.main(SEGMENT)
+    for name in ("a_overlay.jpg", "manifest.csv"):
+        Path("found", name).write_text("mine")
+    _photograph("a.png")
+    capsys.readouterr()
+    segment.main(SEGMENT)
+    said = capsys.readouterr().out
+    assert "segment: manifest.csv: changed since segment has written it, and left as it is\n" in said
+    assert "left out 1: changed since segment has written it, and left as it is (a_overlay.jpg)" in said
+    assert "label maps of 3 images, and legend.json\n" in said
+    assert Image.open("found/a.png").size == (9, 9)
+    assert Path("found/a_overlay.jpg").read_text() == Path("found/manifest.csv").read_text() == "mine"
