@@ -108,8 +108,7 @@ def walk(
 
     Args:
         folder: where to start.
-        left_out: takes folders that cannot be read, belong to the system or were there before, broken links
-            and hidden files.
+        left_out: takes what is hidden, of the system or unreadable, broken links, other names of folders.
         base: names in `left_out` are relative to it.
         apart: folders below `folder` that come first, each by itself: what they link to has its name there.
     """
@@ -150,6 +149,12 @@ class _Walk:
 
     def _below(self, top: str) -> Iterator[tuple[Path, list[str]]]:
         for parent, folders, names in os.walk(top, onerror=self._unreadable):
+            try:
+                os.stat(os.path.join(parent, "."))
+            except OSError as error:  # it may be listed, and not entered
+                self._unreadable(error)
+                folders.clear()
+                continue
             folders[:] = [name for name in sorted(folders) if self._takes_folder(parent, name)]
             yield Path(parent), [name for name in sorted(names) if self._takes_file(parent, name)]
 

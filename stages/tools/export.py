@@ -41,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     card_path = args.out.with_name(f"{args.out.name}.md")
     if present := [path for path in (args.out, card_path) if path.exists() and not args.overwrite]:
         raise UserError(f"--out {args.out}: {present[0]} exists; pass --overwrite to replace it")
+    if not args.model.is_dir():
+        raise UserError(
+            f"--model {args.model}: no such folder; pass that of a trained model (`dvc repro` makes models)"
+        )
+    if args.images is not None and not args.images.is_dir():
+        raise UserError(f"--images {args.images}: no such folder; pass one such as {VALIDATION}")
     if args.format == "onnx":
         _require_onnx()
     model = load(args.model, device="cpu", names=args.names)

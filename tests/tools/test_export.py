@@ -129,6 +129,27 @@ def test_files_are_replaced_only_when_asked(ready: Any, capsys: pytest.CaptureFi
     assert Path("model.pt.md").read_text().startswith("# model.pt")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--model", "gone"],
+            "--model gone: no such folder; pass that of a trained model (`dvc repro` makes models)",
+        ),
+        (
+            ["--model", ".", "--images", "gone"],
+            "--images gone: no such folder; pass one such as data/images/val",
+        ),
+        (
+            ["--model", ".", "--names", "foo.yaml"],
+            "foo.yaml: not found; correct the path, or write a first names.yaml with `make names`",
+        ),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_helps(ready: Any, flags: list[str], message: str) -> None:
+    assert ready.fault(export.main, ["--format", "torch", "--out", "m.pt", *flags]) == message
+
+
 def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
     for name in ("prepare", "train"):
         path = Path("metrics", f"{name}.json")
