@@ -129,6 +129,21 @@ def test_files_are_replaced_only_when_asked(ready: Any, capsys: pytest.CaptureFi
     assert Path("model.pt.md").read_text().startswith("# model.pt")
 
 
+@pytest.mark.parametrize("folder", ["model.pt", "model.pt.md"])
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_a_folder_is_never_replaced(ready: Any, folder: str, flags: list[str]) -> None:
+    Path(folder, "kept").mkdir(parents=True)
+    assert ready.fault(export.main, ["--format", "torch", "--out", "model.pt", "--model", ".", *flags]) == (
+        "--out model.pt: is a folder; pass a file to write, such as model.pt/model.pt"
+        if folder == "model.pt"
+        else "--out model.pt: model.pt.md is a folder, where the card goes; pass another file to write"
+    )
+    assert [path.name for path in Path(folder).iterdir()] == ["kept"]
+    assert ready.fault(export.main, ["--format", "onnx", "--out", ".", "--model", ".", *flags]) == (
+        "--out .: is a folder; pass a file to write, such as model.onnx"
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
