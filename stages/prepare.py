@@ -13,7 +13,7 @@ import pandas as pd
 
 from stages.core.artefacts import atomic_folder, create_array, write_csv, write_metrics
 from stages.core.images import COLUMNS, IMAGES, INDEX
-from stages.dataset.listing import BAD
+from stages.dataset.left_out import BAD
 from stages.dataset.pack import RECORD, Job, Packed, Work, pack, record
 from stages.dataset.raw_files import check_manifest, pinned_files, raw_files
 from stages.dataset.source import DataSet, RawFile, Remark, hash_files, is_unchanged, list_data

@@ -1,6 +1,5 @@
 """Files that stages hand to each other: written atomically and deterministically, read with checks."""
 
-import errno
 import json
 import os
 import shutil
@@ -15,13 +14,12 @@ import pandas as pd
 from numpy.typing import DTypeLike
 
 from stages.settings.errors import UserError
+from stages.settings.write_faults import write_fault
 
 NAMES = ("class", "actual", "predicted")  # columns of tables that hold names of classes
 DETAILS = "details"  # key in a metrics file for all figures outside the headline
 FILL_BYTES = 1 << 24  # of zeros that are written at a time
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_NAME, ADDED = 255, 10  # bytes that a file system allows, and that `_hidden` and tempfile add
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextmanager
@@ -73,25 +71,17 @@ def _hidden(name: str) -> str:
 
 @contextmanager
 def named_faults(path: Path) -> Iterator[None]:
-    """Turn a full disk or missing write permission for `path` into a `UserError`.
+    """Turn a full disk, missing write permission or what is in the way of `path` into a `UserError`.
 
     Raises:
-        UserError: one of the two; all other errors propagate.
+        UserError: one of these; all other errors propagate.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); free space on its disk and run "
-                "`dvc repro` again"
-            ) from error
-        if error.errno in FORBIDDEN:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); allow this user to write to its folder and "
-                "run `dvc repro` again"
-            ) from error
-        raise
+        if (fault := write_fault(path, error)) is None:
+            raise
+        raise UserError(fault) from error
 
 
 def _synchronise(path: Path) -> None:
@@ -231,8 +221,25 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise UserError(unreadable(path, "a CSV table", error)) from error
 
 
-def unreadable(path: Path, expected: str, error: Exception) -> str:
-    """Error message for an unusable file, with the remedy."""
+def unreadable(
+    path: Path,
+    expected: str,
+    error: Exception,
+    *,
+    absent: str = "run `dvc repro` to make it",
+    damaged: str = "delete it and run `dvc repro` to make it again",
+) -> str:
+    """Error message for an unusable file, with the remedy.
+
+    Args:
+        path: the file.
+        expected: what it should be.
+        error: what happened when it was read.
+        absent: remedy if it is not there.
+        damaged: remedy if it is something else.
+    """
     if isinstance(error, FileNotFoundError):
-        return f"{path}: not found; run `dvc repro` to make it"
-    return f"{path}: not {expected} ({error}); delete it and run `dvc repro` to make it again"
+        return f"{path}: not found; {absent}"
+    if isinstance(error, PermissionError):
+        return f"{path}: cannot be read ({error.strerror}); allow this user to read it"
+    return f"{path}: not {expected} ({error}); {damaged}"

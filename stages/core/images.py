@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.core.artefacts import read_array
+from stages.core.artefacts import read_array, unreadable
 from stages.settings.errors import UserError
 
 IMAGES, INDEX = "images.npy", "index.csv"  # in the folder of each split
@@ -54,10 +54,8 @@ def read_index(folder: Path) -> pd.DataFrame:
     try:
         # Ids such as 0042 or NA must stay text.
         index = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT_COLUMNS, str))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; run `dvc repro` to make it") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a CSV table ({error}); {REMEDY}") from error
+        raise UserError(unreadable(path, "a CSV table", error, damaged=REMEDY)) from error
     if tuple(index.columns) != COLUMNS:
         raise UserError(
             f"{path}: has columns {', '.join(index.columns)}, expected {', '.join(COLUMNS)}; {REMEDY}"

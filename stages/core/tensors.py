@@ -41,9 +41,10 @@ def read_tensors(path: Path, *needed: str) -> tuple[dict[str, torch.Tensor], dic
     """Read a file of `write_tensors`: the tensors, on the CPU, and `about`.
 
     Raises:
-        UserError: the file is missing, truncated, not of this project, or lacks a `needed` tensor.
+        UserError: the file cannot be read, is truncated, is not of this project, or lacks a `needed` tensor.
     """
     try:
+        path.open("rb").close()  # safe_open calls a file absent that it may not read
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from stages.dataset.listing import MOST_EXAMPLES, SUSPECT
+from stages.dataset.left_out import MOST_EXAMPLES, SUSPECT
 from stages.dataset.pack import Packed
 from stages.dataset.source import DataSet, Remark, listed
 from stages.dataset.truth import IGNORED

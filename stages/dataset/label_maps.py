@@ -12,6 +12,7 @@ from stages.settings.errors import UserError
 # Pillow scales 2-bit and 4-bit gray values to 0..255; class ids must be scaled back.
 STRETCHED = {"L;2": 85, "L;4": 17}
 MOST_COLORS = 64  # a picture with more colors is no label map
+MOST_INDICES = 256  # of a palette
 ONE_ID_PER_PIXEL = "expected one class id per pixel (8-bit grayscale or palette PNG)"
 
 
@@ -20,15 +21,14 @@ def decode_labels(content: bytes, taxonomy: Taxonomy, *, by_gray: bool = False) 
 
     A palette image holds class ids as its indices. A program that rewrites PNG files may have made it from a
     gray label map, in an order of its own; then the gray levels of the palette are the ids (`by_gray`).
+    If the taxonomy has colors, a palette image is read by its colors and never by its indices.
 
     Raises:
         UserError: one fault, without the name of the file.
     """
     image = opened(content)
     if taxonomy.colors and image.mode in ("RGB", "RGBA", "P"):
-        colors = taxonomy.of_colors(np.asarray(image.convert("RGB")))
-        if colors is not None:
-            return colors, Remark.NONE
+        return _by_color(image, taxonomy), Remark.NONE
     ids, remark = _ids(image, by_gray=by_gray)
     beyond = None if ids is None else taxonomy.unknown(ids)
     if ids is None or (beyond is not None and beyond.size and image.mode not in ("P", "L", "1", *GRAY_MODES)):
@@ -39,6 +39,22 @@ def decode_labels(content: bytes, taxonomy: Taxonomy, *, by_gray: bool = False) 
             f"{taxonomy.rule}"
         )
     return taxonomy.to_class_ids(ids), remark
+
+
+def _by_color(image: Image.Image, taxonomy: Taxonomy) -> np.ndarray:
+    """Class ids of a map in colors; of a gray one with three channels also by its values, if all are listed.
+
+    Raises:
+        UserError: a color is not listed.
+    """
+    found = taxonomy.of_colors(np.asarray(image.convert("RGB")))
+    if found is None and image.mode != "P":
+        ids, _ = _ids(image, by_gray=False)
+        if ids is not None and set(np.unique(ids).tolist()) <= (taxonomy.known or frozenset()):
+            return taxonomy.to_class_ids(ids)
+    if found is None:
+        raise UserError(_color_fault(image, taxonomy))
+    return found
 
 
 def _ids(image: Image.Image, *, by_gray: bool) -> tuple[np.ndarray | None, Remark]:
@@ -78,13 +94,16 @@ def is_reordered(content: bytes, taxonomy: Taxonomy) -> bool:
 
 
 def _color_fault(image: Image.Image, taxonomy: Taxonomy) -> str:
-    found = image.convert("RGB").getcolors(MOST_COLORS)
+    most = MOST_COLORS + len(taxonomy.colors)
+    found = image.convert("RGB").getcolors(max(most, MOST_INDICES) if image.mode == "P" else most)
     if found is None:
-        return f"has more than {MOST_COLORS} colors, {ONE_ID_PER_PIXEL}"
+        return f"has more than {most} colors, {ONE_ID_PER_PIXEL}"
     colors = [written(np.asarray(color)) for _, color in sorted(found, reverse=True)]
-    unlisted = [color for color in colors if int(color[1:], 16) not in dict(taxonomy.colors)]
     if taxonomy.colors:
-        return f"has the color {listed(unlisted)}, which labels.csv does not list; add a line for it"
+        listed_ones = dict(taxonomy.colors)
+        unlisted = [color for color in colors if int(color[1:], 16) not in listed_ones]
+        what, remedy = ("color", "it") if len(unlisted) == 1 else ("colors", "each")
+        return f"has the {what} {listed(unlisted)}, which labels.csv does not list; add a line for {remedy}"
     return (
         f"has colors in place of class ids ({listed(colors)}); add labels.csv with the header value,class "
         f"and a line for each color, such as {colors[0]},NAME"

@@ -3,14 +3,26 @@
 `prepare` and `segment` list with the same rules.
 """
 
-import difflib
 import os
 import re
-import unicodedata
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
+from stages.dataset.left_out import (
+    BROKEN_LINK,
+    HIDDEN,
+    LOOP,
+    MASK,
+    NO_ENTRY,
+    NO_FILE,
+    NO_PICTURE,
+    OTHER_FORMAT,
+    OWN_OUTPUT,
+    REPEAT,
+    UNREADABLE,
+    LeftOut,
+)
 from stages.dataset.own_outputs import JOURNAL, MANIFEST, OwnOutputs
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of images that are read
@@ -33,140 +45,119 @@ MASK_NAME = re.compile(
     rf"(?P<base>.+)[-_.](?:{'|'.join(MASK_WORDS)})(?:[-_.]?\d+)?|(?:{'|'.join(MASK_WORDS)})[-_.](?P<rest>.+)"
 )
 
-# Reasons. Those in SUSPECT may be pictures that the user wants; a large share of them is a warning.
-HIDDEN = "hidden, or made by the system"
-MASK = "label map among the images, by its name"
-OWN_OUTPUT = "written by segment"
-NO_PICTURE = "no picture by its suffix"
-OTHER_FORMAT = "picture of a format that is not read; convert it to PNG or JPEG"
-BROKEN_LINK = "link to nothing"
-NO_ENTRY = "folder that this user may not read"
-UNREADABLE = "folder that cannot be read"
-LOOP = "link to a folder above it"
-NO_FILE = "neither a file nor a folder"
-SAME_NAME = "same name as another image but for the suffix"
-SAME_OUTPUT = "its label map would replace a file of another image; rename it"
-ODD_NAME = "name with control characters or not UTF-8; rename it"
-LONG_NAME = "name too long for those of its outputs; shorten it"
-ELSEWHERE = "image outside of the folders that are read"
-UNLISTED = "in neither list"
-SPARE_LABELS = "label map of no validation image"
-TRAIN_LABELS = "label map of a training image, never read"
-BAD = "damaged"
-SUSPECT = (
-    OTHER_FORMAT, BROKEN_LINK, NO_ENTRY, UNREADABLE, MASK, SAME_NAME, ELSEWHERE, UNLISTED, SPARE_LABELS, BAD,
-)  # fmt: skip
 
-MOST_EXAMPLES = 3
+def walk(
+    folder: Path, left_out: LeftOut, base: Path, apart: Sequence[str] = ()
+) -> Iterator[tuple[Path, list[str]]]:
+    """Yield every folder once, with the sorted names of its files.
 
-
-@dataclass
-class Names:
-    """How many files share a reason, and the first of their names."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        more = f", ... ({self.count:,} in all)" if self.count > len(self.examples) else ""
-        return ", ".join(self.examples) + more
-
-
-class LeftOut(dict[str, Names]):
-    """Files that are not used, by reason."""
-
-    def add(self, reason: str, name: str) -> None:
-        """Count one file; names that are not UTF-8 are escaped."""
-        names = self.setdefault(reason, Names())
-        names.count += 1
-        if len(names.examples) < MOST_EXAMPLES:
-            names.examples.append(printable(name))
-
-    def suspects(self) -> int:
-        """Number of files that the user may want to be used."""
-        return sum(names.count for reason, names in self.items() if reason in SUSPECT)
-
-
-def printable(name: str) -> str:
-    """A name as it can be printed: control characters and bytes that are not UTF-8 are escaped."""
-    return ascii(name) if is_odd(name) else name
-
-
-def is_odd(name: str) -> bool:
-    """Whether a name has control characters or is not UTF-8; spaces of any kind are no fault."""
-    if name.isascii() and name.isprintable():
-        return False
-    return any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name)
-
-
-def normal(name: str) -> str:
-    """The composed form of a name: file systems of a Mac store accents decomposed."""
-    return unicodedata.normalize("NFC", name)
-
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """The two names that are most like `name`, and in what they differ, for a message; empty without any."""
-    close = difflib.get_close_matches(name, list(candidates), n=2, cutoff=0.6)
-    return (
-        "; the nearest are " + " and ".join(f"{one} ({_difference(name, one)})" for one in close)
-        if close
-        else ""
-    )
-
-
-def _difference(name: str, other: str) -> str:
-    one, two = PurePosixPath(name), PurePosixPath(other)
-    if name.lower() == other.lower():
-        return "other upper and lower case"
-    if one.name == two.name:
-        return "another folder"
-    if one.stem == two.stem:
-        return "another suffix"
-    return "another name"
-
-
-def walk(folder: Path, left_out: LeftOut, base: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder with the sorted names of its files; follows links, except to a folder above.
+    Links to folders are followed after all folders, so that what is there under several names has its own.
 
     Args:
         folder: where to start.
-        left_out: takes folders that cannot be read or belong to the system, broken links and hidden files.
+        left_out: takes what is hidden, of the system or unreadable, broken links, other names of folders.
         base: names in `left_out` are relative to it.
+        apart: folders below `folder` that come first, each by itself: what they link to has its name there.
+    """
+    tops = tuple(os.path.join(folder, name) for name in apart)
+    known: set[str] = set()
+    for top in tops:
+        if os.path.isdir(top) and not _is_above(top):
+            inner = _Walk(left_out, base)
+            yield from inner.start(top)
+            known |= inner.entered
+    yield from _Walk(left_out, base, frozenset(known), tops).start(str(folder))
+
+
+class _Walk:
+    """One walk.
+
+    Args:
+        left_out: see `walk`.
+        base: likewise.
+        known: real paths of folders that were listed by another walk; they are not entered.
+        tops: where the other walks started.
     """
 
-    def unreadable(error: OSError) -> None:
-        reason = NO_ENTRY if isinstance(error, PermissionError) else UNREADABLE
-        left_out.add(reason, os.path.relpath(error.filename, base))
+    def __init__(
+        self, left_out: LeftOut, base: Path, known: frozenset[str] = frozenset(), tops: Sequence[str] = ()
+    ) -> None:
+        self.entered = set(known)  # real paths
+        self._left_out, self._base, self._known, self._tops = left_out, base, known, tops
+        self._links: deque[str] = deque()
 
-    above = {str(folder): {os.path.realpath(folder)}}  # real paths from the start to each folder
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
-        for name in list(folders):
-            path = os.path.join(parent, name)
-            real = os.path.realpath(path)
-            if name.startswith(".") or name in SYSTEM_FOLDERS:
-                folders.remove(name)
-                left_out.add(HIDDEN, os.path.relpath(path, base) + "/")
-            elif real in above[parent]:
-                folders.remove(name)
-                left_out.add(LOOP, os.path.relpath(path, base) + "/")
-            else:
-                above[path] = above[parent] | {real}
-        folders.sort()
-        kept = []
-        for name in sorted(names):
-            path = os.path.join(parent, name)
-            if name.startswith("."):
-                left_out.add(HIDDEN, os.path.relpath(path, base))
-            elif os.path.isfile(path):
-                kept.append(name)
-            else:
-                reason = BROKEN_LINK if os.path.islink(path) else NO_FILE
-                left_out.add(reason, os.path.relpath(path, base))
-        yield Path(parent), kept
+    def start(self, folder: str) -> Iterator[tuple[Path, list[str]]]:
+        """Walk a folder, then the links to folders in it, then those in these."""
+        self.entered.add(os.path.realpath(folder))
+        yield from self._below(folder)
+        while self._links:
+            if self._enters(link := self._links.popleft()):
+                yield from self._below(link)
+
+    def _below(self, top: str) -> Iterator[tuple[Path, list[str]]]:
+        for parent, folders, names in os.walk(top, onerror=self._unreadable):
+            try:
+                os.stat(os.path.join(parent, "."))
+            except OSError as error:  # it may be listed, and not entered
+                self._unreadable(error)
+                folders.clear()
+                continue
+            folders[:] = [name for name in sorted(folders) if self._takes_folder(parent, name)]
+            yield Path(parent), [name for name in sorted(names) if self._takes_file(parent, name)]
+
+    def _takes_folder(self, parent: str, name: str) -> bool:
+        path = os.path.join(parent, name)
+        if name.startswith(".") or name in SYSTEM_FOLDERS:
+            self._leave_out(HIDDEN, path, "/")
+        elif os.path.islink(path):
+            self._links.append(path)
+        else:
+            return self._enters(path)
+        return False
+
+    def _takes_file(self, parent: str, name: str) -> bool:
+        path = os.path.join(parent, name)
+        if name.startswith("."):
+            self._leave_out(HIDDEN, path)
+        elif os.path.isfile(path):
+            return True
+        else:
+            self._leave_out(BROKEN_LINK if os.path.islink(path) else NO_FILE, path)
+        return False
+
+    def _enters(self, path: str) -> bool:
+        """Whether a folder is new; what is not is left out by its name, unless another walk is to have it."""
+        real, is_link = os.path.realpath(path), os.path.islink(path)
+        if is_link and _is_above(path):
+            self._leave_out(LOOP, path, "/")
+        elif real not in self.entered:
+            self.entered.add(real)
+            return True
+        elif (is_link or real not in self._known) and not any(
+            f"{top}{os.sep}".startswith(f"{path}{os.sep}") for top in self._tops
+        ):
+            self._leave_out(REPEAT, path, "/")
+        return False
+
+    def _unreadable(self, error: OSError) -> None:
+        self._leave_out(NO_ENTRY if isinstance(error, PermissionError) else UNREADABLE, error.filename)
+
+    def _leave_out(self, reason: str, path: str, end: str = "") -> None:
+        self._left_out.add(reason, os.path.relpath(path, self._base) + end)
+
+
+def _is_above(path: str) -> bool:
+    """Whether a link leads to a folder that it lies in."""
+    real, place = os.path.realpath(path), os.path.realpath(os.path.dirname(path))
+    return os.path.commonpath([real, place]) == real
 
 
 def list_images(
-    folder: Path, left_out: LeftOut, reserved: Collection[str] = (), outputs: OwnOutputs | None = None
+    folder: Path,
+    left_out: LeftOut,
+    reserved: Collection[str] = (),
+    apart: Sequence[str] = (),
+    outputs: OwnOutputs | None = None,
 ) -> list[str]:
     """The images below `folder`, relative to it, with slashes, sorted per folder.
 
@@ -174,10 +165,11 @@ def list_images(
         folder: folder of images.
         left_out: takes everything that is no image, with its reason.
         reserved: files that are neither images nor left out.
+        apart: see `walk`.
         outputs: of `segment`, if more is listed than this folder; None for this listing alone.
     """
     images, outputs = [], outputs or OwnOutputs()
-    for parent, names in walk(folder, left_out, folder):
+    for parent, names in walk(folder, left_out, folder, apart):
         own = outputs.inside(parent)
         parts = [os.path.splitext(name) for name in names]
         pictures = {stem.lower() for stem, suffix in parts if suffix.lower() in SUFFIXES}

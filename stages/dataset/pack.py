@@ -171,7 +171,10 @@ def _square(item: Item, decoded: Decoded, work: Work) -> np.ndarray:
     try:
         return square_image(decoded.image, work.side_px, work.protocol, item.tile)
     except UserError as error:
-        raise UserError(f"{item.source}: {error}") from error
+        named = type(error)(f"{item.source}: {error}")
+        if isinstance(named, DamagedFileError):
+            named.files = decoded.files
+        raise named from error
 
 
 def _square_labels(item: Item, decoded: Decoded, work: Work) -> np.ndarray | int:

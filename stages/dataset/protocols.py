@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from stages.settings.errors import UserError
+from stages.settings.errors import DamagedFileError, UserError
 
 Protocol = Literal["own", "picie", "picie_long", "stego"]
 FILTERS = {
@@ -26,7 +26,8 @@ def square_image(image: Image.Image, side_px: int, protocol: Protocol = "own", t
     """Resize and crop an image to RGB uint8 [side_px, side_px, 3]; bilinear downscaling antialiases.
 
     Raises:
-        UserError: the image is too narrow to resize, or has no such tile.
+        DamagedFileError: the image is so narrow that it would exceed Pillow's limit, once resized.
+        UserError: it has no such tile.
     """
     return _square(image, side_px, FILTERS[protocol], protocol, tile)
 
@@ -35,7 +36,8 @@ def square_labels(labels: np.ndarray, side_px: int, protocol: Protocol = "own", 
     """Resize and crop class ids to uint8 [side_px, side_px] by nearest neighbor.
 
     Raises:
-        UserError: see `square_image`.
+        DamagedFileError: see `square_image`.
+        UserError: likewise.
     """
     return _square(Image.fromarray(labels), side_px, Image.Resampling.NEAREST, protocol, tile)
 
@@ -52,7 +54,7 @@ def _square(
 ) -> np.ndarray:
     width, height = resized_size(*image.size, side_px)
     if width * height > (Image.MAX_IMAGE_PIXELS or np.inf):
-        raise UserError(
+        raise DamagedFileError(
             f"is {image.width} x {image.height} px, too narrow to bring its shorter side to {side_px} px; "
             "crop or remove it"
         )

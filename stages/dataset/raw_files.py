@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.core.artefacts import atomic_path
-from stages.dataset.listing import MOST_EXAMPLES, printable
+from stages.dataset.left_out import MOST_EXAMPLES, printable
 from stages.dataset.source import DataSet, RawFile, hash_files, is_unchanged, read_raw
 from stages.runtime.progress import track
 from stages.settings.errors import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.dataset.listing import LeftOut
+from stages.dataset.left_out import LeftOut
 from stages.dataset.truth import Kind
 from stages.settings.errors import DamagedFileError, UserError, raise_faults
 from stages.settings.schema import Prepare

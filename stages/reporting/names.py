@@ -24,6 +24,7 @@ from stages.settings.errors import UserError, raise_faults
 from stages.settings.section import Section
 
 FILE = Path("names.yaml")
+ABSENT = "correct the path, or write a first names.yaml with `make names`"  # remedy
 LONGEST = 200  # characters of a name
 HEAD = """\
 # Names of the pixel clusters: number, name. Clusters with one name count as one. The report page has a
@@ -120,7 +121,9 @@ def read_names(
         lines = [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise UserError(*lines) from error
     except (OSError, UnicodeError, YAMLError) as error:
-        raise UserError(unreadable(path, "a names file", error)) from error
+        raise UserError(
+            unreadable(path, "a names file", error, absent=ABSENT, damaged="correct it")
+        ) from error
     if file.names and file.clusters is None and not may_lack_clusters:
         raise OtherClustersError(
             f"{path}: does not say which clusters it names; for those in use, add the line "

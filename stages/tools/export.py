@@ -26,6 +26,7 @@ from stages.tools.segmenting.trained_model import TrainedModel, load
 
 INPUT, OUTPUTS = "images", ("ids", "scores")
 VALIDATION = Path("data/images/val")  # beside the folder of the model
+SUFFIXES = {"onnx": "onnx", "torch": "pt"}  # of examples, by format
 ABOUT = "about.json"  # name of the metadata in a torch file
 OPSET = 17  # onnxruntime 1.12 and later
 TOLERANCE = 1e-3  # largest difference of a score; cosines are -1 to 1
@@ -38,9 +39,13 @@ Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 def main(argv: Sequence[str] | None = None) -> None:
     """Export, compare, and write the card."""
     args = _parse(argv)
-    card_path = args.out.with_name(f"{args.out.name}.md")
-    if present := [path for path in (args.out, card_path) if path.exists() and not args.overwrite]:
-        raise UserError(f"--out {args.out}: {present[0]} exists; pass --overwrite to replace it")
+    card_path = _card_path(args.out, SUFFIXES[args.format], overwrite=args.overwrite)
+    if not args.model.is_dir():
+        raise UserError(
+            f"--model {args.model}: no such folder; pass that of a trained model (`dvc repro` makes models)"
+        )
+    if args.images is not None and not args.images.is_dir():
+        raise UserError(f"--images {args.images}: no such folder; pass one such as {VALIDATION}")
     if args.format == "onnx":
         _require_onnx()
     model = load(args.model, device="cpu", names=args.names)
@@ -64,6 +69,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     write_text(card_path, model_card(model, project, args.out.name, args.format, f"C{checked}."))
     print(f"export: wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB) and {card_path}")
+
+
+def _card_path(out: Path, suffix: str, *, overwrite: bool) -> Path:
+    """The file for the model card, after a look at what would be replaced.
+
+    Raises:
+        UserError: it is a folder, or without `overwrite` a file.
+    """
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; pass a file to write, such as {out / 'model'}.{suffix}")
+    card = out.with_name(f"{out.name}.md")
+    if card.is_dir():
+        raise UserError(f"--out {out}: {card} is a folder, where the card goes; pass another file to write")
+    if present := [path for path in (out, card) if path.exists() and not overwrite]:
+        raise UserError(f"--out {out}: {present[0]} exists; pass --overwrite to replace it")
+    return card
 
 
 def compare(

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from stages.core.artefacts import named_faults
 from stages.readers.cocostuff.parts import COCO_PARTS, Part
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
@@ -30,12 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if shutil.which(CURL[0]) is None:
         raise UserError("fetch: curl is not installed; install it with the package manager of your system")
-    missing = [part for part in COCO_PARTS.values() if not _is_there(part, args.to)]
-    args.to.mkdir(parents=True, exist_ok=True)
-    sizes = [part.size_bytes or 0 for part in missing]
-    _check_space(args.to, sum(sizes) + max(sizes, default=0))
-    for part in missing:
-        _bring(part, args.to)
+    with named_faults(args.to):
+        missing = [part for part in COCO_PARTS.values() if not _is_there(part, args.to)]
+        args.to.mkdir(parents=True, exist_ok=True)
+        sizes = [part.size_bytes or 0 for part in missing]
+        _check_space(args.to, sum(sizes) + max(sizes, default=0))
+        for part in missing:
+            _bring(part, args.to)
     shutil.rmtree(args.to / WAITING, ignore_errors=True)
     print(f"fetch: {args.to} is complete; next: make preset NAME=cocostuff27 DATA={args.to}")
 

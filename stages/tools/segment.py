@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.dataset.listing import (
+from stages.dataset.left_out import (
     BAD,
     LONG_NAME,
     NO_ENTRY,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from stages.dataset import own_outputs
-from stages.dataset.listing import OWN_OUTPUT, LeftOut, list_images
+from stages.dataset.left_out import OWN_OUTPUT, LeftOut
+from stages.dataset.listing import list_images
 from stages.tools.segmenting.photographs import find_photographs
 
 FOLDERS = [f"{number:02}" for number in range(20)]

@@ -18,7 +18,7 @@ from stages import prepare
 from stages.core.artefacts import read_metrics
 from stages.core.images import open_images, read_index
 from stages.dataset import decode
-from stages.dataset.listing import (
+from stages.dataset.left_out import (
     BROKEN_LINK,
     ELSEWHERE,
     HIDDEN,
@@ -580,6 +580,32 @@ def test_a_damaged_file_fits_the_pin_of_the_data(root: Path, run: Callable[..., 
     found = run(prepare__manifest_sha256=pinned)
     assert found.summary["manifest_sha256"] == pinned
     assert found.left_out == {"damaged": 1}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_image_that_is_too_narrow_is_left_out_and_named(
+    root: Path, run: Callable[..., Prepared], split: str
+) -> None:
+    """It is in the manifest all the same, as every damaged file."""
+    for number in range(4, 40):
+        write_image(root / f"images/train/{number:02d}.png", noise(number, SIDE, SIDE))
+    label(root, half(0, 1), half(0, 1))
+    write_image(root / f"images/{split}/banner.png", noise(3, 400_000, 1))
+    if split == "val":
+        write_image(root / "labels/val/banner.png", np.zeros((1, 400_000), np.uint8))
+    pinned = manifest_sha256(list_data(prepare_settings(reader="folder", path=str(root))))
+    found = run(prepare__manifest_sha256=pinned)
+    assert found.summary["left_out"] == {
+        "damaged": {
+            "files": 1,
+            "examples": [
+                f"images/{split}/banner.png: is 400000 x 1 px, too narrow to bring its shorter side to 16 "
+                "px; crop or remove it"
+            ],
+        }
+    }
+    assert "banner" not in found.ids(split)
+    assert (len(found.images("train")), len(found.images("val")), len(found.labels())) == (40, 2, 2)
 
 
 def test_label_maps_of_damaged_images_are_not_counted(root: Path, run: Callable[..., Prepared]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.dataset.listing import ELSEWHERE, MASK, SPARE_LABELS, TRAIN_LABELS
+from stages.dataset.left_out import ELSEWHERE, MASK, SPARE_LABELS, TRAIN_LABELS
 from stages.dataset.source import DataSet, list_data
 from stages.settings.errors import UserError
 from tests.datasets import noise, prepare_settings, write_image

@@ -127,7 +127,9 @@ def test_a_full_disk(ready: Any, capsys: pytest.CaptureFixture[str], stage: str)
         message = ready.fault(main, argv)
     gc.collect()  # the lock of a process goes when the process does; here, with its last reference
     path, _, rule = message.partition(": ")
-    assert rule == ("cannot be written (File too large); free space on its disk and run `dvc repro` again")
+    assert rule == (
+        "cannot be written (File too large); free space on its disk and run the same command again"
+    )
     assert path in STAGES[stage][2].values() or path.startswith(f".state/{stage}/")
     assert _files("new") == whole
     main(argv)
@@ -148,8 +150,8 @@ def test_a_folder_that_may_not_be_written(ready: Any, stage: str) -> None:
     argv[argv.index(outputs["truth"] if stage == "prepare" else next(iter(outputs.values())))] = target
     message = ready.fault(module.main, argv)
     assert re.fullmatch(
-        rf"{target}: cannot be written \([A-Za-z -]+\); allow this user to write to its folder and "
-        "run `dvc repro` again",
+        rf"{target}: cannot be written \([A-Za-z -]+\); allow this user to write there and "
+        "run the same command again",
         message,
     ), message
 
@@ -157,8 +159,7 @@ def test_a_folder_that_may_not_be_written(ready: Any, stage: str) -> None:
 def test_a_file_where_a_folder_should_be(ready: Any) -> None:
     Path("new").write_text("in the way")
     assert ready.fault(embed.main, _argv("embed")) == (
-        "new/out.npy: cannot be written (File exists); allow this user to write to its folder and "
-        "run `dvc repro` again"
+        "new/out.npy: cannot be written, because new is a file; choose another place, or move that file away"
     )
     Path("new").unlink()
     gc.collect()
@@ -194,7 +195,7 @@ def test_a_memory_map_on_a_disk_that_is_too_small_is_no_death_by_signal(tmp_path
     assert (ended.returncode, ended.stderr) == (
         2,
         f"error: {tmp_path}/big.npy: cannot be written (No space left on device); free space on its disk "
-        "and run `dvc repro` again\n",
+        "and run the same command again\n",
     )
 
 

@@ -129,6 +129,42 @@ def test_files_are_replaced_only_when_asked(ready: Any, capsys: pytest.CaptureFi
     assert Path("model.pt.md").read_text().startswith("# model.pt")
 
 
+@pytest.mark.parametrize("folder", ["model.pt", "model.pt.md"])
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_a_folder_is_never_replaced(ready: Any, folder: str, flags: list[str]) -> None:
+    Path(folder, "kept").mkdir(parents=True)
+    assert ready.fault(export.main, ["--format", "torch", "--out", "model.pt", "--model", ".", *flags]) == (
+        "--out model.pt: is a folder; pass a file to write, such as model.pt/model.pt"
+        if folder == "model.pt"
+        else "--out model.pt: model.pt.md is a folder, where the card goes; pass another file to write"
+    )
+    assert [path.name for path in Path(folder).iterdir()] == ["kept"]
+    assert ready.fault(export.main, ["--format", "onnx", "--out", ".", "--model", ".", *flags]) == (
+        "--out .: is a folder; pass a file to write, such as model.onnx"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--model", "gone"],
+            "--model gone: no such folder; pass that of a trained model (`dvc repro` makes models)",
+        ),
+        (
+            ["--model", ".", "--images", "gone"],
+            "--images gone: no such folder; pass one such as data/images/val",
+        ),
+        (
+            ["--model", ".", "--names", "foo.yaml"],
+            "foo.yaml: not found; correct the path, or write a first names.yaml with `make names`",
+        ),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_helps(ready: Any, flags: list[str], message: str) -> None:
+    assert ready.fault(export.main, ["--format", "torch", "--out", "m.pt", *flags]) == message
+
+
 def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
     for name in ("prepare", "train"):
         path = Path("metrics", f"{name}.json")

@@ -182,6 +182,16 @@ def test_a_disk_that_is_too_small(
     assert f"{tmp_path}: needs 0.0 GB, but only 0.0 GB are free; free disk space" in fault(tmp_path)
 
 
+def test_a_file_where_the_folder_should_be(parts: dict[str, Part], tmp_path: Path) -> None:
+    (tmp_path / "coco").write_text("mine")
+    for to in ("coco", "coco/deep"):
+        assert fault(tmp_path / to) == (
+            f"{tmp_path / to}: cannot be written, because {tmp_path / 'coco'} is a file; choose another "
+            "place, or move that file away"
+        )
+    assert (tmp_path / "coco").read_text() == "mine"
+
+
 def test_curl_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert (

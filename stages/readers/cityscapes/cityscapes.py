@@ -69,7 +69,7 @@ def _list(root: Path, split: str, found: Findings) -> list[Item]:
     folder = root / "leftImg8bit" / split
     folders = walk(folder, found.left_out, root) if folder.is_dir() else ()
     names = [(parent / name).relative_to(folder).as_posix() for parent, names in folders for name in names]
-    ids = [name.removesuffix(IMAGE) for name in names if name.endswith(IMAGE)]
+    ids = sorted(name.removesuffix(IMAGE) for name in names if name.endswith(IMAGE))
     expected = CITYSCAPES_IMAGES[split]
     if not ids:
         found.faults.append(

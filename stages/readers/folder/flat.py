@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.dataset.listing import MASK, MASK_WORDS
+from stages.dataset.left_out import MASK
+from stages.dataset.listing import MASK_WORDS
 from stages.dataset.source import Findings
 from stages.readers.folder.splitting import SPLITS
 

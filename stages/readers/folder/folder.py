@@ -17,23 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.dataset.decode import FileDecoder
-from stages.dataset.listing import (
-    ELSEWHERE,
-    SPARE_LABELS,
-    SUFFIXES,
-    TRAIN_LABELS,
-    UNLISTED,
-    is_odd,
-    list_images,
-    nearest,
-    normal,
-    printable,
-)
+from stages.dataset.left_out import ELSEWHERE, SPARE_LABELS, TRAIN_LABELS, UNLISTED, is_odd, printable
+from stages.dataset.listing import SUFFIXES, list_images
 from stages.dataset.raw_files import hash_names, known_files
 from stages.dataset.source import DataSet, Findings, Item, RawFile, listed
 from stages.dataset.taxonomy import Taxonomy, mapped, plain
 from stages.dataset.truth import IGNORED
 from stages.readers.folder.flat import without_masks
+from stages.readers.folder.nearest import nearest, normal
 from stages.readers.folder.splitting import SPLITS, by_content, by_lists
 from stages.settings.errors import UserError
 from stages.settings.schema import Prepare
@@ -58,7 +49,9 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
             f"{root}: no such folder; set prepare.path in params.yaml to the folder that contains images/"
         )
     found, split = Findings(), settings.split
-    names = list_images(root, found.left_out, RESERVED)
+    by_folder = (*(f"images/{part}" for part in SPLITS), "labels/val")
+    apart = by_folder if split.by == "folder" else ("images", "labels")
+    names = list_images(root, found.left_out, RESERVED, apart)
     hashed: dict[str, RawFile] = {}
     labels = "labels"
     if split.by == "folder":

@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from stages.dataset.listing import nearest, normal
 from stages.dataset.source import Findings, Item, RawFile, listed
+from stages.readers.folder.nearest import nearest, normal
 
 SPLITS = ("train", "val")
 

@@ -12,21 +12,19 @@ from PIL import Image
 
 from stages.core.artefacts import LONGEST_NAME
 from stages.dataset.decode import decode_image
-from stages.dataset.listing import (
+from stages.dataset.left_out import (
     LONG_NAME,
     NO_PICTURE,
     ODD_NAME,
     OTHER_FORMAT,
-    OTHER_PICTURES,
     OWN_OUTPUT,
     SAME_NAME,
     SAME_OUTPUT,
-    SUFFIXES,
     LeftOut,
     Names,
     is_odd,
-    list_images,
 )
+from stages.dataset.listing import OTHER_PICTURES, SUFFIXES, list_images
 from stages.dataset.own_outputs import OwnOutputs
 from stages.dataset.source import RawFile, Remark, read_raw
 from stages.settings.errors import UserError, raise_faults

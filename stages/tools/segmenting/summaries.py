@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stages.dataset.listing import LeftOut
+from stages.dataset.left_out import LeftOut
 from stages.dataset.own_outputs import modified_ns, read_manifest
 from stages.reporting.legend import write_cluster_legend
 from stages.tools.segmenting import coco, cvat, label_studio

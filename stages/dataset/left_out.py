@@ -1,0 +1,70 @@
+"""Files that are not used: counted under the reason, with the first of their names."""
+
+import unicodedata
+from dataclasses import dataclass, field
+
+# Reasons. Those in SUSPECT may be pictures that the user wants; a large share of them is a warning.
+HIDDEN = "hidden, or made by the system"
+MASK = "label map among the images, by its name"
+OWN_OUTPUT = "written by segment"
+NO_PICTURE = "no picture by its suffix"
+OTHER_FORMAT = "picture of a format that is not read; convert it to PNG or JPEG"
+BROKEN_LINK = "link to nothing"
+NO_ENTRY = "folder that this user may not read"
+UNREADABLE = "folder that cannot be read"
+LOOP = "link to a folder above it"
+REPEAT = "folder that is listed under another name"
+NO_FILE = "neither a file nor a folder"
+SAME_NAME = "same name as another image but for the suffix"
+SAME_OUTPUT = "its label map would replace a file of another image; rename it"
+ODD_NAME = "name with control characters or not UTF-8; rename it"
+LONG_NAME = "name too long for those of its outputs; shorten it"
+ELSEWHERE = "image outside of the folders that are read"
+UNLISTED = "in neither list"
+SPARE_LABELS = "label map of no validation image"
+TRAIN_LABELS = "label map of a training image, never read"
+BAD = "damaged"
+SUSPECT = (
+    OTHER_FORMAT, BROKEN_LINK, NO_ENTRY, UNREADABLE, MASK, SAME_NAME, ELSEWHERE, UNLISTED, SPARE_LABELS, BAD,
+)  # fmt: skip
+
+MOST_EXAMPLES = 3
+
+
+@dataclass
+class Names:
+    """How many files share a reason, and the first of their names."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        more = f", ... ({self.count:,} in all)" if self.count > len(self.examples) else ""
+        return ", ".join(self.examples) + more
+
+
+class LeftOut(dict[str, Names]):
+    """Files that are not used, by reason."""
+
+    def add(self, reason: str, name: str) -> None:
+        """Count one file; names that are not UTF-8 are escaped."""
+        names = self.setdefault(reason, Names())
+        names.count += 1
+        if len(names.examples) < MOST_EXAMPLES:
+            names.examples.append(printable(name))
+
+    def suspects(self) -> int:
+        """Number of files that the user may want to be used."""
+        return sum(names.count for reason, names in self.items() if reason in SUSPECT)
+
+
+def printable(name: str) -> str:
+    """A name as it can be printed: control characters and bytes that are not UTF-8 are escaped."""
+    return ascii(name) if is_odd(name) else name
+
+
+def is_odd(name: str) -> bool:
+    """Whether a name has control characters or is not UTF-8; spaces of any kind are no fault."""
+    if name.isascii() and name.isprintable():
+        return False
+    return any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name)
