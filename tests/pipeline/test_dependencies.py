@@ -54,7 +54,8 @@ DOORS = {
 # entry needs a reason. `prepare` is listed for each of its readers.
 NOT_IMPORTED = {
     "prepare cityscapes": "core/seeds",
-    "prepare cocostuff": "core/seeds",
+    "prepare cocostuff": "core/seeds dataset/listing dataset/own_outputs",
+    "prepare demo": "dataset/listing dataset/own_outputs",
     "prepare folder": "core/seeds",
     "embed": "backbone/batch_norm core/graph core/history core/step imaging/photometric",
     "label": "clustering/continuation core/distributed core/graph core/history core/images core/step "
