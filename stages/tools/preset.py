@@ -7,7 +7,7 @@ base: how pixels are clustered and augmented, without any part of the paper. A p
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from stages.settings.params import read
 from stages.settings.schema import Params, Prepare
 from stages.tools import answers
 from stages.tools.composing import as_text, compose, lay_base, plain
-from stages.tools.fitting import Fit, at, fits
+from stages.tools.fitting import LEAST_IMAGES, Fit, at, fits
 from stages.tools.params_text import is_as_written, remember_written
 from stages.tools.surroundings import git, git_obstacle
 
@@ -94,8 +94,26 @@ def _take_data(params: Any, path: Path) -> DataSet:
         _set(params["prepare"]["split"], "by", *_split_rule(path))
     data = list_data(Prepare.model_validate(plain(params)["prepare"]))
     print("\n".join(answers.found(data)))
+    _check_enough(path, data, params["prepare"])
     _fit(params, data)
     return data
+
+
+def _check_enough(path: Path, data: DataSet, settings: Mapping[str, Any]) -> None:
+    """Refuse fewer images than any settings allow, as `prepare` would.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if (count := len(data.train)) >= LEAST_IMAGES:
+        return
+    split = settings["split"]
+    is_drawn = settings["reader"] == "folder" and split["by"] == "fraction"
+    share = f", of which about {split['val_fraction']:.0%} are for validation" if is_drawn else ""
+    raise UserError(
+        f"{path}: has {count} training image{'' if count == 1 else 's'}, but a batch of training has at "
+        f"least {LEAST_IMAGES}; add images{share}"
+    )
 
 
 def _take_time(params: Any, minutes: float, data: DataSet) -> dict[str, Any]:

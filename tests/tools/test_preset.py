@@ -17,9 +17,10 @@ from stages.dataset.taxonomy import read_taxonomy
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, read
 from stages.tools import pin, preset
-from stages.tools.composing import as_text, compose, plain
+from stages.tools.composing import as_text, compose, lay_base, plain
 from stages.tools.estimate import duration
 from stages.tools.experiments import read_base
+from stages.tools.fitting import LEAST_IMAGES, at, fits
 from tests.datasets import REPOSITORY, TAXONOMIES, folder_manifest, make_coco, make_folder, noise, write_image
 
 
@@ -224,6 +225,39 @@ def test_a_base_lies_over_a_preset_and_every_value_shows(repository: Path, name:
         *sections, last = key.split(".")
         _at(written, ".".join(sections))[last] = value
     assert found == written, "the base changed what it does not list"
+
+
+@pytest.mark.parametrize("by", ["fraction", "folder"])
+def test_too_few_photographs_are_said_at_once(repository: Path, by: str) -> None:
+    names = ("0", "1") if by == "fraction" else ("images/train/0", "images/val/1")
+    for number, name in enumerate(names):
+        write_image(repository / f"photos/{name}.png", noise(number, 8, 8))
+    before = Path("params.yaml").read_bytes()
+    with pytest.raises(UserError) as raised:
+        preset.main(["folder", "--data", "photos", "--no-estimate"])
+    assert str(raised.value) == (
+        "photos: has 1 training image, but a batch of training has at least 2; add images"
+        + (", of which about 20% are for validation" if by == "fraction" else "")
+    )
+    assert Path("params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["folder", "cocostuff27", "cityscapes27", "cocostuff27_slotcon"])
+@pytest.mark.parametrize("base", [None, "picie", "ours"])
+def test_from_the_fewest_images_on_the_settings_fit(tmp_path: Path, name: str, base: str | None) -> None:
+    path = tmp_path / "params.yaml"
+    for num_images in (*range(LEAST_IMAGES - 1, 10), 17, 100):
+        params = compose(name, REPOSITORY / "presets")
+        if base is not None:
+            lay_base(params, base, REPOSITORY / "presets")
+        for fit in fits(params, num_images):
+            at(params, fit.key[:-1])[fit.key[-1]] = fit.value
+        path.write_text(as_text(params), encoding="utf-8")
+        if num_images < LEAST_IMAGES:
+            with pytest.raises(UserError, match=r"batch_size: 2 is more than the 1 training images"):
+                check_data_size(path, num_images)
+        else:
+            check_data_size(path, num_images)
 
 
 @pytest.mark.parametrize(("lists", "by"), [(True, "lists"), (False, "fraction")])
