@@ -123,10 +123,10 @@ class Graphs:
 
     def _check(self, kind: Kind, image: Tensor, drawn: Drawn) -> Tensor:
         """Make a step as it is and from a new graph; keep the graph if both are the same."""
-        before = self._copy()
-        places = self._places()
-        steps = [self._from(before, self._recorder.make, image, drawn) for _ in range(2)]
+        before: list[Tensor] = []
         try:
+            before, places = self._copy(), self._places()
+            steps = [self._from(before, self._recorder.make, image, drawn) for _ in range(2)]
             repeat = self._recorder.record(*self._last.pop(kind))
             replayed = self._from(before, repeat, image, drawn)
         except RuntimeError as error:
@@ -143,8 +143,10 @@ class Graphs:
         self._warn(f"{fault}; steps run without CUDA graphs, which at small sizes takes longer")
         self._is_given_up = True
         self._graphs.clear()
-        self._restore(steps[0].state)
-        return steps[0].figures
+        self._last.clear()
+        if before:
+            self._restore(before)
+        return self._recorder.make(image, drawn)
 
     def _from(self, before: list[Tensor], make: Compute, image: Tensor, drawn: Drawn) -> "_Left":
         """Make a step from the state `before`."""
@@ -230,7 +232,11 @@ class CudaRecorder:
         own = drawn._replace(numbers=tuple(unpack(numbers, drawn.numbers)))
         graph = torch.cuda.CUDAGraph()
         # Another thread may pin memory for the next batch meanwhile, so only this one is watched for faults.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        # A capture that fails may leave its stream as the current one; the outer context takes the old back.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             figures = self._compute(shown, own).detach()
 
         def repeat(image: Tensor, drawn: Drawn) -> Tensor:

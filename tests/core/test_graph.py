@@ -157,6 +157,21 @@ def _refusing(changed: Pretrainer) -> Compute:
     return step
 
 
+def _hungry(changed: Pretrainer) -> Compute:
+    """A step for which memory runs out in the check, before anything is recorded."""
+    count = 0
+
+    def step(image: Tensor, drawn: Drawn) -> Tensor:
+        nonlocal count
+        count += 1
+        figures = changed._compute(image, drawn)
+        if count == WARM_UP + 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return figures
+
+    return step
+
+
 def _stale(changed: Pretrainer) -> Compute:
     """A step that, once recorded, takes the same images for ever; numpy's copy is not recorded."""
 
@@ -168,17 +183,19 @@ def _stale(changed: Pretrainer) -> Compute:
 
 
 @pytest.mark.parametrize(
-    ("broken", "fault"),
+    ("broken", "fault", "num_records"),
     [
         (
             _refusing,
-            "a step cannot be recorded as a CUDA graph: operation not permitted when stream is capturing",
+            "cannot be recorded as a CUDA graph: operation not permitted when stream is capturing",
+            1,
         ),
-        (_stale, "tensors differ after a step from a CUDA graph"),
+        (_hungry, "cannot be recorded as a CUDA graph: CUDA out of memory.", 0),
+        (_stale, "tensors differ after a step from a CUDA graph", 1),
     ],
 )
 def test_without_a_usable_graph_steps_are_made_as_they_are_and_a_warning_says_so(
-    broken: Callable[[Pretrainer], Compute], fault: str
+    broken: Callable[[Pretrainer], Compute], fault: str, num_records: int
 ) -> None:
     eager, changed = _pretrainer({}), _pretrainer({})
     told: list[str] = []
@@ -188,7 +205,7 @@ def test_without_a_usable_graph_steps_are_made_as_they_are_and_a_warning_says_so
     assert len(told) == 1
     assert fault in told[0]
     assert told[0].endswith("; steps run without CUDA graphs, which at small sizes takes longer")
-    assert tape.num_records == 1
+    assert tape.num_records == num_records
 
 
 def _trainer(base: str | None, changes: dict[str, Any], cuda_graph: Wish = "auto") -> Trainer:
