@@ -40,10 +40,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Export, compare, and write the card."""
     args = _parse(argv)
     card_path = _card_path(args.out, SUFFIXES[args.format], overwrite=args.overwrite)
-    if not args.model.is_dir():
-        raise UserError(
-            f"--model {args.model}: no such folder; pass that of a trained model (`dvc repro` makes models)"
-        )
     if args.images is not None and not args.images.is_dir():
         raise UserError(f"--images {args.images}: no such folder; pass one such as {VALIDATION}")
     if args.format == "onnx":

@@ -163,6 +163,13 @@ def test_what_is_done_is_not_done_again(ready: Any, capsys: pytest.CaptureFixtur
     assert rows["source"].tolist() == ["more.png", "square.png", "tiny.bmp", "trip/wide.jpg"]
 
 
+def test_a_folder_of_the_model_that_is_missing_is_named_with_its_remedy(ready: Any) -> None:
+    assert ready.fault(segment.main, ["photos", "--out", "found", "--model", "gone"]) == (
+        "gone: no such folder; pass that of a trained model (`dvc repro` makes models)"
+    )
+    assert not Path("found").exists()
+
+
 def test_maps_of_confidence_of_an_earlier_result_are_deleted(ready: Any) -> None:
     assert _run("--scores") == 0
     corrected = Path("found/tiny_confidence.png")

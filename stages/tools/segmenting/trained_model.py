@@ -171,7 +171,13 @@ def load(
     names: Path | None = None,
     refine: Path | None = None,
 ) -> TrainedModel:
-    """Load the trained model: `load("models")(picture).ids`; arguments as of `TrainedModel`."""
+    """Load the trained model: `load("models")(picture).ids`; arguments as of `TrainedModel`.
+
+    Raises:
+        UserError: there is no such folder, or as of `TrainedModel`.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; pass that of a trained model (`dvc repro` makes models)")
     return TrainedModel(Path(folder), device=device, names=names, refine=refine)
 
 
