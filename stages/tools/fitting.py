@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 Key = tuple[str, ...]
-LEAST_IMAGES = (
-    2  # of training: the smallest batch that settings may have; `fits` fits any number from here on
-)
+LEAST_IMAGES = 2  # of training: the smallest batch that settings may have; `fits` fits all from here on
 
 
 class Fit(NamedTuple):
