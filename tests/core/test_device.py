@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from stages.core import distributed
 from stages.core.device import choose_device, require_memory, unused_bytes
 from stages.settings.errors import UserError
 
@@ -47,3 +48,24 @@ def test_a_gpu_with_a_number_becomes_the_current_one(
     assert chosen == current
     with pytest.raises(UserError, match=r"device: 'cuda:2', but only 2 GPU\(s\) are visible"):
         choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [(GPU, ("nccl", torch.device("cuda", 0))), (torch.device("cpu"), ("gloo", None))]
+)
+def test_the_process_group_knows_its_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, expected: tuple[str, torch.device | None]
+) -> None:
+    """NCCL's barriers would guess it otherwise."""
+    asked: list[tuple[str, torch.device | None]] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(
+        torch.distributed,
+        "init_process_group",
+        lambda backend, timeout, device_id: asked.append((backend, device_id)),
+    )
+    distributed.join(torch.device(device.type), 60.0)
+    assert asked == [expected]
