@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from stages.core.device import choose_device
 from stages.dataset.truth import write_classes
 from tests.datasets import CLASS_NAMES, scene, write_params
 from tests.workbench import bench, change_at_end, compiled, in_float64  # noqa: F401, these are fixtures
@@ -179,7 +180,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     name = request.config.getoption("--device")
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip(f"--device cuda: torch {torch.__version__} sees no CUDA GPU here")
-    return torch.device(name)
+    # A GPU as stages take it: torch by itself would round the inputs of convolutions to TF32.
+    return choose_device(name) if name == "cuda" else torch.device(name)
 
 
 class _Offline(socket.socket):

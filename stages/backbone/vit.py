@@ -4,6 +4,7 @@ Parameters have the names and, at width 64, the shapes of DINO and DINOv2, so th
 be loaded. torchvision's class supports neither registers nor LayerScale, and only one image size.
 """
 
+import functools
 from collections import OrderedDict
 
 import torch
@@ -18,6 +19,7 @@ DEPTH = 12
 MLP_RATIO = 4
 NORM_EPSILON = 1e-6
 LAYER_SCALE_START = 1e-5  # DINOv2
+WARN = 1  # torch's number of the mode that `set_numerics` selects
 # Side of the grid of positional embeddings for each patch side: 224 px (DINO), at 14 px 518 px (DINOv2).
 POSITIONS = {8: 28, 14: 37, 16: 14}
 
@@ -102,14 +104,18 @@ def resample_positions(positions: Float[Tensor, "1 P C"], rows: int, columns: in
     if (rows, columns) == (side, side):
         return positions
     grid = positions.unflatten(1, (side, side))
-    vertical, horizontal = (_bicubic(side, target).to(positions) for target in (rows, columns))
+    vertical, horizontal = (
+        _bicubic(side, target, positions.device, positions.dtype) for target in (rows, columns)
+    )
     return torch.einsum("th,uw,nhwc->ntuc", vertical, horizontal, grid).flatten(1, 2)
 
 
-def _bicubic(source: int, target: int) -> Float[Tensor, "T S"]:
+@functools.lru_cache(maxsize=16)  # each copy to a GPU waits for it
+def _bicubic(source: int, target: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "T S"]:
     """Bicubic weight of each `source` cell in each `target` cell, from the interpolation of unit vectors."""
     units = torch.eye(source)[None, :, :, None]
-    return F.interpolate(units, size=(target, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T
+    weights = F.interpolate(units, size=(target, 1), mode="bicubic", align_corners=False)[0, :, :, 0].T
+    return weights.to(device, dtype)
 
 
 class Block(nn.Module):
@@ -144,7 +150,32 @@ class Attention(nn.Module):
         """Self-attention over all tokens."""
         parts = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
+
+
+def attend(
+    query: Float[Tensor, "N H T D"], key: Float[Tensor, "N H T D"], value: Float[Tensor, "N H T D"]
+) -> Float[Tensor, "N H T D"]:
+    """Attention, whose result and gradient repeat their bytes on a GPU if `deterministic` is set.
+
+    torch has algorithms for this, and takes others where operators that have none are only to warn.
+    """
+    if not query.is_cuda or torch.compiler.is_compiling() or torch.get_deterministic_debug_mode() != WARN:
+        return F.scaled_dot_product_attention(query, key, value)
+    torch.set_deterministic_debug_mode("error")
+    try:
+        attended = F.scaled_dot_product_attention(query, key, value)
+    finally:
+        torch.set_deterministic_debug_mode("warn")
+    return with_strict_gradient(attended)
+
+
+def with_strict_gradient(result: Tensor) -> Tensor:
+    """The result of an operator, whose gradient takes no algorithm that does not repeat its bytes."""
+    if (operator := result.grad_fn) is not None:
+        operator.register_prehook(lambda *_: torch.set_deterministic_debug_mode("error"))
+        operator.register_hook(lambda *_: torch.set_deterministic_debug_mode("warn"))
+    return result
 
 
 class LayerScale(nn.Module):

@@ -18,6 +18,8 @@ from stages.settings.errors import UserError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
+STEPS_IN_MEMORY = 2.5  # that of a CUDA graph and that of a step beside it; the rest for gaps
+
 # Constants of malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
@@ -45,9 +47,13 @@ def choose_device(
         )
     device = torch.device("cuda" if name == "auto" and available else "cpu" if name == "auto" else name)
     if device.type == "cuda":
-        if device.index is not None and device.index >= torch.cuda.device_count():
-            raise UserError(f"{source}: {name!r}, but only {torch.cuda.device_count()} GPU(s) are visible")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if device.index is not None:
+            if device.index >= torch.cuda.device_count():
+                raise UserError(
+                    f"{source}: {name!r}, but only {torch.cuda.device_count()} GPU(s) are visible"
+                )
+            torch.cuda.set_device(device)  # Triton starts kernels on the current one, whatever they read
     if device.type == "cpu":
         if keeps_memory:
             keep_freed_memory()
@@ -103,6 +109,28 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def unused_bytes(device: torch.device) -> int:
+    """Memory of a GPU that this process can take: what is free, and what torch keeps there without use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def require_memory(device: torch.device) -> None:
+    """Check that a CUDA graph can keep the memory of a step to itself, beside what other steps take.
+
+    Steps that are not recorded, and work between steps, cannot use the memory of a graph.
+
+    Raises:
+        RuntimeError: the GPU has less.
+    """
+    step = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    needed, unused = STEPS_IN_MEMORY * step, unused_bytes(device)
+    if needed > unused:
+        raise RuntimeError(
+            f"with its memory {needed / 1e9:.1f} GB are needed, and {unused / 1e9:.1f} are left"
+        )
 
 
 def place(module: Module, device: torch.device) -> Module:

@@ -46,8 +46,9 @@ def join(device: torch.device, timeout_seconds: float) -> torch.device:
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    # NCCL takes the GPU for its barriers from here; else it guesses.
+    backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), device_id=own)
     return device
 
 

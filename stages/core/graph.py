@@ -8,15 +8,15 @@ A graph that was recorded wrongly repeats a wrong step in silence, so none is us
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from stages.core import distributed
-from stages.core.device import pack, unpack
-from stages.core.step import Drawn
+from stages.core.device import pack, require_memory, unpack
+from stages.core.step import Drawn, Left, difference
 from stages.settings.errors import UserError
 
 Compute = Callable[[Tensor, Drawn], Tensor]  # images and what was drawn, on the device; figures of the step
@@ -24,8 +24,6 @@ Kind = tuple[tuple[bool, ...], tuple[torch.Size, ...]]  # phase, and the shapes 
 Wish = Literal["auto"] | bool  # runtime.cuda_graph
 WARM_UP = 2  # steps of a kind before it is recorded: libraries choose algorithms, optimizers make their state
 MOST_GRAPHS = 64  # kinds that are recorded; others run as they are, for each graph takes memory
-NOISE = 10.0  # a graph may differ from a step by so many times what two such steps differ, ...
-ROUNDING = 1e-3  # ... and besides by this share of what the step changes
 
 
 class Recorder(Protocol):
@@ -114,30 +112,49 @@ class Graphs:
         if kind in self._graphs:
             return self._graphs[kind](image, drawn)
         self._seen[kind] += 1
-        if self._is_given_up or len(self._graphs) == MOST_GRAPHS:
-            return self._recorder.make(image, drawn)
+        if len(self._graphs) == MOST_GRAPHS or self._is_given_up:
+            return self._make(image, drawn)
         if self._seen[kind] <= WARM_UP:
             self._last[kind] = image, drawn
-            return self._recorder.make(image, drawn)
-        return self._check(kind, image, drawn)
-
-    def _check(self, kind: Kind, image: Tensor, drawn: Drawn) -> Tensor:
-        """Make a step as it is and from a new graph; keep the graph if both are the same."""
+            return self._make(image, drawn)
         before: list[Tensor] = []
         try:
-            before, places = self._copy(), self._places()
-            steps = [self._from(before, self._recorder.make, image, drawn) for _ in range(2)]
-            repeat = self._recorder.record(*self._last.pop(kind))
-            replayed = self._from(before, repeat, image, drawn)
+            before = self._copy()
+            return self._check(kind, before, image, drawn)
         except RuntimeError as error:
-            fault = f"a step cannot be recorded as a CUDA graph: {str(error).partition(chr(10))[0]}"
-        else:
-            fault = _difference(before, steps, replayed)
-            if self._places() != places:
-                fault = "a step leaves its state elsewhere than it was"
-        if not fault:
-            self._graphs[kind] = repeat
-            return replayed.figures
+            fault = f"a step cannot be recorded as a CUDA graph: {_first_line(error)}"
+        return self._give_up(fault, before, image, drawn)
+
+    def _make(self, image: Tensor, drawn: Drawn) -> Tensor:
+        """Make a step as it is; if graphs have taken the memory that it needs, without them from then on."""
+        if not self._graphs:
+            return self._recorder.make(image, drawn)
+        before = self._copy()
+        try:
+            return self._recorder.make(image, drawn)
+        except torch.OutOfMemoryError as error:
+            fault = f"a step needs memory that CUDA graphs have taken: {_first_line(error)}"
+        return self._give_up(fault, before, image, drawn)
+
+    def _check(self, kind: Kind, before: list[Tensor], image: Tensor, drawn: Drawn) -> Tensor:
+        """Make a step as it is and from a new graph; keep the graph if both are the same.
+
+        Raises:
+            RuntimeError: they are not, or it cannot be recorded.
+        """
+        places = self._places()
+        steps = [self._from(before, self._recorder.make, image, drawn) for _ in range(2)]
+        repeat = self._recorder.record(*self._last.pop(kind))
+        replayed = self._from(before, repeat, image, drawn)
+        if self._places() != places:
+            raise RuntimeError("a step leaves its state elsewhere than it was")
+        if fault := difference(before, steps, replayed):
+            raise RuntimeError(f"{fault} after a step from it")
+        self._graphs[kind] = repeat
+        return replayed.figures
+
+    def _give_up(self, fault: str, before: list[Tensor], image: Tensor, drawn: Drawn) -> Tensor:
+        """Make a step, and all later ones, without graphs."""
         if self._warn is None:
             raise UserError(f"params.yaml: runtime.cuda_graph: true: {fault}; set it to auto or false")
         self._warn(f"{fault}; steps run without CUDA graphs, which at small sizes takes longer")
@@ -146,13 +163,14 @@ class Graphs:
         self._last.clear()
         if before:
             self._restore(before)
+            before.clear()
         return self._recorder.make(image, drawn)
 
-    def _from(self, before: list[Tensor], make: Compute, image: Tensor, drawn: Drawn) -> "_Left":
+    def _from(self, before: list[Tensor], make: Compute, image: Tensor, drawn: Drawn) -> Left:
         """Make a step from the state `before`."""
         self._restore(before)
         figures = make(image, drawn)
-        return _Left(self._copy(), figures)
+        return Left(self._copy(), figures)
 
     def _tensors(self) -> list[Tensor]:
         return [value for value in tree_leaves(self._state()) if isinstance(value, Tensor)]
@@ -169,30 +187,8 @@ class Graphs:
             value.copy_(old)
 
 
-class _Left(NamedTuple):
-    """What a step leaves."""
-
-    state: list[Tensor]
-    figures: Tensor
-
-
-def _difference(before: list[Tensor], steps: list[_Left], replayed: _Left) -> str:
-    """What is wrong with what a graph leaves; empty if nothing is.
-
-    Args:
-        before: the state before the step.
-        steps: what the step leaves, made twice as it is.
-        replayed: what the graph leaves: anything where the step leaves what is not a number.
-    """
-    once, again, found = ([*left.state, left.figures] for left in (*steps, replayed))
-    starts = [*before, torch.zeros_like(replayed.figures)]
-    wrong = 0
-    for tensors in zip(starts, once, again, found, strict=True):
-        start, one, other, repeated = (tensor.double() for tensor in tensors)
-        moved = (one - start).norm()
-        allowed = NOISE * (one - other).norm() + ROUNDING * moved
-        wrong += not ((repeated - one).norm() <= allowed or moved.isnan())
-    return f"{wrong} of {len(found)} tensors differ after a step from a CUDA graph" if wrong else ""
+def _first_line(error: RuntimeError) -> str:
+    return str(error).partition("\n")[0]
 
 
 class CudaRecorder:
@@ -210,6 +206,7 @@ class CudaRecorder:
         self._compute, self._device = compute, device
         self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         self._image: Tensor | None = None  # from which all graphs read
+        torch.cuda.reset_peak_memory_stats(device)  # those of steps count
 
     def make(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Make a step on the stream that records, to which autograd and cuBLAS attach what they keep."""
@@ -225,6 +222,7 @@ class CudaRecorder:
 
     def record(self, image: Tensor, drawn: Drawn) -> Compute:
         """Record the kernels of a step without running them."""
+        require_memory(self._device)
         if self._image is None:
             self._image = torch.empty_like(image)
         shown = self._image

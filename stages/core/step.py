@@ -1,11 +1,15 @@
-"""A step of training in two halves: what the host draws, and what the device computes from it."""
+"""A step of training in two halves: what the host draws, and what the device computes and leaves."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stages.core.device import send_all
+
+NOISE = 10.0  # one way of making a step may differ from another by so many times what two steps differ, ...
+ROUNDING = 1e-3  # ... and besides by this share of what the step changes
 
 
 class Moment(NamedTuple):
@@ -47,3 +51,29 @@ class Drawn(NamedTuple):
     def without(self, count: int) -> "Drawn":
         """The same without the first `count` numbers."""
         return self._replace(numbers=self.numbers[count:])
+
+
+class Left(NamedTuple):
+    """What a step leaves."""
+
+    state: list[Tensor]
+    figures: Tensor
+
+
+def difference(before: Sequence[Tensor], steps: Sequence[Left], other: Left) -> str:
+    """What is wrong with what a step leaves that was made in another way; empty if nothing is.
+
+    Args:
+        before: the state before the step.
+        steps: what the step leaves, made twice as it is.
+        other: what it leaves in the other way: anything where the step leaves what is not a number.
+    """
+    once, again, found = ([*left.state, left.figures] for left in (*steps, other))
+    starts = [*before, torch.zeros_like(other.figures)]
+    wrong = 0
+    for tensors in zip(starts, once, again, found, strict=True):
+        start, one, second, made = (tensor.double() for tensor in tensors)
+        moved = (one - start).norm()
+        allowed = NOISE * (one - second).norm() + ROUNDING * moved
+        wrong += not ((made - one).norm() <= allowed or moved.isnan())
+    return f"{wrong} of {len(found)} tensors differ" if wrong else ""

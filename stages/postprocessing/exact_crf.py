@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from stages.core.device import unused_bytes
 from stages.postprocessing.pixel_blocks import appearance_features
 from stages.settings.errors import UserError
 from stages.settings.schema import Refine
 
 BLOCK_BYTES = 1 << 30  # of a block of rows of the appearance kernel, in float32
 ALIGNED_COLUMNS = 8  # of a product; tensor cores are used for multiples of it
-MEMORY_SHARE = 0.5  # maximum share of free device memory for the kernel of an image
+MEMORY_SHARE = 0.5  # maximum share of unused device memory for the kernel of an image
 
 
 class AppearanceKernel:
@@ -182,4 +183,4 @@ def _smoothness(side: int, smoothness_px: float, device: torch.device) -> Float[
 
 
 def _free_bytes(device: torch.device) -> float:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 30
+    return unused_bytes(device) if device.type == "cuda" else 1 << 30

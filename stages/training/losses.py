@@ -123,7 +123,13 @@ def guidance_loss(
     if not len(logits):  # this process has no view in this pass, but must join the all-reduce
         return logits.sum(), logits.new_zeros(())
     right = (logits.argmax(1) == pseudo_label).float().mean()
-    loss = F.cross_entropy(logits, pseudo_label, weight, label_smoothing=label_smoothing)
+    if label_smoothing:  # torch's own mean waits for a GPU, to select the labels that it does not ignore
+        smoothed = F.cross_entropy(
+            logits, pseudo_label, weight, reduction="sum", label_smoothing=label_smoothing
+        )
+        loss = smoothed / weight[pseudo_label].sum()
+    else:
+        loss = F.cross_entropy(logits, pseudo_label, weight)
     return (loss, right) if share is None else (loss * share[0], right * share[1])
 
 

@@ -1,13 +1,15 @@
 """The ViT against loops in float64, from the papers (Vaswani et al., 2017; Dosovitskiy et al., 2021)."""
 
 import math
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import erf
 
-from stages.backbone.vit import POSITIONS, ViT, resample_positions
+from stages.backbone.vit import POSITIONS, ViT, attend, resample_positions, with_strict_gradient
+from stages.core.device import set_numerics
 
 DIM, HEADS, DEPTH = 12, 6, 12
 
@@ -148,3 +150,45 @@ def test_gradients_reach_every_parameter() -> None:
     vit = ViT("vit_base", 1, 16, num_registers=1, has_layer_scale=True)
     vit.global_feature(torch.rand(2, 3, 32, 32)).square().sum().backward()
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in vit.parameters())
+
+
+class _Mode(torch.autograd.Function):
+    """Twice a value; notes in which mode its gradient is computed."""
+
+    seen: ClassVar[list[int]] = []
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return 2 * value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        _Mode.seen.append(torch.get_deterministic_debug_mode())
+        return 2 * gradient
+
+
+def test_only_the_gradient_that_has_a_choice_insists_on_repeating_its_bytes() -> None:
+    """Others still warn, if they have no algorithm that does."""
+    _Mode.seen.clear()
+    set_numerics("float32", deterministic=True)
+    start = torch.ones(3, requires_grad=True)
+    _Mode.apply(with_strict_gradient(_Mode.apply(_Mode.apply(start)))).sum().backward()
+    assert _Mode.seen == [1, 2, 1]
+    assert torch.get_deterministic_debug_mode() == 1
+    assert torch.equal(start.grad, torch.full((3,), 8.0))
+    with torch.no_grad():
+        assert torch.equal(with_strict_gradient(2 * start), torch.full((3,), 2.0))
+
+
+def test_gradients_of_attention_repeat_their_bytes(device: torch.device) -> None:
+    """Few images and many tokens: there torch shares the work of one sum among many blocks of a GPU."""
+    set_numerics("float32", deterministic=True)
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(1, 2, 900, 16, generator=generator).to(device) for _ in range(3)]
+
+    def gradients() -> list[bytes]:
+        parts = [one.clone().requires_grad_() for one in given]
+        attend(*parts).square().sum().backward()
+        return [one.grad.cpu().numpy().tobytes() for one in parts]
+
+    assert gradients() == gradients()

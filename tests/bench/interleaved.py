@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from stages.core.graph import WARM_UP
+
 
 class Comparison(NamedTuple):
     """Medians over the turns."""
@@ -19,8 +21,12 @@ class Comparison(NamedTuple):
 def compare(
     whole: Callable[[], object], bare: Callable[[], object], *, turns: int, device: torch.device
 ) -> Comparison:
-    """Time both, one after the other, `turns` times; a first turn warms up and does not count."""
-    times = [(_seconds(whole, device), _seconds(bare, device)) for _ in range(turns + 1)][1:]
+    """Time both, one after the other, `turns` times, after turns that warm up and do not count.
+
+    On a GPU these are as many as a kind of step needs that occurs once in a turn, to become a CUDA graph.
+    """
+    first = WARM_UP + 1 if device.type == "cuda" else 1
+    times = [(_seconds(whole, device), _seconds(bare, device)) for _ in range(first + turns)][first:]
     return Comparison(
         statistics.median(first for first, _ in times),
         statistics.median(second for _, second in times),

@@ -124,6 +124,8 @@ def _training(params: Params, device: torch.device) -> Iterator[tuple[str, Obser
 
     def build() -> Step:
         trainer = random_trainer(params.model_copy(update={"train": train}), len(source), device)
+        if device.type == "cuda":  # which loads its kernels at first
+            trainer.start_epoch(source, batches, 0)
         with clock.timing({"clustering": (PixelClusterer, "cluster"), **KMEANS}):
             clock.wrap("start", trainer.start_epoch)(source, batches, 0)
         (image,) = source.batches(batches[:1])

@@ -29,6 +29,20 @@ def test_goodput_is_the_bare_work_by_the_whole(monkeypatch: pytest.MonkeyPatch) 
     assert found == (4, 3, 0.75)
 
 
+def test_on_a_gpu_a_kind_of_step_is_a_graph_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made twice, then captured and checked at its third time; each takes longer than the graph."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    spent = iter([9, 9, 20, 4, 4])
+    elapsed = [0.0]
+
+    def work() -> None:
+        elapsed[0] += next(spent)
+
+    monkeypatch.setattr("time.perf_counter", lambda: elapsed[0])
+    found = compare(work, lambda: None, turns=2, device=torch.device("cuda"))
+    assert found.seconds == 4
+
+
 @pytest.mark.parametrize("method", pretraining.METHODS)
 def test_pretraining_is_measured(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setattr(pretraining, "METHODS", (method,))

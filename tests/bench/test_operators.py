@@ -62,6 +62,19 @@ def test_a_step_of_training_runs_without_the_host(base: str | None) -> None:
     assert counted.total <= MOST["train"][1]
 
 
+def test_a_step_of_a_vit_at_another_size_than_its_positions_needs_no_copy_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = read_preset("demo")
+    vit = {"arch": "vit_small", "width": 4, "patch_px": 8}
+    backbone = whole.backbone.model_copy(update=vit)
+    own = whole.model_copy(update={"backbone": backbone})
+    monkeypatch.setattr("tests.bench.operators.read_preset", lambda *_: own)
+    with on_meta():
+        counted = count_pretraining(META)
+    assert counted.copies == ["send"]
+
+
 @pytest.mark.parametrize("name", [*PRETRAINING, "train"])
 def test_a_step_makes_few_calls_on_the_cpu(name: str) -> None:
     cpu = torch.device("cpu")

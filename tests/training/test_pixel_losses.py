@@ -167,6 +167,22 @@ def test_guidance_loss(device: torch.device) -> None:
     assert float(accuracy) == pytest.approx(right / 6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_guidance_loss_is_torchs_and_asks_a_gpu_for_no_number(smoothing: float, device: torch.device) -> None:
+    """torch's mean with smoothing selects labels, for which it waits; under a dispatch mode it does not."""
+    generator = torch.Generator().manual_seed(0)
+    logits, weight = torch.randn(6, 4, generator=generator), torch.rand(4, generator=generator)
+    label = torch.tensor([0, 1, 2, 3, 0, 1])
+    expected = torch.nn.functional.cross_entropy(logits, label, weight, label_smoothing=smoothing)
+    given = [one.to(device) for one in (logits, label, weight)]
+    with torch.autograd.profiler.profile() as profile:
+        loss, _ = guidance_loss(*given, smoothing)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    called = {event.name for event in profile.function_events}
+    assert "aten::nll_loss_forward" in called
+    assert not called & {"aten::masked_select", "aten::nonzero", "aten::item"}
+
+
 def test_guidance_loss_gradient() -> None:
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     label, weight = torch.tensor([2, 0, 3]), torch.ones(4, dtype=torch.float64)

@@ -1,0 +1,71 @@
+"""What is asked of a GPU, on a machine that has none: torch's answers are replaced."""
+
+import pytest
+import torch
+
+from stages.core import distributed
+from stages.core.device import choose_device, require_memory, unused_bytes
+from stages.settings.errors import UserError
+
+GPU = torch.device("cuda", 1)
+GB = 10**9
+
+
+def _memory(patch: pytest.MonkeyPatch, *, free: int, kept: int, used: int, most: int = 0) -> None:
+    """Bytes that are free, that torch keeps, and of these those that tensors use, now and at most so far."""
+    patch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * GB))
+    patch.setattr(torch.cuda, "memory_reserved", lambda device: kept)
+    patch.setattr(torch.cuda, "memory_allocated", lambda device: used)
+    patch.setattr(torch.cuda, "max_memory_allocated", lambda device: most)
+
+
+def test_what_torch_keeps_without_use_is_there_to_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    _memory(monkeypatch, free=10 * GB, kept=30 * GB, used=4 * GB)
+    assert unused_bytes(GPU) == 36 * GB
+
+
+def test_a_graph_is_refused_where_it_and_a_step_beside_it_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 20 GB beside what stays; 50 are needed."""
+    _memory(monkeypatch, free=20 * GB, kept=40 * GB, used=5 * GB, most=25 * GB)
+    require_memory(GPU)
+    _memory(monkeypatch, free=10 * GB, kept=40 * GB, used=5 * GB, most=25 * GB)
+    with pytest.raises(RuntimeError, match=r"with its memory 50\.0 GB are needed, and 45\.0 are left"):
+        require_memory(GPU)
+
+
+@pytest.mark.parametrize(("name", "current"), [("cuda:1", [GPU]), ("cuda", []), ("auto", [])])
+def test_a_gpu_with_a_number_becomes_the_current_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, current: list[torch.device]
+) -> None:
+    """Triton starts its kernels on the current GPU, even if their tensors are on another."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "one of two")
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    choose_device(name)
+    assert chosen == current
+    with pytest.raises(UserError, match=r"device: 'cuda:2', but only 2 GPU\(s\) are visible"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [(GPU, ("nccl", torch.device("cuda", 0))), (torch.device("cpu"), ("gloo", None))]
+)
+def test_the_process_group_knows_its_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, expected: tuple[str, torch.device | None]
+) -> None:
+    """NCCL's barriers would guess it otherwise."""
+    asked: list[tuple[str, torch.device | None]] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(
+        torch.distributed,
+        "init_process_group",
+        lambda backend, timeout, device_id: asked.append((backend, device_id)),
+    )
+    distributed.join(torch.device(device.type), 60.0)
+    assert asked == [expected]
