@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=60, help="most validation images (default: 60)")
     args = parser.parse_args(argv)
     _check_out(args.out)
+    if args.images < 1:
+        raise UserError(f"--images: must be 1 or more, got {args.images}")
     with tempfile.TemporaryDirectory() as scratch:
         one, other = (read_run(name, Path(scratch) / str(n)) for n, name in enumerate(args.revisions))
         has_truth = one.split.truth.has_labels and other.split.truth.has_labels

@@ -139,8 +139,17 @@ def test_given_names_come_before_matched_classes() -> None:
     assert [entry["name"] for entry in legend.entries()] == ["grass", "water", "pond"]
 
 
+def test_a_match_of_no_pixel_gives_no_name() -> None:
+    """`evaluate` matches as many clusters as there are classes, also to classes that do not occur."""
+    classes = ("grass", "giraffe", "kite", "water")
+    per_class = pd.DataFrame({"class": classes, "cluster": [2, 0, 1, ""], "iou": [0.5, 0.0, "", 0.0]})
+    legend = read_legend(classes, per_class, 3, Names())
+    assert cluster_legend(legend).names == ("cluster 0", "cluster 1", "grass")
+    assert len(np.unique(legend.cluster_colours, axis=0)) == 3
+
+
 def test_a_legend_is_read_back_for_its_own_clusters_alone(tmp_path: Path) -> None:
-    per_class = pd.DataFrame({"class": ["grass", "water"], "cluster": [2, 0]})
+    per_class = pd.DataFrame({"class": ["grass", "water"], "cluster": [2, 0], "iou": [0.5, 0.1]})
     legend = cluster_legend(read_legend(("grass", "water"), per_class, 3, Names({1: "sky"})))
     write_cluster_legend(tmp_path / "legend.json", legend, CLUSTERS)
     found = read_cluster_legend(tmp_path / "legend.json", CLUSTERS)
