@@ -245,8 +245,6 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
                 "Add photographs, with or without labels, or start from a published model (pretrain.init).",
             )
     if (count := data["val_images"]) < FEW_VAL_IMAGES:
-        yield Finding(
-            "note", f"With only {count:,} validation images the figures on this page are uncertain."
-        )
+        yield Finding("note", f"With {count:,} validation images, figures on this page are uncertain.")
     for warning in data["warnings"]:
         yield Finding("wrong", f"Check the data: {warning}.")
