@@ -5,6 +5,7 @@ read from git and from DVC's cache; the working tree is neither read nor changed
 """
 
 import argparse
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from stages.tools.differences import (
     shared_images,
 )
 from stages.tools.revision import read_run
+
+OWN = re.compile(r"compare\.html|[ab]_image_\d+(_\w+)?\.(png|webp)")  # names of the files of a page
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,13 +73,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse to replace a folder of something else.
+    """Refuse to replace what this tool has not written.
 
     Raises:
-        UserError: the folder has files and none of them is a page of this tool.
+        UserError: it is a file, or a folder with a file of another name than this tool gives.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "compare.html").exists():
-        raise UserError(f"--out {out}: exists and is not a page of this tool; choose another folder")
+    if out.exists() and not (out.is_dir() and all(OWN.fullmatch(path.name) for path in out.iterdir())):
+        raise UserError(
+            f"--out {out}: exists, and has other files than those of this tool; choose another folder"
+        )
 
 
 if __name__ == "__main__":

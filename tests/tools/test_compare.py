@@ -141,10 +141,15 @@ def test_results_of_an_older_version_are_named_by_revision(repository: Path, tmp
     assert "(metrics/evaluate/raw.json: not a metrics file of this version ('details');" in str(refused.value)
 
 
-def test_a_folder_of_something_else_is_kept(repository: Path) -> None:
-    with pytest.raises(UserError, match="exists and is not a page of this tool; choose another folder"):
-        compare.main(["flat", "steep", "--out", "data"])
+def test_what_this_tool_has_not_written_is_kept(repository: Path) -> None:
+    (repository / "page").mkdir()
+    for name in ("page/compare.html", "page/notes.txt"):
+        (repository / name).write_text("mine")
+    for out in ("data", "page", "params.yaml"):
+        with pytest.raises(UserError, match="exists, and has other files than those of this tool; choose"):
+            compare.main(["flat", "steep", "--out", out])
     assert (repository / "data/refined.npy").exists()
+    assert (repository / "page/notes.txt").exists()
 
 
 def test_runs_on_other_images_are_refused(repository: Path, tmp_path: Path) -> None:
