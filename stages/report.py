@@ -46,6 +46,9 @@ KEYS = (
     "cluster", "predict", "refine", "evaluate", "report",
 )
 # fmt: on
+OWN_BACKBONE = (
+    "backbone.safetensors"  # `make pin WARM=1` and others start from an earlier run: nothing published
+)
 PANEL_TILE_PX, PANEL_COLUMNS, PANEL_SPREAD = 112, 6, 8  # of panels.png: the first 6 of 8 over the whole split
 
 
@@ -90,7 +93,7 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
         global_k=params.global_k,
         guidance=_guidance(inputs, params),
         trains=params.pretrain.method not in ("none", "supervised") and params.pretrain.epochs > 0,
-        is_published=bool(params.pretrain.init),
+        is_published=Path(params.pretrain.init).name not in ("", OWN_BACKBONE),
         weak=params.label.weak,
         collapse_below=params.train.clustering.collapse_below,
         unused_names=unused_names,

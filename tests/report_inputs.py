@@ -108,7 +108,7 @@ def write_report_inputs(root: Path) -> None:
     write_metrics(root / "refined.json", {"refined": FIGURES | FREE})
     for name in ("raw", "refined"):
         pd.DataFrame(READINGS).to_csv(root / f"{name}_readings.csv", index=False)
-    classes = {"class": NAMES, "cluster": [3, 1], "iou": ["", 0.25], "accuracy": ["", 0.5], "pixels": [0, 9]}
+    classes = {"class": NAMES, "cluster": [3, 1], "iou": [0.5, 0.25], "accuracy": ["", 0.5], "pixels": [0, 9]}
     pd.DataFrame(classes).to_csv(root / "classes.csv", index=False)
     pd.DataFrame(CONFUSION).to_csv(root / "confusion.csv", index=False)
 

@@ -133,19 +133,23 @@ def read_legend(
 ) -> Legend:
     """Build the legend from the per-class table of `evaluate`, whose `cluster` column is the matching.
 
+    A match of no pixel is none: the matching for scores is complete, and gives clusters that are left over to
+    classes that do not occur.
+
     Raises:
         UserError: the table has other classes or clusters.
     """
     if tuple(per_class["class"].astype(str)) != class_names:
         raise UserError("per-class table: has other classes than the ground truth; run `dvc repro evaluate`")
     cluster_to_class = np.full(num_clusters, UNMATCHED, np.int64)
-    for class_id, cluster in enumerate(pd.to_numeric(per_class["cluster"], errors="coerce")):
+    matched = per_class[["cluster", "iou"]].apply(pd.to_numeric, errors="coerce")
+    for class_id, (cluster, iou) in enumerate(matched.to_numpy(float)):
         if cluster >= num_clusters:
             raise UserError(
                 f"per-class table: has cluster {cluster:g}, but there are {num_clusters} clusters; "
                 "run `dvc repro evaluate`"
             )
-        if cluster >= 0:
+        if cluster >= 0 and iou > 0:
             cluster_to_class[int(cluster)] = class_id
     return Legend(class_names, cluster_to_class, names)
 

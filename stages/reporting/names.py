@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
+from unicodedata import category
 
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -38,9 +39,33 @@ class OtherClustersError(UserError):
     """The names were given for other clusters than those in use."""
 
 
+def _as_text(name: Any) -> Any:
+    """A name without spaces around it, so that what looks alike is one name.
+
+    Raises:
+        ValueError: it is no text, or has a line break or another control character.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"a name is text, and this is {name!r} to YAML; put the name in quotes")
+    if any(category(letter) == "Cc" for letter in name):
+        raise ValueError(f"{name!r} has a line break or another control character; take it out")
+    return name.strip()
+
+
+def _as_colour(colour: Any) -> Any:
+    """Refuse a color that YAML has not seen.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if colour is None:
+        raise ValueError("is empty; put a color in quotes, because # starts a comment in YAML")
+    return colour
+
+
 class _Name(Section):
-    name: Annotated[str, Field(min_length=1, max_length=LONGEST)]
-    color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] | None = None
+    name: Annotated[str, Field(min_length=1, max_length=LONGEST), BeforeValidator(_as_text)]
+    color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$"), BeforeValidator(_as_colour)] = ""
 
 
 class _NamesFile(Section):
@@ -52,7 +77,7 @@ class _NamesFile(Section):
     def _text_is_a_name(cls, names: Any) -> Any:
         if not isinstance(names, Mapping):
             return {} if names is None else names
-        return {cluster: {"name": one} if isinstance(one, str) else one for cluster, one in names.items()}
+        return {cluster: one if isinstance(one, Mapping) else {"name": one} for cluster, one in names.items()}
 
 
 @dataclass(frozen=True)
@@ -118,7 +143,10 @@ def read_names(
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         file = _NamesFile.model_validate(content or {})
     except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        lines = [
+            f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors()
+        ]
         raise UserError(*lines) from error
     except (OSError, UnicodeError, YAMLError) as error:
         raise UserError(
@@ -140,7 +168,7 @@ def read_names(
     raise_faults(_faults(path, file, num_clusters))
     return Names(
         {cluster: one.name for cluster, one in sorted(file.names.items())},
-        {one.name: _rgb(one.color) for one in file.names.values() if one.color is not None},
+        {one.name: _rgb(one.color) for one in file.names.values() if one.color},
     )
 
 
@@ -188,7 +216,7 @@ def _faults(path: Path, file: _NamesFile, num_clusters: int) -> list[str]:
     ]
     colours: dict[str, str] = {}
     for one in file.names.values():
-        if one.color is not None and colours.setdefault(one.name, one.color) != one.color:
+        if one.color and colours.setdefault(one.name, one.color) != one.color:
             faults.append(
                 f"{path}: {one.name!r} has the colors {colours[one.name]} and {one.color}; give it one color"
             )

@@ -1,6 +1,6 @@
 """The verdict: what is good and what is wrong in a run, in plain words, each with what to change (ours)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,8 +85,7 @@ def verdict(evidence: Evidence) -> list[Finding]:
     ]
     if evidence.unused_names:
         found.append(Finding("wrong", f"The given names are not used. {evidence.unused_names}."))
-    order: Sequence[str] = ("wrong", "note", "good")
-    return sorted(found, key=lambda finding: order.index(finding.kind))
+    return sorted(found, key=lambda finding: ("wrong", "note", "good").index(finding.kind))
 
 
 def _better_features(evidence: Evidence) -> str:
@@ -137,15 +136,17 @@ def _collapse(evidence: Evidence) -> Iterator[Finding]:
     """Whether most pixels are in a few clusters; the limit is that of `train`."""
     effective, count = float(evidence.metrics["raw"]["effective_clusters"] or 0), evidence.num_clusters
     text = f"Effectively {effective:.1f} of {count} clusters are in use"
-    if (effective - 1) / (count - 1) < evidence.collapse_below:
-        yield Finding(
-            "wrong",
-            f"The clusters have collapsed: {text[0].lower()}{text[1:]}.",
-            "Set train.pixel_loss.balance: inverse, lower train.lr or train.image_loss.weight, or pretrain "
-            "longer.",
-        )
-    else:
+    remedy = (
+        "Set train.pixel_loss.balance: inverse, lower train.lr or train.image_loss.weight, or pretrain "
+        "longer."
+    )
+    if (effective - 1) / (count - 1) >= evidence.collapse_below:
         yield Finding("good", f"{text}.")
+    elif evidence.data["val_images"] < count:
+        text += ". Either these few validation images show little else, or the clusters have collapsed."
+        yield Finding("note", text, f"If they have: {remedy[0].lower()}{remedy[1:]}")
+    else:
+        yield Finding("wrong", f"The clusters have collapsed: {text[0].lower()}{text[1:]}.", remedy)
 
 
 def _images(evidence: Evidence) -> Iterator[Finding]:
@@ -244,7 +245,6 @@ def _data(evidence: Evidence) -> Iterator[Finding]:
                 "Add photographs, with or without labels, or start from a published model (pretrain.init).",
             )
     if (count := data["val_images"]) < FEW_VAL_IMAGES:
-        text = f"There are only {count:,} validation images, so the figures on this page are uncertain."
-        yield Finding("note", text)
+        yield Finding("note", f"With {count:,} validation images, figures on this page are uncertain.")
     for warning in data["warnings"]:
         yield Finding("wrong", f"Check the data: {warning}.")

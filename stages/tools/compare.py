@@ -5,6 +5,7 @@ read from git and from DVC's cache; the working tree is neither read nor changed
 """
 
 import argparse
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from stages.tools.differences import (
 )
 from stages.tools.revision import read_run
 
+OWN = re.compile(r"compare\.html|[ab]_image_\d+(_\w+)?\.(png|webp)")  # names of the files of a page
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read both runs and write the page."""
@@ -34,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=60, help="most validation images (default: 60)")
     args = parser.parse_args(argv)
     _check_out(args.out)
+    if args.images < 1:
+        raise UserError(f"--images: must be 1 or more, got {args.images}")
     with tempfile.TemporaryDirectory() as scratch:
         one, other = (read_run(name, Path(scratch) / str(n)) for n, name in enumerate(args.revisions))
         has_truth = one.split.truth.has_labels and other.split.truth.has_labels
@@ -68,13 +73,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse to replace a folder of something else.
+    """Refuse to replace what this tool has not written.
 
     Raises:
-        UserError: the folder has files and none of them is a page of this tool.
+        UserError: it is a file, or a folder with a file of another name than this tool gives.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "compare.html").exists():
-        raise UserError(f"--out {out}: exists and is not a page of this tool; choose another folder")
+    if out.exists() and not (out.is_dir() and all(OWN.fullmatch(path.name) for path in out.iterdir())):
+        raise UserError(
+            f"--out {out}: exists, and has other files than those of this tool; choose another folder"
+        )
 
 
 if __name__ == "__main__":

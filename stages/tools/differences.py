@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from stages.dataset.truth import UNMATCHED
 from stages.reporting.page import COLUMNS, label_shares
 from stages.reporting.wall import Shot, spread
 from stages.settings.errors import UserError
 from stages.tools.revision import Run
+
+NAMELESS = "clusters without a name"
 
 
 def shared_images(one: Run, other: Run, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,9 +61,10 @@ def score_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[
 
 def cluster_rows(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
     """Share of each name in percent, after the CRF, largest first; by rank where clusters have no names."""
-    shares = [_shares(run) for run in (one, other)]
-    if not any(run.legend.class_names or run.legend.names.of for run in (one, other)):
-        ranked = [sorted(table.values(), reverse=True) for table in shares]
+    if any(run.legend.class_names or run.legend.names.of for run in (one, other)):
+        shares = [_shares(run) for run in (one, other)]
+    else:
+        ranked = [sorted(_percent(run), reverse=True) for run in (one, other)]
         shares = [
             {f"number {rank} by size": share for rank, share in enumerate(table, 1)} for table in ranked
         ]
@@ -72,12 +76,22 @@ def cluster_rows(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def _percent(run: Run) -> list[float]:
+    """Percent of the pixels of each cluster, after the CRF."""
+    return (100 * label_shares(run.split.refined, len(run.legend.merged))).tolist()
+
+
 def _shares(run: Run) -> dict[str, float]:
-    """Percent of the pixels of each name; a given name and a matched class can be the same."""
+    """Percent of the pixels of each name; a given name and a matched class can be the same.
+
+    Numbers of clusters mean nothing in another run, so those without a name are added up.
+    """
     shares: dict[str, float] = {}
-    for cluster, share in enumerate(label_shares(run.split.refined, len(run.legend.merged))):
-        name = run.legend.cluster_name(cluster)
-        shares[name] = shares.get(name, 0.0) + 100 * float(share)
+    legend = run.legend
+    for cluster, share in enumerate(_percent(run)):
+        is_named = cluster in legend.names.of or legend.cluster_to_class[cluster] != UNMATCHED
+        name = legend.cluster_name(cluster) if is_named else NAMELESS
+        shares[name] = shares.get(name, 0.0) + share
     return shares
 
 

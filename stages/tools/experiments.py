@@ -91,6 +91,7 @@ def read_table(path: Path) -> Table:
 
 
 Metrics = Mapping[str, Any]
+NO_RESULT = ("device", "runtime.")  # settings that change no result, as no stage depends on them
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,17 @@ def _flat(section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def experiments(
-    name: str, table: Table, seeds: Sequence[int], more: Mapping[str, str], bases: Path
+    name: str,
+    table: Table,
+    seeds: Sequence[int],
+    more: Mapping[str, str],
+    bases: Path,
+    settings: Mapping[str, Any],
 ) -> Iterator[Experiment]:
     """Yield an experiment for every row and seed.
 
-    The name of each experiment includes a hash of its changes, so that results of different changes are
-    never confused.
+    The name of each experiment includes a hash of all its settings, so that results of different changes, or
+    of a params.yaml that was edited between them, are never confused.
 
     Args:
         name: name of the table.
@@ -144,7 +150,9 @@ def experiments(
         more: changes of params.yaml for all rows; they replace values of the base, and changes of a row
             replace both.
         bases: folder of the bases.
+        settings: params.yaml, as sections.
     """
+    unchanged = {key: _text(value) for key, value in _flat(settings) if not key.startswith(NO_RESULT)}
     for row in table.rows:
         base = row.base or table.base
         values = read_base(bases / f"{base}.yaml") if base else {}
@@ -156,7 +164,7 @@ def experiments(
                 **{key: _text(value) for key, value in row.changes.items()},
                 "seed": str(seed),
             }
-            mark = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]
+            mark = hashlib.sha256(json.dumps(unchanged | changes, sort_keys=True).encode()).hexdigest()[:6]
             slug = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
             experiment = f"table{name}-{slug}-s{seed}-{mark}"
             yield Experiment(experiment, row.name, seed, table.stage, tuple(changes.items()))

@@ -70,7 +70,8 @@ def _bring(part: Part, root: Path) -> None:
             )
     _check_hash(part, file)
     if part.brings:
-        _unpack(file, part.brings, root / part.to)
+        to = root / part.to
+        _unpack(file, [name for name in part.brings if not (to / name).exists()], to)
         file.unlink()
     else:
         (root / part.to).mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
+from dvc_data.index import DataIndexError
 from ruamel.yaml import YAML
 
 from stages.core.artefacts import read_array, read_csv, read_metrics
@@ -58,7 +59,8 @@ def read_run(revision: str, folder: Path) -> Run:
     """Copy what is `NEEDED` of a revision to a scratch folder, and open it.
 
     Raises:
-        UserError: there is no such revision, or its results are neither in git nor in DVC's cache.
+        UserError: there is no such revision, its results are neither in git nor in DVC's cache, or another
+            version of this project has made them.
     """
     try:
         files = DVCFileSystem(str(Path.cwd()), rev=revision)
@@ -67,11 +69,23 @@ def read_run(revision: str, folder: Path) -> Run:
             files.get(path, str(folder / path), recursive=True)
     except DvcException as error:
         raise UserError(f"{revision}: {error}; `dvc exp show` and `git log` list revisions") from error
-    except FileNotFoundError as error:
+    except (FileNotFoundError, DataIndexError) as error:
         raise UserError(
             f"{revision}: {error}; its results are neither in git nor in DVC's cache: run `dvc fetch "
             "--all-commits` if you have a remote, or check it out and run `dvc repro`"
         ) from error
+    try:
+        return _open_run(revision, folder)
+    except UserError as error:
+        fault = str(error).replace(f"{folder}/", "")
+        raise UserError(
+            f"{revision}: its results are damaged, or made by a version of this project that writes others "
+            f"({fault})"
+        ) from error
+
+
+def _open_run(revision: str, folder: Path) -> Run:
+    """Open what was copied."""
     images = open_images(folder / "data/images/val")
     scores = open_scores(folder / "data/predictions.npy", len(images))
     truth = read_truth(folder / "data/truth")

@@ -1,6 +1,7 @@
 """Run the experiments of one of the paper's tables and compare the results with the paper; not a stage.
 
-Finished experiments are not run again: repeat the command after an interruption or with more seeds. Each
+Finished experiments are not run again: repeat the command after an interruption or with more seeds. Those of
+another commit or of another params.yaml do not count. Each
 experiment runs outside the working tree (`dvc exp run --temp`) and shares the DVC cache, so rows with the
 same pretraining settings pretrain only once.
 """
@@ -38,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     _say_what_rows_keep(more, chosen)
     table = table.model_copy(update={"base": more.pop("base", table.base)})
     bases = args.tables.parent / "bases"
-    all_rows = list(experiments(args.name, table, _numbers("--seeds", args.seeds), more, bases))
+    params = read(args.params)
+    all_rows = list(
+        experiments(args.name, table, _numbers("--seeds", args.seeds), more, bases, params.model_dump())
+    )
     names = {row.name for row in chosen}
     wanted = [experiment for experiment in all_rows if experiment.row in names]
     if args.dry_run:
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("queued; next: dvc queue start; when it is done, run this command with --collect")
         return
     compared = compare(table, all_rows, finished(files) if missing else done)
-    text = as_markdown(table, compared, describe_run(read(args.params), args.set))
+    text = as_markdown(table, compared, describe_run(params, args.set))
     write_text(args.out / f"{args.name}.md", text)
     write_csv(args.out / f"{args.name}.csv", compared)
     print(text)
@@ -95,8 +99,10 @@ def _say_what_rows_keep(more: Mapping[str, str], rows: Sequence[Row]) -> None:
     """Print the rows whose own changes override those of `--set`.
 
     Raises:
-        UserError: all rows set the key themselves.
+        UserError: all rows set the key themselves, or it is that of --seeds.
     """
+    if "seed" in more:
+        raise UserError("--set seed: has no effect, because each row runs with each of --seeds")
     for key in more:
         own = [row.name for row in rows if (row.base if key == "base" else key in row.changes)]
         if len(own) == len(rows):
@@ -109,7 +115,7 @@ def _say_what_rows_keep(more: Mapping[str, str], rows: Sequence[Row]) -> None:
 
 def _numbers(flag: str, text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError as error:
         raise UserError(f"{flag}: must be comma-separated integers, got {text!r}") from error
 

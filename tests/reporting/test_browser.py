@@ -58,6 +58,17 @@ def test_it_fits_every_width_and_asks_for_nothing(
         assert browser.seen(kind) == []
 
 
+def test_on_paper_colors_stay_and_wide_tables_are_not_cut(browser: Browser, page: Path) -> None:
+    """Browsers leave out backgrounds when they print: swatches, bars, and the cells behind white numbers."""
+    browser.open(page, width=768)
+    browser.send("Emulation.setEmulatedMedia", media="print")
+    for kind in (".swatch", ".track", ".track > span", ".track > .tick", ".heat tbody td"):
+        found = f"getComputedStyle(document.querySelector('{kind}'))"
+        assert browser.run(f"{found}.printColorAdjust") == "exact", kind
+    assert browser.run("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"
+    browser.send("Emulation.setEmulatedMedia", media="")
+
+
 def test_without_scripts_it_is_whole_and_has_no_dead_buttons(browser: Browser, page: Path) -> None:
     browser.open(page, width=768, script=False)
     tree = browser.send("DOM.getDocument")

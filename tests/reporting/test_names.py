@@ -35,7 +35,7 @@ HEAD = "clusters: aaaa\n"
 LETTERS = st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"))
 
 
-@given(st.dictionaries(st.integers(0, 254), st.text(LETTERS, min_size=1, max_size=80)))
+@given(st.dictionaries(st.integers(0, 254), st.text(LETTERS, max_size=80).map(str.strip).filter(bool)))
 def test_any_names_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, given_names: dict[int, str]
 ) -> None:
@@ -58,7 +58,15 @@ def test_the_text_is_plain_yaml() -> None:
         ("names: {9: sky}", "there is no cluster 9; clusters are 0 to 3"),
         ("names: {-1: sky}", "greater than or equal to 0"),
         ("names: {0: ''}", "at least 1 character"),
+        ("names: {0: ' '}", "at least 1 character"),
         ("names: {0: [sky]}", "names.0"),
+        ("names: {0: 42}", "a name is text, and this is 42 to YAML; put the name in quotes"),
+        ("names: {0: null}", "a name is text, and this is None to YAML; put the name in quotes"),
+        ('names: {0: "one\\ntwo"}', "'one\\ntwo' has a line break or another control character"),
+        (
+            "names:\n  0:\n    name: sky\n    color: #0000ff",
+            "put a color in quotes, because # starts a comment",
+        ),
         ("names: {0: {name: sky, color: blue}}", "should match pattern"),
         ("names: {0: {name: sky, colour: '#000000'}}", "colour"),
         ("names: {0: sky, 0: road}", "duplicate key"),
@@ -89,6 +97,13 @@ def test_names_hold_for_their_clusters_and_those_that_continue_them(tmp_path: Pa
         read_names(path, num_clusters=2, clusters=("cccc",))
     given = read_names(path, num_clusters=2, clusters=("cccc",), may_lack_clusters=True)
     assert given.of == {0: "sky"}
+
+
+def test_spaces_around_a_name_make_no_other_name(tmp_path: Path) -> None:
+    path = tmp_path / "names.yaml"
+    path.write_text(HEAD + "names: {0: sky, 1: 'sky ', 2: {name: '  sky', color: '#000001'}}")
+    found = read_names(path, num_clusters=3, clusters=CLUSTERS)
+    assert found == Names(dict.fromkeys(range(3), "sky"), {"sky": (0, 0, 1)})
 
 
 def test_an_empty_file_has_no_names(tmp_path: Path) -> None:
@@ -124,8 +139,17 @@ def test_given_names_come_before_matched_classes() -> None:
     assert [entry["name"] for entry in legend.entries()] == ["grass", "water", "pond"]
 
 
+def test_a_match_of_no_pixel_gives_no_name() -> None:
+    """`evaluate` matches as many clusters as there are classes, also to classes that do not occur."""
+    classes = ("grass", "giraffe", "kite", "water")
+    per_class = pd.DataFrame({"class": classes, "cluster": [2, 0, 1, ""], "iou": [0.5, 0.0, "", 0.0]})
+    legend = read_legend(classes, per_class, 3, Names())
+    assert cluster_legend(legend).names == ("cluster 0", "cluster 1", "grass")
+    assert len(np.unique(legend.cluster_colours, axis=0)) == 3
+
+
 def test_a_legend_is_read_back_for_its_own_clusters_alone(tmp_path: Path) -> None:
-    per_class = pd.DataFrame({"class": ["grass", "water"], "cluster": [2, 0]})
+    per_class = pd.DataFrame({"class": ["grass", "water"], "cluster": [2, 0], "iou": [0.5, 0.1]})
     legend = cluster_legend(read_legend(("grass", "water"), per_class, 3, Names({1: "sky"})))
     write_cluster_legend(tmp_path / "legend.json", legend, CLUSTERS)
     found = read_cluster_legend(tmp_path / "legend.json", CLUSTERS)

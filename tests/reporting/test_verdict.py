@@ -119,6 +119,12 @@ SIGNS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
         "label.centres: kmeans",
     ),
     ({"data__train_images": 399}, {"data__train_images": 400}, "only 399 photographs", "Add photographs"),
+    (
+        {"metrics__raw__effective_clusters": 2.9, "data__val_images": 11},
+        {"metrics__raw__effective_clusters": 2.9, "data__val_images": 10},  # fewer than there are clusters
+        "The clusters have collapsed",
+        "train.lr",
+    ),
     ({"data__warnings": ["two are alike"]}, {}, "Check the data: two are alike.", ""),
     ({"unused_names": "names.yaml: old"}, {}, "The given names are not used. names.yaml: old.", ""),
 ]

@@ -320,6 +320,17 @@ def test_merged_clusters_are_one_everywhere(folder: Path) -> None:
     assert 'value="meadow"' in page
 
 
+@pytest.mark.parametrize(
+    ("init", "is_published"),
+    [("", False), ("models/previous/0123456789ab/backbone.safetensors", False), ("weights/dino.pth", True)],
+)
+def test_a_backbone_of_an_earlier_run_is_no_published_model(
+    folder: Path, init: str, is_published: bool
+) -> None:
+    page = run_report(folder, {"pretrain.init": init})
+    assert ("the backbone starts from a published model" in page) == is_published
+
+
 def test_names_of_other_clusters_are_not_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "names.yaml").write_text("clusters: 'aaaaaaaaaaaa'\nnames: {1: meadow}\n")
     page = run_report(folder)

@@ -119,12 +119,37 @@ def test_what_cannot_be_compared_is_named(repository: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"^flat: .*data/predictions\.npy.*neither in git nor in DVC's cache"):
         compare.main(["flat", "steep", *out])
     assert not (tmp_path / "page").exists()
+    with pytest.raises(UserError, match="--images: must be 1 or more, got -1"):
+        compare.main(["flat", "steep", *out, "--images", "-1"])
 
 
-def test_a_folder_of_something_else_is_kept(repository: Path) -> None:
-    with pytest.raises(UserError, match="exists and is not a page of this tool; choose another folder"):
-        compare.main(["flat", "steep", "--out", "data"])
+def test_a_folder_that_is_not_in_the_cache_is_named(repository: Path, tmp_path: Path) -> None:
+    _call("git", "rm", "-r", "--quiet", "--cached", "data/truth")
+    _call(sys.executable, "-m", "dvc", "add", "--quiet", "data/truth")
+    _commit("tracked")
+    shutil.rmtree(repository / ".dvc/cache")
+    with pytest.raises(UserError, match=r"^tracked: .*'data', 'truth'.*neither in git nor in DVC's cache"):
+        compare.main(["tracked", "flat", "--out", str(tmp_path / "page")])
+
+
+def test_results_of_an_older_version_are_named_by_revision(repository: Path, tmp_path: Path) -> None:
+    (repository / "metrics/evaluate/raw.json").write_text('{"raw": {"accuracy": 0.5}}')
+    _commit("old")
+    with pytest.raises(UserError) as refused:
+        compare.main(["flat", "old", "--out", str(tmp_path / "page")])
+    assert str(refused.value).startswith("old: its results are damaged, or made by a version of this project")
+    assert "(metrics/evaluate/raw.json: not a metrics file of this version ('details');" in str(refused.value)
+
+
+def test_what_this_tool_has_not_written_is_kept(repository: Path) -> None:
+    (repository / "page").mkdir()
+    for name in ("page/compare.html", "page/notes.txt"):
+        (repository / name).write_text("mine")
+    for out in ("data", "page", "params.yaml"):
+        with pytest.raises(UserError, match="exists, and has other files than those of this tool; choose"):
+            compare.main(["flat", "steep", "--out", out])
     assert (repository / "data/refined.npy").exists()
+    assert (repository / "page/notes.txt").exists()
 
 
 def test_runs_on_other_images_are_refused(repository: Path, tmp_path: Path) -> None:

@@ -25,6 +25,15 @@ def test_a_given_name_and_a_class_of_the_same_name_are_added_up() -> None:
     assert sum(float(first) for _, first, _, _ in rows) == 100
 
 
+def test_clusters_are_not_compared_by_their_numbers() -> None:
+    rows = cluster_rows(_run({2: "road"}, [0, 1, 1, 2]), _run({}, [1, 2, 2, 2]))
+    assert sorted(rows) == [
+        ("clusters without a name", "50.0", "100.0", "+50.0"),
+        ("road", "25.0", "0.0", "-25.0"),
+        ("sky", "25.0", "0.0", "-25.0"),
+    ]
+
+
 def test_pairs_keep_their_order_without_truth() -> None:
     shots = [SimpleNamespace(name=str(place), score=score) for place, score in enumerate((0.5, 0.5))]
     others = [SimpleNamespace(name=str(place), score=score) for place, score in enumerate((0.5, 0.9))]

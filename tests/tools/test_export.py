@@ -171,7 +171,8 @@ def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text((REPOSITORY / path).read_text())
     Path("metrics/evaluate").mkdir()
-    raw = {"raw": {"accuracy": 0.25, "details": [{"miou": 0.125}]}}
+    unknown = {"accuracy": None, "details": [{"miou": None}]}  # no pixel has a label
+    raw = {"raw": {"accuracy": 0.25, "details": [{"miou": 0.125}]}, "colour_position": unknown}
     Path("metrics/evaluate/raw.json").write_text(json.dumps(raw))
     bench.write_segmenter()
     bench.write_centroids()
@@ -185,6 +186,7 @@ def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
     card = Path("model.pt.md").read_text()
     assert "960 training images and 160 validation images" in card
     assert "| raw | 0.25 | 0.125 |" in card
+    assert "| baseline: k-means on color and position | - | - |" in card
     assert "| 1 | road \\| street |" in card
     assert Path("params.yaml").read_text().strip() in card
     assert "Compared on 4 images of images/val: largest difference of a score" in card
@@ -241,7 +243,7 @@ def test_what_an_installation_needs_has_its_version_in_requirements() -> None:
     assert set(project["dependencies"]) <= names
     imports = {"faiss-gpu": "faiss", "pillow": "PIL", "pydensecrf2": "pydensecrf", "ruamel.yaml": "ruamel"}
     imports["scikit-learn"] = "sklearn"
-    with_others = {"pydantic_core", "triton"}  # come with pydantic and torch
+    with_others = {"pydantic_core", "triton", "dvc_data"}  # come with pydantic, torch and DVC
     optional = {"pycocotools", "onnx", "onnxruntime"}
     found = {
         name.partition(".")[0]

@@ -141,6 +141,15 @@ def test_a_download_that_broke_off_goes_on(server: Server, parts: dict[str, Part
     assert content(tmp_path) == WHOLE
 
 
+def test_a_folder_that_is_there_stays_as_it_is(parts: dict[str, Part], tmp_path: Path) -> None:
+    """From an end between the two folders of one archive, or brought by hand."""
+    (tmp_path / "maps/val2017").mkdir(parents=True)
+    (tmp_path / "maps/val2017/0.png").write_bytes(b"mine")
+    bring(tmp_path)
+    expected = {name: data for name, data in WHOLE.items() if not name.startswith("maps/val2017")}
+    assert content(tmp_path) == expected | {"maps/val2017/0.png": b"mine"}
+
+
 def test_another_file_than_the_published_one_is_deleted(
     server: Server, parts: dict[str, Part], tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ EMPTY = "names: {}\n"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Results with three clusters: 0 covers a quarter, 2 the rest; 2 is sky, 0 is grass, 1 is no class."""
+    """Three clusters: 0 covers a quarter, 2 the rest; 2 is sky, 0 is left for grass, 1 for nothing."""
     monkeypatch.chdir(tmp_path)
     for path in ("data/truth", "models", "metrics/evaluate"):
         Path(path).mkdir(parents=True)
@@ -46,10 +46,10 @@ def _names(folder: Path) -> dict[int, str]:
 
 def test_clusters_are_named_after_their_classes(folder: Path) -> None:
     name_clusters.main([])
-    assert _names(folder) == {0: "grass", 1: "cluster 1", 2: "sky"}
+    assert _names(folder) == {0: "cluster 0", 1: "cluster 1", 2: "sky"}
     lines = (folder / "names.yaml").read_text().splitlines()
     assert lines[-3:] == [
-        '  0: "grass"  # 25.0 % of the pixels',
+        '  0: "cluster 0"  # 25.0 % of the pixels, no class',  # none of them is grass
         '  1: "cluster 1"  # 0.0 % of the pixels, no class',
         '  2: "sky"  # 75.0 % of the pixels, IoU 50.0 %',
     ]

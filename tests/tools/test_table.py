@@ -167,6 +167,27 @@ def test_other_changes_are_other_experiments(folder: Path, dvc: FakeDvc) -> None
     assert len({command[command.index("--name") + 1] for command in dvc.ran}) == 4
 
 
+def test_results_of_an_edited_params_yaml_are_other_experiments(folder: Path, dvc: FakeDvc) -> None:
+    argv = ["1", "--tables", "tables", "--out", "out", "--seeds", "0"]
+    table.main(argv)
+    write_params(folder / "params.yaml", {"device": "cpu", "runtime.num_workers": 3})  # changes no result
+    table.main(argv)
+    assert len(dvc.ran) == 2
+    write_params(folder / "params.yaml", {"train.epochs": 77})
+    table.main(argv)
+    assert len(dvc.ran) == 4
+    # A change that all rows share is the same as an edit.
+    write_params(folder / "params.yaml")
+    table.main([*argv, "--set", "train.epochs=77"])
+    assert len(dvc.ran) == 4
+
+
+def test_a_seed_that_is_given_twice_runs_once(folder: Path, dvc: FakeDvc) -> None:
+    table.main(["1", "--tables", "tables", "--out", "out", "--seeds", "0,0", "--rows", "1"])
+    assert len(dvc.ran) == 1
+    assert pd.read_csv(folder / "out/1.csv")["num_seeds"].tolist() == [1, 0, 1]
+
+
 def test_what_a_row_sets_itself_stays_and_is_said(
     folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,6 +318,7 @@ def bench_fault() -> Any:
             ["1", "--rows", "2", "--set", "global_k=9"],
             "--set global_k: has no effect because every row sets this key; select other rows with --rows",
         ),
+        (["1", "--set", "seed=9"], "--set seed: has no effect, because each row runs with each of --seeds"),
         (["1", "--set", "train.lr"], "--set: must be KEY=VALUE, got 'train.lr'"),
         (["1", "--set", "base=x"], "bases/x.yaml: no such base; available: "),
     ],

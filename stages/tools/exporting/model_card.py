@@ -143,7 +143,7 @@ def _scores(project: Path) -> Iterator[str]:
     yield "| | " + " | ".join(columns) + " |"
     yield "| --- " * (len(columns) + 1) + "|"
     for title, figures in found.items():
-        cells = [f"{figures[one]:.4g}" if one in figures else "-" for one in columns]
+        cells = ["-" if figures.get(one) is None else f"{figures[one]:.4g}" for one in columns]
         yield f"| {title} | " + " | ".join(cells) + " |"
 
 
