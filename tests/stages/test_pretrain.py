@@ -55,7 +55,7 @@ def test_it_learns(bench: Any) -> None:
 
 @pytest.mark.parametrize(("method", "keeps"), [("slotcon", True), ("mocov2", False), ("densecl", False)])
 def test_the_backbone_of_slotcon_is_the_teachers(bench: Any, method: str, keeps: bool) -> None:
-    """Its authors evaluate the teacher, those of MoCo and DenseCL the query encoder; a slow one is as drawn."""
+    """Its authors evaluate the teacher, here as drawn; those of MoCo and DenseCL the query encoder."""
     bench.params(pretrain__method=method, pretrain__epochs=0)
     pretrain.main(ARGV)
     drawn = bench.tensors(OUTPUTS[0])[0]
