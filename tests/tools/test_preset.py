@@ -177,6 +177,7 @@ STEGO = {
     "prepare.cityscapes.val": ["val"],
     "predict.mirror": True,
     "predict.unit_features": False,
+    "refine.temperature": 0.5,  # twice the cosine
     "refine.iterations": 10,
     "refine.smoothness_weight": 3.0,
     "refine.smoothness_px": 1.0,
