@@ -76,9 +76,9 @@ def jitter_from(chances: Float[Tensor, "..."], strengths: Photometric, image_px:
     return Jitter(brightness, contrast, saturation, hue, blur)
 
 
-def no_jitter(count: int) -> Jitter:
+def no_jitter(count: int, device: torch.device) -> Jitter:
     """The identity for `count` images."""
-    one, zero = torch.ones(count), torch.zeros(count)
+    one, zero = torch.ones(count, device=device), torch.zeros(count, device=device)
     return Jitter(one, one, one, zero, zero)
 
 

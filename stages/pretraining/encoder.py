@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -56,6 +57,27 @@ class Encoder(nn.Module):
     def heads(self) -> dict[str, Tensor]:
         """The projection head, by the names of `nets.heads`."""
         return {f"projection.{name}": value for name, value in self.head.state_dict().items()}
+
+
+class MultiCropEncoder(Encoder):
+    """The encoder for views of several sizes (multi-crop of SwAV).
+
+    The trunk sees the views of one size as one batch. The head sees those of all sizes at once, and its batch
+    norm takes its statistics from all of them, as in SwAV's code.
+    """
+
+    def forward(self, *views: Float[Tensor, "N _ 3 _ _"]) -> Encoded:
+        """Global features and unit embeddings, in float32, for all views of the first image, then the next.
+
+        Args:
+            views: some views of each image, for each size.
+        """
+        features = []
+        for one in views:
+            batch = one.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            features.append(self.backbone.global_feature(batch).unflatten(0, one.shape[:2]))
+        feature = torch.cat(features, dim=1).flatten(0, 1)
+        return Encoded(feature, F.normalize(self.head(feature).float(), dim=1))
 
 
 class DenseEncoder(Encoder):

@@ -5,7 +5,7 @@ from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published
 from stages.core.device import torch_generator
 from stages.pretraining.densecl import DenseCL
-from stages.pretraining.encoder import DenseEncoder, Encoder, dilate
+from stages.pretraining.encoder import DenseEncoder, Encoder, MultiCropEncoder, dilate
 from stages.pretraining.moco import MoCo, choose_key_momentum, choose_queue_size
 from stages.pretraining.slotcon import SlotCon, SlotEncoder
 from stages.pretraining.swav import SwAV
@@ -42,7 +42,7 @@ def build_method(
     num_steps = settings.epochs * (num_images // settings.batch_size)
     if settings.method == "slotcon":
         return _slotcon(trunk, settings, start, num_images, num_steps, precision)
-    kind = DenseEncoder if settings.method == "densecl" else Encoder
+    kind = {"densecl": DenseEncoder, "swav": MultiCropEncoder}.get(settings.method, Encoder)
     encoder = kind(trunk, settings.projection_dim, head_batch_norm=settings.head_batch_norm)
     if start is not None:
         start.fill(trunk)

@@ -79,8 +79,9 @@ class Pretrainer:
 
     @property
     def backbone(self) -> Trunk:
-        """The pretrained trunk."""
-        return self._method.encoder.backbone
+        """The pretrained trunk; of SlotCon that of the teacher, which its authors evaluate."""
+        method = self._method
+        return (method.teacher if isinstance(method, SlotCon) else method.encoder).backbone
 
     @property
     def heads(self) -> dict[str, Tensor]:

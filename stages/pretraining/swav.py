@@ -1,6 +1,7 @@
 """SwAV (Caron et al., 2020): one view predicts the prototype assignment of another view of the same image."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from stages.backbone.batch_norm import kept_statistics, set_groups_of_pass, spli
 from stages.core import distributed
 from stages.core.device import autocast
 from stages.core.step import Drawn, Moment
-from stages.pretraining.encoder import Encoded, Encoder
+from stages.pretraining.encoder import Encoder
 from stages.pretraining.figures import Measured, alignment, instance_accuracy, perplexity, uniformity
 from stages.pretraining.views import Views, render
 from stages.settings.schema_pretrain import Pretrain
@@ -23,7 +24,7 @@ class SwAV(nn.Module):
     """The encoder, the prototypes and, for small batches, a queue of past embeddings.
 
     Args:
-        encoder: encoder to train.
+        encoder: encoder to train, a `MultiCropEncoder`.
         settings: `pretrain` of params.yaml.
         precision: precision of the forward passes; codes and loss are float32.
     """
@@ -85,18 +86,17 @@ class SwAV(nn.Module):
     def targets(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, "n 2 P"]:
         """Codes of this process's share, from the whole batch, for passes of parts of it.
 
-        The encoder sees the large views once more for this, in the same passes.
+        The encoder sees the views once more for this, in the same passes.
         """
         self._normalise_prototypes()
-        side = self._settings.image_px
         with kept_statistics(self.encoder):
             embedding = torch.cat(
                 [
-                    self._encode(image[rows], drawn.numbers[0][:, :, rows], side).embedding
+                    self._encode(image[rows], [one[:, :, rows] for one in drawn.numbers])[1]
                     for rows in distributed.passes(len(image), self._settings.micro_batch)
                 ]
             )
-        return self._targets(embedding.unflatten(0, (len(image), NUM_WHOLE)), has_queue=drawn.phase[1])
+        return self._targets(embedding[:, :NUM_WHOLE], has_queue=drawn.phase[1])
 
     def forward(
         self,
@@ -120,15 +120,10 @@ class SwAV(nn.Module):
             image, numbers = image[rows], tuple(one[:, :, rows] for one in numbers)
         if targets is None:
             self._normalise_prototypes()
-        whole = self._encode(image, numbers[0], self._settings.image_px)
-        embedding = whole.embedding.unflatten(0, (len(image), NUM_WHOLE))
+        feature, embedding = self._encode(image, numbers)
         if targets is None:
-            targets = self._targets(embedding.detach(), has_queue=has_queue)
+            targets = self._targets(embedding[:, :NUM_WHOLE].detach(), has_queue=has_queue)
         codes = targets if rows is None else targets[rows]
-        if own.local_crops:
-            local = self._encode(image, numbers[1], own.local_px)
-            parts = local.embedding.unflatten(0, (len(image), own.local_crops))
-            embedding = torch.cat([embedding, parts], dim=1)
         weight = self.prototypes.weight
         scores = embedding @ (weight.detach() if is_frozen else weight).T
         logits = scores / own.temperature
@@ -140,7 +135,7 @@ class SwAV(nn.Module):
             instance_accuracy(first[start:end], second, start),
             alignment(first[start:end], second[start:end]),
             uniformity(second),
-            whole.feature.detach()[::NUM_WHOLE],
+            feature.detach()[:, 0],
         )
 
     @torch.no_grad()
@@ -154,12 +149,15 @@ class SwAV(nn.Module):
         return torch.stack([distributed.share(code) for code in codes], dim=1)
 
     def _encode(
-        self, image: Float[Tensor, "n 3 H W"], numbers: Float[Tensor, "R V n"], size_px: int
-    ) -> Encoded:
-        """Encode some views of each image as one batch."""
-        views = render(image, numbers, size_px).transpose(0, 1)
+        self, image: Float[Tensor, "n 3 H W"], numbers: Sequence[Float[Tensor, "R _ n"]]
+    ) -> tuple[Float[Tensor, "n V C"], Float[Tensor, "n V D"]]:
+        """Global features and unit embeddings of all views of each image, the large ones first."""
+        sides = (self._settings.image_px, self._own.local_px)
+        views = [render(image, one, side).transpose(0, 1) for one, side in zip(numbers, sides, strict=False)]
         with autocast(image.device, self._precision):
-            return self.encoder(views.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+            encoded = self.encoder(*views)
+        feature, embedding = (part.unflatten(0, (len(image), -1)) for part in encoded)
+        return feature, embedding
 
     @torch.no_grad()
     def _codes(self, batch: Float[Tensor, "2 N D"], *, has_queue: bool) -> list[Float[Tensor, "N P"]]:

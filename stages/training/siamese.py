@@ -91,7 +91,8 @@ class ViewMaker:
             stored image, as PiCIE does.
         size_px: side of a view.
         strengths: strengths of colors and blur.
-        color_views: views whose colors change: both, or the second.
+        color_views: views whose colors change in training: both, or the second, as in PiCIE's code on
+            Cityscapes; the first then changes only where its pixels are clustered and assigned.
         clean_px: side of the unaugmented image for the context module; None to use the view's colors.
     """
 
@@ -129,11 +130,18 @@ class ViewMaker:
         of_view = chances[BOX_DRAWS:].view(2, size, count).transpose(0, 1)
         jitters = zip(*jitter_from(of_view, self._strengths, colored_px), strict=True)
         first, second = (Jitter(*jitter) for jitter in jitters)
-        return Plan(boxes, (first if self._colors_first else no_jitter(count), second))
+        return Plan(boxes, (first, second))
 
     def pair(self, image: Float[Tensor, "N 3 H W"], plan: Plan) -> Pair:
-        """Both views, rendered together."""
+        """Both views, rendered together, whose pixels are clustered and assigned."""
         return Pair(*self._render(image, *plan.both()), plan.boxes)
+
+    def trained(self, pair: Pair, image: Float[Tensor, "N 3 H W"], plan: Plan) -> Pair:
+        """The views that the network learns from: `pair` of this plan, but for what `color_views` says."""
+        if self._colors_first:
+            return pair
+        unchanged = no_jitter(len(image), image.device)
+        return self.pair(image, plan._replace(jitters=(unchanged, plan.jitters[1])))
 
     def render(self, image: Float[Tensor, "N 3 H W"], plan: Plan, number: int) -> View:
         """View `number` of the images; RGB in [0, 1]."""

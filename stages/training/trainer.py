@@ -175,8 +175,9 @@ class Trainer:
 
     def _compute(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, " F"]:
         """What the device does in a step; `drawn` is on the device, and all state changes in place."""
-        passes = distributed.passes(len(image), self._settings.micro_batch)
-        views = [self._siamese.views.pair(image[rows], Plan.of(drawn.numbers[0][:, rows])) for rows in passes]
+        maker, passes = self._siamese.views, distributed.passes(len(image), self._settings.micro_batch)
+        parts = [(image[rows], Plan.of(drawn.numbers[0][:, rows])) for rows in passes]
+        views = [maker.pair(*part) for part in parts]
         targets = [
             self._clusterer.assign(self._frozen, pair, self.centroids())
             if self._kept is None
@@ -188,8 +189,8 @@ class Trainer:
         shares = pixel_shares(targets, self._clusters)
         self._optimizer.zero_grad()
         figures = []
-        for number, rendered in enumerate(views):
-            one = Pass(number, rendered, targets[number], shares[number])
+        for number, part in enumerate(parts):
+            one = Pass(number, maker.trained(views[number], *part), targets[number], shares[number])
             with distributed.gradients_of(self._objective, is_last=number + 1 == len(passes)):
                 loss, others = self._objective(one, self._clusters, image, drawn.without(1))
                 loss.backward()

@@ -356,13 +356,18 @@ def test_blur_in_pixels_of_the_image_itself() -> None:
         assert jitter.blur_sigma_px.tolist() == [1.5] * 4
 
 
-def test_the_first_view_may_keep_its_colours() -> None:
-    """PiCIE's code on Cityscapes computes the colors of the first view and discards them."""
+@pytest.mark.parametrize("color_views", ["both", "second"])
+def test_the_first_view_may_be_learnt_from_in_its_own_colours(color_views: str) -> None:
+    """PiCIE's code on Cityscapes clusters the first view in changed colors, and discards them in training."""
     strong = _strengths(jitter_probability=1.0, gray_probability=0.5, blur_probability=1.0)
-    image = _image(seed=3, count=4)
-    plain, second = _pair(_maker(color_views="second", strengths=strong), image, seed=1)
-    both, same = _pair(_maker(color_views="both", strengths=strong), image, seed=1)
+    image, maker = _image(seed=3, count=4), _maker(color_views=color_views, strengths=strong)
+    plan = maker.draw(len(image), image, torch.Generator().manual_seed(1))
+    clustered = maker.pair(image, plan)
+    learnt = maker.trained(clustered, image, plan)
     uncolored, _ = _pair(_maker(), image, seed=1)
-    torch.testing.assert_close(plain.image, uncolored.image)
-    torch.testing.assert_close(second.image, same.image)
-    assert not torch.allclose(both.image, plain.image, atol=0.01)
+    colored, second = _pair(_maker(strengths=strong), image, seed=1)
+    torch.testing.assert_close(clustered.images, torch.cat([colored.image, second.image]))
+    first = colored if color_views == "both" else uncolored
+    torch.testing.assert_close(learnt.images, torch.cat([first.image, second.image]))
+    torch.testing.assert_close(torch.stack(learnt.boxes), torch.stack(clustered.boxes))
+    assert not torch.allclose(colored.image, uncolored.image, atol=0.01)

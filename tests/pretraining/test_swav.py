@@ -7,7 +7,7 @@ import torch
 
 from stages.backbone.resnet import ResNet
 from stages.core.step import Moment
-from stages.pretraining.encoder import Encoder
+from stages.pretraining.encoder import MultiCropEncoder
 from stages.pretraining.optimizer import LARS, SGD, build_optimizer
 from stages.pretraining.swav import SwAV, sinkhorn, swapped_prediction
 from stages.pretraining.views import Views
@@ -83,7 +83,7 @@ def _swav(**changes: object) -> SwAV:
     own = {"num_prototypes": 6, "local_crops": 1, "local_px": 16, "queue_size": 8, "queue_from_epoch": 2}
     update = {"projection_dim": 5, "image_px": 16, "batch_size": 4, "bn_splits": 1}
     update["swav"] = settings.swav.model_copy(update={**own, "freeze_epochs": 1, **changes})
-    encoder = Encoder(ResNet("resnet18", 8, 2), 5, head_batch_norm=True)
+    encoder = MultiCropEncoder(ResNet("resnet18", 8, 2), 5, head_batch_norm=True)
     return SwAV(encoder, settings.model_copy(update=update), precision="float32")
 
 
@@ -95,6 +95,27 @@ def _step(swav: SwAV, epoch: int) -> None:
     drawn = swav.draw(Views(photometric, 0.75, generator), 4, Moment(epoch, 0, 1))
     swav(image, drawn).loss.backward()
     swav.after_step()
+
+
+def test_the_batch_norm_of_the_head_sees_the_views_of_all_sizes_at_once() -> None:
+    """SwAV's code: the trunk takes one batch for each size, the head one of all."""
+    swav = _swav()
+    trunk, (first, norm, _, last) = swav.encoder.backbone, swav.encoder.head
+    rng = torch.Generator().manual_seed(0)
+    large, small = (torch.randn(3, count, 3, side, side, generator=rng) for count, side in ((2, 16), (4, 8)))
+    features = [trunk.global_feature(one.flatten(0, 1)) for one in (large, small)]
+    hidden = [torch.nn.functional.linear(one, first.weight) for one in features]
+    of_all = torch.cat(hidden)
+    mean, variance = of_all.mean(0), of_all.var(0, unbiased=False)
+    scaled = [
+        ((one - mean) / (variance + norm.eps).sqrt()).relu() @ last.weight.T + last.bias for one in hidden
+    ]
+    per_image = [one.view(3, -1, 5) for one in scaled]
+    expected = torch.nn.functional.normalize(torch.cat(per_image, 1), dim=2)
+    found = swav.encoder(large, small)
+    torch.testing.assert_close(found.embedding.view(3, 6, 5), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_mean, 0.1 * mean)
+    assert found.feature.view(3, 6, -1).shape[2] == features[0].shape[1]
 
 
 def test_prototypes_are_frozen_at_first_and_of_unit_length_always() -> None:

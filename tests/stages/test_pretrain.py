@@ -53,6 +53,20 @@ def test_it_learns(bench: Any) -> None:
     assert all(not torch.equal(trained[name], untrained[name]) for name in trunk)
 
 
+@pytest.mark.parametrize(("method", "keeps"), [("slotcon", True), ("mocov2", False), ("densecl", False)])
+def test_the_backbone_of_slotcon_is_the_teachers(bench: Any, method: str, keeps: bool) -> None:
+    """Its authors evaluate the teacher, here as drawn; those of MoCo and DenseCL the query encoder."""
+    bench.params(pretrain__method=method, pretrain__epochs=0)
+    pretrain.main(ARGV)
+    drawn = bench.tensors(OUTPUTS[0])[0]
+    bench.params(pretrain__method=method, pretrain__epochs=1, pretrain__key_momentum=1 - 1e-6)
+    pretrain.main(ARGV)
+    trained = bench.tensors(OUTPUTS[0])[0]
+    for name in ("conv1.weight", "layer4.1.conv2.weight"):
+        assert torch.allclose(trained[name], drawn[name], atol=1e-6) == keeps
+    assert not torch.equal(trained["bn1.running_mean"], drawn["bn1.running_mean"])
+
+
 def test_without_epochs_the_backbone_is_as_drawn_and_the_history_empty(bench: Any) -> None:
     bench.params(pretrain__epochs=0)
     pretrain.main(ARGV)

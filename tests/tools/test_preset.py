@@ -177,6 +177,7 @@ STEGO = {
     "prepare.cityscapes.val": ["val"],
     "predict.mirror": True,
     "predict.unit_features": False,
+    "refine.temperature": 0.5,  # twice the cosine
     "refine.iterations": 10,
     "refine.smoothness_weight": 3.0,
     "refine.smoothness_px": 1.0,
@@ -188,6 +189,46 @@ STEGO = {
 
 def test_the_preset_of_stego_evaluates_as_stego() -> None:
     assert _values("cityscapes27_stego", STEGO) == STEGO
+
+
+SWAV = {
+    "pretrain.method": "swav",
+    "pretrain.batch_size": 256,
+    "pretrain.image_px": 224,
+    "pretrain.optimizer": "lars",
+    "pretrain.momentum": 0.9,
+    "pretrain.lr": 0.6,
+    "pretrain.weight_decay": 1e-6,
+    "pretrain.warmup_epochs": 0.0,
+    "pretrain.projection_dim": 128,
+    "pretrain.head_batch_norm": True,
+    "pretrain.bn_splits": 1,
+    "pretrain.swav.num_prototypes": 3000,
+    "pretrain.swav.temperature": 0.1,
+    "pretrain.swav.epsilon": 0.05,
+    "pretrain.swav.sinkhorn_iterations": 3,
+    "pretrain.swav.crop_area": [0.14, 1.0],
+    "pretrain.swav.local_crops": 6,
+    "pretrain.swav.local_px": 96,
+    "pretrain.swav.local_area": [0.05, 0.14],
+    "pretrain.swav.queue_size": 3840,
+    "pretrain.swav.queue_from_epoch": 15,
+    "pretrain.photometric.jitter_probability": 0.8,
+    "pretrain.photometric.jitter_together": True,
+    "pretrain.photometric.brightness": 0.8,
+    "pretrain.photometric.contrast": 0.8,
+    "pretrain.photometric.saturation": 0.8,
+    "pretrain.photometric.hue": 0.2,
+    "pretrain.photometric.gray_probability": 0.2,
+    "pretrain.photometric.blur_probability": 0.5,
+    "pretrain.photometric.blur_sigma_px": [0.1, 2.0],
+    "pretrain.photometric.blur_reference_px": 0,
+}
+
+
+def test_the_preset_of_swav_is_its_official_run_with_batches_of_256() -> None:
+    """scripts/swav_400ep_bs256_pretrain.sh and src/multicropdataset.py of its repository."""
+    assert _values("cocostuff27_swav", SWAV) == SWAV
 
 
 def test_published_models_see_views_of_the_size_that_they_were_evaluated_at() -> None:
@@ -242,7 +283,9 @@ def test_too_few_photographs_are_said_at_once(repository: Path, by: str) -> None
     assert Path("params.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["folder", "cocostuff27", "cityscapes27", "cocostuff27_slotcon"])
+@pytest.mark.parametrize(
+    "name", ["folder", "cocostuff27", "cityscapes27", "cocostuff27_slotcon", "cocostuff27_swav"]
+)
 @pytest.mark.parametrize("base", [None, "picie", "ours"])
 def test_from_the_fewest_images_on_the_settings_fit(tmp_path: Path, name: str, base: str | None) -> None:
     path = tmp_path / "params.yaml"
@@ -414,7 +457,8 @@ def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
         (
             ["cocoo"],
             "presets/cocoo.yaml: not found; available: cityscapes27, cityscapes27_picie, cityscapes27_stego, "
-            "cocostuff15, cocostuff27, cocostuff27_picie, cocostuff27_slotcon, demo, folder",
+            "cocostuff15, cocostuff27, cocostuff27_picie, cocostuff27_slotcon, cocostuff27_swav, demo, "
+            "folder",
         ),
         (["demo", "--base", "piecie"], "presets/bases/piecie.yaml: not found; available: ours, picie"),
         (["folder"], "preset folder reads images from a folder; set it with DATA=... (--data)"),

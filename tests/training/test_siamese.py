@@ -4,13 +4,18 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from stages.backbone.checkpoint import build_backbone, describe
+from stages.imaging.batches import ImageSource
 from stages.settings.params import load
 from stages.train import KEYS, build_segmenter, build_trainer
 from stages.training.siamese import Siamese
+from stages.training.trainer import Trainer
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("is_training", [True, False])
@@ -42,3 +47,30 @@ def test_both_views_at_once_are_one_after_the_other(
         torch.testing.assert_close(both, one, msg=name)
         if name.endswith("num_batches_tracked"):
             assert int(both) == (2 if is_training else 0)
+
+
+@pytest.mark.parametrize("color_views", ["both", "second"])
+def test_the_first_view_is_assigned_in_changed_colours_and_learnt_from_as_the_setting_says(
+    tiny_params: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, color_views: str
+) -> None:
+    params = load(tiny_params({"train.color_views": color_views}), *KEYS)
+    segmenter = build_segmenter(build_backbone(describe(params.backbone)), params, 0.0)
+    trainer: Trainer = build_trainer(segmenter, torch.full((8, 6), -1).numpy(), params, 0.0)
+    images = ImageSource(np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8), CPU)
+    batches = list(torch.arange(8).split(params.train.batch_size))
+    trainer.start_epoch(images, batches, 0)
+    seen = []
+    monkeypatch.setattr(
+        trainer._clusterer,
+        "assign",
+        lambda frozen, pair, *rest, assign=trainer._clusterer.assign: (
+            seen.append(pair.images),
+            assign(frozen, pair, *rest),
+        )[1],
+    )
+    trainer._objective.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].views.images))
+    (image,) = images.batches(batches[:1])
+    trainer.train_step(image, batches[0], 0, 0, len(batches))
+    (first, second), (learnt, other) = (one.chunk(2) for one in seen)
+    assert torch.equal(second, other)
+    assert torch.equal(first, learnt) == (color_views == "both")
