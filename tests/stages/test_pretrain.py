@@ -418,7 +418,7 @@ def test_the_state_lies_with_the_repository_and_not_with_a_copy_of_it(
     ("method", "networks"),
     [
         ("mocov2", ["Encoder"] * 2),
-        ("swav", ["Encoder"]),
+        ("swav", ["MultiCropEncoder"]),
         ("densecl", ["DenseEncoder"] * 2),
         ("slotcon", ["SlotEncoder"] * 2),
     ],
