@@ -46,7 +46,7 @@ def _track_in_log(items: Iterable[Item], what: str, total: int | None, unit: str
         if done and now - shown >= LOG_INTERVAL_SECONDS:
             rate, shown = done / (now - start), now
             left = f", {(total - done) / rate:.0f} s left" if total else ""
-            print(f"{what}: {done}/{total or '?'} {unit}, {rate:.3g}/s{left}", file=sys.stderr, flush=True)
+            write_line(f"{what}: {done}/{total or '?'} {unit}, {rate:.3g}/s{left}")
         yield item
 
 
@@ -63,7 +63,16 @@ def warn(stage: str, text: str) -> None:
         word = "warning"
         if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             word = f"{YELLOW}{word}{PLAIN}"
-        print(f"{stage}: {word}: {text}", file=sys.stderr, flush=True)
+        write_line(f"{stage}: {word}: {text}")
+
+
+def write_line(line: str) -> None:
+    """Write one line to stderr at once, so that lines of several processes do not run into each other.
+
+    `print` writes the end of a line by itself where Python does not buffer (`PYTHONUNBUFFERED`).
+    """
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def _is_nan(value: object) -> bool:

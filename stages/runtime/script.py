@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stages.core.artefacts import read_json, write_json
-from stages.runtime.progress import say
+from stages.runtime.progress import say, write_line
 from stages.settings.errors import UserError
 
 EXIT_CODE = 2
@@ -30,19 +30,18 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {_where()}{error}", file=sys.stderr)
+        write_line(f"error: {_where()}{error}")
         sys.exit(EXIT_CODE)
     except RuntimeError as error:
         if is_first or not _is_lost(error):
             raise
-        print(
+        write_line(
             f"error: {_where()}another process has ended, or did not answer for runtime.timeout_seconds; its "
-            f"own messages say why; run `dvc repro` again to go on ({str(error).splitlines()[0]})",
-            file=sys.stderr,
+            f"own messages say why; run `dvc repro` again to go on ({str(error).splitlines()[0]})"
         )
         sys.exit(FAILED)
     except KeyboardInterrupt:
-        print("interrupted; run it again to continue", file=sys.stderr)
+        write_line("interrupted; run it again to continue")
         sys.exit(INTERRUPTED)
     seconds = time.monotonic() - start
     if stage and is_first:

@@ -1,10 +1,12 @@
 """What stages print: results without NaN, warnings in one style, nothing but warnings if quiet."""
 
+import io
 import sys
+from typing import Any
 
 import pytest
 
-from stages.runtime.progress import say, track, warn
+from stages.runtime.progress import say, track, warn, write_line
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +52,22 @@ def test_only_the_first_process_speaks(
     say("train", loss=1.0)
     warn("train", "few images")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_is_written_at_once_where_nothing_is_buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recorder(io.RawIOBase):
+        def __init__(self) -> None:
+            self.writes: list[bytes] = []
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.writes.append(bytes(data))
+            return len(data)
+
+    written = Recorder()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(written, write_through=True))
+    print("in two", file=sys.stderr)
+    write_line("error: in one")
+    assert written.writes == [b"in two", b"\n", b"error: in one\n"]
