@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     if distributed.world_size() > 1:
         common_fingerprint(watch)
-    set_numerics(params.precision, deterministic=params.deterministic)
+    set_numerics(params.precision, device, deterministic=params.deterministic)
     split_batch_norms(segmenter, 1)
     images = ImageSource(open_images(args.images), device)
     place(segmenter, device)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if launch("stages.embed", arguments, neutral.runtime, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
-    set_numerics(params.precision, deterministic=params.deterministic)
+    set_numerics(params.precision, device, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
     state = StageState(

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if launch("stages.predict", arguments, neutral.runtime, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
-    set_numerics(params.precision, deterministic=params.deterministic)
+    set_numerics(params.precision, device, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     side = params.size_px // segmenter.feature_stride
     watch = Watch("predict", args.params, KEYS, [args.images, args.segmenter, args.centroids])

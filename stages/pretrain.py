@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if trains and launch("stages.pretrain", arguments, neutral.runtime, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
-    set_numerics(params.precision, deterministic=params.deterministic)
+    set_numerics(params.precision, device, deterministic=params.deterministic)
     distributed.check_batch("pretrain", params.pretrain.batch_size, params.pretrain.micro_batch)
     watch = Watch("pretrain", args.params, KEYS, [args.images, *init_path(params.pretrain)])
     state = StageState(

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if launch("stages.train", arguments, neutral.runtime, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
-    set_numerics(params.precision, deterministic=params.deterministic)
+    set_numerics(params.precision, device, deterministic=params.deterministic)
     distributed.check_batch("train", params.train.batch_size, params.train.micro_batch)
     inputs = [args.images, args.views, args.label_metrics, args.backbone, *init_path(params.train.init)]
     watch = Watch("train", args.params, KEYS, inputs)

@@ -30,13 +30,35 @@ def test_the_arithmetic_that_is_in_force(
     with monkeypatch.context() as patch:
         for name in ("allow_tf32", "benchmark"):
             patch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))  # restored
-        set_numerics(precision, deterministic=deterministic)
+        set_numerics(precision, torch.device("cpu"), deterministic=deterministic)
         found = describe_environment()
         assert torch.backends.cudnn.benchmark == (not deterministic)
     choose_device("cpu")
     assert (found["tf32"], found["deterministic"]) == (precision == "tf32", deterministic)
     plain = describe_environment()
     assert (plain["tf32"], plain["deterministic"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "has_instructions", "warns"),
+    [
+        ("bfloat16", "cpu", False, True),
+        ("bfloat16", "cpu", True, False),
+        ("bfloat16", "cuda", False, False),
+        ("float32", "cpu", False, False),
+    ],
+)
+def test_a_precision_that_the_processor_emulates_is_told(
+    precision: str,
+    device: str,
+    has_instructions: bool,
+    warns: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    set_numerics(precision, torch.device(device), deterministic=True)
+    assert ("warning: precision: bfloat16 is emulated" in capsys.readouterr().err) == warns
 
 
 def test_the_model_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
