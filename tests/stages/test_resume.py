@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from stages import embed, predict, refine
 from stages.runtime import rows
@@ -85,6 +86,19 @@ def test_rows_of_other_settings_are_not_used(
     ready.params(predict__batch_size=1, embed__batch_size=4, refine__iterations=2)
     capsys.readouterr()
     stage.main(argv)
+    assert "resuming from" not in capsys.readouterr().out
+
+
+def test_rows_of_one_crf_are_not_gone_on_with_by_the_other(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`refine.backend: auto` follows the device, which is no setting of the results of a stage."""
+    stage, argv = STAGES["refine"]
+    with monkeypatch.context() as inner:
+        inner.setattr(refine, "choose_gpu", lambda *_: torch.device("cpu"))  # exact kernels
+        ready.interrupt(stage.main, argv, 1, monkeypatch)
+    capsys.readouterr()
+    stage.main(argv)  # the permutohedral lattice
     assert "resuming from" not in capsys.readouterr().out
 
 
