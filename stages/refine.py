@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Refine the predictions of every validation image."""
     args = _parse(argv)
     params = load(args.params, *KEYS, "device", "runtime")
+    watch = Watch("refine", args.params, KEYS, [args.images, args.predictions])
     images = open_images(args.images)
     scores = open_scores(args.predictions, len(images))
-    watch = Watch("refine", args.params, KEYS, [args.images, args.predictions])
     gpu = choose_gpu(params.refine.backend, params.device)
     kernels = "approximate" if gpu is None else "exact"  # with `auto` the device decides
     state = StageState(watch, interval_seconds=params.runtime.checkpoint_seconds, data=kernels)
