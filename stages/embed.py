@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     params = load(args.params, *KEYS)
+    watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
     backbone = load_backbone(args.backbone, params.backbone)
     neutral = load(args.params, "device", "runtime")
     arguments = sys.argv[1:] if argv is None else argv
@@ -53,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, device, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
-    watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
     state = StageState(
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )

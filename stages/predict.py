@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     params = load(args.params, *KEYS)
+    watch = Watch("predict", args.params, KEYS, [args.images, args.segmenter, args.centroids])
     segmenter, _ = load_segmenter(args.segmenter)
     centroids = load_final_clusters(args.centroids, segmenter, file_sha256(args.segmenter))
     neutral = load(args.params, "device", "runtime")
@@ -59,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_numerics(params.precision, device, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     side = params.size_px // segmenter.feature_stride
-    watch = Watch("predict", args.params, KEYS, [args.images, args.segmenter, args.centroids])
     state = StageState(
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )

@@ -16,7 +16,15 @@ from stages.core.images import COLUMNS, IMAGES, INDEX
 from stages.dataset.left_out import BAD
 from stages.dataset.pack import RECORD, Job, Packed, Work, pack, record
 from stages.dataset.raw_files import check_manifest, pinned_files, raw_files
-from stages.dataset.source import DataSet, RawFile, Remark, hash_files, is_unchanged, list_data
+from stages.dataset.source import (
+    DataSet,
+    RawFile,
+    Remark,
+    find_reader,
+    hash_files,
+    is_unchanged,
+    list_data,
+)
 from stages.dataset.summary import summarise
 from stages.dataset.survey import decoding, survey
 from stages.dataset.truth import write_classes
@@ -38,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pack both splits; replace existing outputs only after all checks pass."""
     args = _parse(argv)
     params = load(args.params, *KEYS, "runtime")
+    find_reader(params.prepare)  # so that its code is watched too
+    watch = Watch("prepare", args.params, KEYS, [])  # `_changes` checks the data files
     data = survey(list_data(params.prepare))
-    # After the import of the reader, so that its code is watched too. `_changes` checks the data files.
-    watch = Watch("prepare", args.params, KEYS, [])
     pinned = params.prepare.manifest_sha256
     if pinned_files(pinned):  # else it takes reading every file, which packing does
         check_manifest(pinned, raw_files(data))

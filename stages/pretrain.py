@@ -39,7 +39,9 @@ Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbo
 def main(argv: Sequence[str] | None = None) -> None:
     """Pretrain on the packed images and write the backbone, the training history and the metrics."""
     args = _parse(argv)
-    params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
+    params = load(args.params, *KEYS)
+    watch = Watch("pretrain", args.params, KEYS, [args.images, *init_path(params.pretrain)])
+    neutral = load(args.params, "device", "runtime")
     array = open_images(args.images)
     check_data_size(args.params, len(array))
     start = read_start(params.pretrain, params.backbone)
@@ -50,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, device, deterministic=params.deterministic)
     distributed.check_batch("pretrain", params.pretrain.batch_size, params.pretrain.micro_batch)
-    watch = Watch("pretrain", args.params, KEYS, [args.images, *init_path(params.pretrain)])
     state = StageState(
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )

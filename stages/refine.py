@@ -31,13 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Refine the predictions of every validation image."""
     args = _parse(argv)
     params = load(args.params, *KEYS, "device", "runtime")
+    watch = Watch("refine", args.params, KEYS, [args.images, args.predictions])
     images = open_images(args.images)
     scores = open_scores(args.predictions, len(images))
-    watch = Watch("refine", args.params, KEYS, [args.images, args.predictions])
-    state = StageState(watch, interval_seconds=params.runtime.checkpoint_seconds)
+    gpu = choose_gpu(params.refine.backend, params.device)
+    kernels = "approximate" if gpu is None else "exact"  # with `auto` the device decides
+    state = StageState(watch, interval_seconds=params.runtime.checkpoint_seconds, data=kernels)
     rows = RowWriter(state, np.uint8, images.shape[:3])
     todo = range(rows.done, len(images))
-    gpu = choose_gpu(params.refine.backend, params.device)
     if params.refine.backend == "none":
         say("refine", backend="none, the prediction is unchanged")
         refined = (cluster_maps(scores[index : index + 1], images.shape[1])[0] for index in todo)

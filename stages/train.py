@@ -47,7 +47,10 @@ REMEDY = "lower train.lr"  # for a loss of NaN or infinity
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the segmenter and write it with its training history and metrics."""
     args = _parse(argv)
-    params, neutral = load(args.params, *KEYS), load(args.params, "device", "runtime")
+    params = load(args.params, *KEYS)
+    inputs = [args.images, args.views, args.label_metrics, args.backbone, *init_path(params.train.init)]
+    watch = Watch("train", args.params, KEYS, inputs)
+    neutral = load(args.params, "device", "runtime")
     array, kept_views = open_images(args.images), read_array(args.views)
     if len(kept_views) != len(array):
         raise UserError(
@@ -67,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, device, deterministic=params.deterministic)
     distributed.check_batch("train", params.train.batch_size, params.train.micro_batch)
-    inputs = [args.images, args.views, args.label_metrics, args.backbone, *init_path(params.train.init)]
-    watch = Watch("train", args.params, KEYS, inputs)
     state = StageState(
         watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
     )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -213,11 +214,16 @@ def data_root(settings: Prepare) -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")) / settings.path
 
 
+def find_reader(settings: Prepare) -> ModuleType:
+    """Import the selected reader, and no other.
+
+    A reader is a folder `stages/readers/<name>` with a module of the same name that defines `list_data`.
+    """
+    return importlib.import_module(f"stages.readers.{settings.reader}.{settings.reader}")
+
+
 def list_data(settings: Prepare) -> DataSet:
     """List all images of the data set in params.yaml without opening them.
-
-    A reader is a folder `stages/readers/<name>` with a module of the same name that defines `list_data`;
-    only the selected reader is imported.
 
     Args:
         settings: `prepare` of params.yaml.
@@ -226,9 +232,8 @@ def list_data(settings: Prepare) -> DataSet:
         UserError: files are missing or inconsistent; the error lists every fault.
     """
     root = data_root(settings)
-    reader = importlib.import_module(f"stages.readers.{settings.reader}.{settings.reader}")
     try:
-        data: DataSet = reader.list_data(root, settings)
+        data: DataSet = find_reader(settings).list_data(root, settings)
     except OSError as error:
         where = error.filename or root
         remedy = "allow this user to read it" if isinstance(error, PermissionError) else "check the disk"

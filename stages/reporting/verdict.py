@@ -105,8 +105,8 @@ def _against_baseline(evidence: Evidence) -> Iterator[Finding]:
     if raw.get("accuracy") is None:
         yield Finding(
             "note",
-            "There are no labels, so nothing here says whether clusters are the things that you mean. Look "
-            "at the images and at the regions of each cluster, and give the clusters names.",
+            "No validation pixel has a label, so nothing here says whether clusters are the things that you "
+            "mean. Look at the images and at the regions of each cluster, and give the clusters names.",
         )
         return
     leads = {

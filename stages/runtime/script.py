@@ -1,5 +1,6 @@
 """Entry point of all scripts: errors of users without a traceback, what was written, the run time."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -49,7 +50,8 @@ def run(main: Callable[[], None]) -> None:
             stage, done_in=duration(seconds), wrote=", ".join(written_since(sys.argv[1:], clock)) or "nothing"
         )
     if stage and is_first and "DVC_EXP_NAME" not in os.environ:  # experiments may run in parallel
-        write_json(TIMES, {**read_times(), stage: round(seconds, 1)})
+        with contextlib.suppress(UserError):  # a full disk; the outputs are there, and this is only news
+            write_json(TIMES, {**read_times(), stage: round(seconds, 1)})
 
 
 def _where() -> str:

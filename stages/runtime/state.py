@@ -184,12 +184,13 @@ def _decided_by(watch: Watch, data: str, pins: Sequence[str], *, by_contents: bo
     params = copy.deepcopy(watch.params)
     for section, _, key in (pin.partition(".") for pin in pins):
         del params[section][key]
+    known = {} if by_contents or not watch.inputs else _hashes_in_lock()
     return {
         "the command line": sys.argv[1:],
         "other data": data,
         **{f"code {name}": digest for name, digest in watch.code.items()},
         **{f"param {name}": value for name, value in params.items()},
-        **{str(path): _hash_input(path, by_contents=by_contents) for path in watch.inputs},
+        **{str(path): known.get(str(path)) or _hash_input(path) for path in watch.inputs},
     }
 
 
@@ -197,14 +198,16 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _hash_input(path: Path, *, by_contents: bool) -> str:
-    """Return the hash in dvc.lock (up to date for all inputs in a DVC run), or compute one."""
+def _hashes_in_lock() -> dict[str, str]:
+    """Hashes of dvc.lock by path, which are up to date for all inputs in a DVC run; else empty."""
     lock = Path("dvc.lock")
-    if "DVC_STAGE" in os.environ and lock.exists() and not by_contents:
-        stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8")).get("stages", {})
-        hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
-        if str(path) in hashes:
-            return str(hashes[str(path)])
+    if "DVC_STAGE" not in os.environ or not lock.exists():
+        return {}
+    stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8")).get("stages", {})
+    return {out["path"]: str(out["md5"]) for stage in stages.values() for out in stage.get("outs", [])}
+
+
+def _hash_input(path: Path) -> str:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return " ".join(f"{file.relative_to(path)}:{hash_file(file)}" for file in files)

@@ -24,6 +24,8 @@ NEUTRAL = ("stages.settings.", "stages.runtime.")  # packages that do not affect
 class Watch:
     """Code, params and inputs of one stage at its start.
 
+    To be made as soon as the params are read, before any input is: it does not see what changes between them.
+
     Args:
         stage: name of the stage.
         params_path: path of params.yaml.

@@ -153,11 +153,17 @@ def test_without_truth_it_says_that_nothing_is_scored() -> None:
         per_class=pd.DataFrame({"class": [], "iou": [], "pixels": []}),
     )
     assert [finding.kind for finding in found] == ["note", "note", "good", "good"]
-    assert "There are no labels" in found[0].text
+    assert found[0].text.startswith("No validation pixel has a label")
     assert found[1].text.startswith(
         "50 % of a pixel's cluster can be told from its image alone. This is right if"
     )
     assert "lower train.image_loss.weight" in found[1].remedy
+
+
+def test_label_maps_of_ignored_pixels_alone_are_not_called_absent() -> None:
+    found = _verdict(metrics__raw__accuracy=None, metrics__raw__miou=None)
+    texts = [finding.text for finding in found]
+    assert any(text.startswith("No validation pixel has a label") for text in texts)
 
 
 @pytest.mark.parametrize("change", [{"data__val_images": 1}, {"metrics__raw__clusters_used": 1}])

@@ -42,6 +42,14 @@ CHANGES = {
     "refine": ("refine__iterations", 2),
 }
 SHORT = {"pretrain__epochs": 1, "train__epochs": 1}
+FIRST_READ = {  # the first input that a stage reads, after its params
+    "pretrain": "open_images",
+    "embed": "load_backbone",
+    "train": "open_images",
+    "cluster": "load_segmenter",
+    "predict": "load_segmenter",
+    "refine": "open_images",
+}
 
 
 @pytest.fixture(params=STAGES)
@@ -94,6 +102,23 @@ def test_params_that_change(ready: Any, change_at_end: Any, name: str) -> None:
     message = ready.fault(STAGES[name][0].main, _argv(name))
     assert message.split(" (the state")[0] == _message(name, f"param {key.split('__')[0]}")
     assert not list(Path.cwd().glob("out*"))
+
+
+@pytest.mark.parametrize("name", FIRST_READ)
+def test_params_that_change_once_they_are_read(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Loading networks, and waiting for other processes, takes its time; the watch begins before that."""
+    stage, (key, value) = STAGES[name][0], CHANGES[name]
+    read = getattr(stage, FIRST_READ[name])
+
+    def read_and_change(*args: Any) -> Any:
+        ready.params(**{**SHORT, key: value})
+        return read(*args)
+
+    monkeypatch.setattr(stage, FIRST_READ[name], read_and_change)
+    message = ready.fault(stage.main, _argv(name))
+    assert message.split(" (the state")[0] == _message(name, f"param {key.split('__')[0]}")
 
 
 @pytest.fixture

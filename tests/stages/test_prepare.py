@@ -654,6 +654,20 @@ def test_params_that_change_while_it_runs(root: Path, tmp_path: Path, change_at_
     assert hashes(out) == {}
 
 
+def test_params_that_change_while_files_are_listed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashing a large data set takes minutes."""
+
+    def survey_and_change(data: DataSet) -> DataSet:
+        write_params(tmp_path / "out/params.yaml", {**FITTING, "size_px": 2 * SIZE_PX})
+        return survey(data)
+
+    monkeypatch.setattr(prepare, "survey", survey_and_change)
+    (found,) = faults(root, tmp_path / "out")
+    assert found.startswith("prepare: changed while it ran: param size_px, param prepare;")
+
+
 def test_another_pin_costs_no_image(tmp_path: Path, spied: Callable[[int], Spy]) -> None:
     root = make_folder(tmp_path / "set")
     assert "files were changed" in str(faults(root, tmp_path / "out", prepare__manifest_sha256="0" * 64))

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from stages import embed, predict, refine
-from stages.runtime import rows
+from stages.runtime import rows, state
+from stages.runtime.watch import Watch
 from tests.datasets import REPOSITORY
 
 STAGES: dict[str, tuple[ModuleType, list[str]]] = {
@@ -88,6 +90,19 @@ def test_rows_of_other_settings_are_not_used(
     assert "resuming from" not in capsys.readouterr().out
 
 
+def test_rows_of_one_crf_are_not_gone_on_with_by_the_other(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`refine.backend: auto` follows the device, which is no setting of the results of a stage."""
+    stage, argv = STAGES["refine"]
+    with monkeypatch.context() as inner:
+        inner.setattr(refine, "choose_gpu", lambda *_: torch.device("cpu"))  # exact kernels
+        ready.interrupt(stage.main, argv, 1, monkeypatch)
+    capsys.readouterr()
+    stage.main(argv)  # the permutohedral lattice
+    assert "resuming from" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_an_input_that_changes_while_it_runs(ready: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Under DVC too, where the fingerprint takes the hashes of dvc.lock: those are of the time before."""
@@ -112,6 +127,23 @@ def test_an_input_that_changes_while_it_runs(ready: Any, monkeypatch: pytest.Mon
         f"{folder.relative_to(ready.folder)})"
     )
     assert not Path("out.npy").exists()
+
+
+def test_dvc_lock_is_read_once_whatever_the_number_of_inputs(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is long, and its parser slow; a hash that it has is not computed."""
+    predictions = Path("predictions.npy")
+    Path("dvc.lock").write_text(f"stages: {{predict: {{outs: [{{path: {predictions}, md5: abc}}]}}}}\n")
+    monkeypatch.setenv("DVC_STAGE", "refine")
+    read, hashed = [], []
+    parser, hash_file = state.YAML, state.hash_file
+    monkeypatch.setattr(state, "YAML", lambda **options: read.append(1) or parser(**options))
+    monkeypatch.setattr(state, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    watch = Watch("refine", Path("params.yaml"), ["refine"], [Path("images/val"), predictions])
+    state.common_fingerprint(watch)
+    assert len(read) == 1
+    assert sorted(hashed) == [Path("images/val/images.npy"), Path("images/val/index.csv")]
 
 
 def test_a_result_that_was_delivered_is_not_computed_again(
