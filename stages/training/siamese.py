@@ -140,8 +140,9 @@ class ViewMaker:
         """The views that the network learns from: `pair` of this plan, but for what `color_views` says."""
         if self._colors_first:
             return pair
-        unchanged = no_jitter(len(image), image.device)
-        return self.pair(image, plan._replace(jitters=(unchanged, plan.jitters[1])))
+        unchanged = plan._replace(jitters=(no_jitter(len(image), image.device), plan.jitters[1]))
+        first = self.render(image, unchanged, 0).image
+        return pair._replace(images=torch.cat([first, pair.images[len(image) :]]))
 
     def render(self, image: Float[Tensor, "N 3 H W"], plan: Plan, number: int) -> View:
         """View `number` of the images; RGB in [0, 1]."""
