@@ -46,9 +46,8 @@ KEYS = (
     "cluster", "predict", "refine", "evaluate", "report",
 )
 # fmt: on
-OWN_BACKBONE = (
-    "backbone.safetensors"  # `make pin WARM=1` and others start from an earlier run: nothing published
-)
+# Name of the file of `pretrain`, from which a warm start (`make pin WARM=1`) begins: nothing published.
+OWN_BACKBONE = "backbone.safetensors"
 PANEL_TILE_PX, PANEL_COLUMNS, PANEL_SPREAD = 112, 6, 8  # of panels.png: the first 6 of 8 over the whole split
 
 
