@@ -170,18 +170,9 @@ def experiments(
             yield Experiment(experiment, row.name, seed, table.stage, tuple(changes.items()))
 
 
-def run(command: Sequence[str]) -> None:
-    """Run a DVC command and show its output.
-
-    Raises:
-        UserError: the command failed; finished experiments are kept and `make table` can be run again.
-    """
-    ended = subprocess.run(command, check=False)
-    if ended.returncode:
-        raise UserError(
-            f"`{' '.join(command[2:])}` failed with exit code {ended.returncode} (see above); finished "
-            "experiments are kept; run the same `make table` again to continue"
-        )
+def succeeds(command: Sequence[str]) -> bool:
+    """Run a DVC command and show its output; whether it ended with success."""
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def finished(files: Collection[str]) -> dict[str, Metrics]:
