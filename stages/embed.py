@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_numerics(params.precision, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
-    state = StageState(
-        watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
-    )
+    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.float32, (len(images), len(VIEWS), backbone.channels[-1]))
     say("embed", images=len(images), views=len(VIEWS), done_before=rows.done)
     batches = rows.left(in_order(len(images), params.embed.batch_size))

@@ -69,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.check_batch("train", params.train.batch_size, params.train.micro_batch)
     inputs = [args.images, args.views, args.label_metrics, args.backbone, *init_path(params.train.init)]
     watch = Watch("train", args.params, KEYS, inputs)
-    state = StageState(
-        watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
-    )
+    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     trainer = build_trainer(
         place(segmenter, device), kept_views, params, weight, cuda_graph=neutral.runtime.cuda_graph
     )
