@@ -91,7 +91,7 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
         num_clusters=inputs.num_centroids,
         global_k=params.global_k,
         guidance=_guidance(inputs, params),
-        trains=params.pretrain.method not in ("none", "supervised") and params.pretrain.epochs > 0,
+        trains=params.pretrain.trains and params.pretrain.epochs > 0,
         is_published=Path(params.pretrain.init).name not in ("", OWN_BACKBONE),
         weak=params.label.weak,
         collapse_below=params.train.clustering.collapse_below,
