@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, device, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
-    state = StageState(
-        watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
-    )
+    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.float32, (len(images), len(VIEWS), backbone.channels[-1]))
     say("embed", images=len(images), views=len(VIEWS), done_before=rows.done)
     batches = rows.left(in_order(len(images), params.embed.batch_size))

@@ -60,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_numerics(params.precision, device, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     side = params.size_px // segmenter.feature_stride
-    state = StageState(
-        watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
-    )
+    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.float16, (len(images), len(centroids), side, side))
     say("predict", images=len(images), clusters=len(centroids), done_before=rows.done)
     batches = rows.left(in_order(len(images), params.predict.batch_size))

@@ -31,7 +31,6 @@ from stages.runtime.watch import Watch
 from stages.settings.params import check_data_size, load
 
 KEYS = ("seed", "precision", "deterministic", "compile", "backbone", "pretrain")
-UNTRAINED = ("none", "supervised")  # methods that use the initial model without training
 Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbone, heads, history, summary
 
 
@@ -45,17 +44,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     array = open_images(args.images)
     check_data_size(args.params, len(array))
     start = read_start(params.pretrain, params.backbone)
-    trains = params.pretrain.method not in UNTRAINED
     arguments = sys.argv[1:] if argv is None else argv
-    if trains and launch("stages.pretrain", arguments, neutral.runtime, neutral.device):
+    if params.pretrain.trains and launch("stages.pretrain", arguments, neutral.runtime, neutral.device):
         return
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, device, deterministic=params.deterministic)
     distributed.check_batch("pretrain", params.pretrain.batch_size, params.pretrain.micro_batch)
-    state = StageState(
-        watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
-    )
-    if trains:
+    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
+    if params.pretrain.trains:
         images = ImageSource(array, device)
         backbone, heads, history, figures = _trained(
             images, start, params, state, cuda_graph=neutral.runtime.cuda_graph

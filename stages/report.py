@@ -46,9 +46,8 @@ KEYS = (
     "cluster", "predict", "refine", "evaluate", "report",
 )
 # fmt: on
-OWN_BACKBONE = (
-    "backbone.safetensors"  # `make pin WARM=1` and others start from an earlier run: nothing published
-)
+# Name of the file of `pretrain`, from which a warm start (`make pin WARM=1`) begins: nothing published.
+OWN_BACKBONE = "backbone.safetensors"
 PANEL_TILE_PX, PANEL_COLUMNS, PANEL_SPREAD = 112, 6, 8  # of panels.png: the first 6 of 8 over the whole split
 
 
@@ -92,7 +91,7 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
         num_clusters=inputs.num_centroids,
         global_k=params.global_k,
         guidance=_guidance(inputs, params),
-        trains=params.pretrain.method not in ("none", "supervised") and params.pretrain.epochs > 0,
+        trains=params.pretrain.trains and params.pretrain.epochs > 0,
         is_published=Path(params.pretrain.init).name not in ("", OWN_BACKBONE),
         weak=params.label.weak,
         collapse_below=params.train.clustering.collapse_below,

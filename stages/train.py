@@ -70,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, device, deterministic=params.deterministic)
     distributed.check_batch("train", params.train.batch_size, params.train.micro_batch)
-    state = StageState(
-        watch, interval_seconds=neutral.runtime.checkpoint_seconds, is_leader=distributed.is_leader()
-    )
+    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     trainer = build_trainer(
         place(segmenter, device), kept_views, params, weight, cuda_graph=neutral.runtime.cuda_graph
     )

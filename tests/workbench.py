@@ -29,6 +29,11 @@ from stages.settings.params import load
 from tests.datasets import REPOSITORY, write_params
 
 Main = Callable[[Sequence[str]], None]
+# What `train` reads, at the names that a Bench gives.
+TRAIN_INPUTS = [
+    *("--images", "images/train", "--views", "kept_views.npy", "--label-metrics", "label.json"),
+    *("--backbone", "backbone.safetensors"),
+]
 
 
 def heed_sigint() -> None:

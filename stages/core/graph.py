@@ -213,9 +213,8 @@ class CudaRecorder:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", ".*constructed with capturable=True"
-            )  # it soon will be recorded
+            # Capturable optimizers warn about steps that are not captured, such as these that warm up.
+            warnings.filterwarnings("ignore", ".*constructed with capturable=True")
             figures = self._compute(image, drawn.to(self._device))
         current.wait_stream(self._stream)
         return figures

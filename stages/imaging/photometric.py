@@ -93,15 +93,11 @@ def apply_colour(image: Float[Tensor, "N 3 H W"], jitter: Jitter) -> Float[Tenso
     return mixed.clamp_(0, 1).view_as(image)
 
 
-def colour_matrix(jitter: Jitter) -> Float[Tensor, "N 3 3"]:
-    """Combine brightness, saturation and hue of each image in one matrix, which maps gray to gray."""
-    return _colours(jitter, jitter.brightness)
-
-
 def _colours(jitter: Jitter, scale: Float[Tensor, " N"]) -> Float[Tensor, "N 3 3"]:
-    """Hue is a rotation about the gray axis (Rodrigues' formula), saturation a mix with gray before it.
+    """The matrix of saturation and hue, times `scale`.
 
-    A rotation leaves gray as it is, so the product of both is a sum of four constant matrices.
+    Hue is a rotation about the gray axis (Rodrigues' formula), saturation a mix with gray before it. A
+    rotation leaves gray as it is, so the product of both is a sum of four constant matrices.
     """
     angle = 2 * math.pi * jitter.hue_turns
     colour = scale * jitter.saturation

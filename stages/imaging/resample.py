@@ -37,7 +37,7 @@ class Boxes(NamedTuple):
         """Move the boxes to another device in one copy."""
         return Boxes(*send(torch.stack(self), device).unbind())
 
-    def select(self, rows: Tensor) -> "Boxes":
+    def select(self, rows: Tensor | slice) -> "Boxes":
         """The boxes of some of the images."""
         return Boxes(*(part[rows] for part in self))
 

@@ -8,11 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core.step import Drawn, Moment
-from stages.pretraining.encoder import DenseEncoded, Encoder
+from stages.pretraining.encoder import DenseEncoded
 from stages.pretraining.figures import Measured
 from stages.pretraining.moco import Encodings, MoCo
 from stages.pretraining.views import Views
-from stages.settings.schema_pretrain import Pretrain
 
 
 class DenseCL(MoCo):
@@ -21,38 +20,12 @@ class DenseCL(MoCo):
     A cell's positive is the cell of the other view that is nearest in the backbone's own features, so no
     geometry between the views is needed. Its negatives are the pooled cells of other images.
 
-    Args:
-        encoder: the query encoder, a `DenseEncoder`; the key encoder starts as its copy.
-        settings: `pretrain` of params.yaml.
-        queue_size: length Q of both queues.
-        key_momentum: share of the old key encoder that each step keeps.
-        precision: precision of the forward passes.
-        generator: draws the initial queues.
+    Its encoder is a `DenseEncoder`.
     """
 
+    QUEUES = ("queue", "dense_queue")
     dense_queue: Tensor
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        settings: Pretrain,
-        *,
-        queue_size: int,
-        key_momentum: float,
-        precision: str,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(
-            encoder,
-            settings,
-            queue_size=queue_size,
-            key_momentum=key_momentum,
-            precision=precision,
-            generator=generator,
-        )
-        queue = F.normalize(torch.randn(queue_size, settings.projection_dim, generator=generator), dim=1)
-        self.register_buffer("dense_queue", queue)
-        self._dense_weight: Tensor | None = None  # of the current step
+    _dense_weight: Tensor | None = None  # of the current step
 
     @property
     def view_px(self) -> int:
@@ -105,9 +78,6 @@ class DenseCL(MoCo):
     def _newest(self, key: Encodings) -> tuple[Tensor, ...]:
         assert isinstance(key, DenseEncoded)
         return key.embedding, key.pooled
-
-    def _queues(self) -> tuple[Float[Tensor, "Q D"], ...]:
-        return self.queue, self.dense_queue
 
 
 @torch.no_grad()

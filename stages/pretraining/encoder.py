@@ -1,5 +1,7 @@
 """Networks for self-supervised pretraining: the backbone with its projection heads."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,15 +41,9 @@ class Encoder(nn.Module):
 
     def __init__(self, backbone: Trunk, projection_dim: int, *, head_batch_norm: bool) -> None:
         super().__init__()
-        channels = backbone.channels[-1]
-        norm: nn.Module = nn.BatchNorm1d(channels) if head_batch_norm else nn.Identity()
+        norm = nn.BatchNorm1d if head_batch_norm else None
         self.backbone = backbone
-        self.head = nn.Sequential(
-            nn.Linear(channels, channels, bias=not head_batch_norm),
-            norm,
-            nn.ReLU(inplace=True),
-            nn.Linear(channels, projection_dim),
-        )
+        self.head = _head(nn.Linear, norm, backbone.channels[-1], projection_dim)
 
     def forward(self, image: Float[Tensor, "N 3 H W"]) -> Encoded | DenseEncoded:
         """Global features and unit embeddings, in float32."""
@@ -55,7 +51,7 @@ class Encoder(nn.Module):
         return Encoded(feature, F.normalize(self.head(feature).float(), dim=1))
 
     def heads(self) -> dict[str, Tensor]:
-        """The projection head, by the names of `nets.heads`."""
+        """The projection head; its names begin with `projection.`, as `label` reads them."""
         return {f"projection.{name}": value for name, value in self.head.state_dict().items()}
 
 
@@ -91,14 +87,9 @@ class DenseEncoder(Encoder):
 
     def __init__(self, backbone: Trunk, projection_dim: int, *, head_batch_norm: bool) -> None:
         super().__init__(backbone, projection_dim, head_batch_norm=head_batch_norm)
-        channels = backbone.channels[-1]
-        norm: nn.Module = nn.BatchNorm2d(channels) if head_batch_norm else nn.Identity()
-        self.dense_head = nn.Sequential(
-            nn.Conv2d(channels, channels, 1, bias=not head_batch_norm),
-            norm,
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, projection_dim, 1),
-        )
+        norm = nn.BatchNorm2d if head_batch_norm else None
+        convolution = partial(nn.Conv2d, kernel_size=1)
+        self.dense_head = _head(convolution, norm, backbone.channels[-1], projection_dim)
 
     def forward(self, image: Float[Tensor, "N 3 H W"]) -> DenseEncoded:
         """Global features and embeddings, and those of each cell, in float32."""
@@ -112,6 +103,18 @@ class DenseEncoder(Encoder):
             _unit_cells(dense),
             F.normalize(dense.mean((2, 3)), dim=1),
         )
+
+
+def _head(
+    layer: Callable[..., nn.Module], norm: Callable[[int], nn.Module] | None, channels: int, dim: int
+) -> nn.Sequential:
+    """Two layers with a ReLU between them; batch norm, if there is one, takes the place of the first bias."""
+    return nn.Sequential(
+        layer(channels, channels, bias=norm is None),
+        nn.Identity() if norm is None else norm(channels),
+        nn.ReLU(inplace=True),
+        layer(channels, dim),
+    )
 
 
 def _unit_cells(feature_map: Float[Tensor, "N C H W"]) -> Float[Tensor, "N S C"]:

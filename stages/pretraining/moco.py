@@ -35,12 +35,16 @@ class MoCo(nn.Module):
     Args:
         encoder: the query encoder; the key encoder starts as its copy.
         settings: `pretrain` of params.yaml.
-        queue_size: queue length Q.
+        queue_size: length Q of each queue.
         key_momentum: share of the old key encoder that each step keeps.
         precision: precision of the forward passes.
-        generator: draws the initial queue.
+        generator: draws the initial queues.
+
+    Attributes:
+        QUEUES: names of the queues; there is one, and methods that build on this may have more.
     """
 
+    QUEUES: tuple[str, ...] = ("queue",)
     queue: Tensor
     position: Tensor
     used: Tensor
@@ -61,8 +65,9 @@ class MoCo(nn.Module):
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         set_groups_of_pass(encoder, settings.bn_splits, settings.num_passes(distributed.world_size()))
         self._settings, self._key_momentum, self._precision = settings, key_momentum, precision
-        queue = F.normalize(torch.randn(queue_size, settings.projection_dim, generator=generator), dim=1)
-        self.register_buffer("queue", queue)
+        for name in self.QUEUES:
+            keys = torch.randn(queue_size, settings.projection_dim, generator=generator)
+            self.register_buffer(name, F.normalize(keys, dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
         self.register_buffer("used", torch.zeros(2))  # sum of the shares of the queue, and their number
         self._keys: tuple[Tensor, ...] = ()
@@ -196,16 +201,13 @@ class MoCo(nn.Module):
         """theta_k <- m theta_k + (1 - m) theta_q (MoCo, Eq. 2). Buffers are not averaged."""
         follow(self.key_encoder.parameters(), self.encoder.parameters(), self._key_momentum)
 
-    def _queues(self) -> tuple[Float[Tensor, "Q D"], ...]:
-        return (self.queue,)
-
     @torch.no_grad()
     def enqueue(self, *keys: Float[Tensor, "N D"]) -> None:
         """Replace the oldest keys of each queue by the newest."""
         size, count = len(self.queue), len(keys[0])
         places = (self.position + torch.arange(count, device=self.queue.device)) % size
-        for queue, newest in zip(self._queues(), keys, strict=True):
-            queue[places] = newest
+        for name, newest in zip(self.QUEUES, keys, strict=True):
+            self.get_buffer(name)[places] = newest
         self.position.copy_((self.position + count) % size)
 
     def take_usage(self) -> float:

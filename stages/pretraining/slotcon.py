@@ -211,9 +211,7 @@ class SlotCon(nn.Module):
             predicted = self.predictor(student.slot.flatten(0, 1)[is_asked])
         query = F.normalize(predicted.float(), dim=1)
         loss, accuracy, alignment = slot_sums(query, keys, target, self._settings.temperature)
-        share = (
-            distributed.world_size() / count
-        )  # of sums, so that the mean over processes is the global mean
+        share = distributed.world_size() / count  # of sums: the mean over processes is the global mean
         return Recognised(loss * share, accuracy * share, alignment * share)
 
     @torch.no_grad()

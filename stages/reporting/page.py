@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from stages.postprocessing.score_maps import chunks, cluster_maps
 from stages.reporting.legend import Legend, css
 from stages.settings.errors import UserError
+from stages.settings.params import flat
 
 
 def score_shares(scores: Float16[np.ndarray, "M K h w"]) -> Float[np.ndarray, " K"]:
@@ -172,18 +173,11 @@ def class_bars(legend: Legend, per_class: pd.DataFrame) -> list[dict[str, Any]]:
 
 def settings_rows(params: SimpleNamespace) -> list[tuple[str, str]]:
     """List all settings as (dotted key, value in YAML)."""
-    rows: list[tuple[str, str]] = []
-
-    def add(key: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, item in value.items():
-                add(f"{key}.{name}", item)
-        else:
-            rows.append((key, json.dumps(value, ensure_ascii=False)))
-
-    for key, value in vars(params).items():
-        add(key, value.model_dump() if isinstance(value, BaseModel) else value)
-    return rows
+    sections = {
+        key: value.model_dump() if isinstance(value, BaseModel) else value
+        for key, value in vars(params).items()
+    }
+    return [(key, json.dumps(value, ensure_ascii=False)) for key, value in flat(sections)]
 
 
 def _shown(row: Mapping[str, float | None], key: str, _: str, kind: str) -> str:

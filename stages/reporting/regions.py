@@ -77,9 +77,7 @@ def purest_regions(
     columns = scores.shape[3] - side + 1
     regions: dict[int, list[Region]] = {}
     for row, stands in enumerate(groups.tolist()):
-        order = np.lexsort(
-            (-share[row], -value[row])
-        )  # the last key sorts first; ties go to the earlier image
+        order = np.lexsort((-share[row], -value[row]))  # by value, then share; ties go to the earlier image
         best_images = [int(image) for image in order if share[row, image] > 0][:per_cluster]
         regions[stands] = [
             Region(

@@ -1,6 +1,5 @@
 """Entry point of all scripts: errors of users without a traceback, what was written, the run time."""
 
-import contextlib
 import os
 import socket
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stages.core.artefacts import read_json, write_json
-from stages.runtime.progress import say, write_line
+from stages.runtime.progress import say, warn, write_line
 from stages.settings.errors import UserError
 
 EXIT_CODE = 2
@@ -50,8 +49,10 @@ def run(main: Callable[[], None]) -> None:
             stage, done_in=duration(seconds), wrote=", ".join(written_since(sys.argv[1:], clock)) or "nothing"
         )
     if stage and is_first and "DVC_EXP_NAME" not in os.environ:  # experiments may run in parallel
-        with contextlib.suppress(UserError):  # a full disk; the outputs are there, and this is only news
+        try:
             write_json(TIMES, {**read_times(), stage: round(seconds, 1)})
+        except UserError as error:  # a full disk; the outputs are there, and this is only news
+            warn(stage, str(error))
 
 
 def _where() -> str:

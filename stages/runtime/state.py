@@ -42,12 +42,11 @@ class Saved(Protocol):
 
 
 class StageState:
-    """The saved state of one stage, locked against a second process.
+    """The saved state of one stage, locked against a second process; of several, rank 0 saves and all load.
 
     Args:
         watch: code, params and inputs that determine the result.
         interval_seconds: time between saves.
-        is_leader: whether this process saves the state; with several processes the others only load it.
         data: text that identifies anything else that determines the result.
         pins: params as `section.key` that only verify the result and are left out of the hash.
 
@@ -64,16 +63,14 @@ class StageState:
         watch: Watch,
         *,
         interval_seconds: float,
-        is_leader: bool = True,
         data: str = "",
         pins: Sequence[str] = (),
     ) -> None:
         self._watch = watch
         self._interval, self._saved_at = interval_seconds, time.monotonic()
-        self._is_leader = is_leader
         root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
         self.folder = root / watch.stage / common_fingerprint(watch, data, pins)[:16]
-        if not is_leader:
+        if not distributed.is_leader():
             return
         with named_faults(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +86,7 @@ class StageState:
     def load(self) -> Any | None:
         """Return the last saved state, or None; with several processes, the state on the disk of rank 0."""
         path, found = self.folder / "state.safetensors", None
-        if self._is_leader and path.exists():
+        if distributed.is_leader() and path.exists():
             found = read_tensors(path)
             print(f"{self._watch.stage}: resuming from the state in {self.folder}", flush=True)
         found = distributed.object_from_leader(found)
@@ -129,7 +126,7 @@ class StageState:
 
     def is_due(self) -> bool:
         """Whether this process saves and the save interval has passed."""
-        return self._is_leader and time.monotonic() - self._saved_at >= self._interval
+        return distributed.is_leader() and time.monotonic() - self._saved_at >= self._interval
 
     def save(self, state: Any) -> None:
         """Save nested dicts and lists of tensors and JSON values, atomically and without pickle."""

@@ -1,7 +1,7 @@
 """Reads params.yaml like DVC, validates the whole file, and returns the requested keys."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +61,15 @@ def load(path: Path, *keys: str) -> Any:
     return SimpleNamespace(**{key: getattr(params, key) for key in keys})
 
 
+def flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted key."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
 def _fault(detail: ErrorDetails, raw: dict[str, Any]) -> str:
     location = [str(part) for part in detail["loc"]]
     key, kind, value = ".".join(location), detail["type"], detail["input"]
@@ -112,8 +121,7 @@ def check_data_size(path: Path, num_images: int) -> None:
 
 def _faults(params: Params, num_images: int) -> Iterator[str]:
     too_many = f"is more than the {num_images} training images"
-    trains = params.pretrain.method not in ("none", "supervised")
-    if trains and params.pretrain.batch_size > num_images:
+    if params.pretrain.trains and params.pretrain.batch_size > num_images:
         yield f"pretrain.batch_size: {params.pretrain.batch_size} {too_many}; lower it, or add images"
     if params.pretrain.method in QUEUE_METHODS and params.pretrain.queue_size > num_images:
         yield (

@@ -132,6 +132,11 @@ class Pretrain(Section):
             )
         return self
 
+    @property
+    def trains(self) -> bool:
+        """Whether the method trains; the others use the initial model as it is."""
+        return self.method not in ("none", "supervised")
+
     def num_passes(self, num_processes: int) -> int:
         """Number of passes of each process for a batch."""
         return max(1, self.batch_size // num_processes // self.micro_batch) if self.micro_batch else 1

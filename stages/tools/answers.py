@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from stages.dataset.source import DataSet
 from stages.settings.schema import Params
 
-FEW_IMAGES = (
-    1000  # below, pretraining from scratch sees too little: a published model is likely better (ours)
-)
+FEW_IMAGES = 1000  # below, a published model is likely better than pretraining from scratch (ours)
 
 
 def found(data: DataSet) -> Iterator[str]:

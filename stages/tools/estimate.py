@@ -25,6 +25,7 @@ from stages.dataset.source import DataSet
 from stages.imaging.batches import ImageSource, shuffled
 from stages.postprocessing.dense_crf import mean_field
 from stages.pretraining.pretrainer import Pretrainer
+from stages.pseudo_labels.pyramid import VIEWS
 from stages.runtime.pool import count_cores
 from stages.segmenter.network import Segmenter, pixel_features
 from stages.settings.errors import UserError
@@ -61,7 +62,7 @@ def estimate(params: Params, data: DataSet) -> dict[str, Span]:
     num_images = len(data.train)
     with contextlib.redirect_stdout(None):  # the lines of a run that is none
         images = _random_images(params, choose_device(params.device))
-        if params.pretrain.method not in ("none", "supervised"):
+        if params.pretrain.trains:
             found["pretrain"] = _pretrain(params, images, num_images)
         segmenter = _segmenter(params, images.device)
         found["train"] = _train(params, images, num_images, segmenter)
@@ -184,10 +185,8 @@ def _segmenter(params: Params, device: torch.device) -> Segmenter:
 def _train(params: Params, images: ImageSource, num_images: int, segmenter: Segmenter) -> Span:
     size = len(images) // 2
     settings = params.train.model_copy(update={"batch_size": size})
-    rng = np.random.default_rng(0)
-    kept = np.where(
-        rng.random((len(images), 6)) < 0.4, rng.integers(0, params.global_k, (len(images), 6)), -1
-    )
+    rng, shape = np.random.default_rng(0), (len(images), len(VIEWS))
+    kept = np.where(rng.random(shape) < params.select_ratio, rng.integers(0, params.global_k, shape), -1)
     guidance = Guidance(
         settings.image_loss, settings.photometric, torch.from_numpy(kept), weight=1.0,
         num_labels=params.global_k, crop_ratio=params.crop_ratio, seed=0, precision=params.precision,
@@ -213,7 +212,7 @@ def _others(params: Params, images: ImageSource, num_images: int, num_val: int, 
     image = torch.rand(size, 3, side, side, device=images.device)
     segmenter.eval()
     one = measure(lambda _: pixel_features(segmenter, image, params.precision), images.device).times(1 / size)
-    views = 6 * num_images * (params.embed.image_px / side) ** 2
+    views = len(VIEWS) * num_images * (params.embed.image_px / side) ** 2
     passes = one.times(views + min(params.cluster.sample_images, num_images) + num_val)
     if params.refine.backend == "none" or images.device.type == "cuda":
         return passes

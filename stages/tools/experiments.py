@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.core.artefacts import with_details
 from stages.settings.errors import UserError
+from stages.settings.params import flat
 from stages.settings.section import Section
 
 
@@ -119,15 +120,7 @@ def read_base(path: Path) -> dict[str, Any]:
     if not path.exists():
         known = ", ".join(sorted(base.stem for base in path.parent.glob("*.yaml")))
         raise UserError(f"{path}: no such base; available: {known}")
-    return dict(_flat(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))))
-
-
-def _flat(section: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from ((f"{key}.{inner}", content) for inner, content in _flat(value))
-        else:
-            yield key, value
+    return dict(flat(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))))
 
 
 def experiments(
@@ -152,7 +145,7 @@ def experiments(
         bases: folder of the bases.
         settings: params.yaml, as sections.
     """
-    unchanged = {key: _text(value) for key, value in _flat(settings) if not key.startswith(NO_RESULT)}
+    unchanged = {key: _text(value) for key, value in flat(settings) if not key.startswith(NO_RESULT)}
     for row in table.rows:
         base = row.base or table.base
         values = read_base(bases / f"{base}.yaml") if base else {}
@@ -170,18 +163,9 @@ def experiments(
             yield Experiment(experiment, row.name, seed, table.stage, tuple(changes.items()))
 
 
-def run(command: Sequence[str]) -> None:
-    """Run a DVC command and show its output.
-
-    Raises:
-        UserError: the command failed; finished experiments are kept and `make table` can be run again.
-    """
-    ended = subprocess.run(command, check=False)
-    if ended.returncode:
-        raise UserError(
-            f"`{' '.join(command[2:])}` failed with exit code {ended.returncode} (see above); finished "
-            "experiments are kept; run the same `make table` again to continue"
-        )
+def succeeds(command: Sequence[str]) -> bool:
+    """Run a DVC command and show its output; whether it ended with success."""
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def finished(files: Collection[str]) -> dict[str, Metrics]:

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from stages.core.artefacts import write_text
 from stages.runtime.script import run
 from stages.settings.schema import Params
+from stages.tools.composing import compose, plain
 
 HEAD = """\
 # Every setting of params.yaml
@@ -38,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def page(presets: Path = Path("presets")) -> str:
     """The whole page, as Markdown."""
     meanings = read_comments((presets / "demo.yaml").read_text(encoding="utf-8"))
-    demo, folder = (YAML(typ="safe").load(presets / f"{name}.yaml") for name in ("demo", "folder"))
-    values = {"demo": demo, "folder": _laid_over(demo, folder)}
+    values = {name: plain(compose(name, presets)) for name in ("demo", "folder")}
     schema = Params.model_json_schema()
     lines = [HEAD]
     top = [key for key, value in values["demo"].items() if not isinstance(value, dict)]
@@ -63,14 +61,6 @@ def read_comments(text: str) -> dict[str, str]:
         elif path and (more := MORE.match(line)):
             found[".".join(name for _, name in path)] += " " + more[1]
     return {key: " ".join(comment.split()) for key, comment in found.items()}
-
-
-def _laid_over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with changes laid over them, section by section."""
-    return {
-        key: _laid_over(value, changes.get(key, {})) if isinstance(value, dict) else changes.get(key, value)
-        for key, value in values.items()
-    }
 
 
 def _section(

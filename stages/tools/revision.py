@@ -1,6 +1,6 @@
 """The results of a revision, read from git and from DVC's cache without touching the working tree."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from stages.reporting.legend import Legend, read_legend
 from stages.reporting.names import Names, OtherClustersError, lineage, read_names
 from stages.reporting.wall import Split
 from stages.settings.errors import UserError
+from stages.settings.params import flat
 
 NEEDED = (
     "params.yaml",
@@ -112,12 +113,3 @@ def _names(folder: Path, num_clusters: int) -> Names:
         return read_names(folder / NAMES, num_clusters=num_clusters, clusters=clusters)
     except OtherClustersError:
         return Names()
-
-
-def flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted key."""
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value

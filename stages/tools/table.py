@@ -1,9 +1,9 @@
 """Run the experiments of one of the paper's tables and compare the results with the paper; not a stage.
 
 Finished experiments are not run again: repeat the command after an interruption or with more seeds. Those of
-another commit or of another params.yaml do not count. Each
-experiment runs outside the working tree (`dvc exp run --temp`) and shares the DVC cache, so rows with the
-same pretraining settings pretrain only once.
+another commit or of another params.yaml do not count. Each experiment runs outside the working tree (`dvc exp
+run --temp`) and shares the DVC cache, so rows with the same pretraining settings pretrain only once. After an
+experiment that fails the others run, and the last line names it.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from stages.tools.experiments import (
     experiments,
     finished,
     read_table,
+    succeeds,
 )
-from stages.tools.experiments import run as run_command
 from stages.tools.surroundings import obstacles
 from stages.tools.table_text import as_markdown, compare, describe_run
 
@@ -56,22 +56,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]
     if missing:
         raise_faults(f"make table: {one.what}; {one.remedy}" for one in obstacles(Path()))
-    for number, experiment in enumerate(missing, start=1):
-        title = f"table {args.name}: {number}/{len(missing)}  {experiment.row}  seed {experiment.seed}"
-        print(title, flush=True)
-        start = time.monotonic()
-        run_command(experiment.command("--queue" if args.queue else "--temp"))
-        if not args.queue:
-            _check_kept(experiment, files)
-            print(f"{title}  took {time.monotonic() - start:.0f} s", flush=True)
+    failed = _run(args.name, missing, files, is_queued=args.queue)
+    if not args.queue:
+        compared = compare(table, all_rows, finished(files) if missing else done)
+        text = as_markdown(table, compared, describe_run(params, args.set))
+        write_text(args.out / f"{args.name}.md", text)
+        write_csv(args.out / f"{args.name}.csv", compared)
+        print(text)
+    if failed:
+        raise UserError(
+            f"table {args.name}: {len(failed)} of {len(missing)} experiments failed: {'; '.join(failed)}; "
+            "the output above says why; the others are kept: run the same `make table` again to run these"
+        )
     if args.queue:
         print("queued; next: dvc queue start; when it is done, run this command with --collect")
-        return
-    compared = compare(table, all_rows, finished(files) if missing else done)
-    text = as_markdown(table, compared, describe_run(params, args.set))
-    write_text(args.out / f"{args.name}.md", text)
-    write_csv(args.out / f"{args.name}.csv", compared)
-    print(text)
+
+
+def _run(table: str, missing: Sequence[Experiment], files: Collection[str], *, is_queued: bool) -> list[str]:
+    """Run or queue experiments; one that fails does not stop the others.
+
+    Returns:
+        Row and seed of each that failed.
+
+    Raises:
+        UserError: DVC has lost a result, as it would those of the others.
+    """
+    failed = []
+    for number, experiment in enumerate(missing, start=1):
+        title = f"table {table}: {number}/{len(missing)}  {experiment.row}  seed {experiment.seed}"
+        print(title, flush=True)
+        start = time.monotonic()
+        if not succeeds(experiment.command("--queue" if is_queued else "--temp")):
+            failed.append(f"{experiment.row}, seed {experiment.seed}")
+            print(f"{title}  failed", flush=True)
+        elif not is_queued:
+            _check_kept(experiment, files)
+            print(f"{title}  took {time.monotonic() - start:.0f} s", flush=True)
+    return failed
 
 
 def _check_kept(experiment: Experiment, files: Collection[str]) -> None:

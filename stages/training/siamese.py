@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     def rows(self, rows: slice) -> "Plan":
         """The plan of some of the images."""
         first, second = (Jitter(*(part[rows] for part in jitter)) for jitter in self.jitters)
-        return Plan(Boxes(*(part[rows] for part in self.boxes)), (first, second))
+        return Plan(self.boxes.select(rows), (first, second))
 
     def both(self) -> tuple[Boxes, Jitter]:
         """The first view of every image, then the second: boxes of what each shows, and colors."""
@@ -125,7 +125,7 @@ class ViewMaker:
         """Like `draw`, but for the whole batch and on the CPU; `stored_px` is the side of the images."""
         size = num_jitter_draws(self._strengths)
         chances = torch.rand(BOX_DRAWS + 2 * size, count, generator=generator)
-        boxes = boxes_from(chances[:BOX_DRAWS], self._side, self._flip_probability)
+        boxes = square_boxes(chances[:BOX_DRAWS], self._side, self._flip_probability)
         colored_px = self._size_px if self._crop_first else stored_px
         of_view = chances[BOX_DRAWS:].view(2, size, count).transpose(0, 1)
         jitters = zip(*jitter_from(of_view, self._strengths, colored_px), strict=True)
@@ -140,8 +140,9 @@ class ViewMaker:
         """The views that the network learns from: `pair` of this plan, but for what `color_views` says."""
         if self._colors_first:
             return pair
-        unchanged = no_jitter(len(image), image.device)
-        return self.pair(image, plan._replace(jitters=(unchanged, plan.jitters[1])))
+        unchanged = plan._replace(jitters=(no_jitter(len(image), image.device), plan.jitters[1]))
+        first = self.render(image, unchanged, 0).image
+        return pair._replace(images=torch.cat([first, pair.images[len(image) :]]))
 
     def render(self, image: Float[Tensor, "N 3 H W"], plan: Plan, number: int) -> View:
         """View `number` of the images; RGB in [0, 1]."""
@@ -167,15 +168,14 @@ class ViewMaker:
 BOX_DRAWS = 4  # random numbers of a box
 
 
-def draw_boxes(
-    count: int, side: tuple[float, float], flip_probability: float, generator: torch.Generator
-) -> Boxes:
-    """Random square boxes with random position and mirroring; `side` is a range in image sides."""
-    return boxes_from(torch.rand(BOX_DRAWS, count, generator=generator), side, flip_probability)
+def square_boxes(chances: Float[Tensor, "4 N"], side: tuple[float, float], flip_probability: float) -> Boxes:
+    """Square boxes, their position and mirroring from uniform random numbers.
 
-
-def boxes_from(chances: Float[Tensor, "4 N"], side: tuple[float, float], flip_probability: float) -> Boxes:
-    """`draw_boxes` from uniform random numbers."""
+    Args:
+        chances: `BOX_DRAWS` random numbers in [0, 1) for each image.
+        side: range in image sides.
+        flip_probability: of mirroring.
+    """
     length = side[0] + (side[1] - side[0]) * chances[0]
     top, left = (1 - length) * chances[1:3]
     return Boxes(top, left, length, length, (chances[3] < flip_probability).float())

@@ -28,7 +28,6 @@ from tests.bench.training import namespace, random_trainer, weight_of
 # On a CPU k-means is measured on a part of its points and iterations; both cost alike.
 CPU_POINTS, CPU_ITERATIONS = 50_000, 3
 NUM_STEPS = 100  # of an epoch, for learning rates and warm-ups
-UNTRAINED = ("none", "supervised")  # pretrain.method
 Measured = dict[str, Observed]
 
 
@@ -45,7 +44,7 @@ def measure_networks(params: Params, device: torch.device) -> Iterator[tuple[str
     set_numerics(params.precision, device, deterministic=params.deterministic)
     yield "read", _reading(params, device, is_cached=True)
     yield "read from disk", _reading(params, device, is_cached=False)
-    if params.pretrain.method not in UNTRAINED and params.pretrain.epochs:
+    if params.pretrain.trains and params.pretrain.epochs:
         yield "pretrain", _pretraining(params, device)
     yield "embed", _embedding(params, device)
     yield from _training(params, device)

@@ -33,7 +33,7 @@ from tests.tape import Tape
 CPU = torch.device("cpu")
 SIZE, NUM_STEPS, NUM_EPOCHS = 4, 4, 2  # images of a batch, steps of an epoch, epochs of a run
 IMAGES = torch.rand(NUM_STEPS, SIZE, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-SMALL = {"arch": "resnet18", "width": 4, "stem_stride": 2}
+SMALL = {"arch": "resnet18", "width": 8, "stem_stride": 2}
 
 
 def _equal(first: Any, second: Any) -> bool:

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.imaging.photometric import Jitter, apply_colour, colour_matrix, draw_jitter
+from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, interpolation_matrix, resample, whole
 from stages.pretraining.views import random_resized_boxes
 from stages.segmenter.context import to_lab
 from stages.training.guidance import draw_guides
-from stages.training.siamese import View, ViewMaker, cut_features, draw_boxes
+from stages.training.siamese import View, ViewMaker, cut_features, square_boxes
 
 LUMA = (0.299, 0.587, 0.114)
 factors = st.floats(0, 2, allow_subnormal=False)
@@ -109,8 +109,6 @@ def test_factors_of_one_and_no_turn_change_nothing() -> None:
 def test_gray_stays_gray(saturation: float, hue: float, level: float) -> None:
     gray = torch.full((1, 3, 2, 2), level)
     torch.testing.assert_close(apply_colour(gray, _jitter(saturation=saturation, hue=hue)), gray)
-    rows = colour_matrix(_jitter(saturation=saturation, hue=hue))[0].sum(1)
-    torch.testing.assert_close(rows, torch.ones(3))
 
 
 def test_no_saturation_is_gray_whatever_the_turn() -> None:
@@ -188,7 +186,8 @@ def test_interpolation_rows_sum_to_one(start: float, share: float, source: int, 
 
 @given(seed=seeds, side=st.sampled_from([(0.5, 1.0), (0.3, 0.3), (1.0, 1.0)]))
 def test_square_boxes_lie_within_the_image(seed: int, side: tuple[float, float]) -> None:
-    boxes = draw_boxes(30, side, 0.5, torch.Generator().manual_seed(seed))
+    chances = torch.rand(4, 30, generator=torch.Generator().manual_seed(seed))
+    boxes = square_boxes(chances, side, 0.5)
     assert torch.equal(boxes.height, boxes.width)
     assert (boxes.height >= side[0] - 1e-6).all()
     assert (boxes.height <= side[1] + 1e-6).all()

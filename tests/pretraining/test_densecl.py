@@ -91,7 +91,7 @@ def test_every_second_cell_of_a_dilated_map_is_a_cell_of_the_plain_one(arch: str
 
 def _densecl(weight: float = 0.3, warmup_epochs: float = 0.0) -> DenseCL:
     torch.manual_seed(0)
-    encoder = DenseEncoder(ResNet("resnet18", 4, 2), 5, head_batch_norm=True)
+    encoder = DenseEncoder(ResNet("resnet18", 8, 2), 5, head_batch_norm=True)
     dilate(encoder.backbone)
     settings = load(REPOSITORY / "params.yaml", "pretrain").pretrain
     update = {"projection_dim": 5, "bn_splits": 1, "symmetric": False, "batch_size": 3}

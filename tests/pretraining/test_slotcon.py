@@ -132,7 +132,7 @@ def test_the_momentum_rises_to_one_by_half_a_cosine() -> None:
 
 def _slotcon(**own: Any) -> SlotCon:
     torch.manual_seed(0)
-    encoder = SlotEncoder(ResNet("resnet18", 4, 2), 8, 6, 5)
+    encoder = SlotEncoder(ResNet("resnet18", 8, 2), 8, 6, 5)
     dilate(encoder.backbone)
     settings = load(REPOSITORY / "params.yaml", "pretrain").pretrain
     update = {"projection_dim": 6, "batch_size": 4, "epochs": 10, "temperature": 0.2}

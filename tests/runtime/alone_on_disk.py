@@ -22,7 +22,7 @@ if __name__ == "__main__":
         os.environ["DVC_STAGE"] = "pretrain"
     watch = Watch("pretrain", Path("params.yaml"), ("seed",), [Path("input")])
     try:
-        state = StageState(watch, interval_seconds=0, is_leader=distributed.is_leader())
+        state = StageState(watch, interval_seconds=0)
         if distributed.is_leader():
             state.save({"weights": [torch.arange(3), {"step": 7}]})
         distributed.barrier()

@@ -51,7 +51,9 @@ def test_a_damaged_file_of_times_stops_nothing(tmp_path: Path, monkeypatch: pyte
         assert read_times() == {}
 
 
-def test_times_that_cannot_be_kept_stop_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_that_cannot_be_kept_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The outputs are written by then."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_STAGE", "dvc.yaml:label")
@@ -59,6 +61,7 @@ def test_times_that_cannot_be_kept_stop_nothing(tmp_path: Path, monkeypatch: pyt
         monkeypatch.delenv(name, raising=False)
     Path(".state").write_text("in the way")
     run(lambda: None)
+    assert capsys.readouterr().err.startswith("label: warning: .state")
 
 
 def test_one_of_several_processes_leaves_the_frame_to_the_first(

@@ -13,20 +13,12 @@ from stages import cluster, evaluate, predict, pretrain, train
 from stages.core.artefacts import read_metrics
 from stages.core.tensors import read_tensors, write_tensors
 from stages.reporting.names import Names, lineage, read_names, write_names
+from tests.workbench import TRAIN_INPUTS
 
 CLUSTER = ["--images", "images/train", "--segmenter", "segmenter.safetensors"]
 CLUSTER += ["--out", "pixel_centroids.safetensors", "--metrics", "cluster.json"]
-TRAIN = [
-    "--images",
-    "images/train",
-    "--views",
-    "kept_views.npy",
-    "--label-metrics",
-    "label.json",
-    "--backbone",
-    "backbone.safetensors",
-]
-TRAIN += ["--out", "segmenter.safetensors", "--history", "history.csv", "--metrics", "train.json"]
+TRAIN = [*TRAIN_INPUTS, "--out", "segmenter.safetensors"]
+TRAIN += ["--history", "history.csv", "--metrics", "train.json"]
 PREDICT = ["--images", "images/val", "--segmenter", "segmenter.safetensors"]
 PREDICT += ["--centroids", "pixel_centroids.safetensors", "--out", "predictions.npy"]
 EVALUATE = ["--name", "raw", "--predictions", "predictions.npy", "--images", "images", "--truth", "truth"]

@@ -9,25 +9,14 @@ import torch
 
 from stages import cluster, embed, predict, pretrain, train
 from stages.backbone.resnet import ResNet
+from tests.workbench import TRAIN_INPUTS
 
 IMAGES, SEGMENTER = ["--images", "images/train"], ["--segmenter", "segmenter.safetensors"]
 HISTORY = ["--history", "h.csv", "--metrics", "m.json", "--out", "out"]
 STAGES: dict[str, tuple[Callable[[list[str]], None], list[str]]] = {
     "pretrain": (pretrain.main, [*IMAGES, *HISTORY]),
     "embed": (embed.main, [*IMAGES, "--backbone", "backbone.safetensors", "--out", "out"]),
-    "train": (
-        train.main,
-        [
-            *IMAGES,
-            "--views",
-            "kept_views.npy",
-            "--label-metrics",
-            "label.json",
-            "--backbone",
-            "backbone.safetensors",
-            *HISTORY,
-        ],
-    ),
+    "train": (train.main, [*TRAIN_INPUTS, *HISTORY]),
     "cluster": (cluster.main, [*IMAGES, *SEGMENTER, "--out", "out", "--metrics", "m.json"]),
     "predict": (
         predict.main,

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from stages import pretrain, train
 from tests.tensors import assert_near
+from tests.workbench import TRAIN_INPUTS
 
 OUTPUTS = ["--out", "out", "--history", "h.csv", "--metrics", "m.json"]
 PRETRAIN = ["--images", "images/train", *OUTPUTS]
-TRAIN = [*PRETRAIN, "--views", "kept_views.npy", "--label-metrics", "label.json"]
-TRAIN += ["--backbone", "backbone.safetensors"]
+TRAIN = [*TRAIN_INPUTS, *OUTPUTS]
 
 # A ViT has no batch norm; and passes that cut no group of `bn_splits` leave the groups as they are.
 VIT = {"backbone__arch": "vit_small", "backbone__width": 2, "pretrain__head_batch_norm": False}

@@ -15,19 +15,10 @@ from stages.segmenter.segmenter_file import load_segmenter
 from stages.training.clusters import PixelClusterer
 from tests.datasets import picie
 from tests.tensors import assert_near
+from tests.workbench import TRAIN_INPUTS
 
 OUTPUTS = ("segmenter.safetensors", "history.csv", "train.json")
-ARGV = [
-    "--images",
-    "images/train",
-    "--views",
-    "kept_views.npy",
-    "--label-metrics",
-    "label.json",
-    "--backbone",
-    "backbone.safetensors",
-]
-ARGV += ["--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
+ARGV = [*TRAIN_INPUTS, "--out", OUTPUTS[0], "--history", OUTPUTS[1], "--metrics", OUTPUTS[2]]
 LOSSES = ["loss", "within", "cross", "image_loss", "image_accuracy", "guidance_weight", "guided_share"]
 SIGNS = ["effective_clusters", "largest_cluster", "image_share", "moved_share", "view_agreement"]
 FIGURES = [*LOSSES, *SIGNS, *KERNELS]

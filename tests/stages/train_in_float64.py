@@ -7,25 +7,16 @@ import torch
 
 from stages import cluster, train
 from stages.core import distributed
+from tests.workbench import TRAIN_INPUTS
 
 
 def run_all(params: Iterable[str]) -> None:
     """One run for each file of settings; what it writes bears that file's name."""
     for path in params:
-        common = ["--params", path, "--images", "images/train"]
-        argv = [
-            "--views",
-            "kept_views.npy",
-            "--label-metrics",
-            "label.json",
-            "--backbone",
-            "backbone.safetensors",
-            "--history",
-            f"{path}.csv",
-        ]
-        train.main([*common, *argv, "--out", f"{path}.safetensors", "--metrics", f"{path}.json"])
-        argv = ["--segmenter", "segmenter.safetensors", "--out", f"{path}.centroids"]
-        cluster.main([*common, *argv, "--metrics", f"{path}.cluster.json"])
+        argv = ["--params", path, *TRAIN_INPUTS, "--history", f"{path}.csv"]
+        train.main([*argv, "--out", f"{path}.safetensors", "--metrics", f"{path}.json"])
+        argv = ["--params", path, "--images", "images/train", "--segmenter", "segmenter.safetensors"]
+        cluster.main([*argv, "--out", f"{path}.centroids", "--metrics", f"{path}.cluster.json"])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from stages.reporting.legend import plain_legend, write_cluster_legend
 from stages.reporting.names import Names, lineage
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.tools import export, segment
+from stages.tools.exporting.model_card import describe_data
 from tests.datasets import REPOSITORY, write_image
 
 SIZES = [(1, 32, 32), (2, 70, 90), (1, 37, 333), (1, 200, 9)]
@@ -190,6 +191,31 @@ def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
     assert "| 1 | road \\| street |" in card
     assert Path("params.yaml").read_text().strip() in card
     assert "Compared on 4 images of images/val: largest difference of a score" in card
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "said"),
+    [
+        ({}, "The backbone started from random weights."),
+        (
+            {"init": {"heads": "classifier", "sha256": "ab" * 32}},
+            "has a classifier, as networks have that were trained with labels.",
+        ),
+        ({"init": {"heads": "projection", "sha256": "ab" * 32}}, "how it was trained is not known here."),
+        (None, "What the backbone started from is unknown"),
+    ],
+)
+def test_the_card_says_what_the_backbone_started_from(
+    tmp_path: Path, pretrain: dict[str, Any] | None, said: str
+) -> None:
+    (tmp_path / "metrics").mkdir()
+    prepare = {"train_images": 9, "val_images": 3, "manifest_sha256": "cd" * 32, "notes": ["A note"]}
+    for name, figures in {"prepare": prepare, "pretrain": pretrain}.items():
+        if figures is not None:
+            (tmp_path / f"metrics/{name}.json").write_text(json.dumps({name: {"details": [figures]}}))
+    text = " ".join(describe_data(tmp_path))
+    assert "No labels of them were used in training." in text
+    assert said in text
 
 
 def test_a_vit_is_refused_with_the_way_around(bench: Any) -> None:

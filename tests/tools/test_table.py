@@ -45,7 +45,8 @@ class FakeDvc:
 
     def __init__(self) -> None:
         self.ran: list[list[str]] = []
-        self.fails = self.is_shallow = self.forgets = False
+        self.fails = "none"  # part of the name of the experiments that fail
+        self.is_shallow = self.forgets = False
         self.committed: dict[str, dict[str, Any]] = {}
 
     def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -59,9 +60,10 @@ class FakeDvc:
         assert command[:4] == [sys.executable, "-m", "dvc", "exp"]
         if command[4] == "show":
             return subprocess.CompletedProcess(command, 0, json.dumps(self.shown()), "")
-        if not self.fails:
+        fails = self.fails in command[command.index("--name") + 1]
+        if not fails:
             self.ran.append(command[5:])
-        return subprocess.CompletedProcess(command, 1 if self.fails else 0)
+        return subprocess.CompletedProcess(command, int(fails))
 
     def shown(self) -> list[dict[str, Any]]:
         done = [
@@ -269,11 +271,34 @@ def test_collect_and_queue_run_nothing(
     assert "next: dvc queue start" in capsys.readouterr().out
 
 
-def test_a_failed_experiment_ends_it(folder: Path, dvc: FakeDvc, bench_fault: Any) -> None:
-    dvc.fails = True
-    message = bench_fault(["1", "--tables", "tables", "--out", "out", "--seeds", "0"])
-    assert message.startswith("`dvc exp run --temp --name table1-the-baseline-s0-")
-    assert message.endswith("finished experiments are kept; run the same `make table` again to continue")
+def test_after_a_failed_experiment_the_others_run(
+    folder: Path, dvc: FakeDvc, bench_fault: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dvc.fails = "the-baseline-s1"
+    argv = ["1", "--tables", "tables", "--out", "out", "--seeds", "0,1"]
+    assert bench_fault(argv) == (
+        "table 1: 1 of 4 experiments failed: the baseline, seed 1; the output above says why; the others are "
+        "kept: run the same `make table` again to run these"
+    )
+    assert len(dvc.ran) == 3
+    printed = capsys.readouterr().out
+    assert "table 1: 2/4  the baseline  seed 1  failed\n" in printed
+    assert "| the baseline | 10.0 | 7.57 | 1 |" in printed
+    assert "| two changes | 13.0 ± 1.4 | – | 2 |" in (folder / "out/1.md").read_text(encoding="utf-8")
+    dvc.fails = "none"
+    table.main(argv)
+    assert len(dvc.ran) == 4
+
+
+def test_what_cannot_be_queued_is_named(
+    folder: Path, dvc: FakeDvc, bench_fault: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dvc.fails = "table1"
+    message = bench_fault(["1", "--tables", "tables", "--out", "out", "--seeds", "0", "--queue"])
+    assert message.startswith(
+        "table 1: 2 of 2 experiments failed: the baseline, seed 0; two changes, seed 0; "
+    )
+    assert "dvc queue start" not in capsys.readouterr().out
 
 
 def test_a_run_that_dvc_loses_is_noticed(folder: Path, dvc: FakeDvc, bench_fault: Any) -> None:

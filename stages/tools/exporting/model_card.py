@@ -88,7 +88,7 @@ def model_card(model: TrainedModel, project: Path, file: str, form: str, checked
             "",
             "## Training data",
             "",
-            *_data(project),
+            *describe_data(project),
             "",
             "## Scores",
             "",
@@ -118,14 +118,31 @@ def _read(project: Path, path: str, name: str) -> Mapping[str, Any] | None:
     return read_metrics(project / path).get(name) if (project / path).is_file() else None
 
 
-def _data(project: Path) -> Iterator[str]:
+def describe_data(project: Path) -> Iterator[str]:
+    """The images, and what the backbone started from."""
     figures = _read(project, "metrics/prepare.json", "prepare")
     if figures is None:
         yield "Unknown: there is no metrics/prepare.json beside the model."
         return
     yield f"{figures['train_images']:,} training images and {figures['val_images']:,} validation images"
-    yield f"(manifest {str(figures['manifest_sha256'])[:12]}). No labels were used in training."
+    yield f"(manifest {str(figures['manifest_sha256'])[:12]}). No labels of them were used in training."
+    yield from _start(project)
     yield from (f"- {note}" for note in figures["notes"])
+
+
+def _start(project: Path) -> Iterator[str]:
+    """What the backbone started from, which may have been trained with labels of other images."""
+    figures = _read(project, "metrics/pretrain.json", "pretrain")
+    if figures is None:
+        yield "What the backbone started from is unknown: there is no metrics/pretrain.json beside the model."
+    elif "init" not in figures:
+        yield "The backbone started from random weights."
+    else:
+        start = figures["init"]
+        how = "has a classifier, as networks have that were trained with labels"
+        if "classifier" not in start["heads"].split():
+            how = "may have been trained with labels: how it was trained is not known here"
+        yield f"The backbone started from a checkpoint (SHA-256 {start['sha256'][:12]}), which {how}."
 
 
 def _scores(project: Path) -> Iterator[str]:
