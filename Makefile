@@ -47,6 +47,7 @@ scale: env ## project a run at the paper's scale on this machine [PRESET=cocostu
 	python -m tests.bench.scale $(if $(PRESET),--preset $(PRESET)) $(if $(DEVICE),--device $(DEVICE)) $(if $(CHECK),--check)
 
 preset: env ## write params.yaml: NAME=folder DATA=path/to/data [MINUTES=10] [BASE=picie] [FORCE=1] [FAST=1]
+	$(if $(NAME),,$(error give a NAME: make preset NAME=folder DATA=photos, or another file of presets/))
 	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BASE),--base $(BASE)) $(if $(FORCE),--force) $(if $(FAST),--no-estimate)
 
 pin: env ## accept the images as they are now, after photographs were added [WARM=1: start from the last models]
@@ -56,6 +57,7 @@ names: env ## write a first names.yaml, from matched classes if there are labels
 	python -m stages.tools.name_clusters $(if $(FORCE),--force)
 
 table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
+	$(if $(NAME),,$(error give a NAME: make table NAME=4, or another file of presets/tables/))
 	python -m stages.tools.table $(NAME) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 parameters: env ## write docs/parameters.md anew, after a change of a setting or its comment

@@ -11,7 +11,7 @@ class Fit(NamedTuple):
     """A value of a setting that fits a data set, or a machine."""
 
     key: Key
-    value: int | float
+    value: int | float | str
     why: str
 
     @property

@@ -75,13 +75,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--params", type=Path, default=Path("params.yaml"), help="output file (default: params.yaml)"
     )
     parser.add_argument("--base", help="name of a file in presets/bases/, whose values replace the preset's")
-    parser.add_argument(
+    measured = parser.add_mutually_exclusive_group()
+    measured.add_argument(
         "--minutes",
         type=_minutes,
         help="choose image sizes and epochs of pretraining so that `dvc repro` takes at most so many minutes "
         "here (preset folder)",
     )
-    parser.add_argument("--no-estimate", action="store_true", help="do not measure how long it will take")
+    measured.add_argument("--no-estimate", action="store_true", help="do not measure how long it will take")
     parser.add_argument("--force", action="store_true", help="overwrite uncommitted edits")
     return parser.parse_args(argv)
 
@@ -91,7 +92,7 @@ def _take_data(params: Any, path: Path) -> DataSet:
     _check_apart(path)
     params["prepare"]["path"] = str(path)
     if params["prepare"]["reader"] == "folder":
-        _set(params["prepare"]["split"], "by", *_split_rule(path))
+        _apply(params, (Fit(("prepare", "split", "by"), *_split_rule(path)),))
     data = list_data(Prepare.model_validate(plain(params)["prepare"]))
     print("\n".join(answers.found(data)))
     _check_enough(path, data, params["prepare"])
@@ -166,15 +167,18 @@ def _check_apart(data: Path) -> None:
 
 def _split_rule(data: Path) -> tuple[str, str]:
     try:
-        return rule_for(data)
+        if data.is_dir():
+            return rule_for(data)
     except OSError as error:
         raise UserError(f"{data}: cannot be read ({error.strerror}); allow this user to read it") from error
+    raise UserError(f"{data}: no such folder; set DATA=... (--data) to the folder of your images")
 
 
 def _fit(params: Any, data: DataSet) -> None:
     """Set the number of classes, and lower settings that exceed the data set; print every change."""
     if data.class_names:
-        _set(params, "pixel_k", max(2, len(data.class_names)), "number of annotated classes (5.1)")
+        count = max(2, len(data.class_names))
+        _apply(params, (Fit(("pixel_k",), count, "number of annotated classes (5.1)"),))
     _apply(params, tuple(fits(params, len(data.train))))
 
 
@@ -183,12 +187,6 @@ def _apply(params: Any, changes: Iterable[Fit]) -> None:
         if (before := at(params, fit.key)) != fit.value:
             print(f"  {fit.name}: {before} -> {fit.value}, {fit.why}")
             at(params, fit.key[:-1])[fit.key[-1]] = fit.value
-
-
-def _set(section: Any, key: str, value: int | str, why: str) -> None:
-    if section[key] != value:
-        print(f"  {key}: {section[key]} -> {value}, {why}")
-        section[key] = value
 
 
 def _check_committed(params: Path) -> None:

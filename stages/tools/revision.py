@@ -32,7 +32,8 @@ NEEDED = (
     "metrics/evaluate/refined.json",
     "metrics/evaluate/raw_per_class.csv",
 )
-NAMES = "names.yaml"  # older commits have none
+NAMES, LOCK = "names.yaml", "dvc.lock"  # older commits have no names; a run without stages has no lock
+SHOWN_LAST = ("refine", "evaluate@refined")  # what a run up to `evaluate@raw` leaves as it was before
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,19 @@ def read_run(revision: str, folder: Path) -> Run:
     """
     try:
         files = DVCFileSystem(str(Path.cwd()), rev=revision)
-        for path in (*NEEDED, *([NAMES] if files.exists(NAMES) else [])):
+        for path in (*NEEDED, *filter(files.exists, (NAMES, LOCK))):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             files.get(path, str(folder / path), recursive=True)
     except DvcException as error:
         raise UserError(f"{revision}: {error}; `dvc exp show` and `git log` list revisions") from error
     except (FileNotFoundError, DataIndexError) as error:
         raise UserError(
-            f"{revision}: {error}; its results are neither in git nor in DVC's cache: run `dvc fetch "
-            "--all-commits` if you have a remote, or check it out and run `dvc repro`"
+            f"{revision}: {error}; its results are neither in git nor in DVC's cache: commit a run "
+            "with `git commit -a` before you name it, run `dvc fetch --all-commits` if you have a remote, or "
+            "check it out and run `dvc repro`"
         ) from error
+    if (folder / LOCK).exists():
+        _check_whole(revision, folder / LOCK)
     try:
         return _open_run(revision, folder)
     except UserError as error:
@@ -83,6 +87,24 @@ def read_run(revision: str, folder: Path) -> Run:
             f"{revision}: its results are damaged, or made by a version of this project that writes others "
             f"({fault})"
         ) from error
+
+
+def _check_whole(revision: str, lock: Path) -> None:
+    """Refuse a run of some stages only, whose refined results are those of an earlier prediction.
+
+    Raises:
+        UserError: a stage of `SHOWN_LAST` has read other files than the stages before it have written.
+    """
+    stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8")).get("stages", {})
+    made = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+    read = [(name, dep) for name in SHOWN_LAST for dep in stages.get(name, {}).get("deps", [])]
+    for name, dep in read:
+        if made.get(dep["path"], dep["md5"]) != dep["md5"]:
+            raise UserError(
+                f"{revision}: {name} has not run since {dep['path']} changed, so its result is that of "
+                "another run (`make table` ends at evaluate@raw); run all stages with these settings: "
+                "`dvc exp run --temp -n NAME -S ...` takes those that are done from the cache"
+            )
 
 
 def _open_run(revision: str, folder: Path) -> Run:

@@ -223,7 +223,7 @@ def test_every_fault_of_the_names_at_once(tmp_path: Path) -> None:
 def test_missing_folders(tmp_path: Path) -> None:
     root = tmp_path / "set"
     assert faults(root, tmp_path / "out") == (
-        f"{root}: no such folder; set prepare.path in params.yaml to the folder that contains images/",
+        f"{root}: no such folder; set prepare.path in params.yaml to the folder of your images",
     )
     (root / "images/train").mkdir(parents=True)
     assert faults(root, tmp_path / "out") == (

@@ -111,12 +111,37 @@ def test_two_runs_side_by_side(repository: Path, tmp_path: Path) -> None:
     assert (tmp_path / "page/compare.html").read_text().count("<h3>") == 1
 
 
+LOCK = """\
+stages:
+  predict:
+    outs: [{{path: data/predictions.npy, md5: new}}]
+  refine:
+    deps: [{{path: data/images/val, md5: same}}, {{path: data/predictions.npy, md5: {read}}}]
+"""
+
+
+def test_a_run_of_some_stages_is_refused(repository: Path, tmp_path: Path) -> None:
+    """Its refined labels are those of an earlier prediction."""
+    for read in ("old", "new"):
+        (repository / "dvc.lock").write_text(LOCK.format(read=read))
+        _commit(read)
+    out = ["--out", str(tmp_path / "page")]
+    with pytest.raises(UserError, match=r"^old: refine has not run since data/predictions\.npy changed"):
+        compare.main(["flat", "old", *out])
+    assert not (tmp_path / "page").exists()
+    compare.main(["flat", "new", *out])
+    assert (tmp_path / "page/compare.html").exists()
+
+
 def test_what_cannot_be_compared_is_named(repository: Path, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "page")]
     with pytest.raises(UserError, match=r"^nowhere: unknown Git revision 'nowhere'; `dvc exp show`"):
         compare.main(["flat", "nowhere", *out])
     shutil.rmtree(repository / ".dvc/cache")
-    with pytest.raises(UserError, match=r"^flat: .*data/predictions\.npy.*neither in git nor in DVC's cache"):
+    fault = (
+        r"^flat: .*data/predictions\.npy.*neither in git nor in DVC's cache: commit a run with `git commit"
+    )
+    with pytest.raises(UserError, match=fault):
         compare.main(["flat", "steep", *out])
     assert not (tmp_path / "page").exists()
     with pytest.raises(UserError, match="--images: must be 1 or more, got -1"):

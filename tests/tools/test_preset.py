@@ -304,7 +304,9 @@ def test_from_the_fewest_images_on_the_settings_fit(tmp_path: Path, name: str, b
 
 
 @pytest.mark.parametrize(("lists", "by"), [(True, "lists"), (False, "fraction")])
-def test_the_split_follows_what_is_there(repository: Path, lists: bool, by: str) -> None:
+def test_the_split_follows_what_is_there(
+    repository: Path, capsys: pytest.CaptureFixture[str], lists: bool, by: str
+) -> None:
     root = repository / "photos"
     for number in range(4):
         write_image(root / f"images/{number}.png", noise(number, 8, 8))
@@ -313,6 +315,7 @@ def test_the_split_follows_what_is_there(repository: Path, lists: bool, by: str)
         (root / "val.txt").write_text("3\n")
     preset.main(["folder", "--data", "photos", "--no-estimate"])
     assert read(Path("params.yaml")).prepare.split.by == by
+    assert f"\n  prepare.split.by: folder -> {by}, " in f"\n{capsys.readouterr().out}"
 
 
 FEW = """\
@@ -473,6 +476,14 @@ def test_what_cannot_be_is_said(repository: Path, argv: list[str], message: str)
     assert Path("params.yaml").read_bytes() == before
 
 
+def test_minutes_cannot_be_chosen_without_measuring(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        preset.main(["folder", "--data", "photos", "--minutes", "5", "--no-estimate"])
+    assert "argument --no-estimate: not allowed with argument --minutes" in capsys.readouterr().err
+
+
 OWN = """\
 extends: folder
 preset: mine
@@ -502,6 +513,8 @@ def test_a_key_that_does_not_exist_is_named(repository: Path) -> None:
     assert str(raised.value) == "presets/mine.yaml: train.epocs: unknown key; did you mean 'epochs'?"
 
 
-def test_a_folder_that_is_not_there_is_named(repository: Path) -> None:
-    with pytest.raises(UserError, match=r"^nowhere: "):
+def test_a_folder_that_is_not_there_is_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError) as raised:
         preset.main(["folder", "--data", "nowhere", "--no-estimate"])
+    assert str(raised.value) == "nowhere: no such folder; set DATA=... (--data) to the folder of your images"
+    assert not capsys.readouterr().out  # nothing was chosen for it

@@ -46,7 +46,7 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
     """
     if not root.is_dir():
         raise UserError(
-            f"{root}: no such folder; set prepare.path in params.yaml to the folder that contains images/"
+            f"{root}: no such folder; set prepare.path in params.yaml to the folder of your images"
         )
     found, split = Findings(), settings.split
     by_folder = (*(f"images/{part}" for part in SPLITS), "labels/val")
