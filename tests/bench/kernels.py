@@ -34,12 +34,17 @@ def clustering(device: torch.device, turns: int, *, compiled: bool = False) -> I
     settings = params.train.clustering
     size = settings.batches_per_update * params.train.batch_size
     points = size * (params.size_px // params.train.feature_stride) ** 2
-    share = BATCH_SHARE[device.type]
     updates = NUM_IMAGES // size - settings.init_batches
     found = {
-        one: share
+        one: BATCH_SHARE[one.type]
         * _minibatch(
-            points // share, dim, params.pixel_k, settings.iterations, settings.init_batches, updates, one
+            points // BATCH_SHARE[one.type],
+            dim,
+            params.pixel_k,
+            settings.iterations,
+            settings.init_batches,
+            updates,
+            one,
         )
         for one in found
     }
@@ -106,10 +111,11 @@ def crf(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator
 
 def _median(work: Callable[[], object], turns: int, device: torch.device) -> float:
     times = []
-    for _ in range(turns + 1):  # the first warms up
+    warm_up = 1 if device.type == "cuda" else 0  # a CPU takes seconds for each, beside which it is nothing
+    for _ in range(warm_up + turns):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+    return float(np.median(times[warm_up:]))

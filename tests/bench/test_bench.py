@@ -46,7 +46,7 @@ def test_on_a_gpu_a_kind_of_step_is_a_graph_before_it_is_timed(monkeypatch: pyte
 @pytest.mark.parametrize("method", pretraining.METHODS)
 def test_pretraining_is_measured(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setattr(pretraining, "METHODS", (method,))
-    monkeypatch.setattr(pretraining, "NUM_STEPS", 1)
+    monkeypatch.setattr(pretraining, "NUM_STEPS", {"cpu": 1})
     monkeypatch.setitem(pretraining.SETUPS, "cpu", pretraining._published("resnet18", 32, 40, 4, "float32"))
     line = next(pretraining.measure(CPU, turns=1))
     assert line.what == f"pretraining {method}, resnet18 of width 64, 32 px, batch 4, float32: goodput"
@@ -60,7 +60,7 @@ def test_pretraining_is_measured(monkeypatch: pytest.MonkeyPatch, method: str) -
 def test_a_step_of_the_demo_is_measured(monkeypatch: pytest.MonkeyPatch, module: Any, work: str) -> None:
     preset = _small_demo()
     monkeypatch.setattr(module, "read_preset", lambda name: preset)
-    monkeypatch.setattr(pretraining, "NUM_STEPS", 1)
+    monkeypatch.setattr(pretraining, "NUM_STEPS", {"cpu": 1})
     monkeypatch.setattr(training, "DEMO_STEPS", 1)
     line = module._demo_step(CPU, 1, False, False, ", without CUDA graphs")
     sizes = "32 px, batch 4, float32, without CUDA graphs"

@@ -58,9 +58,10 @@ def test_blocks_give_what_the_whole_matrix_gives(
     values = torch.rand(400, 3, generator=torch.Generator().manual_seed(0)).to(device)
     whole = AppearanceKernel(image, **settings, is_stored=True).message(values)
     monkeypatch.setattr(exact_crf, "BLOCK_BYTES", 4 * 400 * 64)  # blocks of 64 rows, the last one smaller
+    tolerance = 1e-5 if device.type == "cuda" else 1e-6  # a GPU adds in another order in blocks
     for is_stored in (True, False):
         found = AppearanceKernel(image, **settings, is_stored=is_stored).message(values)
-        torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found, whole, rtol=tolerance, atol=tolerance)
 
 
 class FirstRows(AppearanceKernel):
