@@ -192,7 +192,8 @@ def _lost_classes(per_class: pd.DataFrame) -> Iterator[Finding]:
     if lost:
         yield Finding(
             "wrong",
-            f"{len(lost)} of {len(per_class)} classes are not found: {', '.join(lost)}.",
+            f"{len(lost)} of {len(per_class)} classes {'is' if len(lost) == 1 else 'are'} not found: "
+            f"{', '.join(lost)}.",
             "The confusion matrix shows which clusters hold their pixels. Small classes need a larger "
             "pixel_k or a larger size_px.",
         )

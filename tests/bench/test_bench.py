@@ -10,6 +10,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from stages.dataset.truth import Truth, write_classes
+from stages.postprocessing.pixel_blocks import appearance_features, pair_blocks
 from stages.segmenter.network import Segmenter
 from stages.settings.schema import Params
 from tests.bench import __main__, kernels, pixels, pretraining, reading, training
@@ -133,6 +134,13 @@ def test_the_bare_work_has_the_passes_of_an_epoch(
     assert done == [passes, 2]
     assert calls.count(False) == passes
     assert calls.count(True) == 2 * 3
+
+
+def test_the_picture_of_the_crf_has_as_many_near_pairs_as_photographs() -> None:
+    refine = read_preset(kernels.PAPER).refine
+    picture = torch.from_numpy(kernels.clouds(320))
+    pairs = pair_blocks(appearance_features(picture, refine.appearance_px, refine.appearance_color), 64, 1e-6)
+    assert 0.11 < len(pairs.partners) / len(pairs.schedule) ** 2 < 0.26
 
 
 def test_kernels_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
