@@ -12,13 +12,14 @@ from torch import Tensor
 
 from stages.backbone.checkpoint import save_backbone
 from stages.backbone.trunk import Trunk
-from stages.checkpoints.published import Published, init_path, read_start, start_trunk
+from stages.checkpoints.published import Published, read_start, start_trunk
 from stages.core import distributed
 from stages.core.artefacts import write_csv, write_metrics
 from stages.core.device import choose_device, enough_memory, set_numerics, torch_generator
 from stages.core.graph import Wish
 from stages.core.history import History
 from stages.core.images import open_images
+from stages.core.repository import start_path
 from stages.imaging.batches import ImageSource, shuffled
 from stages.pretraining.figures import NAN_CURES
 from stages.pretraining.pretrainer import EPOCH_FIGURES, FIGURES, Pretrainer
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pretrain on the packed images and write the backbone, the training history and the metrics."""
     args = _parse(argv)
     params = load(args.params, *KEYS)
-    watch = Watch("pretrain", args.params, KEYS, [args.images, *init_path(params.pretrain)])
+    watch = Watch("pretrain", args.params, KEYS, [args.images, *start_path(params.pretrain.init)])
     neutral = load(args.params, "device", "runtime")
     array = open_images(args.images)
     check_data_size(args.params, len(array))

@@ -1,27 +1,21 @@
 """Stage `train`: alternate pixel clustering and training, guided by the kept views (3, 4.1 to 4.3)."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Int32
 
 from stages.backbone.checkpoint import load_backbone
-from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.artefacts import read_array, read_metrics, write_csv, write_metrics
 from stages.core.device import choose_device, enough_memory, place, set_numerics, torch_generator
-from stages.core.graph import Wish
 from stages.core.history import History
 from stages.core.images import open_images
-from stages.core.seeds import derive
+from stages.core.repository import start_path
 from stages.imaging.batches import ImageSource, shuffled
 from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
@@ -29,11 +23,11 @@ from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
-from stages.segmenter.network import Segmenter
 from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter, start_from
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
-from stages.training.guidance import Guidance, LabelFigures, guidance_weight
+from stages.training.building import build_segmenter, build_trainer
+from stages.training.guidance import LabelFigures, guidance_weight
 from stages.training.trainer import FIGURES, MEASURED_IN, Trainer
 
 KEYS = (
@@ -48,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train the segmenter and write it with its training history and metrics."""
     args = _parse(argv)
     params = load(args.params, *KEYS)
-    inputs = [args.images, args.views, args.label_metrics, args.backbone, *init_path(params.train.init)]
+    inputs = [args.images, args.views, args.label_metrics, args.backbone, *start_path(params.train.init)]
     watch = Watch("train", args.params, KEYS, inputs)
     neutral = load(args.params, "device", "runtime")
     array, kept_views = open_images(args.images), read_array(args.views)
@@ -61,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weight = guidance_weight(params.train.image_loss.weight, label_figures)
     segmenter = build_segmenter(load_backbone(args.backbone, params.backbone), params, weight)
     init: dict[str, Any] = {}
-    for path in init_path(params.train.init):
+    for path in start_path(params.train.init):
         init = {"init": start_from(path, segmenter, params.train.init_sha256)}
         say("train", init=path, **init["init"])
     arguments = sys.argv[1:] if argv is None else argv
@@ -128,11 +122,6 @@ def train(trainer: Trainer, images: ImageSource, params: SimpleNamespace, state:
     return history.table(trainer.names_of_epoch_figures())
 
 
-def init_path(init: str) -> list[Path]:
-    """Path of `train.init`, if set; relative to DVC_ROOT, because DVC experiments run in a copy."""
-    return [Path(os.environ.get("DVC_ROOT", ".")) / init] if init else []
-
-
 def read_label_figures(path: Path) -> LabelFigures:
     """Read what the metrics of `label` say of the pseudo-labels.
 
@@ -144,57 +133,6 @@ def read_label_figures(path: Path) -> LabelFigures:
         if name not in figures:
             raise UserError(f"{path}: has no label.{name}; run `dvc repro label` to make it again")
     return LabelFigures(*(float(figures[name]) for name in LabelFigures._fields))
-
-
-def build_segmenter(backbone: Trunk, params: SimpleNamespace, weight: float) -> Segmenter:
-    """Build the untrained network, with an image head if the weight of guidance is above 0.
-
-    The seed determines the weights that are not pretrained.
-    """
-    torch.manual_seed(derive(params.seed, "train", "weights"))
-    settings = params.train
-    return Segmenter(
-        backbone,
-        fpn_dim=settings.fpn_dim,
-        feature_stride=settings.feature_stride,
-        context=settings.context,
-        num_view_clusters=params.global_k if weight > 0 else 0,
-        head=settings.image_loss.head,
-        metric=settings.pixel_loss.metric,
-        freeze=settings.freeze,
-    )
-
-
-def build_trainer(
-    segmenter: Segmenter,
-    kept_views: Int32[np.ndarray, "N V"],
-    params: SimpleNamespace,
-    weight: float,
-    *,
-    cuda_graph: Wish = "auto",
-) -> Trainer:
-    """Build the trainer from params.yaml, with guidance of this weight by the kept views."""
-    guidance = Guidance(
-        params.train.image_loss,
-        params.train.photometric,
-        torch.from_numpy(kept_views.astype(np.int64)),
-        weight=weight,
-        num_labels=params.global_k,
-        crop_ratio=params.crop_ratio,
-        seed=params.seed,
-        precision=params.precision,
-    )
-    return Trainer(
-        segmenter,
-        params.train,
-        guidance,
-        pixel_k=params.train.clusters_per_view(params.pixel_k),
-        size_px=params.size_px,
-        seed=params.seed,
-        precision=params.precision,
-        compiled=params.compile,
-        cuda_graph=cuda_graph,
-    )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

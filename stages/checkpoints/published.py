@@ -6,7 +6,6 @@ trunk are kept as heads if their names are known and ignored otherwise.
 """
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from stages.backbone.checkpoint import build_backbone, describe
 from stages.backbone.trunk import Trunk
 from stages.backbone.vit import resample_positions
 from stages.checkpoints.checkpoint_file import choose, read_networks
+from stages.core.repository import start_path
 from stages.core.seeds import derive
 from stages.core.tensors import check_sha256
 from stages.runtime.progress import say
@@ -198,18 +198,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
-def init_path(settings: Pretrain) -> list[Path]:
-    """Path of the checkpoint, if set; relative to DVC_ROOT, because DVC experiments run in a copy."""
-    return [Path(os.environ.get("DVC_ROOT", ".")) / settings.init] if settings.init else []
-
-
 def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
     """Read the checkpoint `pretrain.init` and log a summary; None if it is not set.
 
     Raises:
         UserError: the file does not match, or lacks a classifier that the method needs.
     """
-    for path in init_path(settings):
+    for path in start_path(settings.init):
         start = read_published(path, backbone, settings.init_sha256, settings.init_key)
         say("pretrain", init=path, network=repr(start.name), **start.report())
         for kind, names in (("missing", start.missing), ("unexpected", start.unexpected)):

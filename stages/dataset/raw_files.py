@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.core.artefacts import atomic_path
+from stages.core.repository import in_repository
 from stages.dataset.left_out import MOST_EXAMPLES, printable
 from stages.dataset.source import DataSet, RawFile, hash_files, is_unchanged, read_raw
 from stages.runtime.progress import track
@@ -98,7 +99,7 @@ def manifest_sha256(data: DataSet) -> str:
 
 
 def _path() -> Path:
-    return Path(os.environ.get("DVC_ROOT", ".")) / LISTING
+    return in_repository(LISTING)
 
 
 def write_listing(root: Path, files: Iterable[RawFile]) -> None:

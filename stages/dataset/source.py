@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
+from stages.core.repository import in_repository
 from stages.dataset.left_out import LeftOut
 from stages.dataset.truth import Kind
 from stages.settings.errors import DamagedFileError, UserError, raise_faults
@@ -210,8 +211,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def data_root(settings: Prepare) -> Path:
-    """Folder of the data set, relative to DVC_ROOT, because DVC experiments run in a copy."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / settings.path
+    """Folder of the data set."""
+    return in_repository(settings.path)
 
 
 def find_reader(settings: Prepare) -> ModuleType:

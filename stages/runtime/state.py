@@ -25,6 +25,7 @@ from torch import Tensor
 
 from stages.core import distributed
 from stages.core.artefacts import create_array, named_faults
+from stages.core.repository import in_repository
 from stages.core.tensors import read_tensors, write_tensors
 from stages.runtime.tree import flatten, unflatten
 from stages.runtime.watch import Watch, differing, hash_file, summarise
@@ -68,7 +69,7 @@ class StageState:
     ) -> None:
         self._watch = watch
         self._interval, self._saved_at = interval_seconds, time.monotonic()
-        root = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
+        root = in_repository(".state")
         self.folder = root / watch.stage / common_fingerprint(watch, data, pins)[:16]
         if not distributed.is_leader():
             return

@@ -1,6 +1,5 @@
 """The files of a trained segmenter: its network, and its final clusters."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.backbone.checkpoint import build_backbone, describe
+from stages.core.repository import in_repository
 from stages.core.tensors import check_sha256, file_sha256, fingerprint, read_tensors, write_tensors
 from stages.segmenter.network import Segmenter
 from stages.settings.errors import UserError
@@ -132,15 +132,13 @@ class Earlier:
 def open_earlier(settings: Cluster) -> Earlier | None:
     """Read the segmenter and the clusters in the folder `cluster.previous`; None if it is not set.
 
-    The folder is relative to DVC_ROOT, because DVC experiments run in a copy.
-
     Raises:
         UserError: a file is missing, has another hash than `previous_sha256`, or cannot be read; the files
             are not of one run.
     """
     if not settings.previous:
         return None
-    folder = Path(os.environ.get("DVC_ROOT", ".")) / settings.previous
+    folder = in_repository(settings.previous)
     files = folder / "segmenter.safetensors", folder / "pixel_centroids.safetensors"
     check_sha256(files[1], settings.previous_sha256, "cluster.previous")
     segmenter, about = load_segmenter(files[0])

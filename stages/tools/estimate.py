@@ -31,8 +31,7 @@ from stages.segmenter.network import Segmenter, pixel_features
 from stages.settings.errors import UserError
 from stages.settings.schema import Params
 from stages.settings.schema_pretrain import Pretrain
-from stages.training.guidance import Guidance
-from stages.training.trainer import Trainer
+from stages.training.building import build_segmenter, build_trainer
 
 CPU_BATCH = 8  # images of a measured step
 MOST_STEPS, MOST_SECONDS = 4, 10.0  # of one measurement
@@ -64,7 +63,7 @@ def estimate(params: Params, data: DataSet) -> dict[str, Span]:
         images = _random_images(params, choose_device(params.device))
         if params.pretrain.trains:
             found["pretrain"] = _pretrain(params, images, num_images)
-        segmenter = _segmenter(params, images.device)
+        segmenter = build_untrained(params, images.device)
         found["train"] = _train(params, images, num_images, segmenter)
         found["others"] = _others(params, images, num_images, len(data.val), segmenter)
     return found
@@ -165,36 +164,24 @@ def _pretrainer(params: Params, settings: Pretrain, num_images: int, device: tor
     )  # fmt: skip
 
 
-def _segmenter(params: Params, device: torch.device) -> Segmenter:
-    train = params.train
-    return place(
-        Segmenter(
-            build_backbone(describe(params.backbone)),
-            fpn_dim=train.fpn_dim,
-            feature_stride=train.feature_stride,
-            context=train.context,
-            num_view_clusters=params.global_k if train.image_loss.weight != 0 else 0,
-            head=train.image_loss.head,
-            metric=train.pixel_loss.metric,
-            freeze=train.freeze,
-        ),
-        device,
-    )
+def build_untrained(params: Params, device: torch.device) -> Segmenter:
+    """The network as `train` builds it, on its device."""
+    trunk = build_backbone(describe(params.backbone))
+    return place(build_segmenter(trunk, params, weight_of(params)), device)
+
+
+def weight_of(params: Params) -> float:
+    """The weight of guidance; any number stands for `auto`, for all take the same time."""
+    return 1.0 if params.train.image_loss.weight == "auto" else params.train.image_loss.weight
 
 
 def _train(params: Params, images: ImageSource, num_images: int, segmenter: Segmenter) -> Span:
     size = len(images) // 2
     settings = params.train.model_copy(update={"batch_size": size})
+    params = params.model_copy(update={"train": settings, "compile": False})
     rng, shape = np.random.default_rng(0), (len(images), len(VIEWS))
     kept = np.where(rng.random(shape) < params.select_ratio, rng.integers(0, params.global_k, shape), -1)
-    guidance = Guidance(
-        settings.image_loss, settings.photometric, torch.from_numpy(kept), weight=1.0,
-        num_labels=params.global_k, crop_ratio=params.crop_ratio, seed=0, precision=params.precision,
-    )  # fmt: skip
-    trainer = Trainer(
-        segmenter, settings, guidance, size_px=params.size_px, seed=0, precision=params.precision,
-        pixel_k=settings.clusters_per_view(params.pixel_k),
-    )  # fmt: skip
+    trainer = build_trainer(segmenter, kept, params, weight_of(params))
     batches = shuffled(len(images), size, torch_generator(0, "estimate"))
     start = measure(lambda _: trainer.start_epoch(images, batches, 0), images.device)
     (image,) = images.batches([batches[0]])

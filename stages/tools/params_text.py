@@ -1,7 +1,6 @@
 """Edits of params.yaml that leave every other byte as it is, and a memory of what these tools wrote."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.core.artefacts import atomic_path, write_text
+from stages.core.repository import in_repository
 from stages.settings.errors import UserError
 from stages.settings.params import read
 
@@ -85,7 +85,7 @@ def is_as_written(path: Path) -> bool:
 
 
 def _memory() -> Path:
-    return Path(os.environ.get("DVC_ROOT", ".")) / WRITTEN
+    return in_repository(WRITTEN)
 
 
 def _sha256(path: Path) -> str:

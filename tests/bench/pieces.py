@@ -14,16 +14,14 @@ from stages.core.device import place, set_numerics, torch_generator
 from stages.embed import embed_views
 from stages.imaging.batches import ImageSource, in_order, shuffled
 from stages.predict import score_images
-from stages.segmenter.network import Segmenter
 from stages.segmenter.sampling import sample_pixel_features
 from stages.settings.schema import Params
-from stages.tools.estimate import CPU_BATCH, build_pretrainer
-from stages.train import build_segmenter
+from stages.tools.estimate import CPU_BATCH, build_pretrainer, build_untrained
 from stages.training.clusters import PixelClusterer
 from tests.bench.clock import Clock
 from tests.bench.meter import Observed, Step, observe
 from tests.bench.reading import forget, stored_images
-from tests.bench.training import namespace, random_trainer, weight_of
+from tests.bench.training import random_trainer
 
 # On a CPU k-means is measured on a part of its points and iterations; both cost alike.
 CPU_POINTS, CPU_ITERATIONS = 50_000, 3
@@ -138,12 +136,6 @@ def _training(params: Params, device: torch.device) -> Iterator[tuple[str, Obser
 
 
 KMEANS = {"k-means": (KMeans, "fit")}
-
-
-def build_untrained(params: Params, device: torch.device) -> Segmenter:
-    """The network of `train`, placed."""
-    network = build_segmenter(build_backbone(describe(params.backbone)), namespace(params), weight_of(params))
-    return place(network, device)
 
 
 def _clustering(params: Params, device: torch.device) -> Observed:

@@ -25,11 +25,11 @@ from stages.runtime.script import read_times, run
 from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Params
-from stages.tools.estimate import start
+from stages.tools.estimate import build_untrained, start
 from tests.bench.files import is_present, measure_files
 from tests.bench.head import machine, memory_bytes
 from tests.bench.meter import Observed, resident_bytes
-from tests.bench.pieces import build_untrained, measure_kmeans, measure_networks
+from tests.bench.pieces import measure_kmeans, measure_networks
 from tests.bench.projection import Projection
 from tests.bench.stage_rows import Row, Setting, table
 from tests.datasets import read_preset

@@ -8,18 +8,18 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from stages.backbone.checkpoint import build_backbone, describe
-from stages.core.device import autocast, choose_device, place, torch_generator
+from stages.core.device import autocast, choose_device, torch_generator
 from stages.core.graph import Wish
 from stages.imaging.batches import ImageSource, shuffled
 from stages.pseudo_labels.pyramid import VIEWS
 from stages.settings.schema import Params
-from stages.train import KEYS, build_segmenter, build_trainer, train
+from stages.tools.estimate import build_untrained, weight_of
+from stages.train import train
+from stages.training.building import build_trainer
 from stages.training.clusters import PixelClusterer
 from stages.training.siamese import ViewMaker
 from stages.training.trainer import Trainer
@@ -51,10 +51,10 @@ def bench_epoch(
     source = ImageSource(images, choose_device(params.device))
     trainer = random_trainer(params, len(images), source.device)
     if compiled:
-        train(trainer, source, namespace(params), NO_STATE)
+        train(trainer, source, params, NO_STATE)
     clock = Clock()
     with clock.timing(PHASES):
-        clock.wrap("everything else", train)(trainer, source, namespace(params), NO_STATE)
+        clock.wrap("everything else", train)(trainer, source, params, NO_STATE)
     return clock
 
 
@@ -74,26 +74,12 @@ def settings_of(kind: str, preset: str, precision: str, *, parts: bool, compiled
     return whole.model_copy(update=changes)
 
 
-def namespace(params: Params) -> SimpleNamespace:
-    """What `train` reads of params.yaml."""
-    return SimpleNamespace(**{key: getattr(params, key) for key in KEYS})
-
-
-def weight_of(params: Params) -> float:
-    """The weight of guidance; any number stands for `auto`."""
-    return 1.0 if params.train.image_loss.weight == "auto" else params.train.image_loss.weight
-
-
 def random_trainer(params: Params, num_images: int, device: torch.device, wish: Wish = "auto") -> Trainer:
     """An untrained trainer whose images have random pseudo-labels, four of ten kept."""
     rng, shape = np.random.default_rng(0), (num_images, len(VIEWS))
     kept = np.where(rng.random(shape) < 0.4, rng.integers(0, params.global_k, shape), -1)
-    segmenter = build_segmenter(
-        build_backbone(describe(params.backbone)), namespace(params), weight_of(params)
-    )
-    return build_trainer(
-        place(segmenter, device), kept, namespace(params), weight_of(params), cuda_graph=wish
-    )
+    segmenter = build_untrained(params, device)
+    return build_trainer(segmenter, kept, params, weight_of(params), cuda_graph=wish)
 
 
 def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
@@ -123,7 +109,7 @@ def compare_epochs(params: Params, count: int, device: torch.device, turns: int)
 
     def whole() -> None:
         with contextlib.redirect_stdout(None):
-            train(trainer, source, namespace(params), NO_STATE)
+            train(trainer, source, params, NO_STATE)
 
     clustering, size = params.train.clustering, params.train.batch_size
     in_steps = count // size
@@ -142,10 +128,7 @@ def compare_epochs(params: Params, count: int, device: torch.device, turns: int)
 def _bare(params: Params, device: torch.device) -> Callable[[int, int], None]:
     """Takes numbers of batches that pass forward alone, and of steps: two views, guidance, and back."""
     settings = params.train
-    network = place(
-        build_segmenter(build_backbone(describe(params.backbone)), namespace(params), weight_of(params)),
-        device,
-    )
+    network = build_untrained(params, device)
     view = random_views(settings.batch_size, params.size_px, device)
     guide = random_views(settings.batch_size, settings.image_loss.view_px, device)
 

@@ -24,8 +24,9 @@ from stages.core.step import Drawn
 from stages.imaging.batches import ImageSource
 from stages.pretraining.pretrainer import Pretrainer
 from stages.settings.errors import UserError
-from stages.train import KEYS, build_segmenter, build_trainer
+from stages.train import KEYS
 from stages.training import clusters
+from stages.training.building import build_segmenter, build_trainer
 from stages.training.trainer import Trainer
 from tests.datasets import read_preset
 from tests.tape import Tape

@@ -57,19 +57,20 @@ NOT_IMPORTED = {
     "prepare cocostuff": "core/seeds dataset/listing dataset/own_outputs",
     "prepare demo": "dataset/listing dataset/own_outputs",
     "prepare folder": "core/seeds",
-    "embed": "backbone/batch_norm core/graph core/history core/step imaging/photometric",
-    "label": "clustering/continuation core/distributed core/graph core/history core/images core/step "
-    "pseudo_labels/pyramid",
+    "embed": "backbone/batch_norm core/graph core/history core/repository core/step imaging/photometric",
+    "label": "clustering/continuation core/distributed core/graph core/history core/images core/repository "
+    "core/step pseudo_labels/pyramid",
     "select_views": "clustering/continuation clustering/kmeans clustering/lloyd core/device core/distributed "
-    "core/graph core/history core/images core/seeds core/step",
+    "core/graph core/history core/images core/repository core/seeds core/step",
     "train": "clustering/continuation segmenter/sampling",
     "cluster": "core/graph core/history core/step imaging/photometric",
     "predict": "backbone/batch_norm core/graph core/history core/step imaging/photometric segmenter/sampling",
-    "refine": "core/distributed core/graph core/history core/step core/tensors",
-    "evaluate@raw": "clustering/continuation core/distributed core/graph core/history core/step core/tensors",
+    "refine": "core/distributed core/graph core/history core/repository core/step core/tensors",
+    "evaluate@raw": "clustering/continuation core/distributed core/graph core/history "
+    "core/repository core/step core/tensors",
     "evaluate@refined": "clustering/continuation core/distributed core/graph core/history "
-    "core/step core/tensors",
-    "report": "core/device core/distributed core/graph core/history core/seeds core/step",
+    "core/repository core/step core/tensors",
+    "report": "core/device core/distributed core/graph core/history core/repository core/seeds core/step",
 }
 
 # Files at the top that people write, and stages read.

@@ -15,8 +15,9 @@ from stages.core.seeds import faiss_seed
 from stages.imaging.batches import ImageSource
 from stages.imaging.resample import Boxes
 from stages.settings.params import load
-from stages.train import KEYS, build_segmenter
+from stages.train import KEYS
 from stages.training import clusters
+from stages.training.building import build_segmenter
 from stages.training.clusters import PixelClusterer
 from stages.training.siamese import Siamese, View
 

@@ -11,7 +11,8 @@ import torch
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.imaging.batches import ImageSource
 from stages.settings.params import load
-from stages.train import KEYS, build_segmenter, build_trainer
+from stages.train import KEYS
+from stages.training.building import build_segmenter, build_trainer
 from stages.training.siamese import Siamese
 from stages.training.trainer import Trainer
 

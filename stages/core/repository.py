@@ -1,0 +1,19 @@
+"""Where files of the repository are: DVC runs some experiments in a copy of it."""
+
+import os
+from pathlib import Path
+
+
+def in_repository(path: str | Path) -> Path:
+    """A path as params.yaml gives it, absolute or relative to the repository.
+
+    `dvc exp run --temp` and `--queue` run stages in a copy, which lacks what git does not track, such as
+    photographs, checkpoints and saved states. DVC_ROOT is the repository itself; without DVC it is the
+    current folder.
+    """
+    return Path(os.environ.get("DVC_ROOT", ".")) / path
+
+
+def start_path(init: str) -> list[Path]:
+    """The file of a setting `init`, in a list that is empty if the setting is."""
+    return [in_repository(init)] if init else []

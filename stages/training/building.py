@@ -1,0 +1,66 @@
+"""The network and the trainer that params.yaml describes."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from stages.backbone.trunk import Trunk
+from stages.core.graph import Wish
+from stages.core.seeds import derive
+from stages.segmenter.network import Segmenter
+from stages.settings.schema import Params
+from stages.training.guidance import Guidance
+from stages.training.trainer import Trainer
+
+
+def build_segmenter(backbone: Trunk, params: SimpleNamespace | Params, weight: float) -> Segmenter:
+    """Build the untrained network, with an image head if the weight of guidance is above 0.
+
+    The seed determines the weights that are not pretrained.
+    """
+    torch.manual_seed(derive(params.seed, "train", "weights"))
+    settings = params.train
+    return Segmenter(
+        backbone,
+        fpn_dim=settings.fpn_dim,
+        feature_stride=settings.feature_stride,
+        context=settings.context,
+        num_view_clusters=params.global_k if weight > 0 else 0,
+        head=settings.image_loss.head,
+        metric=settings.pixel_loss.metric,
+        freeze=settings.freeze,
+    )
+
+
+def build_trainer(
+    segmenter: Segmenter,
+    kept_views: Int[np.ndarray, "N V"],
+    params: SimpleNamespace | Params,
+    weight: float,
+    *,
+    cuda_graph: Wish = "auto",
+) -> Trainer:
+    """Build the trainer from params.yaml, with guidance of this weight by the kept views."""
+    guidance = Guidance(
+        params.train.image_loss,
+        params.train.photometric,
+        torch.from_numpy(kept_views.astype(np.int64)),
+        weight=weight,
+        num_labels=params.global_k,
+        crop_ratio=params.crop_ratio,
+        seed=params.seed,
+        precision=params.precision,
+    )
+    return Trainer(
+        segmenter,
+        params.train,
+        guidance,
+        pixel_k=params.train.clusters_per_view(params.pixel_k),
+        size_px=params.size_px,
+        seed=params.seed,
+        precision=params.precision,
+        compiled=params.compile,
+        cuda_graph=cuda_graph,
+    )
