@@ -192,7 +192,7 @@ def _lost_classes(per_class: pd.DataFrame) -> Iterator[Finding]:
     if lost:
         yield Finding(
             "wrong",
-            f"Not found are {len(lost)} of {len(per_class)} classes: {', '.join(lost)}.",
+            f"{len(lost)} of {len(per_class)} classes not found: {', '.join(lost)}.",
             "The confusion matrix shows which clusters hold their pixels. Small classes need a larger "
             "pixel_k or a larger size_px.",
         )

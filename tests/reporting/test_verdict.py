@@ -96,7 +96,7 @@ SIGNS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     (
         {"per_class": pd.DataFrame({"class": ["sky", "cow"], "iou": [0.5, 0.04], "pixels": [9, 9]})},
         {"per_class": pd.DataFrame({"class": ["sky", "cow"], "iou": [0.5, ""], "pixels": [9, 0]})},
-        "Not found are 1 of 2 classes: cow.",
+        "1 of 2 classes not found: cow.",
         "pixel_k",
     ),
     (
