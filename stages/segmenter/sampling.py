@@ -15,11 +15,12 @@ from stages.imaging.resample import resample, whole
 from stages.runtime.progress import track
 from stages.segmenter.network import Segmenter, pixel_features
 from stages.segmenter.pixels import assign_pixels
+from stages.settings.schema import Params
 
 
 @torch.no_grad()
 def sample_pixel_features(
-    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
+    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace | Params
 ) -> Float[Tensor, "P D"]:
     """Features of randomly sampled pixels of sampled images, without augmentation (5.1), on their device.
 
@@ -49,7 +50,7 @@ def sample_pixel_features(
 
 @torch.no_grad()
 def all_pixel_features(
-    segmenter: Segmenter, images: ImageSource, batches: Sequence[Tensor], params: SimpleNamespace
+    segmenter: Segmenter, images: ImageSource, batches: Sequence[Tensor], params: SimpleNamespace | Params
 ) -> Iterator[Float[Tensor, "P D"]]:
     """Yield the features of every pixel of batches of row indices, on the device of the images.
 
@@ -77,7 +78,7 @@ def cluster_maps(
     *,
     count: int,
     size_px: int,
-    params: SimpleNamespace,
+    params: SimpleNamespace | Params,
 ) -> Int64[np.ndarray, "N h w"]:
     """Cluster of every feature pixel of the same sampled images, whatever the network.
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from stages.backbone.checkpoint import build_backbone, describe
-from stages.core.device import choose_device, place, torch_generator
+from stages.core.device import choose_device, place, set_numerics, torch_generator
 from stages.core.graph import WARM_UP
 from stages.dataset.protocols import square_image
 from stages.dataset.source import DataSet
@@ -60,7 +61,9 @@ def estimate(params: Params, data: DataSet) -> dict[str, Span]:
     found = {"prepare": _prepare(params, data), "starting the stages": start().times(NUM_STAGES)}
     num_images = len(data.train)
     with contextlib.redirect_stdout(None):  # the lines of a run that is none
-        images = _random_images(params, choose_device(params.device))
+        device = choose_device(params.device)
+        set_numerics(params.precision, device, deterministic=params.deterministic)
+        images = _random_images(params, device)
         if params.pretrain.trains:
             found["pretrain"] = _pretrain(params, images, num_images)
         segmenter = build_untrained(params, images.device)
@@ -165,9 +168,15 @@ def _pretrainer(params: Params, settings: Pretrain, num_images: int, device: tor
 
 
 def build_untrained(params: Params, device: torch.device) -> Segmenter:
-    """The network as `train` builds it, on its device."""
+    """The network of `train` with an untrained backbone, on its device; with an image head for `auto`."""
     trunk = build_backbone(describe(params.backbone))
     return place(build_segmenter(trunk, params, weight_of(params)), device)
+
+
+def random_pseudo_labels(params: Params, num_images: int) -> Int64[np.ndarray, "N V"]:
+    """Of the views of each image, with `select_ratio` of them kept and -1 elsewhere."""
+    rng, shape = np.random.default_rng(0), (num_images, len(VIEWS))
+    return np.where(rng.random(shape) < params.select_ratio, rng.integers(0, params.global_k, shape), -1)
 
 
 def weight_of(params: Params) -> float:
@@ -178,9 +187,9 @@ def weight_of(params: Params) -> float:
 def _train(params: Params, images: ImageSource, num_images: int, segmenter: Segmenter) -> Span:
     size = len(images) // 2
     settings = params.train.model_copy(update={"batch_size": size})
+    # Compiling takes minutes, longer than an estimate should; so a compiled run is estimated without.
     params = params.model_copy(update={"train": settings, "compile": False})
-    rng, shape = np.random.default_rng(0), (len(images), len(VIEWS))
-    kept = np.where(rng.random(shape) < params.select_ratio, rng.integers(0, params.global_k, shape), -1)
+    kept = random_pseudo_labels(params, len(images))
     trainer = build_trainer(segmenter, kept, params, weight_of(params))
     batches = shuffled(len(images), size, torch_generator(0, "estimate"))
     start = measure(lambda _: trainer.start_epoch(images, batches, 0), images.device)

@@ -16,9 +16,14 @@ from stages.training.trainer import Trainer
 
 
 def build_segmenter(backbone: Trunk, params: SimpleNamespace | Params, weight: float) -> Segmenter:
-    """Build the untrained network, with an image head if the weight of guidance is above 0.
+    """The network of `train`, with an image head if the weight of guidance is above 0.
 
-    The seed determines the weights that are not pretrained.
+    Seeds torch's global generator, for the weights that are not pretrained.
+
+    Args:
+        backbone: pretrained or not; becomes a part of the network.
+        params: params.yaml.
+        weight: of guidance, a number (`guidance_weight`).
     """
     torch.manual_seed(derive(params.seed, "train", "weights"))
     settings = params.train
@@ -42,7 +47,15 @@ def build_trainer(
     *,
     cuda_graph: Wish = "auto",
 ) -> Trainer:
-    """Build the trainer from params.yaml, with guidance of this weight by the kept views."""
+    """The trainer of `train`.
+
+    Args:
+        segmenter: the network, on its device.
+        kept_views: pseudo-label of each kept view of each image, -1 elsewhere.
+        params: params.yaml.
+        weight: of guidance, a number (`guidance_weight`).
+        cuda_graph: `runtime.cuda_graph`.
+    """
     guidance = Guidance(
         params.train.image_loss,
         params.train.photometric,

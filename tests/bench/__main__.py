@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 
 from stages.core.device import choose_device
-from tests.bench import kernels, operators, pretraining, reading, training
+from tests.bench import kernels, operators, precision, pretraining, reading, training
 from tests.bench.lines import head
 
 # Each gives one line of the table after the other, as it measures.
 SECTIONS = {
     "pretraining": pretraining.measure,
     "training": training.measure,
+    "precision": precision.measure,
     "reading": reading.measure,
     "operators": operators.measure,
     "clustering": kernels.clustering,

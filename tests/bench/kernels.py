@@ -17,9 +17,11 @@ from tests.datasets import read_preset
 
 CPU = torch.device("cpu")
 PAPER = "cocostuff27"
-BATCH_SHARE = {"cpu": 16, "cuda": 1}  # a mini-batch is measured on this part of its points
+BATCH_SHARE = {"cpu": 16, "cuda": 1}  # a mini-batch is measured on one in so many of its points
 NUM_IMAGES = 49_629  # of COCO-Stuff, in a clustering of all pixels
-GRAY_SHARE, CONTRAST = 0.95, 30  # of `clouds`: correlation of a color with gray, standard deviation of 0..255
+# Of `clouds`: correlation of a color with gray; standard deviation, of 0..255; how fast amplitudes fall with
+# their frequency. Chosen so that pixel blocks are as near each other as in photographs.
+GRAY_SHARE, CONTRAST, FALL = 0.95, 30, 1.5
 
 
 def clustering(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
@@ -123,14 +125,14 @@ def clouds(side: int) -> UInt8[np.ndarray, "S S 3"]:
     for cells in (2**level for level in range(1, side.bit_length())):
         gray, own = (torch.randn(1, count, cells, cells, generator=generator) for count in (1, 3))
         noise = GRAY_SHARE * gray + (1 - GRAY_SHARE**2) ** 0.5 * own
-        total += cells**-1.5 * functional.interpolate(noise, size=(side, side), mode="bicubic")
+        total += cells**-FALL * functional.interpolate(noise, size=(side, side), mode="bicubic")
     colours = 128 + CONTRAST * total[0] / total.std()
     return colours.clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
 
 
 def _median(work: Callable[[], object], turns: int, device: torch.device) -> float:
     times = []
-    warm_up = 1 if device.type == "cuda" else 0  # a CPU takes seconds for each, beside which it is nothing
+    warm_up = 1 if device.type == "cuda" else 0  # a CPU takes seconds, a first call little more
     for _ in range(warm_up + turns):
         start = time.perf_counter()
         work()

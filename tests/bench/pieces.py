@@ -149,7 +149,7 @@ def _clustering(params: Params, device: torch.device) -> Observed:
     def build() -> Step:
         images = _images(size, params.prepare.train_px, device)
         segmenter = build_untrained(params, device).train(settings.batch_norm == "batch")
-        return lambda _: sample_pixel_features(segmenter, images, few)  # type: ignore[arg-type]
+        return lambda _: sample_pixel_features(segmenter, images, few)
 
     return observe(build, size, device)
 

@@ -21,6 +21,7 @@ from stages.pretrain import pretrain
 from stages.pretraining.encoder import DenseEncoder, Encoder
 from stages.pretraining.pretrainer import Pretrainer
 from stages.pretraining.slotcon import SlotEncoder
+from stages.settings.schema import Params
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 from tests.bench.interleaved import Comparison, compare
@@ -50,7 +51,8 @@ SETUPS = {
     "cuda": _published("resnet50", 224, 320, 256, "bfloat16"),
 }
 METHODS = ("mocov2", "swav", "densecl", "slotcon")
-NUM_STEPS = {"cpu": 2, "cuda": 4}  # of one turn
+# Of one turn. The more they are, the less the end of an epoch weighs; on a CPU each takes seconds.
+NUM_STEPS = {"cpu": 2, "cuda": 4}
 
 # A run that is neither resumed nor saved.
 NO_STATE: Any = SimpleNamespace(resume=lambda *_: (0, 0), is_due=lambda: False)
@@ -73,15 +75,19 @@ def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterato
 
 
 def _demo_step(device: torch.device, turns: int, compiled: bool, wish: Wish, said: str) -> Line:
-    whole = read_preset("demo")
-    own = whole.pretrain
+    return step_of(read_preset("demo").model_copy(update={"compile": compiled}), device, turns, wish, said)
+
+
+def step_of(params: Params, device: torch.device, turns: int, wish: Wish, said: str) -> Line:
+    """A step with the method and the sizes of a preset, else as in the demo; `said` ends the name."""
+    own = params.pretrain
     setup = Setup(
-        whole.backbone, own.image_px, whole.prepare.train_px, own.batch_size, whole.precision,
+        params.backbone, own.image_px, params.prepare.train_px, own.batch_size, params.precision,
         own.swav.local_px,
     )  # fmt: skip
-    found = _compare(own.method, setup, device, turns, compiled, wish)
+    found = _compare(own.method, setup, device, turns, params.compile, wish)
     return Line(
-        f"a step of pretraining, demo, {_name(own.method, setup, compiled)}{said}",
+        f"a step of pretraining, {params.preset}, {_name(own.method, setup, params.compile)}{said}",
         f"{1000 * found.seconds / NUM_STEPS[device.type]:.1f} ms",
         f"bare network {1000 * found.bare_seconds / NUM_STEPS[device.type]:.1f} ms",
         found.goodput,

@@ -13,7 +13,7 @@ from stages.dataset.truth import Truth, write_classes
 from stages.postprocessing.pixel_blocks import appearance_features, pair_blocks
 from stages.segmenter.network import Segmenter
 from stages.settings.schema import Params
-from tests.bench import __main__, kernels, pixels, pretraining, reading, training
+from tests.bench import __main__, kernels, pixels, precision, pretraining, reading, training
 from tests.bench.interleaved import Comparison, compare
 from tests.bench.lines import Line
 from tests.bench.probe import presence_precision, scene_accuracy
@@ -68,6 +68,22 @@ def test_a_step_of_the_demo_is_measured(monkeypatch: pytest.MonkeyPatch, module:
     assert line.what == f"a step of {work}, resnet18 of width 16, {sizes}"
     whole, bare = _figures(line, "ms")
     assert line.ratio == pytest.approx(bare / whole, rel=0.1)
+
+
+def test_precisions_are_measured_on_a_gpu_and_leave_the_arithmetic_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert list(precision.measure(CPU, 1)) == []
+    seen = []
+    for module in (pretraining, training):
+        monkeypatch.setattr(
+            module, "step_of", lambda params, *_: seen.append(torch.backends.cudnn.allow_tf32)
+        )
+    monkeypatch.setitem(precision.KINDS, "cpu", (("float32", True), ("tf32", False)))
+    assert len(list(precision.measure(CPU, 1))) == 4
+    assert seen == [False, False, True, True]
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.are_deterministic_algorithms_enabled()
 
 
 def _figures(line: Line, unit: str) -> tuple[float, float]:
@@ -139,7 +155,10 @@ def test_the_bare_work_has_the_passes_of_an_epoch(
 def test_the_picture_of_the_crf_has_as_many_near_pairs_as_photographs() -> None:
     refine = read_preset(kernels.PAPER).refine
     picture = torch.from_numpy(kernels.clouds(320))
-    pairs = pair_blocks(appearance_features(picture, refine.appearance_px, refine.appearance_color), 64, 1e-6)
+    from stages.postprocessing.fused_crf import BLOCK, SMALLEST_WEIGHT  # needs Triton
+
+    features = appearance_features(picture, refine.appearance_px, refine.appearance_color)
+    pairs = pair_blocks(features, BLOCK, SMALLEST_WEIGHT)
     assert 0.11 < len(pairs.partners) / len(pairs.schedule) ** 2 < 0.26
 
 

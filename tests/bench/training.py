@@ -15,9 +15,8 @@ import torch
 from stages.core.device import autocast, choose_device, torch_generator
 from stages.core.graph import Wish
 from stages.imaging.batches import ImageSource, shuffled
-from stages.pseudo_labels.pyramid import VIEWS
 from stages.settings.schema import Params
-from stages.tools.estimate import build_untrained, weight_of
+from stages.tools.estimate import build_untrained, random_pseudo_labels, weight_of
 from stages.train import train
 from stages.training.building import build_trainer
 from stages.training.clusters import PixelClusterer
@@ -75,10 +74,8 @@ def settings_of(kind: str, preset: str, precision: str, *, parts: bool, compiled
 
 
 def random_trainer(params: Params, num_images: int, device: torch.device, wish: Wish = "auto") -> Trainer:
-    """An untrained trainer whose images have random pseudo-labels, four of ten kept."""
-    rng, shape = np.random.default_rng(0), (num_images, len(VIEWS))
-    kept = np.where(rng.random(shape) < 0.4, rng.integers(0, params.global_k, shape), -1)
-    segmenter = build_untrained(params, device)
+    """An untrained trainer whose images have random pseudo-labels."""
+    kept, segmenter = random_pseudo_labels(params, num_images), build_untrained(params, device)
     return build_trainer(segmenter, kept, params, weight_of(params), cuda_graph=wish)
 
 
@@ -147,7 +144,11 @@ def _bare(params: Params, device: torch.device) -> Callable[[int, int], None]:
 
 
 def _demo_step(device: torch.device, turns: int, compiled: bool, wish: Wish, said: str) -> Line:
-    params = read_preset("demo").model_copy(update={"compile": compiled})
+    return step_of(read_preset("demo").model_copy(update={"compile": compiled}), device, turns, wish, said)
+
+
+def step_of(params: Params, device: torch.device, turns: int, wish: Wish, said: str) -> Line:
+    """A step at the settings of a preset; `said` ends the name of the line."""
     size = params.train.batch_size
     trainer = random_trainer(params, 2 * size, device, wish)
     source = ImageSource(random_images(2 * size, params.prepare.train_px), device)
@@ -163,8 +164,8 @@ def _demo_step(device: torch.device, turns: int, compiled: bool, wish: Wish, sai
     # The frozen network assigns the pixels of both views.
     found = compare(whole, lambda: bare(2 * DEMO_STEPS, DEMO_STEPS), turns=turns, device=device)
     return Line(
-        f"a step of training, demo, {params.backbone.arch} of width {params.backbone.width}, "
-        f"{params.size_px} px, batch {size}, {params.precision}{', compiled' * compiled}{said}",
+        f"a step of training, {params.preset}, {params.backbone.arch} of width {params.backbone.width}, "
+        f"{params.size_px} px, batch {size}, {params.precision}{', compiled' * params.compile}{said}",
         f"{1000 * found.seconds / DEMO_STEPS:.1f} ms",
         f"bare network {1000 * found.bare_seconds / DEMO_STEPS:.1f} ms",
         found.goodput,

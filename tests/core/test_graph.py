@@ -8,7 +8,6 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from stages.core.step import Drawn
 from stages.imaging.batches import ImageSource
 from stages.pretraining.pretrainer import Pretrainer
 from stages.settings.errors import UserError
-from stages.train import KEYS
 from stages.training import clusters
 from stages.training.building import build_segmenter, build_trainer
 from stages.training.trainer import Trainer
@@ -266,16 +264,16 @@ def test_a_refused_graph_leaves_no_memory_behind() -> None:
 def _trainer(base: str | None, changes: dict[str, Any], cuda_graph: Wish = "auto") -> Trainer:
     torch.manual_seed(0)
     whole = read_preset("demo", base)
-    params = SimpleNamespace(**{key: getattr(whole, key) for key in KEYS})
-    params.size_px, params.pixel_k, params.global_k = 16, 4, 3
-    params.backbone = params.backbone.model_copy(update=SMALL)
     small = {"batch_size": SIZE, "fpn_dim": 8, "epochs": NUM_EPOCHS}
     clustering = {"sample_images": 8, "sample_pixels": 200, "iterations": 3, "init_batches": 2}
     parts = {
-        "clustering": params.train.clustering.model_copy(update=clustering),
-        "image_loss": params.train.image_loss.model_copy(update={"view_px": 16, **changes}),
+        "clustering": whole.train.clustering.model_copy(update=clustering),
+        "image_loss": whole.train.image_loss.model_copy(update={"view_px": 16, **changes}),
     }
-    params.train = params.train.model_copy(update={**small, **parts})
+    backbone = whole.backbone.model_copy(update=SMALL)
+    train = whole.train.model_copy(update={**small, **parts})
+    sizes = {"size_px": 16, "pixel_k": 4, "global_k": 3}
+    params = whole.model_copy(update={**sizes, "backbone": backbone, "train": train})
     rng = np.random.default_rng(0)
     kept = np.where(rng.random((NUM_STEPS * SIZE, 6)) < 0.3, rng.integers(0, 3, (NUM_STEPS * SIZE, 6)), -1)
     kept[:SIZE] = -1  # a batch without guidance

@@ -84,7 +84,9 @@ BASES = pytest.mark.parametrize(
     "base", [pytest.param({}, id="ours"), pytest.param(picie(), id="picie", marks=pytest.mark.gpu)]
 )
 SHORT = {"pretrain__epochs": 1, "train__epochs": 1}  # for what a second epoch would not change
-STILL = {"pretrain__lr": 1e-9}  # the first step at another rate makes a difference of 8 % from rounding
+# Without learning, all steps compare the same weights. At the rate of these tests (0.06), rounding to
+# bfloat16 changes the loss of an epoch of two steps by 2 to 6 % on a CPU, and by 8 % on an H200.
+STILL = {"pretrain__lr": 1e-9}
 METHOD = pytest.mark.parametrize(
     "method", [METHODS[0], *(pytest.param(name, marks=pytest.mark.gpu) for name in METHODS[1:])]
 )
@@ -223,10 +225,11 @@ def test_the_exact_crf_of_the_predictions_comes_near_pydensecrf(flow: Flow, devi
 def test_other_arithmetic_comes_near_float32(
     flow: Flow, device: torch.device, changes: dict[str, Any]
 ) -> None:
-    flow.run(device, tuple(FLOW)[:7], **SHORT, **STILL)
-    for name in ("pretrain", "train"):
-        expected = _loss(name)()
-        assert flow.again(name, device, _loss(name), **changes) == pytest.approx(expected, rel=0.05), name
+    flow.run(device, tuple(FLOW)[:7], **SHORT)
+    for name, rates, near in (("pretrain", STILL, 0.05), ("pretrain", {}, 0.15), ("train", {}, 0.05)):
+        expected = flow.again(name, device, _loss(name), **rates)
+        found = flow.again(name, device, _loss(name), **rates, **changes)
+        assert found == pytest.approx(expected, rel=near), (name, rates)
     embeddings = np.load("embeddings.npy")
     found = flow.again("embed", device, lambda: np.load("embeddings.npy"), **changes)
     assert _cosine(found, embeddings, 2).min() > 0.99

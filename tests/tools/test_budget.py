@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from stages.core.device import set_numerics
 from stages.dataset.source import DataSet, list_data
 from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Params
+from stages.tools import estimate as estimating
 from stages.tools import preset
 from stages.tools.budget import fit_into
 from stages.tools.composing import compose, plain
@@ -110,3 +113,25 @@ def test_minutes_are_a_positive_number(minutes: str, capsys: pytest.CaptureFixtu
 def test_other_presets_have_sizes_of_their_own() -> None:
     with pytest.raises(UserError, match=r"cocostuff27 has sizes .* remove MINUTES"):
         preset.main(["cocostuff27", "--data", "coco", "--minutes", "10"])
+
+
+def test_steps_are_estimated_in_the_precision_of_the_run(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the estimate on a GPU would be of float32, and its sizes too small for the time."""
+    seen = []
+
+    def measured(*_: Any) -> Span:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()))
+        return Span(1, 1)
+
+    for name in ("_pretrain", "_train", "_others"):
+        monkeypatch.setattr(estimating, name, measured)
+    monkeypatch.setattr(estimating, "start", lambda: Span(1, 1))
+    try:
+        for precision, deterministic in (("tf32", False), ("float32", True)):
+            changes = {"precision": precision, "deterministic": deterministic, "device": "cpu"}
+            estimating.estimate(_folder(path=".").model_copy(update=changes), data)
+    finally:
+        set_numerics("float32", torch.device("cpu"), deterministic=True)
+    assert seen == [(True, False)] * 3 + [(False, True)] * 3
