@@ -26,6 +26,7 @@ from stages.runtime.watch import Watch
 from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter, start_from
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
+from stages.settings.schema import Params
 from stages.training.building import build_segmenter, build_trainer
 from stages.training.guidance import LabelFigures, guidance_weight
 from stages.training.trainer import FIGURES, MEASURED_IN, Trainer
@@ -85,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.leave()
 
 
-def train(trainer: Trainer, images: ImageSource, params: SimpleNamespace, state: StageState) -> pd.DataFrame:
+def train(
+    trainer: Trainer, images: ImageSource, params: SimpleNamespace | Params, state: StageState
+) -> pd.DataFrame:
     """Train up to the last epoch; resume from the saved state of an interrupted run.
 
     Args:

@@ -50,7 +50,7 @@ def sample_pixel_features(
 
 @torch.no_grad()
 def all_pixel_features(
-    segmenter: Segmenter, images: ImageSource, batches: Sequence[Tensor], params: SimpleNamespace | Params
+    segmenter: Segmenter, images: ImageSource, batches: Sequence[Tensor], params: SimpleNamespace
 ) -> Iterator[Float[Tensor, "P D"]]:
     """Yield the features of every pixel of batches of row indices, on the device of the images.
 
@@ -78,7 +78,7 @@ def cluster_maps(
     *,
     count: int,
     size_px: int,
-    params: SimpleNamespace | Params,
+    params: SimpleNamespace,
 ) -> Int64[np.ndarray, "N h w"]:
     """Cluster of every feature pixel of the same sampled images, whatever the network.
 

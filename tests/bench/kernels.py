@@ -41,16 +41,7 @@ def clustering(device: torch.device, turns: int, *, compiled: bool = False) -> I
     points = size * (params.size_px // params.train.feature_stride) ** 2
     updates = NUM_IMAGES // size - settings.init_batches
     found = {
-        one: BATCH_SHARE[one.type]
-        * _minibatch(
-            points // BATCH_SHARE[one.type],
-            dim,
-            params.pixel_k,
-            settings.iterations,
-            settings.init_batches,
-            updates,
-            one,
-        )
+        one: _minibatch(points, dim, params.pixel_k, settings.iterations, settings.init_batches, updates, one)
         for one in found
     }
     what = f"{NUM_IMAGES:,} images in batches of {size}, {points:,} points each, projected from two"
@@ -76,10 +67,11 @@ def _sampled(
 def _minibatch(
     count: int, dim: int, num_clusters: int, iterations: int, first: int, updates: int, device: torch.device
 ) -> float:
-    """Seconds of a whole clustering, from a first batch and one update."""
+    """Seconds of a whole clustering, from a first batch and one update; on a CPU from a part of them."""
+    share = BATCH_SHARE[device.type]
     kmeans = KMeans(num_clusters, iterations=iterations, restarts=1, spherical=False)
     running = MiniBatchKMeans(kmeans, init_batches=1, num_batches=2, seeds=[0])
-    points = torch.from_numpy(unit_points(count, dim)).to(device)
+    points = torch.from_numpy(unit_points(count // share, dim)).to(device)
     times = []
     for _ in range(2):
         start = time.perf_counter()
@@ -87,7 +79,7 @@ def _minibatch(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return first * times[0] + updates * times[1]
+    return share * (first * times[0] + updates * times[1])
 
 
 def crf(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:

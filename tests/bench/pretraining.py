@@ -70,12 +70,9 @@ def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterato
             f"bare network {count / found.bare_seconds:.1f} images/s",
             found.goodput,
         )
+    demo = read_preset("demo").model_copy(update={"compile": compiled})
     for wish, said in WISHES[device.type].items():
-        yield _demo_step(device, turns, compiled, wish, said)
-
-
-def _demo_step(device: torch.device, turns: int, compiled: bool, wish: Wish, said: str) -> Line:
-    return step_of(read_preset("demo").model_copy(update={"compile": compiled}), device, turns, wish, said)
+        yield step_of(demo, device, turns, wish, said)
 
 
 def step_of(params: Params, device: torch.device, turns: int, wish: Wish, said: str) -> Line:

@@ -63,7 +63,7 @@ def test_a_step_of_the_demo_is_measured(monkeypatch: pytest.MonkeyPatch, module:
     monkeypatch.setattr(module, "read_preset", lambda name: preset)
     monkeypatch.setattr(pretraining, "NUM_STEPS", {"cpu": 1})
     monkeypatch.setattr(training, "DEMO_STEPS", 1)
-    line = module._demo_step(CPU, 1, False, False, ", without CUDA graphs")
+    line = module.step_of(preset, CPU, 1, False, ", without CUDA graphs")
     sizes = "32 px, batch 4, float32, without CUDA graphs"
     assert line.what == f"a step of {work}, resnet18 of width 16, {sizes}"
     whole, bare = _figures(line, "ms")
@@ -117,7 +117,7 @@ def test_epochs_of_training_are_compared_with_their_bare_passes(
 
     step = Line("a step", "1 ms")
     monkeypatch.setattr(training, "compare_epochs", epochs)
-    monkeypatch.setattr(training, "_demo_step", lambda *_: step)
+    monkeypatch.setattr(training, "step_of", lambda *_: step)
     *lines, last = training.measure(CPU, 2, compiled=compiled)
     expected = [("sample", "float32", False), ("sample", "bfloat16", False), ("minibatch", "float32", False)]
     expected += [("sample", "float32", True)] if compiled else []
