@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from stages.backbone.batch_norm import split_batch_norms
-from stages.clustering.agreement import agreement, effective_clusters
+from stages.clustering.agreement import agreement
 from stages.clustering.continuation import continue_clusters, count_shared
 from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
+from stages.clustering.usage import effective_clusters
 from stages.core import distributed
 from stages.core.artefacts import write_metrics
 from stages.core.device import autocast, choose_device, enough_memory, place, set_numerics, torch_generator

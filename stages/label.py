@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from stages.clustering.agreement import agreement, effective_clusters
+from stages.clustering.agreement import agreement
 from stages.clustering.kmeans import KMeans
+from stages.clustering.usage import effective_clusters
 from stages.core.artefacts import read_array, write_metrics
 from stages.core.device import choose_device, torch_generator
 from stages.core.seeds import faiss_seed

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from stages.clustering.agreement import effective_clusters
+from stages.clustering.usage import effective_clusters
 from stages.core.artefacts import write_array, write_metrics
 from stages.core.tensors import read_tensors
 from stages.pseudo_labels.pyramid import VIEWS

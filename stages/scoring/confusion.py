@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from stages.clustering.agreement import clusters_by_image, effective_number, image_share
+from stages.clustering.usage import clusters_by_image, effective_number, image_share
 from stages.dataset.truth import IGNORED
 from stages.settings.errors import UserError
 

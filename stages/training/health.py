@@ -9,7 +9,7 @@ from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from stages.clustering.agreement import clusters_by_image, effective_number, image_share
+from stages.clustering.usage import clusters_by_image, effective_number, image_share
 from stages.core import distributed
 from stages.runtime.progress import warn
 

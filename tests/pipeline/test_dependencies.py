@@ -60,16 +60,16 @@ NOT_IMPORTED = {
     "embed": "backbone/batch_norm core/graph core/history core/repository core/step imaging/photometric",
     "label": "clustering/continuation core/distributed core/graph core/history core/images core/repository "
     "core/step pseudo_labels/pyramid",
-    "select_views": "clustering/continuation clustering/kmeans clustering/lloyd core/device core/distributed "
-    "core/graph core/history core/images core/repository core/seeds core/step",
-    "train": "clustering/continuation segmenter/sampling",
+    "select_views": "clustering/agreement clustering/continuation clustering/kmeans clustering/lloyd "
+    "core/device core/distributed core/graph core/history core/images core/repository core/seeds core/step",
+    "train": "clustering/agreement clustering/continuation segmenter/sampling",
     "cluster": "core/graph core/history core/step imaging/photometric",
     "predict": "backbone/batch_norm core/graph core/history core/step imaging/photometric segmenter/sampling",
     "refine": "core/distributed core/graph core/history core/repository core/step core/tensors",
-    "evaluate@raw": "clustering/continuation core/distributed core/graph core/history "
-    "core/repository core/step core/tensors",
-    "evaluate@refined": "clustering/continuation core/distributed core/graph core/history "
-    "core/repository core/step core/tensors",
+    "evaluate@raw": "clustering/agreement clustering/continuation core/distributed core/graph "
+    "core/history core/repository core/step core/tensors",
+    "evaluate@refined": "clustering/agreement clustering/continuation core/distributed core/graph "
+    "core/history core/repository core/step core/tensors",
     "report": "core/device core/distributed core/graph core/history core/repository core/seeds core/step",
 }
 

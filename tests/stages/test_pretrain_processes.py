@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from stages.core import distributed
+from stages.settings.errors import UserError
 from tests.datasets import REPOSITORY
 from tests.stages.pretrain_in_float64 import run_all
 from tests.tensors import assert_near
@@ -58,14 +60,14 @@ def test_two_processes_give_the_losses_and_weights_of_one(bench: Any, in_float64
     assert bench.saved_states() == []
 
 
-def test_a_share_that_cannot_be_cut_into_passes_is_named(bench: Any) -> None:
-    bench.params(runtime__nproc=2, pretrain__micro_batch=8)
-    argv = ["--images", "images/train", "--out", "b", "--history", "h", "--metrics", "m"]
-    assert re.search(
-        r"^error: process [01] on \S+: params\.yaml: pretrain\.micro_batch: the 4 images of each of 2 "
-        r"processes cannot be cut into passes of 8; use a divisor, or 0$",
-        bench.command_fault("pretrain", argv),
-        re.MULTILINE,
+def test_a_share_that_cannot_be_cut_into_passes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    distributed.check_batch("pretrain", 8, 4)
+    with pytest.raises(UserError) as fault:
+        distributed.check_batch("pretrain", 8, 8)
+    assert str(fault.value) == (
+        "params.yaml: pretrain.micro_batch: the 4 images of each of 2 processes cannot be cut into passes "
+        "of 8; use a divisor, or 0"
     )
 
 
