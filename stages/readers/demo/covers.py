@@ -15,7 +15,7 @@ Cover = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
 
 def patches(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Irregular patches, as of a cow."""
-    return np.asarray(np.clip(4 * noise(rng, u, v, 6, 6) + 0.5, 0, 1))
+    return np.asarray(np.clip(4 * noise(rng, u, v, 9, 9) + 0.5, 0, 1))
 
 
 def slants(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -23,11 +23,12 @@ def slants(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray
     return _stripes((u + v) / 2**0.5, rng.uniform(8, 10))
 
 
-def checks(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A checkerboard, as on a taxi."""
-    period = rng.uniform(12, 14)
-    first, second = (2 * _stripes(axis, period) - 1 for axis in (u, v))
-    return np.asarray(0.5 + 0.5 * first * second)
+def spots(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Round spots in rows that are shifted by half, as of a ladybird."""
+    period = rng.uniform(8, 9.5)
+    row = np.floor(v / period)
+    x, y = (u / period + 0.5 * (row % 2)) % 1 - 0.5, (v / period) % 1 - 0.5
+    return np.asarray(np.clip(12 * (0.33 - np.hypot(x, y)) + 0.5, 0, 1))
 
 
 def gores(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -40,4 +41,4 @@ def _stripes(along: np.ndarray, period: float) -> np.ndarray:
     return np.asarray(np.clip(2.5 * np.sin(2 * np.pi * along / period) + 0.5, 0, 1))
 
 
-COVERS: dict[str, Cover] = {"cow": patches, "boat": slants, "car": checks, "balloon": gores}
+COVERS: dict[str, Cover] = {"cow": patches, "boat": slants, "car": spots, "balloon": gores}

@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw
 
 from stages.readers.demo.covers import COVERS, Cover
 from stages.readers.demo.objects import DARK, DESIGNS, LIGHT
-from stages.readers.demo.scenes import CLASSES, PX, Scene
+from stages.readers.demo.scenes import CLASSES, HORIZON, PX, Scene
 from stages.readers.demo.surfaces import NATURAL, TEXTURES, noise, pick
 
 UNITS = 64  # of surface coordinates per image side
@@ -81,7 +81,7 @@ def draw_edge(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """Sample the upper edge of the lower band in each column [PX], as a height fraction."""
     x = np.linspace(-0.5, 0.5, PX)
     tilt = rng.uniform(-0.1, 0.1) if scene.bands[1] == "water" else rng.uniform(-0.3, 0.3)
-    edge = rng.uniform(*scene.horizon) + tilt * x
+    edge = rng.uniform(*HORIZON) + tilt * x
     if scene.bands[1] == "grass":
         edge += rng.uniform(0.0, 0.06) * np.sin(rng.uniform(4, 10) * x + rng.uniform(0, 6))
     return edge
