@@ -1,4 +1,4 @@
-"""How clusters are used, without ground truth: by how many pixels, and in how many images."""
+"""Sizes of clusters, and how far they follow single images, without ground truth."""
 
 import numpy as np
 from jaxtyping import Int, Integer

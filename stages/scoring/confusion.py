@@ -47,7 +47,7 @@ class Tally:
     Attributes:
         confusion: pixel count of each [class, cluster], labeled pixels only; no rows without truth.
         pixels: pixel count of each cluster, including unlabeled pixels.
-        image_share: how closely clusters follow whole images (`agreement.image_share`); None if unknown.
+        image_share: how closely clusters follow whole images (`usage.image_share`); None if unknown.
     """
 
     confusion: Int64[np.ndarray, "num_classes num_clusters"]
@@ -104,7 +104,7 @@ def tally(
 
 
 def truth_image_share(truth: UInt8[np.ndarray, "M S S"], num_classes: int) -> float | None:
-    """How closely classes follow whole images (`agreement.image_share`), for comparison with clusters.
+    """How closely classes follow whole images (`usage.image_share`), for comparison with clusters.
 
     Args:
         truth: class ids, a memory map; 255 is ignored.

@@ -135,9 +135,9 @@ def _prepare(params: Params, data: DataSet) -> Span:
 
 @functools.cache
 def start() -> Span:
-    """Starting Python with torch, which each stage does; it is most of the time of a short run."""
+    """Starting Python with what a stage with a network imports; it is most of the time of a short run."""
     before = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import torch, pandas, sklearn"], check=True)
+    subprocess.run([sys.executable, "-c", "import torch, torchvision, pandas"], check=True)
     one = time.perf_counter() - before
     return Span(one, one)
 

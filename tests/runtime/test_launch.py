@@ -123,7 +123,10 @@ def test_a_stage_that_is_ended_ends_its_launcher_first(bench: Any, number: int, 
     assert running.communicate()[1] == ("interrupted; run it again to continue\n" if code == 130 else "")
 
 
-def test_a_stage_that_is_interrupted_ends_its_processes_without_a_traceback(bench: Any) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stage_that_is_ended_ends_its_processes_without_a_traceback(
+    bench: Any, number: int, code: int
+) -> None:
     bench.params(
         pretrain__bn_splits=2, pretrain__epochs=400, runtime__nproc=2, runtime__checkpoint_seconds=0.0
     )
@@ -131,11 +134,11 @@ def test_a_stage_that_is_interrupted_ends_its_processes_without_a_traceback(benc
     _wait_for(lambda: list(Path(".state").rglob("state.safetensors")))
     processes = psutil.Process(running.pid).children(recursive=True)
     assert {"0", "1"} <= {_rank(one) for one in processes}
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, log = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == code
     assert "Traceback" not in log
-    assert "interrupted; run it again to continue\n" in log
+    assert ("interrupted; run it again to continue\n" in log) == (number == signal.SIGINT)
     assert not any(one.is_running() for one in processes)
 
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from stages import pretrain
 from stages.core import distributed
-from stages.settings.errors import UserError
 from tests.datasets import REPOSITORY
 from tests.stages.pretrain_in_float64 import run_all
 from tests.tensors import assert_near
@@ -60,12 +60,11 @@ def test_two_processes_give_the_losses_and_weights_of_one(bench: Any, in_float64
     assert bench.saved_states() == []
 
 
-def test_a_share_that_cannot_be_cut_into_passes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_that_cannot_be_cut_into_passes_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.params(pretrain__micro_batch=8)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    distributed.check_batch("pretrain", 8, 4)
-    with pytest.raises(UserError) as fault:
-        distributed.check_batch("pretrain", 8, 8)
-    assert str(fault.value) == (
+    argv = ["--images", "images/train", "--out", "b", "--history", "h", "--metrics", "m"]
+    assert bench.fault(pretrain.main, argv) == (
         "params.yaml: pretrain.micro_batch: the 4 images of each of 2 processes cannot be cut into passes "
         "of 8; use a divisor, or 0"
     )

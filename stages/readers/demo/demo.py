@@ -1,8 +1,8 @@
 """The demo data set: synthetic scenes that do not depend on the training seed.
 
-Layout, color and lighting vary so much that neither color nor position identifies a class. The reliable cues
-are texture, shape and co-occurrence of classes. Textures are coarse: their periods are still several pixels
-long in the small views that pretraining sees.
+Layout, color and lighting vary so much that color does not identify a class, and position tells no more than
+the upper stuff from the lower. The reliable cues are texture, shape and co-occurrence of classes. Textures
+are coarse: their periods are still several pixels long in the small views that pretraining sees.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """Scene types of the demo: two bands of stuff, and the things on them.
 
 Scenes share classes: each stuff class lies in several kinds of scenes, and each kind of thing is seen before
-several kinds of stuff. The horizon lies anywhere in all of them, so that no class has a size of its own.
+several kinds of stuff. Sky and wall are above, grass, water and road below. The range of the horizon is the
+same in all of them, so that its height does not tell the scene.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Scene:
     Attributes:
         bands: the upper and the lower stuff class.
         thing: class of the things.
-        place: stuff class that they are on, or in.
+        place: stuff class that they are on, or in; a large balloon reaches down over the ground.
     """
 
     bands: tuple[str, str]
