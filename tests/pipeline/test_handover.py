@@ -102,11 +102,11 @@ def test_two_workers_take_two_queued_experiments(mine: Path) -> None:
         stderr=subprocess.DEVNULL,
         check=True,
     )
-    for _ in range(60):
+    for _ in range(40):
         status = run(mine, "dvc", "queue", "status")
         if len(re.findall(r"Success", status)) == 2 or "Failed" in status:
             break
-        time.sleep(2)
+        time.sleep(4)
     assert len(re.findall(r"Success", status)) == 2, status
     kept = [_figures(mine, name, "select_views")["kept_views"] for name in ("ratio-3", "ratio-6")]
     assert kept[0] < kept[1]

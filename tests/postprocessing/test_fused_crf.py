@@ -68,7 +68,7 @@ def _noise(height: int, width: int) -> np.ndarray:
 
 
 IMAGES = {
-    "regions": _picture(32)[0],
+    "regions": _picture(24)[0],
     "no multiple of a block": _picture(40)[0][:23, :31],
     "less than a block": _noise(3, 5),
     "one pixel": _noise(1, 1),
@@ -207,7 +207,7 @@ def test_it_is_the_mean_field(run: Run, device: torch.device, settings: dict[str
 
 
 def test_labels_are_those_of_the_stored_kernel(run: Run, device: torch.device) -> None:
-    side = 160 if device.type == "cuda" else 32
+    side = 160 if device.type == "cuda" else 24
     image, unary = _picture(side)
     settings = {"iterations": 5, "smoothness_weight": 3.0, "smoothness_px": 1.0}
     settings |= {"appearance_weight": 4.0, "appearance_px": 67 * side / 320, "appearance_color": 10.0}

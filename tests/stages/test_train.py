@@ -416,10 +416,10 @@ def test_images_of_one_colour_train_and_are_called_collapsed_or_not(ready: Any, 
 
 def test_a_backbone_of_another_architecture_is_refused(ready: Any) -> None:
     ready.params(backbone__width=16)
-    assert ready.command_fault("train", ARGV) == (
-        "error: backbone.safetensors: holds {'arch': 'resnet18', 'stem_stride': 2, 'width': 8}, but "
+    assert ready.fault(train.main, ARGV) == (
+        "backbone.safetensors: holds {'arch': 'resnet18', 'stem_stride': 2, 'width': 8}, but "
         "params.yaml says backbone: {'arch': 'resnet18', 'width': 16, 'stem_stride': 2}; "
-        "run `dvc repro` to pretrain the backbone of params.yaml\n"
+        "run `dvc repro` to pretrain the backbone of params.yaml"
     )
 
 
