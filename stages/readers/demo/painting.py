@@ -30,7 +30,7 @@ def place_things(
         for part in parts:
             outline = [(x * PX + side * scale * a, foot * PX - scale * b) for a, b in part.outline]
             ImageDraw.Draw(tones).polygon(outline, fill=part.tone)
-        if scene.place == scene.bands[1]:
+        if not scene.flies:
             _shade_ground(image, x * PX, foot * PX, np.ptp(corners[:, 0]) * scale)
         _paint(rng, image, np.asarray(tones), COVERS[scene.thing])
         labels[np.asarray(tones) != NOTHING] = CLASSES.index(scene.thing)
@@ -45,7 +45,7 @@ def _boxes(rng: np.random.Generator, scene: Scene, edge: np.ndarray) -> list[tup
     for _ in range(20):
         x, size = rng.uniform(0.25, 0.75), rng.uniform(low, high)
         horizon = edge[int(x * PX)]
-        top, bottom = (horizon + 0.1, 0.97) if scene.place == scene.bands[1] else (0.0, horizon)
+        top, bottom = (0.0, horizon) if scene.flies else (horizon + 0.1, 0.97)
         foot = rng.uniform(max(top, 0.8 * size), max(bottom, 0.8 * size + 0.05))
         if all(np.hypot(x - a, foot - b) > 0.7 * max(size, c) for a, b, c in boxes):
             boxes.append((x, foot, size))

@@ -23,26 +23,29 @@ class Scene:
     Attributes:
         bands: the upper and the lower stuff class.
         thing: class of the things.
-        place: stuff class that they are on, or in; a large balloon reaches down over the ground.
     """
 
     bands: tuple[str, str]
     thing: str
-    place: str
+
+    @property
+    def flies(self) -> bool:
+        """Whether the things are in the upper band; a large balloon reaches down over the lower one."""
+        return self.thing == "balloon"
 
 
 HORIZON = (0.3, 0.65)  # range of the height of the upper band, as a fraction of the image side
 SCENES = {
-    "meadow": Scene(("sky", "grass"), "cow", "grass"),
-    "sea": Scene(("sky", "water"), "boat", "water"),
-    "highway": Scene(("sky", "road"), "car", "road"),
-    "flight over land": Scene(("sky", "grass"), "balloon", "sky"),
-    "pasture": Scene(("wall", "grass"), "cow", "grass"),
-    "quay": Scene(("wall", "water"), "boat", "water"),
-    "street": Scene(("wall", "road"), "car", "road"),
-    "flight over sea": Scene(("sky", "water"), "balloon", "sky"),
-    "farmyard": Scene(("wall", "road"), "cow", "road"),
-    "boatyard": Scene(("sky", "road"), "boat", "road"),
-    "garden": Scene(("wall", "grass"), "car", "grass"),
-    "flight over a road": Scene(("sky", "road"), "balloon", "sky"),
+    "meadow": Scene(("sky", "grass"), "cow"),
+    "sea": Scene(("sky", "water"), "boat"),
+    "highway": Scene(("sky", "road"), "car"),
+    "flight over land": Scene(("sky", "grass"), "balloon"),
+    "pasture": Scene(("wall", "grass"), "cow"),
+    "quay": Scene(("wall", "water"), "boat"),
+    "street": Scene(("wall", "road"), "car"),
+    "flight over sea": Scene(("sky", "water"), "balloon"),
+    "farmyard": Scene(("wall", "road"), "cow"),
+    "boatyard": Scene(("sky", "road"), "boat"),
+    "garden": Scene(("wall", "grass"), "car"),
+    "flight over a road": Scene(("sky", "road"), "balloon"),
 }
