@@ -13,7 +13,8 @@ $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -c 'import platform as p, sys; here = (p.system(), p.machine()); sys.exit(here != ("Linux", "x86_64") and "faiss-gpu exists for Linux on x86-64 only, and this is %s on %s; on Windows use WSL" % here)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.txt
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip takes one. Some files are templates
 	touch $@
 
 repro: env ## run the pipeline with the active params.yaml (dvc repro)
@@ -35,26 +36,26 @@ check: env ## check formatting, lint and types
 	mypy
 
 doctor: env ## look for what a crash left behind (FIX=1: repair what is safe)
-	python -m stages.tools.doctor $(if $(FIX),--fix)
+	python -m stages.tools.doctor $(if $(filter-out 0,$(FIX)),--fix)
 
 torture: env ## kill the pipeline at random and compare the results (KILLS=20)
 	python -m tests.torture --kills $(or $(KILLS),20)
 
 bench: env ## measure the speed of the long stages, as one table (COMPILE=1: compiled too)
-	python -m tests.bench $(if $(COMPILE),--compile)
+	python -m tests.bench $(if $(filter-out 0,$(COMPILE)),--compile)
 
 scale: env ## project a run at the paper's scale on this machine [PRESET=cocostuff27] [CHECK=1: of params.yaml, beside the last run]
-	python -m tests.bench.scale $(if $(PRESET),--preset $(PRESET)) $(if $(DEVICE),--device $(DEVICE)) $(if $(CHECK),--check)
+	python -m tests.bench.scale $(if $(PRESET),--preset $(PRESET)) $(if $(DEVICE),--device $(DEVICE)) $(if $(filter-out 0,$(CHECK)),--check)
 
 preset: env ## write params.yaml: NAME=folder DATA=path/to/data [MINUTES=10] [BASE=picie] [FORCE=1] [FAST=1]
 	$(if $(NAME),,$(error give a NAME: make preset NAME=folder DATA=photos, or another file of presets/))
-	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BASE),--base $(BASE)) $(if $(FORCE),--force) $(if $(FAST),--no-estimate)
+	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BASE),--base $(BASE)) $(if $(filter-out 0,$(FORCE)),--force) $(if $(filter-out 0,$(FAST)),--no-estimate)
 
 pin: env ## accept the images as they are now, after photographs were added [WARM=1: start from the last models]
-	python -m stages.tools.pin $(if $(WARM),--warm)
+	python -m stages.tools.pin $(if $(filter-out 0,$(WARM)),--warm)
 
 names: env ## write a first names.yaml, from matched classes if there are labels (FORCE=1: replace names)
-	python -m stages.tools.name_clusters $(if $(FORCE),--force)
+	python -m stages.tools.name_clusters $(if $(filter-out 0,$(FORCE)),--force)
 
 table: env ## run a table of the paper: NAME=4 [SEEDS=0,1] [ARGS=--dry-run]
 	$(if $(NAME),,$(error give a NAME: make table NAME=4, or another file of presets/tables/))

@@ -32,7 +32,13 @@ from stages.runtime.script import run
 from stages.runtime.state import common_fingerprint
 from stages.runtime.watch import Watch
 from stages.segmenter.network import Segmenter
-from stages.segmenter.sampling import all_pixel_features, at_size, cluster_maps, sample_pixel_features
+from stages.segmenter.sampling import (
+    all_pixel_features,
+    at_size,
+    batches_of,
+    cluster_maps,
+    sample_pixel_features,
+)
 from stages.segmenter.segmenter_file import (
     Earlier,
     load_segmenter,
@@ -159,8 +165,7 @@ def cluster_all(
     """Cluster every pixel of every image by mini-batch k-means from two random starts, in one pass."""
     settings = params.cluster
     order = torch.randperm(len(images), generator=torch_generator(params.seed, "cluster", "order"))
-    # Batch norm needs two images.
-    batches = [rows for rows in order.split(settings.batch_size) if len(rows) > 1]
+    batches = batches_of(order, settings.batch_size, segmenter)
     kmeans = KMeans.of(settings, params.pixel_k, spherical=False)
     runs = MiniBatchKMeans(
         kmeans, init_batches=settings.init_batches, num_batches=len(batches), seeds=_seeds(params.seed)

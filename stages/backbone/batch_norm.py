@@ -215,7 +215,8 @@ def set_groups_of_pass(network: nn.Module, splits: int, num_passes: int) -> None
     world = distributed.world_size()
     for module in network.modules():
         if isinstance(module, SplitBatchNorm):
-            module.splits = 1 if splits == 1 else world * max(1, splits // world // num_passes)
+            groups, cut = divmod(splits // world, num_passes)
+            module.splits = 1 if splits == 1 else world * (1 if cut else groups)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,11 @@ from stages.settings.errors import UserError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
+HOW_COMPUTED = (
+    "capturable",
+    "foreach",
+    "fused",
+)  # options of optimizers that change no result but by rounding
 STEPS_IN_MEMORY = 2.5  # that of a CUDA graph and that of a step beside it; the rest for gaps
 
 # Constants of malloc.h.
@@ -151,10 +156,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
     """Load an optimizer state, with each running mean in the memory format of its parameter.
 
     Files do not store memory formats, and the fused optimizers require parameters and running means to have
-    the same format. A learning rate that is a tensor stays the tensor that it is.
+    the same format. A learning rate that is a tensor stays the tensor that it is. So do the options that say
+    how steps are computed: the state may be of another device, or of a run without CUDA graphs.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved)  # type: ignore[arg-type]
+    how = [{key: group[key] for key in HOW_COMPUTED if key in group} for group in optimizer.param_groups]
+    groups = [{**group, **own} for group, own in zip(saved["param_groups"], how, strict=True)]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):
             group["lr"] = rate.copy_(group["lr"])

@@ -24,6 +24,7 @@ Kind = tuple[tuple[bool, ...], tuple[torch.Size, ...]]  # phase, and the shapes 
 Wish = Literal["auto"] | bool  # runtime.cuda_graph
 WARM_UP = 2  # steps of a kind before it is recorded: libraries choose algorithms, optimizers make their state
 MOST_GRAPHS = 64  # kinds that are recorded; others run as they are, for each graph takes memory
+MOST_KINDS = 256  # kinds that are counted; if there are so many, hardly one is met again
 
 
 class Recorder(Protocol):
@@ -87,8 +88,8 @@ class Graphs:
     """Steps from graphs: one for each kind of step, recorded at its third time and repeated from then on.
 
     The first steps of a kind are real ones, made as they are, so nothing has to be undone. At the third time
-    the step is recorded with what the second was given. Then the step is made as it is, twice, and from the
-    graph, each time from the same state. If the graph leaves another state, it is not used.
+    a step is recorded with other images and what was drawn for the second. Then the third is made as it is,
+    twice, and from the graph, each time from the same state. A graph that leaves another state is not used.
 
     Args:
         recorder: makes and records steps.
@@ -102,7 +103,10 @@ class Graphs:
     ) -> None:
         self._recorder, self._state, self._warn = recorder, state, warn
         self._seen: Counter[Kind] = Counter()
-        self._last: dict[Kind, tuple[Tensor, Drawn]] = {}  # what the last step of a kind was given
+        self._last: dict[Kind, Drawn] = {}  # what was drawn for the last step of a kind
+        self._image: Tensor | None = (
+            None  # of the last step of any kind; images of each would fill the memory
+        )
         self._graphs: dict[Kind, Compute] = {}
         self._is_given_up = False
 
@@ -111,11 +115,13 @@ class Graphs:
         kind = drawn.phase, tuple(part.shape for part in drawn.numbers)
         if kind in self._graphs:
             return self._graphs[kind](image, drawn)
-        self._seen[kind] += 1
         if len(self._graphs) == MOST_GRAPHS or self._is_given_up:
             return self._make(image, drawn)
+        self._seen[kind] += 1
+        if len(self._seen) > MOST_KINDS:
+            return self._give_up(f"there are more than {MOST_KINDS} kinds of steps", [], image, drawn)
         if self._seen[kind] <= WARM_UP:
-            self._last[kind] = image, drawn
+            self._image, self._last[kind] = image, drawn
             return self._make(image, drawn)
         before: list[Tensor] = []
         try:
@@ -144,7 +150,8 @@ class Graphs:
         """
         places = self._places()
         steps = [self._from(before, self._recorder.make, image, drawn) for _ in range(2)]
-        repeat = self._recorder.record(*self._last.pop(kind))
+        assert self._image is not None
+        repeat = self._recorder.record(self._image, self._last.pop(kind))
         replayed = self._from(before, repeat, image, drawn)
         if self._places() != places:
             raise RuntimeError("a step leaves its state elsewhere than it was")
@@ -161,6 +168,7 @@ class Graphs:
         self._is_given_up = True
         self._graphs.clear()
         self._last.clear()
+        self._image = None
         if before:
             self._restore(before)
             before.clear()

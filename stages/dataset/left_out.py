@@ -53,6 +53,10 @@ class LeftOut(dict[str, Names]):
         if len(names.examples) < MOST_EXAMPLES:
             names.examples.append(printable(name))
 
+    def sentence(self) -> str:
+        """What is left out, to be added to a message; empty if there is nothing."""
+        return "".join(f"; left out {some.count:,}: {why} ({some})" for why, some in self.items())
+
     def suspects(self) -> int:
         """Number of files that the user may want to be used."""
         return sum(names.count for reason, names in self.items() if reason in SUSPECT)

@@ -174,7 +174,6 @@ def list_images(
         parts = [os.path.splitext(name) for name in names]
         pictures = {stem.lower() for stem, suffix in parts if suffix.lower() in SUFFIXES}
         below = parent.relative_to(folder).as_posix()
-        is_mask_folder = "/" in below and parent.name.lower() in MASK_WORDS  # images/train/masks
         for name, (stem, suffix) in zip(names, parts, strict=True):
             whole = name if below == "." else f"{below}/{name}"
             if whole in reserved:
@@ -183,8 +182,6 @@ def list_images(
                 left_out.add(OWN_OUTPUT, whole)
             elif reason := _reason(stem, suffix.lower(), pictures):
                 left_out.add(reason, whole)
-            elif is_mask_folder and below.startswith("images/"):
-                left_out.add(MASK, whole)
             else:
                 images.append(whole)
     return images

@@ -1,15 +1,43 @@
 """Which files of a folder `segment` has written, by its manifest and its journal."""
 
+import hashlib
 import json
 import os
 import posixpath
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "segment.json"  # in a folder that `segment` has written: the names of its files
 JOURNAL = "segment.jsonl"  # beside it while `segment` runs, or after a kill: what was written since
 WRITER = "fs4 segment"  # value of the key `written_by` of a manifest
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file as `segment` has written it.
+
+    Attributes:
+        modified_ns: modification time.
+        sha256: hash of the content; empty in a manifest of an earlier version.
+    """
+
+    modified_ns: int
+    sha256: str = ""
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file is there; a copy of a folder has other times, and the same content."""
+        time = modified_ns(path)
+        if time is None or time == self.modified_ns:
+            return time is not None
+        return bool(self.sha256) and path.is_file() and content_hash(path) == self.sha256
+
+
+def content_hash(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class OwnOutputs:
@@ -54,8 +82,8 @@ def _by_folder(files: Iterable[str]) -> dict[str, frozenset[str]]:
     return {folder: frozenset(some) for folder, some in names.items()}
 
 
-def read_manifest(folder: Path) -> dict[str, int] | None:
-    """The files that `segment` has written, relative to the folder, with their modification time in ns.
+def read_manifest(folder: Path) -> dict[str, Written] | None:
+    """The files that `segment` has written, relative to the folder.
 
     None if the folder has no manifest of `segment`.
     """
@@ -63,16 +91,21 @@ def read_manifest(folder: Path) -> dict[str, int] | None:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if content["written_by"] != WRITER:
             return None
-        files = {name: time for name, time in content["files"].items() if time is not None}
+        files = {name: _written(entry) for name, entry in content["files"].items() if entry is not None}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     for line in read_journal(folder):
         if "file" in line:
-            name, time = line["file"], line["modified_ns"]
+            name, written = line["file"], Written(line["modified_ns"], line.get("sha256", ""))
             # A line is written just before its file is in place; after a kill in between, the old one is.
-            if name not in files or modified_ns(folder / name) == time:
-                files[name] = time
+            if name not in files or modified_ns(folder / name) == written.modified_ns:
+                files[name] = written
     return files
+
+
+def _written(entry: Any) -> Written:
+    """An entry of a manifest; earlier versions have written the time alone."""
+    return Written(entry) if isinstance(entry, int) else Written(entry["modified_ns"], entry["sha256"])
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.core.device import constant, send
+from stages.core.device import constant
 from stages.settings.section import Photometric
 
 # Luma weights of ITU-R BT.601, as in the usual image libraries.
@@ -28,10 +28,6 @@ class Jitter(NamedTuple):
     saturation: Float[Tensor, " N"]  # 0 is grayscale
     hue_turns: Float[Tensor, " N"]  # fraction of a full turn
     blur_sigma_px: Float[Tensor, " N"]
-
-    def to(self, device: torch.device) -> "Jitter":
-        """Move the parameters to another device in one copy."""
-        return Jitter(*send(torch.stack(self), device).unbind())
 
 
 def num_jitter_draws(strengths: Photometric) -> int:

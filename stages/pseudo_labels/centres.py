@@ -111,7 +111,9 @@ class Space:
     def assign(
         self, features: Float[np.ndarray, "N C"], runs: Sequence[Float[Tensor, "K D"]]
     ) -> list[tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]]:
-        """Nearest center of each view and its cosine, for several sets of centers, in bounded memory.
+        """Nearest center of each view and its score, for several sets of centers, in bounded memory.
+
+        The score is the cosine, or with `classifier`, whose points are probabilities, that of the class.
 
         Raises:
             UserError: a feature is not finite.

@@ -119,11 +119,9 @@ def read_cluster_legend(path: Path, clusters: Sequence[str]) -> ClusterLegend | 
         if content["made_for"] != clusters[0]:
             return None
         rows = content["clusters"]
-        colours = [tuple(bytes.fromhex(row["color"].removeprefix("#"))) for row in rows]
         names = tuple(str(row["name"]) for row in rows)
-        return ClusterLegend(
-            names, np.array(colours, np.uint8), np.array([row["merged_into"] for row in rows], np.uint8)
-        )
+        colours = rgb([row["color"] for row in rows])
+        return ClusterLegend(names, colours, np.array([row["merged_into"] for row in rows], np.uint8))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(unreadable(path, "a legend of this project", error)) from error
 
@@ -157,3 +155,8 @@ def read_legend(
 def css(colour: UInt8[np.ndarray, " 3"]) -> str:
     """Format RGB as a CSS color."""
     return "#" + "".join(f"{level:02x}" for level in colour.tolist())
+
+
+def rgb(colours: Sequence[str]) -> UInt8[np.ndarray, "K 3"]:
+    """RGB of CSS colors as `css` formats them."""
+    return np.array([tuple(bytes.fromhex(colour.removeprefix("#"))) for colour in colours], np.uint8)

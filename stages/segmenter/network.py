@@ -163,13 +163,17 @@ class Segmenter(nn.Module):
         return self
 
     def classify(self, image: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N K"]:
-        """Logits of the image head.
+        """Logits of the image head; the network runs as it is, even if it is compiled.
+
+        The views that guide a step are of another number at each, and each would be compiled anew.
 
         Raises:
             AssertionError: guidance is disabled, so there is no head.
         """
         assert self.image_head is not None
-        return self.image_head(self(image))
+        with torch.compiler.set_stance("force_eager"):
+            feature = self(image)
+        return self.image_head(feature)
 
 
 def _batch_norms(backbone: Trunk) -> list[nn.BatchNorm2d]:

@@ -35,7 +35,7 @@ def sample_pixel_features(
     count = min(settings.sample_images, len(images))
     per_image = max(1, settings.sample_pixels // count)
     drawn = torch.randperm(len(images), generator=generator)[:count].sort().values
-    batches = list(drawn.split(settings.batch_size))
+    batches = batches_of(drawn, settings.batch_size, segmenter)
     taken = []
     shares = [distributed.share(rows) for rows in batches]
     source = track(images.batches(shares), "pixel features", total=len(batches), unit="batch")
@@ -46,6 +46,11 @@ def sample_pixel_features(
         chosen = pixels.at(places.to(image.device))
         taken.append(distributed.assemble(chosen, len(rows)).flatten(0, 1))
     return torch.cat(taken)
+
+
+def batches_of(rows: Int64[Tensor, " N"], size: int, segmenter: Segmenter) -> list[Int64[Tensor, " n"]]:
+    """Batches of row indices; one image alone has no statistics that batch norm could take in training."""
+    return [part for part in rows.split(size) if len(part) > 1 or not segmenter.training]
 
 
 @torch.no_grad()

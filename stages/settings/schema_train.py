@@ -164,3 +164,9 @@ class Cluster(Section):
     batch_norm: Literal["batch", "running", "fresh"]
     previous: str
     previous_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _batches_have_statistics(self) -> "Cluster":
+        if self.batch_norm == "batch" and self.batch_size == 1:
+            raise ValueError("batch_size: must be 2 or more with batch_norm: batch, got 1")
+        return self

@@ -15,9 +15,9 @@ HEAD = """\
 # Every setting of params.yaml
 
 `make preset NAME=...` writes params.yaml. Edit it, or change a setting for one run:
-`dvc exp run -S train.epochs=10`. Every stage refuses a file with an unknown key or a value out of range,
-and says what may be there. "ours" marks what the paper leaves open. Values are those of the presets `demo`
-and `folder`. This page is made from `presets/` and `stages/settings/` by `make parameters`.
+`dvc exp run --temp -S train.epochs=10`. Every stage refuses a file with an unknown key or a value out of
+range, and says what may be there. "ours" marks what the paper leaves open. Values are those of the presets
+`demo` and `folder`. This page is made from `presets/` and `stages/settings/` by `make parameters`.
 """
 KEY = re.compile(r"( *)([a-z_0-9]+):(?: .*?)?(?: +# (.*)|#? *)$")
 MORE = re.compile(r" *# ?(.*)$")

@@ -31,6 +31,7 @@ from stages.dataset.left_out import (
 )
 from stages.dataset.source import RawFile, Remark
 from stages.dataset.survey import bits_in_use, describe_bits
+from stages.reporting.legend import css
 from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.settings.errors import UserError
@@ -91,6 +92,7 @@ def _run(
         args.out,
         photographs,
         _made_by(model, photographs),
+        [css(colour) for colour in model.legend.colours],
         extra,
         bits=bits or 0,
         scores=args.scores,
@@ -106,12 +108,12 @@ def _run(
 
 
 def _made_by(model: TrainedModel, photographs: Photographs) -> dict[str, str]:
-    """What decides the outputs, in the words of a message."""
-    names = repr((model.legend.names, model.legend.colours.tolist(), model.legend.merged.tolist()))
+    """What decides label maps and overlays, in the words of a message; names alone decide neither."""
+    legend = repr((model.legend.colours.tolist(), model.legend.merged.tolist()))
     return {
         MODEL: model.fingerprint,
         FOLDER: str(photographs.root),
-        "list of names and colors": hashlib.sha256(names.encode()).hexdigest()[:12],
+        "list of colors and merged clusters": hashlib.sha256(legend.encode()).hexdigest()[:12],
         "choice of --refine": "none" if model.crf is None else model.crf.model_dump_json(),
     }
 

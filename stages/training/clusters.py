@@ -167,7 +167,8 @@ class PixelClusterer:
             plan = self._draw(image, batches, epoch, steps.tolist())
             pixels = self._siamese.features(frozen, self._siamese.views.render(image, plan, view)).pixels
             kmeans.add(distributed.gather(pixels.all()))
-        (centroids,), (counts,) = kmeans.centroids(), kmeans.counts
+        # Processes on other hardware round differently, and k-means makes much of little.
+        centroids, counts = (distributed.from_leader(one[0]) for one in (kmeans.centroids(), kmeans.counts))
         if clustering.unit_centroids:
             centroids = F.normalize(centroids, dim=1)
         return Clustering(centroids.cpu(), counts.cpu())

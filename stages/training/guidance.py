@@ -187,7 +187,9 @@ class Guidance:
         rows, view = all_guides(self._held_out)
         if segmenter.image_head is None or not len(rows):
             return None
-        rows, view = rows[:MEASURED_VIEWS], view[:MEASURED_VIEWS]
+        count = min(MEASURED_VIEWS, len(rows))
+        chosen = torch.arange(count) * len(rows) // count  # evenly spaced, as images are sorted by name
+        rows, view = rows[chosen], view[chosen]
         segmenter.eval()
         right = 0
         batches = rows.split(batch_size)

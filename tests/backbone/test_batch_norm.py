@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+from stages.backbone.batch_norm import set_groups_of_pass, split_batch_norms
 from tests.datasets import REPOSITORY
 from tests.tensors import assert_near
 
@@ -60,3 +62,14 @@ def _compare(case: dict[str, Any], shares: list[dict[str, Any]]) -> None:
             torch.testing.assert_close(share[name], whole.state_dict()[name], rtol=1e-12, atol=1e-12)
         assert share["num_batches_tracked"] == 1
         assert share["collectives"] == 2, "one in each direction"
+
+
+@pytest.mark.parametrize(
+    ("splits", "num_passes", "groups"),
+    [(1, 3, 1), (4, 2, 2), (4, 4, 1), (2, 4, 1), (8, 3, 1), (10, 4, 1), (9, 2, 1)],
+)
+def test_passes_hold_whole_groups_or_are_groups_themselves(splits: int, num_passes: int, groups: int) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    split_batch_norms(network, splits)
+    set_groups_of_pass(network, splits, num_passes)
+    assert network[1].splits == groups

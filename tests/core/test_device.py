@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stages.core import distributed
-from stages.core.device import choose_device, require_memory, unused_bytes
+from stages.core.device import choose_device, require_memory, restore_optimizer, unused_bytes
 from stages.settings.errors import UserError
 
 GPU = torch.device("cuda", 1)
@@ -69,3 +69,17 @@ def test_the_process_group_knows_its_gpu(
     )
     distributed.join(torch.device(device.type), 60.0)
     assert asked == [expected]
+
+
+def test_an_optimizer_goes_on_in_its_own_way_of_computing() -> None:
+    """The state may be of a run without CUDA graphs, whose steps no graph can hold."""
+    saved, own = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    before = torch.optim.Adam([saved], lr=0.5, foreach=True)
+    saved.grad = torch.ones(3)
+    before.step()
+    after = torch.optim.Adam([own], lr=0.25, fused=True, capturable=True)
+    restore_optimizer(after, before.state_dict())
+    (group,) = after.param_groups
+    assert (group["capturable"], group["fused"], group["foreach"]) == (True, True, None)
+    assert group["lr"] == 0.5
+    assert after.state[own]["exp_avg"].tolist() == before.state[saved]["exp_avg"].tolist()

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import place
-from stages.core.graph import WARM_UP, Compute, Graphs, Wish, can_record
+from stages.core.graph import MOST_KINDS, WARM_UP, Compute, Graphs, Wish, can_record
 from stages.core.step import Drawn
 from stages.imaging.batches import ImageSource
 from stages.pretraining.pretrainer import Pretrainer
@@ -207,6 +207,23 @@ def test_without_a_usable_graph_steps_are_made_as_they_are_and_a_warning_says_so
     assert fault in told[0]
     assert told[0].endswith("; steps run without CUDA graphs, which at small sizes takes longer")
     assert tape.num_records == num_records
+
+
+def test_steps_of_which_none_is_met_again_keep_no_images_and_give_graphs_up() -> None:
+    """As of `views: pooled` in passes, each with a number of views of its own."""
+    told: list[str] = []
+    graphs = Graphs(Tape(lambda image, drawn: image.sum()), lambda: [], told.append)
+    shown: list[weakref.ref[Tensor]] = []
+    for number in range(MOST_KINDS + 3):
+        image = torch.zeros(4)
+        shown.append(weakref.ref(image))
+        graphs(image, Drawn((torch.zeros(number),)))
+        del image
+        assert sum(one() is not None for one in shown) <= 1
+    assert told == [
+        f"there are more than {MOST_KINDS} kinds of steps; steps run without CUDA graphs, which at small "
+        "sizes takes longer"
+    ]
 
 
 def test_a_step_of_another_kind_that_lacks_memory_beside_graphs_goes_on_without_them() -> None:

@@ -239,6 +239,10 @@ CROSS = [
         "so set it to a multiple, or to 0 for no queue",
     ),
     (
+        {"cluster.batch_norm": "batch", "cluster.batch_size": 1},
+        "cluster.batch_size: must be 2 or more with batch_norm: batch, got 1",
+    ),
+    (
         {"pretrain.bn_splits": 3, "pretrain.batch_size": 64},
         "pretrain.bn_splits: 3 does not divide batch_size 64 into groups of at least two images",
     ),

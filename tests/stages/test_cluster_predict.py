@@ -15,6 +15,7 @@ from stages import cluster, predict
 from stages.core.artefacts import read_metrics
 from stages.core.device import torch_generator
 from stages.core.tensors import write_tensors
+from stages.segmenter import sampling
 from stages.segmenter.segmenter_file import load_segmenter
 from tests.datasets import picie
 
@@ -142,6 +143,31 @@ def test_prediction_uses_the_statistics_that_the_final_clustering_left(ready: An
 def _train_images() -> torch.Tensor:
     images = torch.from_numpy(np.load("images/train/images.npy")).permute(0, 3, 1, 2).float() / 255
     return F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
+
+
+@pytest.mark.parametrize("kmeans", ["sample", "minibatch"])
+@pytest.mark.parametrize(("batch_norm", "sizes"), [("batch", [5, 5, 5]), ("running", [5, 5, 5, 1])])
+def test_one_image_alone_is_left_out_only_where_it_would_give_the_statistics(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, kmeans: str, batch_norm: str, sizes: list[int]
+) -> None:
+    seen: list[int] = []
+    features = sampling.pixel_features
+
+    def note(segmenter: Any, image: torch.Tensor, precision: str) -> Any:
+        if segmenter.training == (batch_norm == "batch"):
+            seen.append(len(image))
+        return features(segmenter, image, precision)
+
+    monkeypatch.setattr(sampling, "pixel_features", note)
+    ready.params(
+        cluster__kmeans=kmeans,
+        cluster__batch_norm=batch_norm,
+        cluster__batch_size=5,
+        cluster__sample_images=16,
+    )
+    cluster.main(CLUSTER)
+    assert seen[: len(sizes)] == sizes
+    assert set(seen) == set(sizes)
 
 
 def test_fresh_statistics_are_the_mean_over_clean_images(ready: Any) -> None:

@@ -188,8 +188,8 @@ def test_another_model_or_other_options_replace_files_only_when_asked(ready: Any
     assert _run() == 0
     Path("names.yaml").write_text(NAMES)
     assert ready.fault(segment.main, [*SEGMENT, "--names", "names.yaml"]) == (
-        "found: has 8 files of a run with another list of names and colors (legend.json, manifest.csv, "
-        "square.png); pass --overwrite to replace them, or choose another folder with --out"
+        "found: has 8 files of a run with another list of colors and merged clusters (legend.json, "
+        "manifest.csv, square.png); pass --overwrite to replace them, or choose another folder with --out"
     )
     assert _run("--names", "names.yaml", "--overwrite") == 0
     assert _run("--names", "names.yaml") == 0

@@ -276,3 +276,112 @@ def test_other_files_that_were_changed_are_left_as_they_are(
     assert "label maps of 3 images, and legend.json\n" in said
     assert Image.open("found/a.png").size == (9, 9)
     assert Path("found/a_overlay.jpg").read_text() == Path("found/manifest.csv").read_text() == "mine"
+
+
+# What is segment's own, and what is of earlier runs
+
+
+def test_a_copied_folder_is_still_its_own(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    segment.main([*SEGMENT, "--format", "cvat"])
+    _correct()
+    shutil.copytree("found", "copied", copy_function=shutil.copy)  # with other times
+    os.utime("copied/trip/c.png", ns=(5, 5))
+    for more in ([], ["--overwrite", "--scores"]):
+        capsys.readouterr()
+        segment.main(["photos", "--out", "copied", *FLAGS[2:], *more])
+        said = capsys.readouterr().out
+        assert f"{KEPT} (a.png)\n" in said
+        assert "changed since" not in said
+        assert said.endswith(
+            "label maps of 3 images, and legend.json, manifest.csv, cvat.xml, cvat_labels.json\n"
+        )
+    assert Path("copied/b_confidence.png").exists()
+    assert Path("copied/trip/c.png").stat().st_mtime_ns > 5
+
+
+def test_other_names_of_the_same_clusters_need_no_image_again(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment.main(SEGMENT)
+    before = Path("found/a.png").stat().st_mtime_ns
+    Path("names.yaml").write_text("names: {1: road}")
+    segment.main([*SEGMENT, "--names", "names.yaml"])
+    assert "3 images are done already" in capsys.readouterr().out
+    assert Path("found/a.png").stat().st_mtime_ns == before
+    assert "share of road" in pd.read_csv("found/manifest.csv").columns
+    assert '"road"' in Path("found/legend.json").read_text()
+
+
+def _repaint(palette: list[int], ids: np.ndarray) -> None:
+    """Store a corrected label map as a program does that builds a palette of its own."""
+    image = Image.fromarray(ids, mode="P")
+    image.putpalette(palette)
+    image.save("found/a.png")
+
+
+def _shares() -> list[float]:
+    """Of the three clusters in the corrected label map."""
+    table = pd.read_csv("found/manifest.csv").set_index("source")
+    return table.loc["a.png"].iloc[4:].tolist()
+
+
+def test_a_palette_that_was_numbered_anew_is_read_by_its_colors(ready: Any) -> None:
+    segment.main(SEGMENT)
+    with Image.open("found/a.png") as written:
+        colours = np.array(written.getpalette()).reshape(-1, 3)
+    ids = np.zeros((24, 32), np.uint8)
+    ids[18:] = 1
+    _repaint(colours[[2, 0]].flatten().tolist(), ids)
+    segment.main([*SEGMENT, "--format", "cvat"])
+    assert _shares() == [0.25, 0.0, 0.75]
+    image = next(ElementTree.parse("found/cvat.xml").iter("image"))
+    assert [(mask.get("label"), mask.get("rle")) for mask in image] == [
+        ("cluster 0", "0, 192"),
+        ("cluster 2", "0, 576"),
+    ]
+    _repaint([1, 2, 3, *colours[0].tolist()], ids)
+    assert ready.fault(segment.main, SEGMENT) == (
+        "found/a.png: has another palette than it was written with, and a color of no cluster in it, so its "
+        "ids may mean others; save it with its own palette or as a gray PNG of ids, or delete it"
+    )
+
+
+def test_a_corrected_map_keeps_its_ids_when_names_give_its_clusters_other_colors(ready: Any) -> None:
+    segment.main(SEGMENT)
+    with Image.open("found/a.png") as written:
+        colours = written.getpalette() or []
+    ids = np.zeros((24, 32), np.uint8)
+    ids[18:] = 1
+    _repaint(colours, ids)
+    swapped = [f'"#{bytes(colours[3 * one : 3 * one + 3]).hex()}"' for one in (1, 0)]
+    Path("names.yaml").write_text(
+        f"names: {{0: {{name: sky, color: {swapped[0]}}}, 1: {{name: road, color: {swapped[1]}}}}}"
+    )
+    for more in (NAMED, NAMED[:2]):
+        segment.main([*SEGMENT, *more])
+        assert _shares() == [0.75, 0.25, 0.0]
+
+
+def test_outputs_of_photographs_that_are_gone_stay_and_are_named(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment.main(SEGMENT)
+    Path("photos/b.jpg").unlink()
+    for more in ([], ["--overwrite"]):
+        capsys.readouterr()
+        segment.main([*SEGMENT, *more])
+        assert (
+            "segment: 2 files of earlier runs stay, whose photographs this run does not have; they are not "
+            "in manifest.csv (b.png, b_overlay.jpg)\n"
+        ) in capsys.readouterr().out
+        assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["a.png", "trip/c.bmp"]
+    segment.main(["photos/a.png", *FLAGS])
+    assert "(b.png, b_overlay.jpg)" in capsys.readouterr().out, "c.bmp is not given, but there"
+
+
+def test_label_maps_of_a_data_set_are_no_photographs(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("images/val/x.jpg", "images/train/y.jpg", "labels/val/x.png", "gt/day/y.png", "gt/z.png"):
+        write_image(Path("set") / name, np.zeros((9, 9, 3), dtype=np.uint8))
+    segment.main(["set", *FLAGS])
+    assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["images/train/y.jpg", "images/val/x.jpg"]
+    assert "left out 3: label map among the images, by its name (gt/day/y.png" in capsys.readouterr().out

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.dataset.decode import FileDecoder
-from stages.dataset.left_out import ELSEWHERE, SPARE_LABELS, TRAIN_LABELS, UNLISTED, is_odd, printable
+from stages.dataset.label_map_folders import label_maps_among
+from stages.dataset.left_out import ELSEWHERE, MASK, SPARE_LABELS, TRAIN_LABELS, UNLISTED, is_odd, printable
 from stages.dataset.listing import SUFFIXES, list_images
 from stages.dataset.raw_files import hash_names, known_files
 from stages.dataset.source import DataSet, Findings, Item, RawFile, listed
 from stages.dataset.taxonomy import Taxonomy, mapped, plain
 from stages.dataset.truth import IGNORED
-from stages.readers.folder.flat import without_masks
 from stages.readers.folder.nearest import nearest, normal
 from stages.readers.folder.splitting import SPLITS, by_content, by_lists
 from stages.settings.errors import UserError
@@ -52,6 +52,8 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
     by_folder = (*(f"images/{part}" for part in SPLITS), "labels/val")
     apart = by_folder if split.by == "folder" else ("images", "labels")
     names = list_images(root, found.left_out, RESERVED, apart)
+    if split.by != "lists":  # a list says itself what is an image
+        names = _without_label_maps(names, found, is_flat=not (root / "images").is_dir())
     hashed: dict[str, RawFile] = {}
     labels = "labels"
     if split.by == "folder":
@@ -63,7 +65,7 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
         if (root / "images").is_dir():
             images = _images(root, "images", names, found)
         else:
-            names = without_masks(root, names, found)
+            _note_flat(root, found)
             photographs = [name for name in names if not name.startswith("labels/")]
             images = _by_id(root, "", photographs, found)
         hashed = hash_names(root, [item.source for item in images], known_files(root))
@@ -79,6 +81,25 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
         train, val, taxonomy.class_names, decode, other_files=tuple(found.files), root=root,
         notes=tuple(found.notes), left_out=found.left_out, hashed=hashed,
     )  # fmt: skip
+
+
+def _without_label_maps(names: Sequence[str], found: Findings, *, is_flat: bool) -> list[str]:
+    """Names without the label maps among the photographs; those in labels/ are not among them."""
+    places = (name for name in names if not name.startswith("labels/"))
+    masks = label_maps_among([name for name in places if is_flat or name.startswith("images/")])
+    for name in sorted(masks):
+        found.left_out.add(MASK, name)
+    return [name for name in names if name not in masks]
+
+
+def _note_flat(root: Path, found: Findings) -> None:
+    """Say what is taken for photographs, and what the names of folders suggest that is not done."""
+    found.notes.append(f"{root}: has no folder images/; every image in it and its subfolders is a photograph")
+    if split := [part for part in SPLITS if (root / part).is_dir()]:
+        found.notes.append(
+            f"{root}: {' and '.join(f'{part}/' for part in split)} are taken for subfolders like any other; "
+            "to split by them, move them into a folder images/"
+        )
 
 
 def _images(root: Path, below: str, names: Sequence[str], found: Findings) -> tuple[Item, ...]:
@@ -105,7 +126,8 @@ def _by_id(folder: Path, prefix: str, names: Sequence[str], found: Findings) -> 
             )
         ids[name.removeprefix(prefix).removesuffix(Path(name).suffix)].append(name)
     if not ids and len(found.faults) == before:
-        found.faults.append(f"{folder}: has no images ({', '.join(SUFFIXES)}); add images")
+        reasons = found.left_out.sentence()
+        found.faults.append(f"{folder}: has no images ({', '.join(SUFFIXES)}){reasons}; add images")
     for sources in ids.values():
         if len(sources) > 1:
             found.faults.append(

@@ -76,6 +76,8 @@ def by_content(
         seed: another seed gives other numbers.
         found: takes the fault that there are too few images.
     """
+    if not images:  # that is a fault already
+        return (), ()
     numbers = {item.source: _number(item, hashed, seed) for item in images}
     lowest, highest = min(numbers.values(), default=0.0), max(numbers.values(), default=0.0)
     if lowest == highest:

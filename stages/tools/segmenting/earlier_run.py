@@ -18,6 +18,7 @@ def begin(
     out: Path,
     photographs: Photographs,
     made_by: Mapping[str, str],
+    colours: Sequence[str],
     extra: Sequence[str],
     *,
     bits: int,
@@ -32,6 +33,7 @@ def begin(
         out: output folder.
         photographs: images to segment.
         made_by: model and options, in words.
+        colours: CSS color of each cluster id.
         extra: files for all images together, which are always written anew.
         bits: bits of 16-bit channels that the images use; 0 without such images.
         scores: whether maps of confidence are written.
@@ -48,9 +50,10 @@ def begin(
     before = {} if own is None else read_json(out / MANIFEST)
     earlier = before.get("made_by", {})  # an older version has written none
     other = [f"another {key}" for key in made_by if earlier.get(key) != made_by[key]]
-    manifest = RunManifest(out, made_by, own or {}, _images(out, before) if earlier else {})
+    manifest = RunManifest(out, made_by, colours, own or {}, _images(out, before) if earlier else {})
+    manifest.refresh()
     if earlier and other:
-        manifest.images = _of_corrected(manifest, photographs.root, earlier)
+        manifest.images = _of_corrected(manifest, photographs.root, before)
     outputs = {name: output_names(name, scores=scores) for name in photographs.names}
     todo = _todo(manifest, photographs, outputs, bits=bits, overwrite=overwrite)
     written = [*extra, *(one for name in todo for one in outputs[name])]
@@ -60,7 +63,7 @@ def begin(
         foreign.append(MANIFEST)
     _check(out, foreign, present, [] if overwrite else other)
     if (out / JOURNAL).exists():  # it goes with `earlier`, and must not be read with what this run is made by
-        RunManifest(out, earlier, manifest.files, manifest.images).save()
+        RunManifest(out, earlier, before.get("colors", ()), manifest.files, manifest.images).save()
     lost = set(written)
     manifest.images = {
         name: done
@@ -113,20 +116,21 @@ def _check(out: Path, foreign: Sequence[str], present: Sequence[str], other: Seq
         )
 
 
-def _of_corrected(manifest: RunManifest, root: Path, earlier: Mapping[str, str]) -> dict[str, Done]:
+def _of_corrected(manifest: RunManifest, root: Path, before: Mapping[str, Any]) -> dict[str, Done]:
     """Of what was done with another model or other options, the images whose label maps were corrected.
 
     Args:
         manifest: with the images of the earlier run.
         root: folder of the photographs of this run; those of another folder may have the same names.
-        earlier: what the earlier run was made by.
+        before: segment.json of the earlier run.
     """
+    earlier, colours = before["made_by"], before.get("colors", ())
     is_elsewhere = earlier[FOLDER] != manifest.made_by[FOLDER]
     clusters = ""
     if earlier[MODEL] != manifest.made_by[MODEL]:
         clusters = earlier[MODEL].rpartition("-")[2]
     return {
-        name: replace(done, clusters=done.clusters or clusters)
+        name: replace(done, clusters=done.clusters or clusters, colours=done.colours or colours)
         for name, done in manifest.images.items()
         if manifest.is_changed(output_names(name, scores=False)[0])
         and not (is_elsewhere and not done.is_of(root / name))

@@ -39,6 +39,7 @@ class Annotated:
         height: px.
         confidence: mean over the pixels, 0 to 1.
         merged: the cluster that stands for each cluster.
+        colours: RGB of each cluster, with which the label map was written.
     """
 
     folder: str
@@ -48,10 +49,11 @@ class Annotated:
     height: int
     confidence: float
     merged: UInt8[np.ndarray, " K"]
+    colours: UInt8[np.ndarray, "K 3"]
 
     def masks(self, labels: Sequence[Label]) -> Iterator[tuple[Label, Bool[np.ndarray, "H W"]]]:
         """Yield each label that occurs, with its pixels."""
-        ids = merge(read_ids(self.mask, (self.width, self.height)), self.merged)
+        ids = merge(read_ids(self.mask, (self.width, self.height), self.colours), self.merged)
         present = set(np.unique(ids).tolist())
         yield from ((label, ids == label.id) for label in labels if label.id in present)
 

@@ -49,12 +49,15 @@ def write_outputs(
             Image.fromarray(to_gray(found.confidence)).save(temporary, format="PNG")
 
 
-def read_ids(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
+def read_ids(
+    path: Path, size: tuple[int, int], colours: UInt8[np.ndarray, "K 3"]
+) -> UInt8[np.ndarray, "H W"]:
     """Read a label map, which may have been corrected by hand.
 
     Args:
         path: palette or gray PNG.
         size: (width, height) of its image.
+        colours: RGB of each cluster id, with which it was written.
 
     Raises:
         UserError: it is no such label map.
@@ -62,6 +65,7 @@ def read_ids(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
     try:
         with Image.open(path) as image:
             mode, found, ids = image.mode, image.size, np.asarray(image)
+            palette = np.array(image.getpalette() if mode == "P" else (), np.uint8).reshape(-1, 3)
     except (OSError, SyntaxError) as error:
         raise UserError(f"{path}: is no label map that can be read ({error}); mend or delete it") from error
     if mode not in ("P", "L") or found != size:
@@ -69,7 +73,35 @@ def read_ids(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
             f"{path}: is a label map of mode {mode} and {found[0]} x {found[1]} px; expected cluster ids as "
             f"a palette (P) or gray (L) PNG of {size[0]} x {size[1]} px; mend or delete it"
         )
-    return ids
+    return _by_colour(path, ids, palette, colours) if mode == "P" else ids
+
+
+def _by_colour(
+    path: Path,
+    ids: UInt8[np.ndarray, "H W"],
+    palette: UInt8[np.ndarray, "P 3"],
+    colours: UInt8[np.ndarray, "K 3"],
+) -> UInt8[np.ndarray, "H W"]:
+    """The ids as they were written; a program that builds a palette of its own numbers the colors anew.
+
+    Raises:
+        UserError: the palette is another, and has colors of no cluster.
+    """
+    used = np.flatnonzero(np.bincount(ids.ravel(), minlength=1 << 8))
+    clusters = used[used < len(colours)]
+    if clusters.max(initial=0) < len(palette) and np.array_equal(palette[clusters], colours[clusters]):
+        return ids
+    places = {tuple(colour): place for place, colour in reversed(list(enumerate(colours.tolist())))}
+    table = np.zeros(1 << 8, np.uint8)
+    for one in used:
+        place = places.get(tuple(palette[one].tolist())) if one < len(palette) else None
+        if place is None:
+            raise UserError(
+                f"{path}: has another palette than it was written with, and a color of no cluster in it, so "
+                "its ids may mean others; save it with its own palette or as a gray PNG of ids, or delete it"
+            )
+        table[one] = place
+    return table[ids]
 
 
 def merge(ids: UInt8[np.ndarray, "H W"], merged: UInt8[np.ndarray, " K"]) -> UInt8[np.ndarray, "H W"]:

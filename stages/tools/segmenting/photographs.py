@@ -12,8 +12,10 @@ from PIL import Image
 
 from stages.core.artefacts import LONGEST_NAME
 from stages.dataset.decode import decode_image
+from stages.dataset.label_map_folders import label_maps_among
 from stages.dataset.left_out import (
     LONG_NAME,
+    MASK,
     NO_PICTURE,
     ODD_NAME,
     OTHER_FORMAT,
@@ -72,15 +74,19 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scor
         inner = LeftOut()
         below = os.path.relpath(os.path.abspath(folder), root)
         prefix = "" if below == "." else f"{below}/"
-        found |= {prefix + name for name in list_images(folder, inner, outputs=outputs)}
+        listed = list_images(folder, inner, outputs=outputs)
+        masks = label_maps_among(listed)
+        for name in sorted(masks):
+            inner.add(MASK, name)
+        found |= {prefix + name for name in listed if name not in masks}
         for reason, some in inner.items():
             total = left_out.setdefault(reason, Names())
             total.count += some.count
             total.examples += [prefix + name for name in some.examples]
     names = _one_for_each_output(sorted(found), left_out, scores=scores)
     if not names:
-        reasons = "".join(f"; left out {some.count:,}: {why} ({some})" for why, some in left_out.items())
-        raise UserError(f"{' '.join(given)}: has no images ({', '.join(SUFFIXES)}){reasons}; {HELP}")
+        suffixes = ", ".join(SUFFIXES)
+        raise UserError(f"{' '.join(given)}: has no images ({suffixes}){left_out.sentence()}; {HELP}")
     return Photographs(root, names)
 
 

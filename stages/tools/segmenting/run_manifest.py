@@ -3,21 +3,21 @@
 While segment runs, what it writes is noted in a journal beside segment.json, image by image, so that nothing
 is lost by a kill. The end of a run, also by an error, moves the journal into segment.json.
 
-A file that was changed after segment has written it, such as a label map corrected by hand, is no longer its
-own. No file that is not its own is ever replaced.
+A file whose content was changed after segment has written it, such as a label map corrected by hand, is no
+longer its own. No file that is not its own is ever replaced.
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from stages.core.artefacts import named_faults, write_csv, write_text
-from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, modified_ns
+from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, Written, content_hash, modified_ns
 from stages.tools.segmenting.label_files import output_names
 
 MOST_INDENTED = 10_000  # files; a larger segment.json is written on one line
@@ -39,6 +39,8 @@ class Done:
         shares: share of the pixels, 0 to 1, of each cluster id; in text, as JSON has it.
         clusters: of a corrected label map that a run with another model has kept: fingerprint of the
             clusters whose ids it has; otherwise empty.
+        colours: of one that a run with other colors has kept: CSS colors that it was written with; otherwise
+            empty.
     """
 
     size_bytes: int
@@ -49,6 +51,7 @@ class Done:
     confidence: float
     shares: Mapping[str, float]
     clusters: str = ""
+    colours: Sequence[str] = ()
 
     def is_of(self, photograph: Path) -> bool:
         """Whether it is of this version of a photograph; not if that cannot be found."""
@@ -66,14 +69,23 @@ class RunManifest:
     Attributes:
         out: output folder.
         made_by: model and options; what was done with others is not taken over.
-        files: modification time in ns of each file, as segment has written it.
+        colours: CSS color of each cluster id.
+        files: each file, as segment has written it.
         images: what is done, by name.
     """
 
     out: Path
     made_by: Mapping[str, str]
-    files: dict[str, int] = field(default_factory=dict)
+    colours: Sequence[str]
+    files: dict[str, Written] = field(default_factory=dict)
     images: dict[str, Done] = field(default_factory=dict)
+
+    def refresh(self) -> None:
+        """Take the modification times of files that a copy of the folder has with the same content."""
+        for name, written in self.files.items():
+            time = modified_ns(self.out / name)
+            if time not in (None, written.modified_ns) and written.is_at(self.out / name):
+                self.files[name] = replace(written, modified_ns=time)
 
     def has(self, name: str, photograph: Path, outputs: Sequence[str], bits: int) -> bool:
         """Whether an image needs nothing: it is the same as it was, and all of its outputs are there."""
@@ -83,11 +95,11 @@ class RunManifest:
 
     def is_own(self, name: str) -> bool:
         """Whether a file is there as segment has written it."""
-        return name in self.files and self.files[name] == modified_ns(self.out / name)
+        return name in self.files and self.files[name].is_at(self.out / name)
 
     def is_changed(self, name: str) -> bool:
         """Whether a file is there that segment has written and that was changed since."""
-        return name in self.files and modified_ns(self.out / name) not in (None, self.files[name])
+        return name in self.files and modified_ns(self.out / name) is not None and not self.is_own(name)
 
     def is_current(self, name: str, root: Path) -> bool:
         """Whether photograph and label map of an image that is done are there."""
@@ -111,12 +123,12 @@ class RunManifest:
 
         The journal has it before it is there, so that a kill leaves no file whose origin is unknown.
         """
-        target, time = self.out / name, written.stat().st_mtime_ns
-        self._note({"file": name, "modified_ns": time})
+        target, now = self.out / name, Written(written.stat().st_mtime_ns, content_hash(written))
+        self._note({"file": name, **asdict(now)})
         with named_faults(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(written, target)
-        self.files[name] = time
+        self.files[name] = now
 
     def drop(self, name: str) -> None:
         """Delete a file of an earlier result of an image, if it is segment's own."""
@@ -139,7 +151,8 @@ class RunManifest:
         content = {
             "written_by": WRITER,
             "made_by": self.made_by,
-            "files": dict(sorted(self.files.items())),
+            "colors": list(self.colours),
+            "files": {name: asdict(written) for name, written in sorted(self.files.items())},
             "images": {name: asdict(done) for name, done in sorted(self.images.items())},
         }
         indent = 2 if len(self.files) <= MOST_INDENTED else None

@@ -4,15 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
+
 from stages.dataset.left_out import LeftOut
-from stages.dataset.own_outputs import modified_ns, read_manifest
-from stages.reporting.legend import write_cluster_legend
+from stages.dataset.own_outputs import read_manifest
+from stages.reporting.legend import rgb, write_cluster_legend
 from stages.tools.segmenting import coco, cvat, label_studio
 from stages.tools.segmenting.formats import Annotated, Label, Write, unique_labels
 from stages.tools.segmenting.label_files import merge, output_names, read_ids
 from stages.tools.segmenting.output_folder import staging
 from stages.tools.segmenting.photographs import Photographs
-from stages.tools.segmenting.run_manifest import LEGEND, TABLE, RunManifest, shares, write_table
+from stages.tools.segmenting.run_manifest import LEGEND, TABLE, Done, RunManifest, shares, write_table
 from stages.tools.segmenting.trained_model import TrainedModel
 
 CORRECTED = "label maps were corrected by hand and are kept"
@@ -22,6 +25,7 @@ OTHER_CLUSTERS = (
     f"{CORRECTED}, but have the ids of other clusters, and are left out of {TABLE} and all formats"
 )
 UNKNOWN = f"{CORRECTED}, but may be of other photographs than those given, which have no row in {TABLE}"
+LEFT_BEHIND = f"files of earlier runs stay, whose photographs this run does not have; they are not in {TABLE}"
 CHANGED = "changed since segment has written it, and left as it is"
 FORMATS: dict[str, tuple[Write, tuple[str, ...]]] = {
     "masks": (lambda *_: None, ()),
@@ -36,7 +40,7 @@ def formats_to_renew(out: Path, given: Sequence[str], log: Callable[[str], None]
     own, found = read_manifest(out) or {}, []
     for name, (_, files) in FORMATS.items():
         present = [file for file in files if file in own and (out / file).exists()]
-        changed = [file for file in present if own[file] != modified_ns(out / file)]
+        changed = [file for file in present if not own[file].is_at(out / file)]
         if name not in given and changed:
             log(f"{', '.join(changed)}: {CHANGED}")
         elif name not in given and present:
@@ -54,12 +58,12 @@ def write_summaries(
 ) -> None:
     """Write the files for all images together."""
     labels: list[Label] = unique_labels(model.legend)
-    images, corrected, root = [], LeftOut(), photographs.root
-    for name in _current(model, manifest, photographs, corrected):
+    images, remarks, root = [], LeftOut(), photographs.root
+    for name in _current(model, manifest, photographs, remarks):
         done, mask = manifest.images[name], out / output_names(name, scores=False)[0]
-        images.append(
-            Annotated(root.name, name, mask, done.width, done.height, done.confidence, model.legend.merged)
-        )
+        size = (done.width, done.height)
+        colours = _colours(model, done)
+        images.append(Annotated(root.name, name, mask, *size, done.confidence, model.legend.merged, colours))
     names = [image.source for image in images]
     written = [LEGEND, TABLE]
     with staging(out) as folder:
@@ -73,8 +77,10 @@ def write_summaries(
     for name in changed:
         log(f"{name}: {CHANGED}")
         written.remove(name)
-    for text, masks in corrected.items():
-        log(f"{masks.count:,} {text} ({masks})")
+    for name in _left_behind(manifest, photographs):
+        remarks.add(LEFT_BEHIND, name)
+    for text, some in remarks.items():
+        log(f"{some.count:,} {text} ({some})")
     log(f"{out} has the label maps of {len(names):,} images, and {', '.join(written)}")
 
 
@@ -105,13 +111,27 @@ def _current(
     return current
 
 
+def _left_behind(manifest: RunManifest, photographs: Photographs) -> list[str]:
+    """Files of earlier runs whose photographs are gone, or were done with another model and are not given."""
+    there = {name for name in manifest.images if manifest.is_current(name, photographs.root)}
+    known = {file for name in there.union(photographs.names) for file in output_names(name, scores=True)}
+    known |= {LEGEND, TABLE, *(file for _, files in FORMATS.values() for file in files)}
+    return [name for name in sorted(manifest.files.keys() - known) if (manifest.out / name).is_file()]
+
+
 def _take_over(model: TrainedModel, manifest: RunManifest, name: str, root: Path) -> str:
     """Give an image that is done the shares of its corrected label map, and say what that map is."""
     done, lineage = manifest.images[name], model.lineage
     if done.clusters and done.clusters not in lineage:
         return OTHER_CLUSTERS
-    ids = read_ids(manifest.out / output_names(name, scores=False)[0], (done.width, done.height))
+    mask = manifest.out / output_names(name, scores=False)[0]
+    ids = read_ids(mask, (done.width, done.height), _colours(model, done))
     if not shares(ids).keys().isdisjoint(map(str, lineage.void.get(done.clusters, ()))):
         return OTHER_CLUSTERS
     manifest.images[name] = replace(done, shares=shares(merge(ids, model.legend.merged)))
     return CORRECTED if done.is_of(root / name) else OLDER
+
+
+def _colours(model: TrainedModel, done: Done) -> UInt8[np.ndarray, "K 3"]:
+    """RGB of each cluster id, with which the label map of an image was written."""
+    return rgb(done.colours) if done.colours else model.legend.colours

@@ -1,0 +1,74 @@
+"""Views that guide the training, and those that are held out to measure the head (ours)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.backbone.checkpoint import build_backbone, describe
+from stages.segmenter.network import Segmenter
+from stages.settings.params import load
+from stages.train import KEYS
+from stages.training import guidance
+from stages.training.building import build_segmenter
+from stages.training.guidance import Guidance
+
+NUM_LABELS = 4
+
+
+class Images:
+    """Gray images; notes which are read."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def batches(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Images of these rows."""
+        for rows in batches:
+            self.rows += rows.tolist()
+            yield torch.full((len(rows), 3, 40, 40), 0.5)
+
+
+def _segmenter(path: Path) -> Segmenter:
+    params = load(path, *KEYS)
+    return build_segmenter(build_backbone(describe(params.backbone)), params, 1.0)
+
+
+def test_the_head_is_measured_on_views_from_all_over_the_set(
+    tiny_params: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are sorted by name, so the first of them may be of one folder."""
+    path = tiny_params({"train.image_loss.held_out": 0.9})
+    settings = load(path, *KEYS).train
+    monkeypatch.setattr(guidance, "MEASURED_VIEWS", 5)
+    kept = torch.zeros(100, 6, dtype=torch.int64)
+    guides = Guidance(
+        settings.image_loss, settings.photometric, kept, weight=1.0, num_labels=NUM_LABELS, crop_ratio=0.5,
+        seed=0, precision="float32",
+    )  # fmt: skip
+    images = Images()
+    found = guides.held_out_accuracy(_segmenter(path), images, 2)  # type: ignore[arg-type]
+    assert found is not None
+    assert len(images.rows) == 5
+    steps = torch.tensor(images.rows).diff()
+    assert steps.min() >= 15
+
+
+def test_a_compiled_network_classifies_any_number_of_views_without_being_compiled_anew(
+    tiny_params: Callable[..., Path],
+) -> None:
+    segmenter, compiled = _segmenter(tiny_params({})), []
+
+    def note(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    for network in segmenter.parts():
+        network.compile(backend=note, dynamic=False)
+    for count in (2, 3, 4):
+        segmenter.classify(torch.rand(count, 3, 32, 32))
+    assert compiled == []
+    segmenter(torch.rand(2, 3, 32, 32))
+    assert compiled
