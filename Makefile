@@ -9,20 +9,22 @@ help: ## print this help
 
 env: $(VENV)/installed ## create the environment in .venv
 
+# Bytecode is compiled on all cores, where pip takes one; some packages hold templates that are no Python.
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -c 'import platform as p, sys; here = (p.system(), p.machine()); sys.exit(here != ("Linux", "x86_64") and "faiss-gpu exists for Linux on x86-64 only, and this is %s on %s; on Windows use WSL" % here)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.txt
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip takes one. Some files are templates
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 repro: env ## run the pipeline with the active params.yaml (dvc repro)
 	dvc repro
 	@python -m stages.tools.results
 
+# One thread for each process, and bytecode for the hundreds of processes that tests start.
 test: env ## run all tests
-	python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+	OMP_NUM_THREADS=1 env -u PYTHONDONTWRITEBYTECODE python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 test-cuda: env ## run the numeric tests and every stage on a GPU, against the CPU
 	python -m pytest --device cuda

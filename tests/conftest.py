@@ -1,5 +1,6 @@
 """What every test may ask for: a device, tiny params, tiny packed images; and no test reaches a network."""
 
+import gc
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -172,6 +173,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # sums in one order, and no test that depends on the machine
+
+
+def pytest_collection_finish() -> None:
+    """Tests that look for leaks collect garbage; what the imports have made is none."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Leave nothing that triton would call leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,13 @@
 """Tiny data sets and params files for tests, made on the spot."""
 
+import copy
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -22,8 +25,7 @@ LIST = "Coco164kFull_Stuff_Coarse_7"
 
 def write_params(path: Path, changes: Mapping[str, Any] | None = None) -> Path:
     """The committed params.yaml with other values under dotted keys: {"prepare.reader": "folder"}."""
-    yaml = YAML()
-    params = yaml.load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    params = copy.deepcopy(committed_params())
     for key, value in (changes or {}).items():
         *sections, name = key.split(".")
         section = params
@@ -32,11 +34,20 @@ def write_params(path: Path, changes: Mapping[str, Any] | None = None) -> Path:
         assert name in section, f"{key} is not in params.yaml"
         section[name] = value
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(params, file)
+    path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     return path
 
 
+@functools.cache
+def committed_params() -> dict[str, Any]:
+    """params.yaml, which is not to be changed."""
+    content: dict[str, Any] = YAML(typ="safe", pure=True).load(
+        (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    )
+    return content
+
+
+@functools.cache
 def read_preset(name: str, base: str | None = None) -> Params:
     """All that a preset says, with the values of a base over it."""
     params = compose(name, REPOSITORY / "presets")
@@ -47,14 +58,18 @@ def read_preset(name: str, base: str | None = None) -> Params:
 
 def picie() -> dict[str, Any]:
     """PiCIE's base without any part of the paper, as keywords of a test: `params(**picie())`."""
-    base = read_base(REPOSITORY / "presets" / "bases" / "picie.yaml")
-    changes = {**base, "train.context.similarity": "none", "train.image_loss.weight": 0.0}
+    changes = {**_picie(), "train.context.similarity": "none", "train.image_loss.weight": 0.0}
     return {key.replace(".", "__"): value for key, value in changes.items()}
+
+
+@functools.cache
+def _picie() -> dict[str, Any]:
+    return read_base(REPOSITORY / "presets" / "bases" / "picie.yaml")
 
 
 def prepare_settings(**changes: Any) -> Prepare:
     """`prepare` of the committed params.yaml: `prepare_settings(reader="folder", split__by="lists")`."""
-    section = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["prepare"]
+    section = copy.deepcopy(committed_params()["prepare"])
     for key, value in changes.items():
         *parts, name = key.split("__")
         inner = section

@@ -77,6 +77,8 @@ def torment(
     seconds: Mapping[str, float],
     chance: random.Random,
     stages: Sequence[str] = (),
+    *,
+    saved: bool = False,
 ) -> Iterator[Kill]:
     """Start `dvc repro`, wait for a stage, kill; one for each of `targets` (stage, way). Then let it end.
 
@@ -87,20 +89,21 @@ def torment(
             on the clock, which says little of the work on a busy machine.
         chance: of the moments.
         stages: that are wanted; all where none is named.
+        saved: count the time of a kill from the first state that the stage saves.
     """
     for stage, way in targets:
         patience = time.monotonic() + PATIENCE_SECONDS
-        while (hit := _kill_once(folder, stage, way, chance.uniform(0, seconds[stage]))) is None:
+        while (hit := _kill_once(folder, stage, way, chance.uniform(0, seconds[stage]), saved)) is None:
             assert time.monotonic() < patience, f"{stage}: never came to run"
         doctor = _needs_doctor(folder)
         yield Kill(way, *hit, doctor)
     run(folder, "dvc", "repro", *stages)
 
 
-def _kill_once(folder: Path, target: str, way: str, delay: float) -> tuple[str, float] | None:
-    with _repro(
-        folder, (target,)
-    ) as dvc:  # and no more: one that comes to its end must not cost a whole flow
+def _kill_once(folder: Path, target: str, way: str, delay: float, saved: bool) -> tuple[str, float] | None:
+    started = time.time()
+    # `target` and no more: a run that comes to its end must not cost a whole flow.
+    with _repro(folder, (target,)) as dvc:
         while (current := _stage_of(dvc)) is None or current[0] != target:
             time.sleep(POLL_SECONDS)
             if dvc.poll() is not None:
@@ -108,6 +111,11 @@ def _kill_once(folder: Path, target: str, way: str, delay: float) -> tuple[str, 
                 assert dvc.returncode == 0, (folder / "repro.log").read_text()[-3000:]
                 _forget(folder, target)
                 return None
+        while saved and current is not None and not _has_saved(folder, target, started):
+            time.sleep(POLL_SECONDS)
+            current = _stage_of(dvc)
+        if saved and current is not None:
+            delay += _cpu_seconds(current[1])
         spent = 0.0
         while current is not None and current[0] == target and (spent := _cpu_seconds(current[1])) < delay:
             time.sleep(POLL_SECONDS)
@@ -124,6 +132,14 @@ def _kill_once(folder: Path, target: str, way: str, delay: float) -> tuple[str, 
                 current[1].kill()
         dvc.wait()
         return current[0] if current else "between stages", spent
+
+
+def _has_saved(folder: Path, stage: str, since: float) -> bool:
+    """Whether a stage has saved a state after a moment in seconds."""
+    states = (folder / ".state" / stage).rglob("*.safetensors")
+    with contextlib.suppress(FileNotFoundError):  # one that is replaced meanwhile
+        return any(path.stat().st_mtime > since for path in states)
+    return False
 
 
 def _forget(folder: Path, stage: str) -> None:

@@ -106,16 +106,28 @@ def enough_memory(key: str) -> Iterator[None]:
     Raises:
         UserError: the memory ran out.
     """
+    is_part = key.endswith(".micro_batch")
+    remedy = f"set {key} to a smaller part of batch_size than now" if is_part else f"lower {key}"
+    with memory_for(
+        f"{remedy}, set precision: bfloat16, share the work among more GPUs (runtime.nproc: 0), or end "
+        "other programs that use the GPU",
+        f"params.yaml: {key}: ",
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def memory_for(remedy: str, what: str = "") -> Iterator[None]:
+    """Report that the memory of the device ran out, behind what it was for, and what to do.
+
+    Raises:
+        UserError: the memory ran out.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        is_part = key.endswith(".micro_batch")
-        remedy = f"set {key} to a smaller part of batch_size than now" if is_part else f"lower {key}"
-        raise UserError(
-            f"params.yaml: {key}: the memory of the GPU ran out ({str(error).partition('. ')[0]}); "
-            f"{remedy}, set precision: bfloat16, share the work among more GPUs (runtime.nproc: 0), or end "
-            "other programs that use the GPU"
-        ) from error
+        reason = str(error).partition(". ")[0]
+        raise UserError(f"{what}the memory of the GPU ran out ({reason}); {remedy}") from error
 
 
 def describe(device: torch.device) -> str:

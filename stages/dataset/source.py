@@ -110,6 +110,7 @@ class DataSet:
         notes: log lines on the lists and rules that selected the images.
         left_out: files below the folder that are not used, by reason.
         hashed: files that were hashed while listing, by name.
+        bits: that its images with 16 bits per channel use; None without such images.
     """
 
     train: tuple[Item, ...]
@@ -122,6 +123,7 @@ class DataSet:
     notes: tuple[str, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
     hashed: Mapping[str, RawFile] = field(default_factory=dict)
+    bits: int | None = None
 
 
 MOST_BYTES = 1 << 30  # per file; larger images would exceed the pixel limit of Pillow

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from stages.dataset.label_maps import is_reordered
 from stages.dataset.sixteen_bits import BITS, LARGEST, SUFFIXES, largest_value
 from stages.dataset.source import DataSet
 from stages.dataset.taxonomy import Taxonomy
+from stages.runtime.pool import count_cores
+from stages.runtime.progress import track
 
 
 def survey(data: DataSet) -> DataSet:
@@ -23,9 +26,8 @@ def survey(data: DataSet) -> DataSet:
     maps = sorted({item.labels for item in data.val if item.labels is not None})
     by_gray = has_gray_palettes(decode.root, maps, decode.taxonomy)
     notes = () if bits is None else (describe_bits(bits),)
-    return replace(
-        data, decode=replace(decode, bits=bits or 16, by_gray=by_gray), notes=(*data.notes, *notes)
-    )
+    decode = replace(decode, bits=bits or 16, by_gray=by_gray)
+    return replace(data, decode=decode, bits=bits, notes=(*data.notes, *notes))
 
 
 def decoding(data: DataSet) -> tuple[object, ...]:
@@ -45,17 +47,23 @@ def bits_in_use(root: Path, names: Iterable[str]) -> int | None:
     A set that is stored with 16 bits per channel often uses 12. Taken for 16 bits, its images would be black;
     scaled one by one, their brightness would no longer compare.
     """
+    paths = [root / name for name in names if name.lower().endswith(SUFFIXES)]
     largest = -1
-    for name in names:
-        if not name.lower().endswith(SUFFIXES) or largest == LARGEST:
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                largest = max(largest, largest_value(root / name))
-        except Exception:  # what cannot be opened is named when it is packed
-            continue
+    with warnings.catch_warnings(), ThreadPoolExecutor(count_cores()) as threads:
+        warnings.simplefilter("ignore")
+        for value in track(threads.map(_largest_value, paths), "bits in use", total=len(paths), unit="image"):
+            largest = max(largest, value)
+            if largest == LARGEST:
+                threads.shutdown(cancel_futures=True)
+                break
     return None if largest < 0 else next(bits for bits in BITS if largest < 1 << bits)
+
+
+def _largest_value(path: Path) -> int:
+    try:
+        return largest_value(path)
+    except Exception:  # what cannot be opened is named when it is packed
+        return -1
 
 
 def has_gray_palettes(root: Path, names: Iterable[str], taxonomy: Taxonomy) -> bool:

@@ -5,9 +5,10 @@ read from git and from DVC's cache; the working tree is neither read nor changed
 """
 
 import argparse
+import contextlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.core.artefacts import atomic_folder
@@ -17,6 +18,7 @@ from stages.reporting.wall import draw_wall
 from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.settings.errors import UserError
+from stages.settings.write_faults import write_fault
 from stages.tools.differences import (
     changed_settings,
     cluster_rows,
@@ -40,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.images < 1:
         raise UserError(f"--images: must be 1 or more, got {args.images}")
     with tempfile.TemporaryDirectory() as scratch:
-        one, other = (read_run(name, Path(scratch) / str(n)) for n, name in enumerate(args.revisions))
+        with _space_in(Path(scratch)):
+            one, other = (read_run(name, Path(scratch) / str(n)) for n, name in enumerate(args.revisions))
         has_truth = one.split.truth.has_labels and other.split.truth.has_labels
         places = shared_images(one, other, args.images)
         with atomic_folder(args.out) as folder:
@@ -70,6 +73,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{args.out / 'compare.html'}: {args.revisions[0]} beside {args.revisions[1]}, {len(walls[0])} images"
     )
+
+
+@contextlib.contextmanager
+def _space_in(scratch: Path) -> Iterator[None]:
+    """Say where more space would help, if there is too little.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if (fault := write_fault(scratch, error)) is None:
+            raise
+        raise UserError(
+            f"{fault}; the results of both runs are copied there: set the environment variable TMPDIR to a "
+            "folder on a larger disk"
+        ) from error
 
 
 def _check_out(out: Path) -> None:

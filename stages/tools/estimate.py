@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int64
 
 from stages.backbone.checkpoint import build_backbone, describe
-from stages.core.device import choose_device, place, set_numerics, torch_generator
+from stages.core.device import choose_device, memory_for, place, set_numerics, torch_generator
 from stages.core.graph import WARM_UP
 from stages.dataset.protocols import square_image
 from stages.dataset.source import DataSet
@@ -56,6 +56,10 @@ class Span:
         return Span(self.low * factor, self.high * factor)
 
 
+@memory_for(
+    "end other programs that use the GPU, or do not measure: FAST=1 (--no-estimate) and no MINUTES",
+    "estimate: ",
+)
 def estimate(params: Params, data: DataSet) -> dict[str, Span]:
     """Seconds of the long stages, and of all others together."""
     found = {"prepare": _prepare(params, data), "starting the stages": start().times(NUM_STAGES)}

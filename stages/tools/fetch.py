@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         missing = [part for part in COCO_PARTS.values() if not _is_there(part, args.to)]
         args.to.mkdir(parents=True, exist_ok=True)
         sizes = [part.size_bytes or 0 for part in missing]
-        _check_space(args.to, sum(sizes) + max(sizes, default=0))
+        fetched = sum(file.stat().st_size for part in missing if (file := _archive(part, args.to)).is_file())
+        _check_space(args.to, sum(sizes) + max(sizes, default=0) - fetched)
         for part in missing:
             _bring(part, args.to)
     shutil.rmtree(args.to / WAITING, ignore_errors=True)
@@ -46,8 +47,13 @@ def _is_there(part: Part, root: Path) -> bool:
     return all((root / part.to / name).exists() for name in part.brings or (part.name,))
 
 
+def _archive(part: Part, root: Path) -> Path:
+    """Where a part is while it is downloaded; the two lists share one name."""
+    return root / WAITING / part.to / part.name
+
+
 def _check_space(folder: Path, needed: int) -> None:
-    """Check the disk space for the archives and for their content, which is about as large."""
+    """Check the disk space for what is missing of the archives and for their content, about as large."""
     free = shutil.disk_usage(folder).free
     say("fetch", needs_gb=needed / 1e9, free_gb=free / 1e9)
     if free < needed:
@@ -58,7 +64,7 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _bring(part: Part, root: Path) -> None:
-    file = root / WAITING / part.to / part.name  # the two lists share one name
+    file = _archive(part, root)
     file.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetch: {part.name}: {part.what}, from {part.url}", flush=True)
     if not (file.exists() and file.stat().st_size == part.size_bytes):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.core.device import memory_for
 from stages.dataset.left_out import (
     BAD,
     LONG_NAME,
@@ -30,7 +31,6 @@ from stages.dataset.left_out import (
     printable,
 )
 from stages.dataset.source import RawFile, Remark
-from stages.dataset.survey import bits_in_use, describe_bits
 from stages.reporting.legend import css
 from stages.runtime.progress import track
 from stages.runtime.script import run
@@ -39,12 +39,19 @@ from stages.tools.segmenting import coco
 from stages.tools.segmenting.earlier_run import begin
 from stages.tools.segmenting.label_files import output_names, write_outputs
 from stages.tools.segmenting.output_folder import alone_in, staging
-from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs, open_photograph
+from stages.tools.segmenting.photographs import (
+    HELP,
+    Photographs,
+    choose_bits,
+    find_photographs,
+    open_photograph,
+)
 from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE, Done, RunManifest, shares
 from stages.tools.segmenting.summaries import CHANGED, FORMATS, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
 SOME_LEFT_OUT = 1  # exit code
+SCARCE = "pass --device cpu, or end other programs that use the GPU; what is done is not done again"
 TURNED = "were turned as their EXIF orientation says; their label maps are as displayed"
 GPU_BATCH, BATCH_PIXELS = 16, 1 << 25  # images at once, and pixels at full size that wait for a batch
 
@@ -81,9 +88,7 @@ def _run(
     args: argparse.Namespace,
 ) -> None:
     """Segment what is yet to be done, and write the files for all images, alone in the output folder."""
-    bits = bits_in_use(photographs.root, photographs.names)
-    if bits is not None:
-        log(describe_bits(bits))
+    bits = choose_bits(photographs, args.model, log)
     formats = [*formats, *formats_to_renew(args.out, formats, log)]
     if "coco" in formats:
         coco.require_pycocotools()
@@ -101,7 +106,8 @@ def _run(
     if before := len(photographs.names) - len(todo):
         log(f"{before:,} images are done already")
     try:
-        _segment_all(model, manifest, photographs, todo, bits or 0, left_out, remarks, args)
+        with memory_for(SCARCE):
+            _segment_all(model, manifest, photographs, todo, bits or 0, left_out, remarks, args)
         write_summaries(args.out, model, manifest, photographs, formats, log)
     finally:
         manifest.save()

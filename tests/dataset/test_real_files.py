@@ -144,6 +144,7 @@ LEFT_OUT: dict[str, tuple[str, list[str]]] = {
         [f"images/train/{name}.png" for name in ("0_Mask", "mask_1", "2.png_mask")],
     ),
     "a folder of masks": (MASK, ["images/train/masks/0.png"]),
+    "folders in a folder of masks": (MASK, ["images/train/masks/part/0.png", "images/train/masks/7.png"]),
     "a picture of a phone": (OTHER_FORMAT, ["images/train/a.HEIC"]),
     "a grey map": (OTHER_FORMAT, ["images/val/a.pgm"]),
     "notes": (NO_PICTURE, ["images/val/notes.txt"]),
@@ -292,6 +293,7 @@ def test_sixteen_bits_are_scaled_by_what_the_set_uses(
     expected = np.repeat((bright * 255 / largest)[..., None], 3, 2)
     assert np.abs(images["bright"] - expected).max() <= 1.5
     assert np.abs(images["dark"] - expected / 4).max() <= 1.5, "brightness no longer compares"
+    assert found.summary["bits_per_channel"] == bits
     assert found.summary["notes"] == [
         f"images with 16 bits per channel use {bits} of them: 0 to {2**bits - 1:,} becomes 0 to 255"
     ]

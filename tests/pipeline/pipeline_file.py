@@ -68,6 +68,7 @@ def files_below(path: str, root: Path = REPOSITORY) -> list[str]:
     return [file for file in files if "__pycache__" not in file]
 
 
+@functools.cache
 def read_stages(root: Path = REPOSITORY) -> dict[str, Stage]:
     """All stages of dvc.yaml, in order."""
     content = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))

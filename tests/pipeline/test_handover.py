@@ -72,10 +72,9 @@ def test_a_clone_takes_what_it_needs_and_runs_what_changed(mine: Path, remote: P
 
 def test_forcing_changes_nothing(mine: Path) -> None:
     before = (mine / "dvc.lock").read_bytes()
-    shown = run(mine, "dvc", "repro", "--force", "--single-item", "label", "select_views")
-    assert re.findall(r"Running stage '([^']+)'", shown) == ["label", "select_views"]
+    shown = run(mine, "dvc", "repro", "--force", "--single-item", "select_views")
+    assert re.findall(r"Running stage '([^']+)'", shown) == ["select_views"]
     assert (mine / "dvc.lock").read_bytes() == before
-    assert "Running stage" not in run(mine, "dvc", "repro")
 
 
 def test_an_experiment_in_a_copy_finds_data_outside_the_repository(mine: Path) -> None:
@@ -102,11 +101,13 @@ def test_two_workers_take_two_queued_experiments(mine: Path) -> None:
         stderr=subprocess.DEVNULL,
         check=True,
     )
-    for _ in range(40):
-        status = run(mine, "dvc", "queue", "status")
-        if len(re.findall(r"Success", status)) == 2 or "Failed" in status:
+    patience = time.monotonic() + 160
+    while time.monotonic() < patience:
+        kept = run(mine, "git", "for-each-ref", "--format=%(refname)", "refs/exps")
+        if all(f"/ratio-{number}\n" in kept for number in (3, 6)):
             break
-        time.sleep(4)
-    assert len(re.findall(r"Success", status)) == 2, status
+        time.sleep(0.5)
+    else:
+        pytest.fail(run(mine, "dvc", "queue", "status"))
     kept = [_figures(mine, name, "select_views")["kept_views"] for name in ("ratio-3", "ratio-6")]
     assert kept[0] < kept[1]

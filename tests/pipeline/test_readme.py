@@ -2,11 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
-from tests.datasets import REPOSITORY
+from tests.datasets import REPOSITORY, committed_params
 from tests.pipeline.pipeline_file import read_stages
 
 README = REPOSITORY / "README.md"
@@ -171,7 +171,7 @@ def test_the_table_of_costs_is_that_of_dvc_yaml() -> None:
 
 
 def _is_setting(key: str) -> bool:
-    section = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    section: Any = committed_params()
     for part in key.split("."):
         if not isinstance(section, dict) or part not in section:
             return False

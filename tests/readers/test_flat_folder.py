@@ -50,6 +50,29 @@ def test_label_maps_in_a_folder_of_their_own_are_no_photographs(tmp_path: Path, 
     assert {reason: names.count for reason, names in data.left_out.items()} == {MASK: 3}
 
 
+def test_photographs_in_a_folder_that_is_called_like_one_of_label_maps_are_photographs(
+    tmp_path: Path,
+) -> None:
+    """Below images/ as well."""
+    photographs(tmp_path / "images/shop", 4)
+    for number in range(3):
+        write_image(tmp_path / f"images/label/front/box {number}.png", noise(90 + number, 8, 8))
+    data = listed(tmp_path)
+    assert len(sources(data)) == 7
+    assert data.left_out == {}
+
+
+def test_photographs_in_formats_that_are_not_read_are_named_if_there_are_no_others(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"IMG_{number}.HEIC").write_bytes(b"x")
+    with pytest.raises(UserError) as raised:
+        listed(tmp_path)
+    assert str(raised.value) == (
+        f"{tmp_path}: has no images (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff); left out 2: picture of a "
+        "format that is not read; convert it to PNG or JPEG (IMG_0.HEIC, IMG_1.HEIC); add images"
+    )
+
+
 def test_labels_are_for_validation_images_and_never_read_for_others(tmp_path: Path) -> None:
     photographs(tmp_path, 10)
     for number in range(11):

@@ -137,7 +137,7 @@ def test_centroids_are_fitted_to_a_sample(ready: Any, fit_views: str) -> None:
         chosen.add(frozenset(cosine.argmax(1).tolist()))
     assert [len(views) for views in chosen] == [4, 4]
     ready.params(label__sample_views=3)
-    assert "label.sample_views: 3); lower global_k" in ready.command_fault("label", ARGV)
+    assert "label.sample_views: 3); lower global_k" in ready.fault(label.main, ARGV)
 
 
 def test_more_clusters_than_views_are_refused(ready: Any) -> None:

@@ -13,6 +13,7 @@ from stages.core.artefacts import read_metrics, write_metrics
 from stages.segmenter.context import KERNELS
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.training.clusters import PixelClusterer
+from stages.training.guidance import LabelFigures, guidance_weight
 from tests.datasets import picie
 from tests.tensors import assert_near
 from tests.workbench import TRAIN_INPUTS
@@ -158,7 +159,13 @@ def test_weight_decay_leaves_the_kernels_alone(ready: Any) -> None:
         (1.0, 0.9, 0.0),
     ],
 )
-def test_the_weight_auto_follows_the_pseudo_labels(
+def test_the_weight_auto_follows_the_pseudo_labels(stability: float, position: float, weight: float) -> None:
+    assert guidance_weight("auto", LabelFigures(stability, position)) == pytest.approx(weight)
+    assert guidance_weight(0.25, LabelFigures(stability, position)) == 0.25
+
+
+@pytest.mark.parametrize(("stability", "position", "weight"), [(0.675, 0.15, 0.075), (0.6, 0.0, 0.0)])
+def test_training_takes_the_weight_auto(
     ready: Any, capsys: pytest.CaptureFixture[str], stability: float, position: float, weight: float
 ) -> None:
     ready.write_label_metrics(stability, position)

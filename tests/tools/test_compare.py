@@ -1,11 +1,13 @@
 """Two runs side by side, read from git and DVC's cache while the working tree stays as it is."""
 
 import contextlib
+import errno
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +157,18 @@ def test_a_folder_that_is_not_in_the_cache_is_named(repository: Path, tmp_path: 
     shutil.rmtree(repository / ".dvc/cache")
     with pytest.raises(UserError, match=r"^tracked: .*'data', 'truth'.*neither in git nor in DVC's cache"):
         compare.main(["tracked", "flat", "--out", str(tmp_path / "page")])
+
+
+def test_a_disk_that_is_too_small_for_both_runs_is_named(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(compare, "read_run", full)
+    with pytest.raises(UserError, match=r"TMPDIR to a folder on a larger disk"):
+        compare.main(["flat", "steep", "--out", str(tmp_path / "page")])
+    assert not (tmp_path / "page").exists()
 
 
 def test_results_of_an_older_version_are_named_by_revision(repository: Path, tmp_path: Path) -> None:

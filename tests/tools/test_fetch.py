@@ -191,6 +191,21 @@ def test_a_disk_that_is_too_small(
     assert f"{tmp_path}: needs 0.0 GB, but only 0.0 GB are free; free disk space" in fault(tmp_path)
 
 
+def test_what_is_fetched_already_needs_no_more_space(
+    parts: dict[str, Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Archives with a known size, and once more the largest of them, unpacked."""
+    needed = len(IMAGES) + len(LIST) + len(IMAGES)
+    partial = tmp_path / ".fetch/images/train2017.zip"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(IMAGES[:100])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 101))
+    assert "needs 0.0 GB" in fault(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 100))
+    bring(tmp_path)
+    assert content(tmp_path) == WHOLE
+
+
 def test_a_file_where_the_folder_should_be(parts: dict[str, Part], tmp_path: Path) -> None:
     (tmp_path / "coco").write_text("mine")
     for to in ("coco", "coco/deep"):

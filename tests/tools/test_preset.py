@@ -1,5 +1,6 @@
 """`python -m stages.tools.preset`: another params.yaml, fitted to the data."""
 
+import copy
 import functools
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ruamel.yaml import YAML
 
 from stages.dataset.raw_files import manifest_sha256
@@ -288,14 +290,14 @@ def test_too_few_photographs_are_said_at_once(repository: Path, by: str) -> None
 )
 @pytest.mark.parametrize("base", [None, "picie", "ours"])
 def test_from_the_fewest_images_on_the_settings_fit(tmp_path: Path, name: str, base: str | None) -> None:
-    path = tmp_path / "params.yaml"
+    path, composed = tmp_path / "params.yaml", compose(name, REPOSITORY / "presets")
+    if base is not None:
+        lay_base(composed, base, REPOSITORY / "presets")
     for num_images in (*range(LEAST_IMAGES - 1, 10), 17, 100):
-        params = compose(name, REPOSITORY / "presets")
-        if base is not None:
-            lay_base(params, base, REPOSITORY / "presets")
+        params = copy.deepcopy(plain(composed))
         for fit in fits(params, num_images):
             at(params, fit.key[:-1])[fit.key[-1]] = fit.value
-        path.write_text(as_text(params), encoding="utf-8")
+        path.write_text(yaml.safe_dump(params), encoding="utf-8")
         if num_images < LEAST_IMAGES:
             with pytest.raises(UserError, match=r"batch_size: 2 is more than the 1 training images"):
                 check_data_size(path, num_images)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
+from stages.core.artefacts import write_metrics
 from stages.postprocessing.dense_crf import mean_field
 from stages.reporting.legend import plain_legend, write_cluster_legend
 from stages.reporting.names import Names, lineage
@@ -518,6 +520,53 @@ def test_sixteen_bits_are_brought_to_eight_and_not_cut_off(ready: Any) -> None:
     Image.fromarray(np.repeat(grey[..., None], 3, axis=2)).save("photos/plain.png")
     segment.main(SEGMENT)
     assert (np.array(Image.open("found/deep.png")) == np.array(Image.open("found/plain.png"))).all()
+
+
+@pytest.mark.parametrize(
+    ("trained", "largest", "bits", "said"),
+    [
+        (12, 900, 12, "use 12 of them: 0 to 4,095 becomes 0 to 255, as in training"),
+        (
+            12,
+            9000,
+            14,
+            "use 14 of them: 0 to 16,383 becomes 0 to 255; those of training use 12, so",
+        ),
+        (None, 900, 10, "use 10 of them: 0 to 1,023 becomes 0 to 255"),
+    ],
+)
+def test_sixteen_bits_are_scaled_as_in_training(
+    ready: Any,
+    capsys: pytest.CaptureFixture[str],
+    trained: int | None,
+    largest: int,
+    bits: int,
+    said: str,
+) -> None:
+    """A few dim images by themselves would else be brighter than they were among those of training."""
+    for name in ("segmenter.safetensors", "pixel_centroids.safetensors"):
+        Path("models").mkdir(exist_ok=True)
+        shutil.copy(name, "models")
+    known = {} if trained is None else {"bits_per_channel": trained}
+    write_metrics(Path("metrics/prepare.json"), {"prepare": {"train_images": 1, **known}})
+    deep = np.linspace(0, largest, 40 * 60).astype(np.uint16).reshape(40, 60)
+    Image.fromarray(deep).save("photos/deep.png")
+    plain = (deep >> (bits - 8)).astype(np.uint8)
+    Image.fromarray(np.repeat(plain[..., None], 3, axis=2)).save("photos/plain.png")
+    segment.main([*SEGMENT, "--model", "models"])
+    assert (np.array(Image.open("found/deep.png")) == np.array(Image.open("found/plain.png"))).all()
+    assert said in capsys.readouterr().out
+
+
+def test_memory_of_a_gpu_that_runs_out_is_named(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crowded(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(trained_model.TrainedModel, "segment", crowded)
+    assert ready.fault(segment.main, SEGMENT) == (
+        "the memory of the GPU ran out (CUDA out of memory); pass --device cpu, or end other programs that "
+        "use the GPU; what is done is not done again"
+    )
 
 
 def test_of_two_images_of_one_name_one_is_left_out(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.core.artefacts import LONGEST_NAME
+from stages.core.artefacts import LONGEST_NAME, read_metrics
 from stages.dataset.decode import decode_image
 from stages.dataset.label_map_folders import label_maps_among
 from stages.dataset.left_out import (
@@ -29,10 +29,13 @@ from stages.dataset.left_out import (
 from stages.dataset.listing import OTHER_PICTURES, SUFFIXES, list_images
 from stages.dataset.own_outputs import OwnOutputs
 from stages.dataset.source import RawFile, Remark, read_raw
+from stages.dataset.summary import BITS
+from stages.dataset.survey import bits_in_use, describe_bits
 from stages.settings.errors import UserError, raise_faults
 from stages.tools.segmenting.label_files import output_names
 
 ORIENTATION = 0x0112  # EXIF tag; 1: as stored
+SUMMARY = Path("metrics/prepare.json")  # beside the folder of the model
 HELP = "pass images, folders of images, or patterns such as 'photos/**/*.jpg'"
 
 
@@ -88,6 +91,31 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scor
         suffixes = ", ".join(SUFFIXES)
         raise UserError(f"{' '.join(given)}: has no images ({suffixes}){left_out.sentence()}; {HELP}")
     return Photographs(root, names)
+
+
+def choose_bits(photographs: Photographs, model: Path, log: Callable[[str], None]) -> int | None:
+    """Bits of 16-bit channels that become 8, as in training; None without such images.
+
+    Args:
+        photographs: images to segment.
+        model: folder of the model; beside it may be what `prepare` has said of the training images.
+        log: takes what is done, and what is wrong.
+    """
+    found = bits_in_use(photographs.root, photographs.names)
+    path = model.absolute().parent / SUMMARY
+    trained = read_metrics(path)["prepare"].get(BITS) if found is not None and path.is_file() else None
+    if found is None or trained is None:
+        if found is not None:
+            log(describe_bits(found))
+        return found
+    if found > trained:
+        log(
+            f"{describe_bits(found)}; those of training use {trained}, so these are darker than what the "
+            "model has learned"
+        )
+        return found
+    log(f"{describe_bits(trained)}, as in training")
+    return int(trained)
 
 
 def open_photograph(root: Path, name: str, bits: int) -> tuple[RawFile, np.ndarray, Remark, bool]:
