@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
 
 from stages.backbone.batch_norm import split_batch_norms
 from stages.clustering.agreement import agreement
@@ -20,23 +19,24 @@ from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
 from stages.clustering.usage import effective_clusters
 from stages.core import distributed
 from stages.core.artefacts import write_metrics
-from stages.core.device import autocast, choose_device, enough_memory, place, set_numerics, torch_generator
+from stages.core.device import choose_device, place, set_numerics, torch_generator
 from stages.core.images import open_images
+from stages.core.memory import enough_memory
 from stages.core.seeds import faiss_seed
 from stages.core.tensors import file_sha256
-from stages.imaging.batches import ImageSource, shuffled
+from stages.imaging.batches import ImageSource
 from stages.runtime.environment import describe_environment
 from stages.runtime.launch import launch
-from stages.runtime.progress import say, track
+from stages.runtime.progress import say
 from stages.runtime.script import run
 from stages.runtime.state import common_fingerprint
 from stages.runtime.watch import Watch
 from stages.segmenter.network import Segmenter
 from stages.segmenter.sampling import (
     all_pixel_features,
-    at_size,
     batches_of,
     cluster_maps,
+    estimate_batch_norm,
     sample_pixel_features,
 )
 from stages.segmenter.segmenter_file import (
@@ -206,20 +206,6 @@ def trained_clusters(segmenter: Path, view: str, *, pixel_k: int) -> list[Float[
 
 def _seeds(seed: int) -> list[int]:
     return [faiss_seed(seed, "cluster", attempt) for attempt in range(RUNS)]
-
-
-def estimate_batch_norm(segmenter: Segmenter, images: ImageSource, params: SimpleNamespace) -> None:
-    """Replace the running batch-norm statistics by the mean over batches of clean images (ours).
-
-    Training leaves statistics of augmented views, a third of them of small guidance views. Frozen statistics
-    (`train.freeze`) stay as they are.
-    """
-    order = torch_generator(params.seed, "cluster", "batch norm")
-    batches = shuffled(len(images), min(params.cluster.batch_size, len(images)), order)
-    shares = [distributed.share(rows) for rows in batches]
-    source = track(images.batches(shares), "batch norm", total=len(batches), unit="batch")
-    with autocast(images.device, params.precision):
-        update_bn((at_size(image, params.size_px) for image in source), segmenter)
 
 
 def describe_clusters(

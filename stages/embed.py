@@ -13,8 +13,9 @@ from torch import Tensor
 from stages.backbone.checkpoint import load_backbone
 from stages.backbone.trunk import Trunk
 from stages.core import distributed
-from stages.core.device import autocast, choose_device, enough_memory, place, set_numerics
+from stages.core.device import autocast, choose_device, place, set_numerics
 from stages.core.images import open_images
+from stages.core.memory import enough_memory
 from stages.imaging.batches import ImageSource, in_order, normalise
 from stages.imaging.resample import Boxes, resample
 from stages.pseudo_labels.pyramid import VIEWS, view_boxes

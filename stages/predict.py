@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.device import choose_device, enough_memory, place, set_numerics
+from stages.core.device import choose_device, place, set_numerics
 from stages.core.images import open_images
+from stages.core.memory import enough_memory
 from stages.core.tensors import file_sha256
 from stages.imaging.batches import ImageSource, in_order
 from stages.runtime.launch import launch

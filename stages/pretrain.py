@@ -15,10 +15,11 @@ from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published, read_start, start_trunk
 from stages.core import distributed
 from stages.core.artefacts import write_csv, write_metrics
-from stages.core.device import choose_device, enough_memory, set_numerics, torch_generator
+from stages.core.device import choose_device, set_numerics, torch_generator
 from stages.core.graph import Wish
 from stages.core.history import History
 from stages.core.images import open_images
+from stages.core.memory import enough_memory
 from stages.core.repository import start_path
 from stages.imaging.batches import ImageSource, shuffled
 from stages.pretraining.figures import NAN_CURES

@@ -12,9 +12,10 @@ import pandas as pd
 from stages.backbone.checkpoint import load_backbone
 from stages.core import distributed
 from stages.core.artefacts import read_array, read_metrics, write_csv, write_metrics
-from stages.core.device import choose_device, enough_memory, place, set_numerics, torch_generator
+from stages.core.device import choose_device, place, set_numerics, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
+from stages.core.memory import enough_memory
 from stages.core.repository import start_path
 from stages.imaging.batches import ImageSource, shuffled
 from stages.runtime.environment import describe_environment

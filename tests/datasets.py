@@ -34,8 +34,23 @@ def write_params(path: Path, changes: Mapping[str, Any] | None = None) -> Path:
         assert name in section, f"{key} is not in params.yaml"
         section[name] = value
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    path.write_text(as_yaml(params), encoding="utf-8")
     return path
+
+
+class _Quoting(yaml.SafeDumper):
+    """Quotes all text: YAML 1.2, which stages read, takes more of it for numbers than PyYAML does."""
+
+
+_Quoting.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, '"')
+)
+
+
+def as_yaml(content: Mapping[str, Any]) -> str:
+    """Nested settings as YAML, without the comments that ruamel takes long to keep."""
+    text: str = yaml.dump(content, Dumper=_Quoting, sort_keys=False)
+    return text
 
 
 @functools.cache

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from stages.core import distributed
-from stages.core.device import pack, require_memory, unpack
+from stages.core.device import pack, unpack
+from stages.core.memory import require_memory
 from stages.core.step import Drawn, Left, difference
 from stages.settings.errors import UserError
 
@@ -24,7 +25,7 @@ Kind = tuple[tuple[bool, ...], tuple[torch.Size, ...]]  # phase, and the shapes 
 Wish = Literal["auto"] | bool  # runtime.cuda_graph
 WARM_UP = 2  # steps of a kind before it is recorded: libraries choose algorithms, optimizers make their state
 MOST_GRAPHS = 64  # kinds that are recorded; others run as they are, for each graph takes memory
-MOST_KINDS = 256  # kinds that are counted; if there are so many, hardly one is met again
+MOST_KINDS = 256  # kinds that are counted; where there are more, hardly one is met again
 
 
 class Recorder(Protocol):
@@ -88,7 +89,7 @@ class Graphs:
     """Steps from graphs: one for each kind of step, recorded at its third time and repeated from then on.
 
     The first steps of a kind are real ones, made as they are, so nothing has to be undone. At the third time
-    a step is recorded with other images and what was drawn for the second. Then the third is made as it is,
+    a step is recorded with black images and what was drawn for the second. Then the third is made as it is,
     twice, and from the graph, each time from the same state. A graph that leaves another state is not used.
 
     Args:
@@ -104,9 +105,6 @@ class Graphs:
         self._recorder, self._state, self._warn = recorder, state, warn
         self._seen: Counter[Kind] = Counter()
         self._last: dict[Kind, Drawn] = {}  # what was drawn for the last step of a kind
-        self._image: Tensor | None = (
-            None  # of the last step of any kind; images of each would fill the memory
-        )
         self._graphs: dict[Kind, Compute] = {}
         self._is_given_up = False
 
@@ -115,13 +113,12 @@ class Graphs:
         kind = drawn.phase, tuple(part.shape for part in drawn.numbers)
         if kind in self._graphs:
             return self._graphs[kind](image, drawn)
-        if len(self._graphs) == MOST_GRAPHS or self._is_given_up:
+        is_late = len(self._seen) == MOST_KINDS and kind not in self._seen
+        if is_late or len(self._graphs) == MOST_GRAPHS or self._is_given_up:
             return self._make(image, drawn)
         self._seen[kind] += 1
-        if len(self._seen) > MOST_KINDS:
-            return self._give_up(f"there are more than {MOST_KINDS} kinds of steps", [], image, drawn)
         if self._seen[kind] <= WARM_UP:
-            self._image, self._last[kind] = image, drawn
+            self._last[kind] = drawn  # and not the images: those of every kind would fill the memory
             return self._make(image, drawn)
         before: list[Tensor] = []
         try:
@@ -150,8 +147,7 @@ class Graphs:
         """
         places = self._places()
         steps = [self._from(before, self._recorder.make, image, drawn) for _ in range(2)]
-        assert self._image is not None
-        repeat = self._recorder.record(self._image, self._last.pop(kind))
+        repeat = self._recorder.record(torch.zeros_like(image), self._last.pop(kind))
         replayed = self._from(before, repeat, image, drawn)
         if self._places() != places:
             raise RuntimeError("a step leaves its state elsewhere than it was")
@@ -168,7 +164,6 @@ class Graphs:
         self._is_given_up = True
         self._graphs.clear()
         self._last.clear()
-        self._image = None
         if before:
             self._restore(before)
             before.clear()
@@ -214,10 +209,13 @@ class CudaRecorder:
         self._compute, self._device = compute, device
         self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         self._image: Tensor | None = None  # from which all graphs read
-        torch.cuda.reset_peak_memory_stats(device)  # those of steps count
+        self._has_begun = False
 
     def make(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Make a step on the stream that records, to which autograd and cuBLAS attach what they keep."""
+        if not self._has_begun:  # from here on the peak is that of steps, not of a clustering before them
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._has_begun = True
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream), warnings.catch_warnings():

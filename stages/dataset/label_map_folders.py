@@ -1,17 +1,19 @@
-"""Label maps among the images: those in a folder beside their images, such as masks/ or gt/."""
+"""Label maps among the images: those in a folder of their own, such as masks/ or gt/."""
 
 import os
 from collections import defaultdict
 from collections.abc import Sequence
 
-from stages.dataset.listing import MASK_WORDS
+from stages.dataset.listing import MASK_WORDS, named_images
+
+MOST = 0.5  # share of the files of such a folder that are called like an image outside
 
 
 def label_maps_among(names: Sequence[str]) -> set[str]:
     """Those of the images that are label maps, by the names of their folders.
 
-    A folder named like one of label maps has them if a file in it is called like an image outside; else the
-    name means something else, and it has photographs.
+    A folder named like one of label maps has them if most of its files are called like images outside, as
+    x.png or x_mask.png beside x.jpg; else the name means something else, and it has photographs.
 
     Args:
         names: images, relative to one folder, with slashes.
@@ -24,9 +26,16 @@ def label_maps_among(names: Sequence[str]) -> set[str]:
         return set()
     in_doubt = {name for listed in suspects.values() for name in listed}
     stems = {_stem(name) for name in names if name not in in_doubt}
-    return {
-        name for listed in suspects.values() if any(_stem(one) in stems for one in listed) for name in listed
-    }
+    found = set[str]()
+    for listed in suspects.values():
+        if sum(not stems.isdisjoint(_partners(_stem(name))) for name in listed) >= MOST * len(listed):
+            found.update(listed)
+    return found
+
+
+def _partners(stem: str) -> set[str]:
+    """Stems that the image of a label map may have: x for x, x_mask and x.jpg."""
+    return {stem, os.path.splitext(stem)[0], *named_images(stem)}
 
 
 def _mask_folder(name: str) -> str:

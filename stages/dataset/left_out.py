@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 # Reasons. Those in SUSPECT may be pictures that the user wants; a large share of them is a warning.
 HIDDEN = "hidden, or made by the system"
-MASK = "label map among the images, by its name"
+MASK = "label map among the images, by its name or that of its folder"
 OWN_OUTPUT = "written by segment"
 NO_PICTURE = "no picture by its suffix"
 OTHER_FORMAT = "picture of a format that is not read; convert it to PNG or JPEG"

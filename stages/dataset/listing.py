@@ -191,8 +191,17 @@ def _reason(stem: str, suffix: str, pictures: set[str]) -> str | None:
     """Why a file is not used as an image, or None; `pictures` are the stems of its folder in lower case."""
     if suffix not in SUFFIXES:
         return OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE
-    found = MASK_NAME.fullmatch(stem.lower())
+    return None if named_images(stem.lower()).isdisjoint(pictures) else MASK
+
+
+def named_images(stem: str) -> set[str]:
+    """Stems of the images that the name of a label map tells: x for x_mask and for x.jpg_mask.
+
+    Args:
+        stem: name without its suffix, in lower case.
+    """
+    found = MASK_NAME.fullmatch(stem)
     if found is None:
-        return None
+        return set()
     base = found["base"] or found["rest"]
-    return MASK if base in pictures or os.path.splitext(base)[0] in pictures else None
+    return {base, os.path.splitext(base)[0]}

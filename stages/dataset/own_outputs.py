@@ -31,7 +31,10 @@ class Written:
         time = modified_ns(path)
         if time is None or time == self.modified_ns:
             return time is not None
-        return bool(self.sha256) and path.is_file() and content_hash(path) == self.sha256
+        try:
+            return bool(self.sha256) and path.is_file() and content_hash(path) == self.sha256
+        except OSError:  # what this user may not read, another has changed
+            return False
 
 
 def content_hash(path: Path) -> str:
@@ -98,7 +101,7 @@ def read_manifest(folder: Path) -> dict[str, Written] | None:
         if "file" in line:
             name, written = line["file"], Written(line["modified_ns"], line.get("sha256", ""))
             # A line is written just before its file is in place; after a kill in between, the old one is.
-            if name not in files or modified_ns(folder / name) == written.modified_ns:
+            if name not in files or written.is_at(folder / name):
                 files[name] = written
     return files
 

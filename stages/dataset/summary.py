@@ -11,7 +11,7 @@ from stages.dataset.pack import Packed
 from stages.dataset.source import DataSet
 from stages.dataset.truth import IGNORED
 
-BITS = "bits_per_channel"  # in use of the images with 16 bits per channel, if there are any
+BITS_IN_USE = "bits_per_channel"  # in use of the images with 16 bits per channel, if there are any
 
 
 def summarise(
@@ -43,7 +43,7 @@ def summarise(
         "labelled_share": labelled / int(counts.sum()),
         "ignored_share": ignored_share,
         "manifest_sha256": manifest,
-        **({} if data.bits is None else {BITS: data.bits}),
+        **({} if data.bits is None else {BITS_IN_USE: data.bits}),
         "class_shares": class_shares,
         "sizes_px": {"train": _sizes(kept_train), "val": _sizes(kept_val)},
         "notes": list(data.notes),

@@ -16,6 +16,8 @@ from stages.dataset.taxonomy import Taxonomy
 from stages.runtime.pool import count_cores
 from stages.runtime.progress import track
 
+MOST_THREADS = 4  # each decodes a whole image
+
 
 def survey(data: DataSet) -> DataSet:
     """The data set with a decoder that knows the bits and the palettes of the set, and notes on them."""
@@ -41,21 +43,29 @@ def describe_bits(bits: int) -> str:
     return f"images with 16 bits per channel use {bits} of them: 0 to {(1 << bits) - 1:,} becomes 0 to 255"
 
 
-def bits_in_use(root: Path, names: Iterable[str]) -> int | None:
+def bits_in_use(root: Path, names: Iterable[str], *, is_quiet: bool = False) -> int | None:
     """Bits that the images with 16 bits per channel use, over the whole data set; None if there are none.
 
     A set that is stored with 16 bits per channel often uses 12. Taken for 16 bits, its images would be black;
     scaled one by one, their brightness would no longer compare.
+
+    Args:
+        root: folder of the data set.
+        names: images, relative to it.
+        is_quiet: show no progress.
     """
     paths = [root / name for name in names if name.lower().endswith(SUFFIXES)]
-    largest = -1
-    with warnings.catch_warnings(), ThreadPoolExecutor(count_cores()) as threads:
+    threads, largest = ThreadPoolExecutor(min(count_cores(), MOST_THREADS)), -1
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for value in track(threads.map(_largest_value, paths), "bits in use", total=len(paths), unit="image"):
-            largest = max(largest, value)
-            if largest == LARGEST:
-                threads.shutdown(cancel_futures=True)
-                break
+        values = threads.map(_largest_value, paths)
+        try:
+            for value in values if is_quiet else track(values, "bits in use", total=len(paths), unit="image"):
+                largest = max(largest, value)
+                if largest == LARGEST:
+                    break
+        finally:
+            threads.shutdown(cancel_futures=True)
     return None if largest < 0 else next(bits for bits in BITS if largest < 1 << bits)
 
 

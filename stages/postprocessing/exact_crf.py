@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from stages.core.device import unused_bytes
+from stages.core.memory import unused_bytes
 from stages.postprocessing.pixel_blocks import appearance_features
 from stages.settings.errors import UserError
 from stages.settings.schema import Refine

@@ -1,4 +1,4 @@
-"""Pixel features of training images, and cluster maps of a sample of them."""
+"""What a trained network makes of training images: pixel features, batch-norm statistics, cluster maps."""
 
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from stages.core import distributed
-from stages.core.device import torch_generator
-from stages.imaging.batches import ImageSource
+from stages.core.device import autocast, torch_generator
+from stages.imaging.batches import ImageSource, shuffled
 from stages.imaging.resample import resample, whole
 from stages.runtime.progress import track
 from stages.segmenter.network import Segmenter, pixel_features
@@ -73,6 +74,20 @@ def at_size(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 3
     if image.shape[2] == size_px:
         return image
     return resample(image, whole(len(image), image.device), (size_px, size_px))
+
+
+def estimate_batch_norm(segmenter: Segmenter, images: ImageSource, params: SimpleNamespace) -> None:
+    """Replace the running batch-norm statistics by the mean over batches of clean images (ours).
+
+    Training leaves statistics of augmented views, a third of them of small guidance views. Frozen statistics
+    (`train.freeze`) stay as they are.
+    """
+    order = torch_generator(params.seed, "cluster", "batch norm")
+    batches = shuffled(len(images), min(params.cluster.batch_size, len(images)), order)
+    shares = [distributed.share(rows) for rows in batches]
+    source = track(images.batches(shares), "batch norm", total=len(batches), unit="batch")
+    with autocast(images.device, params.precision):
+        update_bn((at_size(image, params.size_px) for image in source), segmenter)
 
 
 @torch.no_grad()

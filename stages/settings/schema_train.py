@@ -167,6 +167,7 @@ class Cluster(Section):
 
     @model_validator(mode="after")
     def _batches_have_statistics(self) -> "Cluster":
-        if self.batch_norm == "batch" and self.batch_size == 1:
-            raise ValueError("batch_size: must be 2 or more with batch_norm: batch, got 1")
+        for key in ("batch_size", "sample_images"):
+            if self.batch_norm == "batch" and getattr(self, key) == 1:
+                raise ValueError(f"{key}: must be 2 or more with batch_norm: batch, got 1")
         return self

@@ -18,7 +18,7 @@ from stages.reporting.wall import draw_wall
 from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.settings.errors import UserError
-from stages.settings.write_faults import write_fault
+from stages.settings.write_faults import FULL
 from stages.tools.differences import (
     changed_settings,
     cluster_rows,
@@ -85,11 +85,11 @@ def _space_in(scratch: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if (fault := write_fault(scratch, error)) is None:
+        if error.errno not in FULL:
             raise
         raise UserError(
-            f"{fault}; the results of both runs are copied there: set the environment variable TMPDIR to a "
-            "folder on a larger disk"
+            f"{scratch.parent}: has too little space for a copy of both runs ({error.strerror}); free some, "
+            "or set the environment variable TMPDIR to a folder on a larger disk"
         ) from error
 
 

@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Int64
 
 from stages.backbone.checkpoint import build_backbone, describe
-from stages.core.device import choose_device, memory_for, place, set_numerics, torch_generator
+from stages.core.device import choose_device, place, set_numerics, torch_generator
 from stages.core.graph import WARM_UP
+from stages.core.memory import memory_for
 from stages.dataset.protocols import square_image
 from stages.dataset.source import DataSet
 from stages.imaging.batches import ImageSource, shuffled

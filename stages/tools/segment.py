@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.device import memory_for
+from stages.core.memory import memory_for
 from stages.dataset.left_out import (
     BAD,
     LONG_NAME,
@@ -88,7 +88,7 @@ def _run(
     args: argparse.Namespace,
 ) -> None:
     """Segment what is yet to be done, and write the files for all images, alone in the output folder."""
-    bits = choose_bits(photographs, args.model, log)
+    bits = choose_bits(photographs, args.model, log, is_quiet=args.quiet)
     formats = [*formats, *formats_to_renew(args.out, formats, log)]
     if "coco" in formats:
         coco.require_pycocotools()

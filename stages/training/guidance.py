@@ -64,7 +64,7 @@ class Guidance:
         weight: lambda of Eq. 5 after the warm-up, from `guidance_weight`.
         num_labels: number of pseudo-labels.
         crop_ratio: crop ratio of the pyramid views.
-        seed: seed of the held-out split.
+        seed: seed of the held-out split, and of the views that are measured.
         precision: precision of the forward passes.
     """
 
@@ -81,7 +81,7 @@ class Guidance:
         precision: str,
     ) -> None:
         self._settings, self._strengths, self._crop_ratio = settings, strengths, crop_ratio
-        self._weight, self._precision = weight, precision
+        self._weight, self._precision, self._seed = weight, precision, seed
         count = len(kept_views)
         order = torch.randperm(count, generator=torch_generator(seed, "train", "held out"))
         is_held_out = torch.zeros(count, 1, dtype=torch.bool)
@@ -187,8 +187,8 @@ class Guidance:
         rows, view = all_guides(self._held_out)
         if segmenter.image_head is None or not len(rows):
             return None
-        count = min(MEASURED_VIEWS, len(rows))
-        chosen = torch.arange(count) * len(rows) // count  # evenly spaced, as images are sorted by name
+        generator = torch_generator(self._seed, "train", "measured views")
+        chosen = torch.randperm(len(rows), generator=generator)[:MEASURED_VIEWS].sort().values
         rows, view = rows[chosen], view[chosen]
         segmenter.eval()
         right = 0

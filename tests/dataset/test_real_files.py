@@ -145,6 +145,10 @@ LEFT_OUT: dict[str, tuple[str, list[str]]] = {
     ),
     "a folder of masks": (MASK, ["images/train/masks/0.png"]),
     "folders in a folder of masks": (MASK, ["images/train/masks/part/0.png", "images/train/masks/7.png"]),
+    "masks in a folder, named as such": (
+        MASK,
+        [f"images/train/masks/{name}.png" for name in ("0_mask", "1.png", "2.png_gt")],
+    ),
     "a picture of a phone": (OTHER_FORMAT, ["images/train/a.HEIC"]),
     "a grey map": (OTHER_FORMAT, ["images/val/a.pgm"]),
     "notes": (NO_PICTURE, ["images/val/notes.txt"]),

@@ -50,15 +50,13 @@ def test_label_maps_in_a_folder_of_their_own_are_no_photographs(tmp_path: Path, 
     assert {reason: names.count for reason, names in data.left_out.items()} == {MASK: 3}
 
 
-def test_photographs_in_a_folder_that_is_called_like_one_of_label_maps_are_photographs(
-    tmp_path: Path,
-) -> None:
-    """Below images/ as well."""
+def test_a_folder_that_is_only_called_like_one_of_label_maps_has_photographs(tmp_path: Path) -> None:
+    """Below images/ as well, and also if a few names happen to be the same."""
     photographs(tmp_path / "images/shop", 4)
-    for number in range(3):
-        write_image(tmp_path / f"images/label/front/box {number}.png", noise(90 + number, 8, 8))
+    for name in ("front/box 0", "front/box 1", "front/box 2", "000"):
+        write_image(tmp_path / f"images/label/{name}.png", noise(90 + len(name), 8, 8))
     data = listed(tmp_path)
-    assert len(sources(data)) == 7
+    assert len(sources(data)) == 8
     assert data.left_out == {}
 
 

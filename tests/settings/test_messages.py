@@ -243,6 +243,10 @@ CROSS = [
         "cluster.batch_size: must be 2 or more with batch_norm: batch, got 1",
     ),
     (
+        {"cluster.batch_norm": "batch", "cluster.sample_images": 1},
+        "cluster.sample_images: must be 2 or more with batch_norm: batch, got 1",
+    ),
+    (
         {"pretrain.bn_splits": 3, "pretrain.batch_size": 64},
         "pretrain.bn_splits: 3 does not divide batch_size 64 into groups of at least two images",
     ),

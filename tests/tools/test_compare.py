@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 import subprocess
@@ -159,14 +160,15 @@ def test_a_folder_that_is_not_in_the_cache_is_named(repository: Path, tmp_path: 
         compare.main(["tracked", "flat", "--out", str(tmp_path / "page")])
 
 
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, UserError), (errno.EACCES, PermissionError)])
 def test_a_disk_that_is_too_small_for_both_runs_is_named(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
 ) -> None:
     def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(compare, "read_run", full)
-    with pytest.raises(UserError, match=r"TMPDIR to a folder on a larger disk"):
+    with pytest.raises(kind, match=r"TMPDIR to a folder on a larger disk|Permission denied"):
         compare.main(["flat", "steep", "--out", str(tmp_path / "page")])
     assert not (tmp_path / "page").exists()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from ruamel.yaml import YAML
 
 from stages.dataset.raw_files import manifest_sha256
@@ -23,7 +22,16 @@ from stages.tools.composing import as_text, compose, lay_base, plain
 from stages.tools.estimate import duration
 from stages.tools.experiments import read_base
 from stages.tools.fitting import LEAST_IMAGES, at, fits
-from tests.datasets import REPOSITORY, TAXONOMIES, folder_manifest, make_coco, make_folder, noise, write_image
+from tests.datasets import (
+    REPOSITORY,
+    TAXONOMIES,
+    as_yaml,
+    folder_manifest,
+    make_coco,
+    make_folder,
+    noise,
+    write_image,
+)
 
 
 @pytest.fixture
@@ -297,7 +305,7 @@ def test_from_the_fewest_images_on_the_settings_fit(tmp_path: Path, name: str, b
         params = copy.deepcopy(plain(composed))
         for fit in fits(params, num_images):
             at(params, fit.key[:-1])[fit.key[-1]] = fit.value
-        path.write_text(yaml.safe_dump(params), encoding="utf-8")
+        path.write_text(as_yaml(params), encoding="utf-8")
         if num_images < LEAST_IMAGES:
             with pytest.raises(UserError, match=r"batch_size: 2 is more than the 1 training images"):
                 check_data_size(path, num_images)

@@ -367,7 +367,9 @@ def test_what_is_no_picture_of_the_users_is_left_out(ready: Any, capsys: pytest.
     said = capsys.readouterr().out
     assert "label maps of 3 images" in said
     assert "left out 2: hidden, or made by the system (" in said
-    assert "left out 1: label map among the images, by its name (square_mask.png)" in said
+    assert (
+        "left out 1: label map among the images, by its name or that of its folder (square_mask.png)" in said
+    )
     assert "left out 1: link to nothing (gone.png)" in said
 
 
@@ -525,12 +527,12 @@ def test_sixteen_bits_are_brought_to_eight_and_not_cut_off(ready: Any) -> None:
 @pytest.mark.parametrize(
     ("trained", "largest", "bits", "said"),
     [
-        (12, 900, 12, "use 12 of them: 0 to 4,095 becomes 0 to 255, as in training"),
+        (12, 900, 12, "0 to 4,095 becomes 0 to 255, as /"),
         (
             12,
             9000,
             14,
-            "use 14 of them: 0 to 16,383 becomes 0 to 255; those of training use 12, so",
+            "use 14 of them: 0 to 16,383 becomes 0 to 255\n",
         ),
         (None, 900, 10, "use 10 of them: 0 to 1,023 becomes 0 to 255"),
     ],
@@ -555,7 +557,11 @@ def test_sixteen_bits_are_scaled_as_in_training(
     Image.fromarray(np.repeat(plain[..., None], 3, axis=2)).save("photos/plain.png")
     segment.main([*SEGMENT, "--model", "models"])
     assert (np.array(Image.open("found/deep.png")) == np.array(Image.open("found/plain.png"))).all()
-    assert said in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert said in shown.out
+    assert ("images use 14 bits of 16, and those of training 12" in shown.err) == (
+        trained == 12 and bits == 14
+    )
 
 
 def test_memory_of_a_gpu_that_runs_out_is_named(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """`segment` into a folder that has outputs already: other runs at the same time, and corrected label maps."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -284,6 +285,12 @@ def test_other_files_that_were_changed_are_left_as_they_are(
 def test_a_copied_folder_is_still_its_own(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
     segment.main([*SEGMENT, "--format", "cvat"])
     _correct()
+    journal = Path("found/segment.jsonl")  # as a run that was killed leaves it
+    Path("found/b.png").write_bytes(Path("found/trip/c.png").read_bytes())
+    state, sha256 = Path("found/b.png").stat(), hashlib.sha256(Path("found/b.png").read_bytes()).hexdigest()
+    journal.write_text(
+        json.dumps({"file": "b.png", "modified_ns": state.st_mtime_ns, "sha256": sha256}) + "\n"
+    )
     shutil.copytree("found", "copied", copy_function=shutil.copy)  # with other times
     os.utime("copied/trip/c.png", ns=(5, 5))
     for more in ([], ["--overwrite", "--scores"]):
@@ -341,9 +348,34 @@ def test_a_palette_that_was_numbered_anew_is_read_by_its_colors(ready: Any) -> N
     ]
     _repaint([1, 2, 3, *colours[0].tolist()], ids)
     assert ready.fault(segment.main, SEGMENT) == (
-        "found/a.png: has another palette than it was written with, and a color of no cluster in it, so its "
-        "ids may mean others; save it with its own palette or as a gray PNG of ids, or delete it"
+        "found/a.png: has another palette than it was written with, and in it a color of no cluster or of "
+        "several, so its ids may mean others; save it with its own palette or as a gray PNG of ids, or "
+        "delete it"
     )
+
+
+@pytest.mark.parametrize(("names", "is_clear"), [("sky", True), ("road", False)])
+def test_a_color_of_several_clusters_is_clear_if_they_are_merged(
+    ready: Any, names: str, is_clear: bool
+) -> None:
+    grey = '"#102030"'
+    Path("names.yaml").write_text(
+        f"names: {{0: {{name: sky, color: {grey}}}, 2: {{name: {names}, color: {grey}}}}}"
+    )
+    segment.main([*SEGMENT, *NAMED])
+    ids = np.zeros((24, 32), np.uint8)
+    _repaint([0x10, 0x20, 0x30], ids)
+    segment.main([*SEGMENT, *NAMED])
+    assert _shares()[0] == 1.0
+    with Image.open("found/b.png") as written:
+        other = written.getpalette()[3:6]
+    ids[18:] = 1
+    _repaint([*other, 0x10, 0x20, 0x30], ids)
+    if is_clear:
+        segment.main([*SEGMENT, *NAMED])
+        assert _shares() == [0.25, 0.75]
+    else:
+        assert "a color of no cluster or of several" in ready.fault(segment.main, [*SEGMENT, *NAMED])
 
 
 def test_a_corrected_map_keeps_its_ids_when_names_give_its_clusters_other_colors(ready: Any) -> None:
@@ -380,8 +412,13 @@ def test_outputs_of_photographs_that_are_gone_stay_and_are_named(
 
 
 def test_label_maps_of_a_data_set_are_no_photographs(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("images/val/x.jpg", "images/train/y.jpg", "labels/val/x.png", "gt/day/y.png", "gt/z.png"):
+    maps = ["labels/val/x.png", "gt/day/y.png", "gt/z.png"]
+    for name in ("images/val/x.jpg", "images/train/y.jpg", *maps):
         write_image(Path("set") / name, np.zeros((9, 9, 3), dtype=np.uint8))
     segment.main(["set", *FLAGS])
     assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["images/train/y.jpg", "images/val/x.jpg"]
-    assert "left out 3: label map among the images, by its name (gt/day/y.png" in capsys.readouterr().out
+    assert "by its name or that of its folder (gt/day/y.png, gt/z.png, labels/val/" in capsys.readouterr().out
+    segment.main(["set/images", "set/labels", *FLAGS, "--overwrite"])
+    assert len(pd.read_csv("found/manifest.csv")) == 2, "folders that a pattern gives are seen together"
+    segment.main(["set/images", "set/gt/z.png", *FLAGS, "--overwrite"])
+    assert "gt/z.png" in pd.read_csv("found/manifest.csv")["source"].tolist(), "it was asked for"

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from stages.backbone.checkpoint import build_backbone, describe
+from stages.imaging.resample import Boxes
 from stages.segmenter.network import Segmenter
 from stages.settings.params import load
 from stages.train import KEYS
@@ -42,18 +44,28 @@ def test_the_head_is_measured_on_views_from_all_over_the_set(
     """Images are sorted by name, so the first of them may be of one folder."""
     path = tiny_params({"train.image_loss.held_out": 0.9})
     settings = load(path, *KEYS).train
-    monkeypatch.setattr(guidance, "MEASURED_VIEWS", 5)
+    monkeypatch.setattr(guidance, "MEASURED_VIEWS", 60)
     kept = torch.zeros(100, 6, dtype=torch.int64)
     guides = Guidance(
         settings.image_loss, settings.photometric, kept, weight=1.0, num_labels=NUM_LABELS, crop_ratio=0.5,
         seed=0, precision="float32",
     )  # fmt: skip
+    cut, views = guides._cut, list[Tensor]()
+
+    def note(image: Tensor, boxes: Boxes, *rest: Any) -> Tensor:
+        views.append(torch.stack(boxes, dim=1))
+        return cut(image, boxes, *rest)
+
+    monkeypatch.setattr(guides, "_cut", note)
     images = Images()
-    found = guides.held_out_accuracy(_segmenter(path), images, 2)  # type: ignore[arg-type]
+    found = guides.held_out_accuracy(_segmenter(path), images, 20)  # type: ignore[arg-type]
     assert found is not None
-    assert len(images.rows) == 5
-    steps = torch.tensor(images.rows).diff()
-    assert steps.min() >= 15
+    assert len(images.rows) == 60
+    by_quarter = torch.histc(torch.tensor(images.rows, dtype=torch.float32), 4, 0, 100)
+    assert by_quarter.min() >= 8
+    _, by_view = torch.cat(views).unique(dim=0, return_counts=True)
+    assert len(by_view) == 6
+    assert by_view.min() >= 4
 
 
 def test_a_compiled_network_classifies_any_number_of_views_without_being_compiled_anew(

@@ -79,7 +79,7 @@ def by_content(
     if not images:  # that is a fault already
         return (), ()
     numbers = {item.source: _number(item, hashed, seed) for item in images}
-    lowest, highest = min(numbers.values(), default=0.0), max(numbers.values(), default=0.0)
+    lowest, highest = min(numbers.values()), max(numbers.values())
     if lowest == highest:
         found.faults.append("prepare.split.by: fraction requires at least two different images; add images")
         return tuple(images), ()

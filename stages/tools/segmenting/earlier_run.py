@@ -51,7 +51,6 @@ def begin(
     earlier = before.get("made_by", {})  # an older version has written none
     other = [f"another {key}" for key in made_by if earlier.get(key) != made_by[key]]
     manifest = RunManifest(out, made_by, colours, own or {}, _images(out, before) if earlier else {})
-    manifest.refresh()
     if earlier and other:
         manifest.images = _of_corrected(manifest, photographs.root, before)
     outputs = {name: output_names(name, scores=scores) for name in photographs.names}

@@ -53,7 +53,8 @@ class Annotated:
 
     def masks(self, labels: Sequence[Label]) -> Iterator[tuple[Label, Bool[np.ndarray, "H W"]]]:
         """Yield each label that occurs, with its pixels."""
-        ids = merge(read_ids(self.mask, (self.width, self.height), self.colours), self.merged)
+        ids = read_ids(self.mask, (self.width, self.height), self.colours, self.merged)
+        ids = merge(ids, self.merged)
         present = set(np.unique(ids).tolist())
         yield from ((label, ids == label.id) for label in labels if label.id in present)
 

@@ -29,8 +29,9 @@ from stages.dataset.left_out import (
 from stages.dataset.listing import OTHER_PICTURES, SUFFIXES, list_images
 from stages.dataset.own_outputs import OwnOutputs
 from stages.dataset.source import RawFile, Remark, read_raw
-from stages.dataset.summary import BITS
+from stages.dataset.summary import BITS_IN_USE
 from stages.dataset.survey import bits_in_use, describe_bits
+from stages.runtime.progress import warn
 from stages.settings.errors import UserError, raise_faults
 from stages.tools.segmenting.label_files import output_names
 
@@ -72,50 +73,53 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scor
     if files and root.resolve() == out.resolve():
         raise UserError(f"--out {out}: is the folder of the images; choose another, so that none is replaced")
     outputs = OwnOutputs()
-    found = set(_files(files, root, left_out, outputs))
+    found, listed = set(_files(files, root, left_out, outputs)), set[str]()
     for folder in folders:
         inner = LeftOut()
         below = os.path.relpath(os.path.abspath(folder), root)
         prefix = "" if below == "." else f"{below}/"
-        listed = list_images(folder, inner, outputs=outputs)
-        masks = label_maps_among(listed)
-        for name in sorted(masks):
-            inner.add(MASK, name)
-        found |= {prefix + name for name in listed if name not in masks}
+        listed |= {prefix + name for name in list_images(folder, inner, outputs=outputs)}
         for reason, some in inner.items():
             total = left_out.setdefault(reason, Names())
             total.count += some.count
             total.examples += [prefix + name for name in some.examples]
-    names = _one_for_each_output(sorted(found), left_out, scores=scores)
+    masks = label_maps_among(sorted(listed))
+    for name in sorted(masks - found):  # what is given by its own name is meant
+        left_out.add(MASK, name)
+    names = _one_for_each_output(sorted(found | listed - masks), left_out, scores=scores)
     if not names:
         suffixes = ", ".join(SUFFIXES)
         raise UserError(f"{' '.join(given)}: has no images ({suffixes}){left_out.sentence()}; {HELP}")
     return Photographs(root, names)
 
 
-def choose_bits(photographs: Photographs, model: Path, log: Callable[[str], None]) -> int | None:
+def choose_bits(
+    photographs: Photographs, model: Path, log: Callable[[str], None], *, is_quiet: bool
+) -> int | None:
     """Bits of 16-bit channels that become 8, as in training; None without such images.
 
     Args:
         photographs: images to segment.
         model: folder of the model; beside it may be what `prepare` has said of the training images.
-        log: takes what is done, and what is wrong.
+        log: takes what is done.
+        is_quiet: show no progress.
     """
-    found = bits_in_use(photographs.root, photographs.names)
+    found = bits_in_use(photographs.root, photographs.names, is_quiet=is_quiet)
     path = model.absolute().parent / SUMMARY
-    trained = read_metrics(path)["prepare"].get(BITS) if found is not None and path.is_file() else None
-    if found is None or trained is None:
-        if found is not None:
-            log(describe_bits(found))
-        return found
-    if found > trained:
-        log(
-            f"{describe_bits(found)}; those of training use {trained}, so these are darker than what the "
-            "model has learned"
+    trained = 0
+    if found is not None and path.is_file():
+        trained = read_metrics(path).get("prepare", {}).get(BITS_IN_USE, 0)
+    if found is None:
+        return None
+    if found > trained > 0:
+        warn(
+            "segment",
+            f"images use {found} bits of 16, and those of training {trained} ({path}): these are darker than "
+            "what the model has learned",
         )
-        return found
-    log(f"{describe_bits(trained)}, as in training")
-    return int(trained)
+    bits = max(found, trained)
+    log(describe_bits(bits) + (f", as {path} says of the training images" if bits == trained else ""))
+    return bits
 
 
 def open_photograph(root: Path, name: str, bits: int) -> tuple[RawFile, np.ndarray, Remark, bool]:

@@ -79,13 +79,7 @@ class RunManifest:
     colours: Sequence[str]
     files: dict[str, Written] = field(default_factory=dict)
     images: dict[str, Done] = field(default_factory=dict)
-
-    def refresh(self) -> None:
-        """Take the modification times of files that a copy of the folder has with the same content."""
-        for name, written in self.files.items():
-            time = modified_ns(self.out / name)
-            if time not in (None, written.modified_ns) and written.is_at(self.out / name):
-                self.files[name] = replace(written, modified_ns=time)
+    _changed: dict[str, int] = field(default_factory=dict)  # modification times of files that were compared
 
     def has(self, name: str, photograph: Path, outputs: Sequence[str], bits: int) -> bool:
         """Whether an image needs nothing: it is the same as it was, and all of its outputs are there."""
@@ -94,8 +88,15 @@ class RunManifest:
         return done is not None and is_whole and done.bits == bits and done.is_of(photograph)
 
     def is_own(self, name: str) -> bool:
-        """Whether a file is there as segment has written it."""
-        return name in self.files and self.files[name].is_at(self.out / name)
+        """Whether a file is there as segment has written it; a copy of it counts, and is read once."""
+        time, written = modified_ns(self.out / name), self.files.get(name)
+        if time is None or written is None or self._changed.get(name) == time:
+            return False
+        if written.is_at(self.out / name):
+            self.files[name] = replace(written, modified_ns=time)
+            return True
+        self._changed[name] = time
+        return False
 
     def is_changed(self, name: str) -> bool:
         """Whether a file is there that segment has written and that was changed since."""

@@ -125,7 +125,7 @@ def _take_over(model: TrainedModel, manifest: RunManifest, name: str, root: Path
     if done.clusters and done.clusters not in lineage:
         return OTHER_CLUSTERS
     mask = manifest.out / output_names(name, scores=False)[0]
-    ids = read_ids(mask, (done.width, done.height), _colours(model, done))
+    ids = read_ids(mask, (done.width, done.height), _colours(model, done), model.legend.merged)
     if not shares(ids).keys().isdisjoint(map(str, lineage.void.get(done.clusters, ()))):
         return OTHER_CLUSTERS
     manifest.images[name] = replace(done, shares=shares(merge(ids, model.legend.merged)))
