@@ -228,9 +228,7 @@ class CudaRecorder:
     def record(self, image: Tensor, drawn: Drawn) -> Compute:
         """Record the kernels of a step without running them."""
         require_memory(self._device)
-        if self._image is None:
-            self._image = torch.empty_like(image)
-        shown = self._image
+        shown = self._image = torch.empty_like(image) if self._image is None else self._image
         numbers = pack(drawn.numbers).to(self._device)
         own = drawn._replace(numbers=tuple(unpack(numbers, drawn.numbers)))
         graph = torch.cuda.CUDAGraph()
