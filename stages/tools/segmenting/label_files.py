@@ -77,11 +77,9 @@ def read_ids(
             f"{path}: is a label map of mode {mode} and {found[0]} x {found[1]} px; expected cluster ids as "
             f"a palette (P) or gray (L) PNG of {size[0]} x {size[1]} px; mend or delete it"
         )
-    return (
-        ids
-        if mode == "L" or _fits(ids, palette, colours)
-        else _by_colour(path, ids, palette, colours, merged)
-    )
+    if mode == "L" or _fits(ids, palette, colours):
+        return ids
+    return _by_colour(path, ids, palette, colours, merged)
 
 
 def _fits(

@@ -105,12 +105,10 @@ def choose_bits(
         is_quiet: show no progress.
     """
     found = bits_in_use(photographs.root, photographs.names, is_quiet=is_quiet)
-    path = model.absolute().parent / SUMMARY
-    trained = 0
-    if found is not None and path.is_file():
-        trained = read_metrics(path).get("prepare", {}).get(BITS_IN_USE, 0)
     if found is None:
         return None
+    path = model.absolute().parent / SUMMARY
+    trained = read_metrics(path).get("prepare", {}).get(BITS_IN_USE, 0) if path.is_file() else 0
     if found > trained > 0:
         warn(
             "segment",
