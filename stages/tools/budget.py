@@ -1,8 +1,9 @@
 """What `make preset MINUTES=...` changes: sizes and epochs whose run fits into so many minutes here (ours).
 
 At least half of the time belongs to pretraining, because every later stage rests on its features: if the
-other stages need more than half at the preset's sizes, images become smaller, down to half the side. What is
-left then sets the epochs of pretraining. Times are the upper bounds of `stages/tools/estimate.py`.
+other stages need more than half at the preset's sizes, images become smaller, down to half the side. If even
+so the time is too short, the network and the training become half as large. What is left then sets the epochs
+of pretraining. Times are the upper bounds of `stages/tools/estimate.py`.
 """
 
 import copy
@@ -16,12 +17,14 @@ from stages.settings.schema import Params
 from stages.tools.estimate import MARGIN, Span, duration, estimate
 from stages.tools.fitting import Fit, Key, at
 
-SCALES = (1.0, 0.75, 0.5)  # of the preset's sizes
+# Sides of images, and channels of the network and epochs of training, as shares of the preset's.
+LEVELS = ((1.0, 1.0), (0.75, 1.0), (0.5, 1.0), (0.5, 0.5))
 SIZES: tuple[Key, ...] = (
     ("size_px",), ("prepare", "train_px"), ("embed", "image_px"), ("train", "image_loss", "view_px"),
 )  # fmt: skip
 BANDWIDTH: Key = ("refine", "appearance_px")
 EPOCHS: Key = ("pretrain", "epochs")
+AMOUNTS: tuple[Key, ...] = (("backbone", "width"), ("train", "epochs"))
 STEP: Key = ("train", "context", "stride")  # all sizes are multiples of it, as two of them must be
 LEAST, MOST = 5, 400  # epochs of pretraining; more than 400 were never tried
 SHARE = 0.5  # smallest share of the time that pretraining gets
@@ -44,18 +47,19 @@ def fit_into(
         UserError: the smallest settings take longer.
     """
     seconds = 60 * minutes
-    for scale in SCALES:
-        changes = tuple(_scaled(params, scale))
+    for side, amount in LEVELS:
+        changes = (*_scaled(params, side), *_reduced(params, amount))
         found = estimate(_changed(params, changes), data)
         others = sum(_upper(span) for stage, span in found.items() if stage != "pretrain")
-        if others <= ((1 - SHARE) * seconds if "pretrain" in found else seconds):
+        epoch = found["pretrain"].times(1 / at(params, EPOCHS)) if "pretrain" in found else Span(0, 0)
+        needed = others + LEAST * _upper(epoch)
+        is_shared = "pretrain" not in found or others <= (1 - SHARE) * seconds
+        if needed <= seconds and (is_shared or side == LEVELS[-1][0]):
             break
-    epoch = found["pretrain"].times(1 / at(params, EPOCHS)) if "pretrain" in found else Span(0, 0)
-    needed = others + LEAST * _upper(epoch)
-    if needed > seconds:
+    else:
         raise UserError(
-            f"{minutes:g} minutes are too few for {len(data.train):,} training images: even at "
-            f"{SCALES[-1]:.0%} of the preset's sizes with {LEAST} epochs of pretraining, this machine may "
+            f"{minutes:g} minutes are too few for {len(data.train):,} training images: even with half the "
+            f"side, channels and epochs of the preset, and {LEAST} epochs of pretraining, this machine may "
             f"take {duration(needed)}; allow that, or take fewer images"
         )
     if "pretrain" not in found:
@@ -63,6 +67,13 @@ def fit_into(
     epochs = min(MOST, math.floor((seconds - others) / _upper(epoch)))
     why = "what the time allows" if epochs < MOST else "the most"
     return (*changes, Fit(EPOCHS, epochs, why)), found | {"pretrain": epoch.times(epochs)}
+
+
+def _reduced(params: Mapping[str, Any], amount: float) -> Iterator[Fit]:
+    if amount == 1:
+        return
+    for key in AMOUNTS:
+        yield Fit(key, round(amount * at(params, key)), f"{amount:.0%}, as the time is short")
 
 
 def _changed(params: Mapping[str, Any], changes: tuple[Fit, ...]) -> Params:

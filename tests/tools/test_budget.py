@@ -1,4 +1,4 @@
-"""`make preset MINUTES=...`: sizes and epochs of a run that fits into a time."""
+"""`make preset MINUTES=...`: sizes, channels and epochs of a run that fits into a time."""
 
 import re
 import shutil
@@ -29,13 +29,17 @@ def data(tmp_path: Path) -> DataSet:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve seconds of pretraining an epoch; everything else takes eight minutes at 128 px."""
+    """Twelve seconds of pretraining an epoch; everything else takes eight minutes at 128 px.
+
+    That is with 64 channels and six epochs of training.
+    """
 
     def estimate(params: Params, _: DataSet) -> dict[str, Span]:
         epochs = params.pretrain.epochs if params.pretrain.method == "mocov2" else 0
-        training = 480 / MARGIN * (params.size_px / 128) ** 2
+        training = 480 / MARGIN * (params.size_px / 128) ** 2 * params.train.epochs / 6
         found = {"train": Span(1, training)}
-        return found | ({"pretrain": Span(1, 12 / MARGIN * epochs)} if epochs else {})
+        each = 12 / MARGIN * params.backbone.width / 64
+        return found | ({"pretrain": Span(1, each * epochs)} if epochs else {})
 
     monkeypatch.setattr("stages.tools.budget.estimate", estimate)
 
@@ -70,6 +74,8 @@ def test_images_become_smaller_until_half_of_the_time_is_left(data: DataSet) -> 
     sizes = {"size_px": 64, "prepare.train_px": 96, "embed.image_px": 64, "train.image_loss.view_px": 48}
     more = {"refine.appearance_px": 13.5, "pretrain.epochs": 5}  # 2 minutes at 64 px, then one for 5 epochs
     assert _chosen(3, data) == {**sizes, **more}
+    less = {"backbone.width": 32, "train.epochs": 3}  # a minute at 64 px, then half a minute for 5 epochs
+    assert _chosen(1.5, data) == {**sizes, **more, **less}
 
 
 @pytest.mark.usefixtures("machine")
@@ -81,9 +87,9 @@ def test_without_pretraining_the_time_belongs_to_the_others(data: DataSet) -> No
 @pytest.mark.usefixtures("machine")
 def test_too_few_minutes_are_refused(data: DataSet) -> None:
     with pytest.raises(
-        UserError, match=r"^2\.9 minutes are too few for 4 training images: .* may take 3\.0 min"
+        UserError, match=r"^1\.4 minutes are too few for 4 training images: .* may take 1\.5 min"
     ):
-        _chosen(2.9, data)
+        _chosen(1.4, data)
 
 
 def test_the_written_settings_fit_the_time(
