@@ -90,12 +90,16 @@ def verdict(evidence: Evidence) -> list[Finding]:
 
 def _better_features(evidence: Evidence) -> str:
     """What to do for better features of the backbone, as a sentence."""
-    ways = [
-        *(["pretrain longer (pretrain.epochs)"] if evidence.trains else []),
-        *([] if evidence.is_published else ["start from a published model (pretrain.init)"]),
+    return _one_of(
+        "pretrain longer (pretrain.epochs)" if evidence.trains else "",
+        "" if evidence.is_published else "start from a published model (pretrain.init)",
         "add photographs",
-    ]
-    text = " or ".join(ways)
+    )
+
+
+def _one_of(*ways: str) -> str:
+    """A sentence of what helps; ways that do not apply are empty."""
+    text = " or ".join(way for way in ways if way)
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -136,9 +140,11 @@ def _collapse(evidence: Evidence) -> Iterator[Finding]:
     """Whether most pixels are in a few clusters; the limit is that of `train`."""
     effective, count = float(evidence.metrics["raw"]["effective_clusters"] or 0), evidence.num_clusters
     text = f"Effectively {effective:.1f} of {count} clusters are in use"
-    remedy = (
-        "Set train.pixel_loss.balance: inverse, lower train.lr or train.image_loss.weight, or pretrain "
-        "longer."
+    remedy = _one_of(
+        "set train.pixel_loss.balance: inverse",
+        "lower train.lr",
+        "lower train.image_loss.weight" if evidence.guidance > 0 else "",
+        "pretrain longer" if evidence.trains else "",
     )
     if (effective - 1) / (count - 1) >= evidence.collapse_below:
         yield Finding("good", f"{text}.")
@@ -201,6 +207,7 @@ def _lost_classes(per_class: pd.DataFrame) -> Iterator[Finding]:
 def _pseudo_labels(evidence: Evidence) -> Iterator[Finding]:
     """Whether the pseudo-labels that guide training may mislead it; limits are those of `label`."""
     label, weak = evidence.label, evidence.weak
+    longer = "pretrain longer" if evidence.trains else ""
     signs = [
         (
             label["agreement_with_order"] > weak.order_above,
@@ -212,19 +219,23 @@ def _pseudo_labels(evidence: Evidence) -> Iterator[Finding]:
             label["agreement_with_position"] > weak.position_above,
             "The pseudo-labels follow the position of a view in its image "
             f"({label['agreement_with_position']:.2f}; 0 is chance, 1 is identical)",
-            "Pretrain longer, set select_views.pool: whole, or lower train.image_loss.weight.",
+            _one_of(longer, "set select_views.pool: whole", "lower train.image_loss.weight"),
         ),
         (
             label["stability"] < weak.stability_below,
             f"The pseudo-labels are not stable: a second clustering agrees by only {label['stability']:.2f} "
             "(0 is chance, 1 is identical)",
-            "Pretrain longer, or lower global_k.",
+            _one_of(longer, "lower global_k"),
         ),
         (
             label["effective_clusters"] < weak.used_below * evidence.global_k,
             f"Effectively only {label['effective_clusters']:.1f} of {evidence.global_k} pseudo-labels are in "
             "use",
-            "Pretrain longer, lower global_k, or set label.centres: kmeans.",
+            _one_of(
+                longer,
+                "lower global_k",
+                "" if label.get("centres") == "kmeans" else "set label.centres: kmeans",
+            ),
         ),
     ]
     bad = [Finding("wrong", f"{text}.", remedy) for is_bad, text, remedy in signs if is_bad]

@@ -22,6 +22,7 @@ from stages.settings.write_faults import FULL
 from stages.tools.differences import (
     changed_settings,
     cluster_rows,
+    image_keys,
     in_order,
     score_differences,
     shared_images,
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 .get_template("compare.html")
                 .render(
                     runs=args.revisions,
+                    same_images=set(image_keys(one)) == set(image_keys(other)),
+                    counts=[len(one.index), len(other.index)],
                     has_truth=has_truth,
                     size_px=one.split.images.shape[1],
                     scores=score_differences(one.metrics, other.metrics),

@@ -15,20 +15,18 @@ from stages.tools.revision import Run
 NAMELESS = "clusters without a name"
 
 
+def image_keys(run: Run) -> list[tuple[str, str, str]]:
+    """What tells the validation images of a run apart; of two tiles of one file, the id does."""
+    return list(zip(run.index["source"], run.index["id"], run.index["sha256"], strict=True))
+
+
 def shared_images(one: Run, other: Run, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Places of up to `most` images that both runs have, evenly spaced, in each of them.
 
     Raises:
         UserError: they share none.
     """
-    keys = [
-        dict(
-            zip(
-                zip(run.index["source"], run.index["sha256"], strict=True), range(len(run.index)), strict=True
-            )
-        )
-        for run in (one, other)
-    ]
+    keys = [{key: place for place, key in enumerate(image_keys(run))} for run in (one, other)]
     shared = [key for key in keys[0] if key in keys[1]]
     if not shared:
         raise UserError(f"{one.revision} and {other.revision} have no validation image in common")

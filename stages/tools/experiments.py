@@ -130,11 +130,12 @@ def experiments(
     more: Mapping[str, str],
     bases: Path,
     settings: Mapping[str, Any],
+    code: str = "",
 ) -> Iterator[Experiment]:
     """Yield an experiment for every row and seed.
 
-    The name of each experiment includes a hash of all its settings, so that results of different changes, or
-    of a params.yaml that was edited between them, are never confused.
+    The name of each experiment includes a hash of all its settings, and of code that is not committed, so
+    that results of different changes, or of files that were edited between them, are never confused.
 
     Args:
         name: name of the table.
@@ -144,6 +145,7 @@ def experiments(
             replace both.
         bases: folder of the bases.
         settings: params.yaml, as sections.
+        code: hash of what is not committed (`uncommitted_code`).
     """
     unchanged = {key: _text(value) for key, value in flat(settings) if not key.startswith(NO_RESULT)}
     for row in table.rows:
@@ -157,7 +159,8 @@ def experiments(
                 **{key: _text(value) for key, value in row.changes.items()},
                 "seed": str(seed),
             }
-            mark = hashlib.sha256(json.dumps(unchanged | changes, sort_keys=True).encode()).hexdigest()[:6]
+            told = json.dumps(unchanged | changes, sort_keys=True) + code
+            mark = hashlib.sha256(told.encode()).hexdigest()[:6]
             slug = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
             experiment = f"table{name}-{slug}-s{seed}-{mark}"
             yield Experiment(experiment, row.name, seed, table.stage, tuple(changes.items()))

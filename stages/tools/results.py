@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     params = read(args.params)
     raw = read_metrics(args.metrics / "evaluate/raw.json")
-    figures = {**raw, **read_metrics(args.metrics / "evaluate/refined.json")}
+    refined = read_metrics(args.metrics / "evaluate/refined.json")
+    figures = {**raw, **(refined if params.refine.backend != "none" else {})}
     data = read_metrics(args.metrics / "prepare.json")["prepare"]
     print(
         f"\nPreset {params.preset}: {data['train_images']:,} training images, {data['val_images']:,} "

@@ -1,5 +1,6 @@
 """Where the repository lies and how it came: what keeps DVC's experiments from working there."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -38,6 +39,17 @@ def obstacles(root: Path) -> Iterator[Obstacle]:
             "move the repository to a path of plain letters and digits; `dvc repro` and plain `dvc exp run` "
             "work here",
         )
+
+
+def uncommitted_code(root: Path) -> str:
+    """A hash of how the code that stages run differs from the last commit; empty if it does not.
+
+    Of files that git does not track, the names count.
+    """
+    places = ("dvc.yaml", "stages", ":(exclude)stages/tools")
+    changed = git(root, "diff", "HEAD", "--", *places).stdout
+    changed += git(root, "ls-files", "--others", "--exclude-standard", "--", *places).stdout
+    return hashlib.sha256(changed.encode()).hexdigest() if changed else ""
 
 
 def git_obstacle(root: Path) -> Obstacle | None:

@@ -25,7 +25,7 @@ from stages.tools.experiments import (
     read_table,
     succeeds,
 )
-from stages.tools.surroundings import obstacles
+from stages.tools.surroundings import obstacles, uncommitted_code
 from stages.tools.table_text import as_markdown, compare, describe_run
 
 
@@ -40,9 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = table.model_copy(update={"base": more.pop("base", table.base)})
     bases = args.tables.parent / "bases"
     params = read(args.params)
-    all_rows = list(
-        experiments(args.name, table, _numbers("--seeds", args.seeds), more, bases, params.model_dump())
-    )
+    seeds, code = _numbers("--seeds", args.seeds), uncommitted_code(Path())
+    all_rows = list(experiments(args.name, table, seeds, more, bases, params.model_dump(), code))
     names = {row.name for row in chosen}
     wanted = [experiment for experiment in all_rows if experiment.row in names]
     if args.dry_run:

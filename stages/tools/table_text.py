@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from stages.settings.params import flat
 from stages.settings.schema import Params
 from stages.tools.experiments import Experiment, Measure, Metrics, Table, measured
 
@@ -39,14 +40,23 @@ def _summary(results: Iterable[Metrics], measure: Measure, key: str) -> tuple[fl
 
 
 def describe_run(params: Params, changes: Sequence[str]) -> str:
-    """Data set, settings and changes that all rows share, as one line."""
-    data = Path(params.prepare.path).name if params.prepare.path else params.prepare.reader
-    init = f" from {Path(params.pretrain.init).name}" if params.pretrain.init else ""
+    """Data set, settings and changes of the rows, as one line; rows may have values of their own.
+
+    Args:
+        params: params.yaml.
+        changes: `key=value` for all rows; they come before what params.yaml says.
+    """
+    values = dict(flat(params.model_dump())) | dict(change.split("=", 1) for change in changes)
+    data = Path(values["prepare.path"]).name if values["prepare.path"] else values["prepare.reader"]
+    method, init = values["pretrain.method"], values["pretrain.init"]
+    start = f"pretraining {method}" + (f" from {Path(init).name}" if init else "")
+    if method != "none":
+        start += f", {values['pretrain.epochs']} epochs"
     changed = f"; changed: {', '.join(changes)}" if changes else ""
     return (
-        f"Data: {data} (preset {params.preset}). {params.backbone.arch} of width {params.backbone.width}, "
-        f"{params.size_px} px, {params.precision}, pretraining {params.pretrain.method}{init}, "
-        f"{params.pretrain.epochs} epochs, training {params.train.epochs} epochs{changed}."
+        f"Data: {data} (preset {params.preset}). {values['backbone.arch']} of width "
+        f"{values['backbone.width']}, {values['size_px']} px, {values['precision']}, {start}, training "
+        f"{values['train.epochs']} epochs{changed}."
     )
 
 

@@ -20,6 +20,7 @@ from stages.postprocessing.score_maps import open_scores
 from stages.pseudo_labels.pyramid import VIEWS
 from stages.refine import Job as Refinement
 from stages.refine import choose_gpu, refine_all, refine_on_gpu
+from stages.settings.errors import UserError
 from stages.settings.schema import Params
 from tests.bench.meter import Observed, Step, observe
 from tests.bench.pieces import photographs
@@ -76,7 +77,13 @@ def _data(params: Params, folder: Path) -> DataSet:
     """The data set, if it is there; otherwise images of the published sizes."""
     if is_present(params):
         return list_data(params.prepare)
-    {"cocostuff": _make_coco, "cityscapes": _make_cityscapes}[params.prepare.reader](folder, params)
+    makers = {"cocostuff": _make_coco, "cityscapes": _make_cityscapes}
+    if params.prepare.reader not in makers:
+        raise UserError(
+            f"preset {params.preset}: {params.prepare.path or 'its folder'} is not there, and images of your "
+            "own have no published size to draw; `make scale CHECK=1` measures the images of params.yaml"
+        )
+    makers[params.prepare.reader](folder, params)
     with contextlib.redirect_stdout(None):
         return list_data(params.prepare.model_copy(update={"path": str(folder.absolute())}))
 

@@ -182,5 +182,17 @@ def test_no_remedy_is_what_was_done_already() -> None:
     assert "image_loss" not in found.remedy
 
 
+def test_no_remedy_is_one_that_cannot_be_taken() -> None:
+    """Without pretraining, with k-means already, and without guidance."""
+    (found,) = [one for one in _verdict(trains=False, label__stability=0.1) if "not stable" in one.text]
+    assert found.remedy == "Lower global_k."
+    weak = _verdict(trains=False, label__effective_clusters=1.0, label__centres="kmeans")
+    (found,) = [one for one in weak if "are in use" in one.text and "pseudo-labels" in one.text]
+    assert found.remedy == "Lower global_k."
+    collapsed = _verdict(trains=False, guidance=0.0, metrics__raw__effective_clusters=1.0)
+    (found,) = [one for one in collapsed if "collapsed" in one.text]
+    assert found.remedy == "Set train.pixel_loss.balance: inverse or lower train.lr."
+
+
 def test_pseudo_labels_without_guidance_do_not_matter() -> None:
     assert _wrong(guidance=0.0, label__stability=0.1, label__agreement_with_order=0.9) == []

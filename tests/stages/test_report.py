@@ -152,6 +152,19 @@ def test_readings_are_shown(folder: Path) -> None:
     ]
 
 
+def test_other_matchings_are_not_called_things_and_stuff(folder: Path) -> None:
+    """As of a set whose classes have no kind, with more clusters than classes."""
+    assert "Things and stuff: five ways to count" in run_report(folder)
+    for name in ("raw", "refined"):
+        path = folder / f"{name}_readings.csv"
+        readings = pd.read_csv(path)
+        readings["classes"], readings["reading"] = "all", "overall"
+        readings.to_csv(path, index=False)
+    page = run_report(folder)
+    assert "<summary>Another matching</summary>" in page
+    assert "truth and prediction" not in page
+
+
 def test_readings_of_another_run_are_refused(folder: Path) -> None:
     pd.DataFrame(READINGS)[:2].to_csv(folder / "refined_readings.csv", index=False)
     with pytest.raises(UserError, match="rows of raw and refined differ; run `dvc repro evaluate`"):

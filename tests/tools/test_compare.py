@@ -93,6 +93,7 @@ def test_two_runs_side_by_side(repository: Path, tmp_path: Path) -> None:
     before = _call("git", "status", "--porcelain")
     compare.main(["flat", "steep", "--out", str(tmp_path / "page")])
     page = (tmp_path / "page/compare.html").read_text()
+    assert "Two runs on the same validation images." in page
     assert "<td>0.001</td><td>0.5</td>" in page
     assert page.count('<th scope="row">train.') == 1
     assert re.findall(r'<th scope="row">meadow</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', page) == [
@@ -191,6 +192,17 @@ def test_what_this_tool_has_not_written_is_kept(repository: Path) -> None:
             compare.main(["flat", "steep", "--out", out])
     assert (repository / "data/refined.npy").exists()
     assert (repository / "page/notes.txt").exists()
+
+
+def test_runs_on_images_of_which_some_are_others_say_so(repository: Path, tmp_path: Path) -> None:
+    """Scores are of all images of each run."""
+    index = repository / "data/images/val/index.csv"
+    index.write_text(index.read_text().replace("0.png", "0.jpg"))
+    _commit("more")
+    compare.main(["flat", "more", "--out", str(tmp_path / "page")])
+    page = (tmp_path / "page/compare.html").read_text()
+    assert f"Two runs on {VAL} and {VAL} validation images, which are not the same." in page
+    assert page.count("<h3>") == VAL - 1
 
 
 def test_runs_on_other_images_are_refused(repository: Path, tmp_path: Path) -> None:

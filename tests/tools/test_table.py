@@ -47,9 +47,12 @@ class FakeDvc:
         self.ran: list[list[str]] = []
         self.fails = "none"  # part of the name of the experiments that fail
         self.is_shallow = self.forgets = False
+        self.edits = ""  # of code that is not committed
         self.committed: dict[str, dict[str, Any]] = {}
 
     def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if command[:2] in (["git", "diff"], ["git", "ls-files"]):
+            return subprocess.CompletedProcess(command, 0, self.edits if command[1] == "diff" else "", "")
         if command[:2] == ["git", "rev-parse"]:
             answer = "true" if "work-tree" in command[2] or self.is_shallow else "false"
             return subprocess.CompletedProcess(command, 0, answer, "")
@@ -116,6 +119,24 @@ def test_the_head_says_what_all_rows_share() -> None:
         "changed: train.lr=0.1, base=ours."
     )
     assert describe_run(demo, []).startswith("Data: demo (preset demo). ")
+    changes = ["pretrain.method=none", "pretrain.init=/tmp/dino.pth", "train.epochs=3", "size_px=96"]
+    assert (
+        "width 16, 96 px, float32, pretraining none from dino.pth, training 3 epochs; changed: "
+        in describe_run(demo, changes)
+    )
+
+
+def test_rows_of_other_code_are_run_again(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["1", "--tables", "tables", "--seeds", "3", "--rows", "2", "--dry-run"]
+    names = []
+    for edits in ("", "", "- a\n+ b\n", "- a\n+ c\n"):
+        dvc.edits = edits
+        table.main(argv)
+        names.append(commands(capsys)[0].split()[5])
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
 
 
 def test_dry_run_prints_each_command_and_runs_none(
