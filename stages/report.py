@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load(args.params, *KEYS)
     watch = Watch("report", args.params, KEYS, [getattr(args, name.replace("-", "_")) for name in INPUTS])
     inputs = read_inputs(args)
+    inputs = replace(inputs, val=replace(inputs.val, has_crf=params.refine.backend != "none"))
     raise_faults(misfits(args, inputs))
     names, unused = _names(args.names, inputs)
     legend = read_legend(inputs.val.truth.class_names, inputs.per_class, inputs.num_centroids, names)
@@ -105,7 +107,8 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
         "findings": verdict(evidence),
         "data": data_tables(inputs.data),
         "manifest": inputs.data["manifest_sha256"],
-        "scores": score_table(inputs.metrics),
+        "has_crf": inputs.val.has_crf,
+        "scores": score_table(inputs.metrics, has_crf=inputs.val.has_crf),
         "readings": reading_table(inputs.readings),
         "histories": {name: curves(history) for name, history in inputs.histories.items()},
         "settings": settings_rows(params),
@@ -165,8 +168,9 @@ def _draw_panels(folder: Path, val: Split, legend: Legend) -> None:
     rows = [
         Row("image", val.images[shown], is_labels=False),
         Row("prediction", colourise(predicted, legend.cluster_colours), is_labels=True),
-        Row("with CRF", colourise(val.refined[shown], legend.cluster_colours), is_labels=True),
     ]
+    if val.has_crf:
+        rows.append(Row("with CRF", colourise(val.refined[shown], legend.cluster_colours), is_labels=True))
     if val.truth.has_labels:
         truth = colourise(val.truth.maps[shown], legend.class_colours)
         rows.insert(1, Row("truth", truth, is_labels=True))

@@ -111,8 +111,8 @@ def environment(*folders: Path) -> Environment:
     )
 
 
-def score_table(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
-    """Build headings and rows of the headline table, without empty columns."""
+def score_table(metrics: Mapping[str, Mapping[str, float | None]], *, has_crf: bool) -> dict[str, Any]:
+    """Build headings and rows of the headline table, without empty columns; with a row of the CRF if any."""
     columns = [column for column in COLUMNS if any(column[0] in row for row in metrics.values())]
     rows = [
         {
@@ -121,7 +121,7 @@ def score_table(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, 
             "cells": [_shown(metrics[key], *column) for column in columns],
         }
         for key, name in ROWS.items()
-        if key in metrics
+        if key in metrics and (has_crf or key != "refined")
     ]
     return {"headings": [heading for _, heading, _ in columns], "rows": rows}
 

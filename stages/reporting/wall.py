@@ -57,6 +57,7 @@ class Split:
         truth: label maps and classes.
         scores: float16 [M, K, h, w].
         refined: cluster ids after the CRF.
+        has_crf: whether there is a CRF (`refine.backend`); without one these are those of the prediction.
     """
 
     images: UInt8[np.ndarray, "M S S 3"]
@@ -64,6 +65,7 @@ class Split:
     truth: Truth
     scores: np.ndarray
     refined: UInt8[np.ndarray, "M S S"]
+    has_crf: bool = True
 
 
 def spread(count: int, most: int) -> np.ndarray:
@@ -82,7 +84,7 @@ def draw_wall(split: Split, shown: np.ndarray, legend: Legend, pictures: Picture
         predicted = cluster_maps(scores, split.images.shape[1])[0]
         maps = [
             ("prediction", predicted, *clusters),
-            ("after the CRF", np.asarray(split.refined[place]), *clusters),
+            *([("after the CRF", np.asarray(split.refined[place]), *clusters)] if split.has_crf else []),
         ]
         truth = np.asarray(split.truth.maps[place])
         if split.truth.has_labels:

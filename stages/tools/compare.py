@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     counts=[len(one.index), len(other.index)],
                     has_truth=has_truth,
                     size_px=one.split.images.shape[1],
-                    scores=score_differences(one.metrics, other.metrics),
+                    scores=score_differences(one, other),
                     settings=list(changed_settings(one.settings, other.settings)),
                     clusters=cluster_rows(one, other),
                     pairs=in_order(walls[0], walls[1], has_truth=has_truth),

@@ -42,12 +42,14 @@ def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterat
             yield key, values[0], values[1]
 
 
-def score_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def score_differences(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
     """Rows of (name, first, second, second minus first): percent, or a number for counts."""
     rows = []
     for partition, name in (("raw", "prediction"), ("refined", "prediction + CRF")):
+        if partition == "refined" and not (one.split.has_crf or other.split.has_crf):
+            continue
         for key, heading, kind in COLUMNS:
-            values = [run[partition].get(key) for run in (one, other)]
+            values = [run.metrics[partition].get(key) for run in (one, other)]
             if None not in values:
                 scale = 100 if kind == "fraction" else 1
                 first, second = (scale * float(value) for value in values)

@@ -116,12 +116,15 @@ def _open_run(revision: str, folder: Path) -> Run:
     refined = read_array(folder / "data/refined.npy", memory_map=True)
     evaluated = folder / "metrics/evaluate"
     names = _names(folder, scores.shape[1])
+    content = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text(encoding="utf-8"))
+    settings = dict(flat(content))
+    has_crf = settings.get("refine.backend") != "none"
     return Run(
         revision,
-        dict(flat(YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text(encoding="utf-8")))),
+        settings,
         {**read_metrics(evaluated / "raw.json"), **read_metrics(evaluated / "refined.json")},
         index,
-        Split(images, index["source"].tolist(), truth, scores, refined),
+        Split(images, index["source"].tolist(), truth, scores, refined, has_crf),
         read_legend(truth.class_names, read_csv(evaluated / "raw_per_class.csv"), scores.shape[1], names),
     )
 

@@ -152,6 +152,15 @@ def test_readings_are_shown(folder: Path) -> None:
     ]
 
 
+def test_without_a_crf_the_page_shows_none(folder: Path) -> None:
+    assert "CRF" in run_report(folder)
+    page = run_report(folder, {"refine.backend": "none"})
+    assert "CRF" not in page
+    assert not list((folder / "report").glob("image_*_after.png"))
+    rows = re.findall(r'<th scope="row">\w+</th><td class="word">.*?</td>(<td>.*?)</tr>', page)
+    assert [len(re.findall("<td>", row)) for row in rows] == [3, 3, 3]
+
+
 def test_other_matchings_are_not_called_things_and_stuff(folder: Path) -> None:
     """As of a set whose classes have no kind, with more clusters than classes."""
     assert "Things and stuff: five ways to count" in run_report(folder)
