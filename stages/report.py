@@ -14,6 +14,7 @@ from stages.postprocessing.score_maps import cluster_maps
 from stages.pseudo_labels.pyramid import view_boxes
 from stages.reporting.cards import cluster_cards, heat_map
 from stages.reporting.curves import curves
+from stages.reporting.evidence import Evidence
 from stages.reporting.inputs import INPUTS, Inputs, misfits, read_inputs
 from stages.reporting.legend import Legend, cluster_legend, read_legend, write_cluster_legend
 from stages.reporting.names import LONGEST, Names, OtherClustersError, names_text, read_names
@@ -30,7 +31,7 @@ from stages.reporting.page import (
 from stages.reporting.palette import colourise
 from stages.reporting.pictures import Pictures, Row, draw_exemplars, exemplars, panel, save
 from stages.reporting.regions import draw_regions, purest_regions
-from stages.reporting.verdict import Evidence, verdict
+from stages.reporting.verdict import verdict
 from stages.reporting.wall import Split, draw_wall, spread
 from stages.runtime.progress import say, track, warn
 from stages.runtime.script import run

@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from stages.reporting.verdict import Evidence, Finding, verdict
+from stages.reporting.evidence import Evidence, Finding
+from stages.reporting.verdict import verdict
 from stages.settings.schema import WeakLabels
 
 WEAK = WeakLabels(stability_below=0.3, position_above=0.3, order_above=0.3, used_below=0.3)
