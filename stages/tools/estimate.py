@@ -35,9 +35,7 @@ from stages.settings.schema import Params
 from stages.settings.schema_pretrain import Pretrain
 from stages.training.building import build_segmenter, build_trainer
 
-# Images of a measured step on a CPU, and the side below which there are more: the smaller the images, the
-# more of a step is work that a batch needs but once.
-CPU_BATCH, CPU_SIDE_PX = 8, 128
+CPU_BATCH = 8  # images of a measured step
 MOST_STEPS, MOST_SECONDS = 4, 10.0  # of one measurement
 DECODED = 8  # images that are opened to measure `prepare`
 NUM_STAGES = 12  # of dvc.yaml, each a process
@@ -80,10 +78,8 @@ def estimate(params: Params, data: DataSet) -> dict[str, Span]:
 
 
 def _random_images(params: Params, device: torch.device) -> ImageSource:
-    """Two batches of `train`; smaller ones on a CPU, unless the images are small."""
-    size = params.train.batch_size
-    if device.type != "cuda":
-        size = min(size, round(CPU_BATCH * max(1.0, CPU_SIDE_PX / params.size_px) ** 2))
+    """Two batches of `train`; smaller ones on a CPU."""
+    size = params.train.batch_size if device.type == "cuda" else min(CPU_BATCH, params.train.batch_size)
     side = params.prepare.train_px
     pixels = np.random.default_rng(0).integers(0, 256, (2 * size, side, side, 3), np.uint8)
     return ImageSource(pixels, device)
