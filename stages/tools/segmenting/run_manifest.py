@@ -79,7 +79,8 @@ class RunManifest:
     colours: Sequence[str]
     files: dict[str, Written] = field(default_factory=dict)
     images: dict[str, Done] = field(default_factory=dict)
-    _changed: dict[str, int] = field(default_factory=dict)  # modification times of files that were compared
+    # Modification times of files that were read and found changed, so that they are not read again.
+    _changed: dict[str, int] = field(default_factory=dict, init=False, repr=False)
 
     def has(self, name: str, photograph: Path, outputs: Sequence[str], bits: int) -> bool:
         """Whether an image needs nothing: it is the same as it was, and all of its outputs are there."""
