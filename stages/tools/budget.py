@@ -1,9 +1,8 @@
 """What `make preset MINUTES=...` changes: sizes and epochs whose run fits into so many minutes here (ours).
 
 At least half of the time belongs to pretraining, because every later stage rests on its features: if the
-other stages need more than half at the preset's sizes, images become smaller, down to half the side. If even
-so the time is too short, the network and the training become half as large. What is left then sets the epochs
-of pretraining. Times are the upper bounds of `stages/tools/estimate.py`.
+other stages need more than half at the preset's sizes, images become smaller, down to half the side, and
+after that the network and the training half as large. What is left then sets the epochs of pretraining. Times are the upper bounds of `stages/tools/estimate.py`.
 """
 
 import copy
@@ -54,7 +53,7 @@ def fit_into(
         epoch = found["pretrain"].times(1 / at(params, EPOCHS)) if "pretrain" in found else Span(0, 0)
         needed = others + LEAST * _upper(epoch)
         is_shared = "pretrain" not in found or others <= (1 - SHARE) * seconds
-        if needed <= seconds and (is_shared or side == LEVELS[-1][0]):
+        if needed <= seconds and (is_shared or (side, amount) == LEVELS[-1]):
             break
     else:
         raise UserError(

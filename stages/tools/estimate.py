@@ -1,8 +1,9 @@
 """How long `dvc repro` will take on this machine: a few steps at the sizes of params.yaml, extrapolated.
 
-Steps run on random images, on a CPU in batches of at most 8 images: there an image takes about as long as in
-a larger batch. The first step of a kind is not counted. The range goes from the fastest step to the slowest
-with a margin, for what is not measured and for a machine that does other things too.
+Steps run on random images, in whole batches; on a CPU in smaller ones if the images are large, which takes
+less time and memory and overestimates a little. The first step of a kind is not counted. The range goes from
+the fastest step to the slowest with a margin, for what is not measured and for a machine that does other
+things too.
 """
 
 import contextlib
@@ -16,9 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int64
 
 from stages.backbone.checkpoint import build_backbone, describe
+from stages.cluster import RUNS
+from stages.clustering.kmeans import KMeans
 from stages.core.device import choose_device, place, set_numerics, torch_generator
 from stages.core.graph import WARM_UP
 from stages.core.memory import memory_for
@@ -35,7 +39,8 @@ from stages.settings.schema import Params
 from stages.settings.schema_pretrain import Pretrain
 from stages.training.building import build_segmenter, build_trainer
 
-CPU_BATCH = 8  # images of a measured step
+CPU_BATCH = 8  # fewest images of a measured step
+CPU_PIXELS = 32 * 128**2  # of a measured step
 MOST_STEPS, MOST_SECONDS = 4, 10.0  # of one measurement
 DECODED = 8  # images that are opened to measure `prepare`
 NUM_STAGES = 12  # of dvc.yaml, each a process
@@ -78,8 +83,10 @@ def estimate(params: Params, data: DataSet) -> dict[str, Span]:
 
 
 def _random_images(params: Params, device: torch.device) -> ImageSource:
-    """Two batches of `train`; smaller ones on a CPU."""
-    size = params.train.batch_size if device.type == "cuda" else min(CPU_BATCH, params.train.batch_size)
+    """Two batches of `train`; on a CPU smaller ones of large images."""
+    size = params.train.batch_size
+    if device.type != "cuda":
+        size = min(size, max(CPU_BATCH, CPU_PIXELS // params.size_px**2))
     side = params.prepare.train_px
     pixels = np.random.default_rng(0).integers(0, 256, (2 * size, side, side, 3), np.uint8)
     return ImageSource(pixels, device)
@@ -208,13 +215,16 @@ def _train(params: Params, images: ImageSource, num_images: int, segmenter: Segm
 
 
 def _others(params: Params, images: ImageSource, num_images: int, num_val: int, segmenter: Segmenter) -> Span:
-    """Passes without gradients of embed, cluster and predict, and the CRF."""
+    """Passes without gradients of embed, cluster and predict, the last k-means, and the CRF."""
     side, size = params.size_px, len(images) // 2
     image = torch.rand(size, 3, side, side, device=images.device)
     segmenter.eval()
     one = measure(lambda _: pixel_features(segmenter, image, params.precision), images.device).times(1 / size)
     views = len(VIEWS) * num_images * (params.embed.image_px / side) ** 2
-    passes = one.times(views + min(params.cluster.sample_images, num_images) + num_val)
+    clustered = num_images
+    if params.cluster.kmeans == "sample":
+        clustered = min(params.cluster.sample_images, num_images)
+    passes = one.times(views + clustered + num_val) + _kmeans(params, images.device)
     if params.refine.backend == "none" or images.device.type == "cuda":
         return passes
     rng = np.random.default_rng(0)
@@ -223,3 +233,12 @@ def _others(params: Params, images: ImageSource, num_images: int, num_val: int, 
     refined = measure(lambda _: mean_field(noise, unary, params.refine), images.device)
     workers = params.runtime.num_workers or count_cores()
     return passes + refined.times(num_val / workers)
+
+
+def _kmeans(params: Params, device: torch.device) -> Span:
+    """Both k-means runs of `cluster`, from one iteration."""
+    settings = params.cluster
+    points = F.normalize(torch.randn(settings.sample_pixels, params.train.fpn_dim, device=device), dim=1)
+    once = KMeans(params.pixel_k, iterations=1, restarts=1)
+    one = measure(lambda number: once.fit(points, seed=number), device)
+    return one.times(RUNS * settings.restarts * settings.iterations)

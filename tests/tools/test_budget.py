@@ -72,9 +72,12 @@ def test_images_become_smaller_until_half_of_the_time_is_left(data: DataSet) -> 
     more = {"refine.appearance_px": 20.2, "pretrain.epochs": 27}  # 4.5 minutes at 96 px; 5.5 are left
     assert _chosen(10, data) == {**sizes, **more}
     sizes = {"size_px": 64, "prepare.train_px": 96, "embed.image_px": 64, "train.image_loss.view_px": 48}
-    more = {"refine.appearance_px": 13.5, "pretrain.epochs": 5}  # 2 minutes at 64 px, then one for 5 epochs
-    assert _chosen(3, data) == {**sizes, **more}
-    less = {"backbone.width": 32, "train.epochs": 3}  # a minute at 64 px, then half a minute for 5 epochs
+    more = {"refine.appearance_px": 13.5, "pretrain.epochs": 10}  # 2 minutes at 64 px; 2 are left
+    assert _chosen(4, data) == {**sizes, **more}
+    less = {"backbone.width": 32, "train.epochs": 3}
+    more["pretrain.epochs"] = 20  # a minute at 64 px; 2 minutes are left for epochs of 6 s
+    assert _chosen(3, data) == {**sizes, **more, **less}
+    more["pretrain.epochs"] = 5  # a minute, then half a minute, less than half of the time
     assert _chosen(1.5, data) == {**sizes, **more, **less}
 
 
