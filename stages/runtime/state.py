@@ -6,7 +6,6 @@ different hash.
 """
 
 import copy
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from stages.core import distributed
 from stages.core.artefacts import create_array, named_faults
 from stages.core.repository import in_repository
 from stages.core.tensors import read_tensors, write_tensors
+from stages.runtime.locks import try_lock
 from stages.runtime.tree import flatten, unflatten
 from stages.runtime.watch import Watch, differing, hash_file, summarise
 from stages.settings.errors import UserError
@@ -76,13 +76,11 @@ class StageState:
         with named_faults(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(self._lock, watch.stage):
             raise UserError(
                 f"{watch.stage}: another process is running this stage (lock: {self.folder}/lock); "
                 "wait for it to end or stop it, then run `dvc repro` again"
-            ) from error
+            )
 
     def load(self) -> Any | None:
         """Return the last saved state, or None; with several processes, the state on the disk of rank 0."""

@@ -1,7 +1,6 @@
 """The output folder of a run: no other run writes there meanwhile, and files get there when whole."""
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from stages.core.artefacts import named_faults
+from stages.runtime.locks import try_lock
 from stages.settings.errors import UserError
 
 LOCK = ".segment.lock"  # in the output folder during a run; after a kill it locks nothing
@@ -28,7 +28,7 @@ def alone_in(out: Path) -> Iterator[None]:
         out: output folder.
 
     Raises:
-        UserError: another run writes there, or its disk has no locks.
+        UserError: another run writes there.
     """
     path = out / LOCK
     with named_faults(path):
@@ -51,20 +51,12 @@ def _lock(path: Path) -> TextIO:
     """
     while True:
         lock = path.open("a", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(lock, "segment"):
             lock.close()
             raise UserError(
                 f"{path.parent}: another run of segment writes there (lock: {path}); wait for it to end, or "
                 "choose another folder with --out"
-            ) from error
-        except OSError as error:  # as of some network drives
-            lock.close()
-            path.unlink(missing_ok=True)
-            raise UserError(
-                f"{path}: cannot be locked ({error.strerror}); choose a folder on another disk with --out"
-            ) from error
+            )
         with contextlib.suppress(FileNotFoundError):
             if os.path.samefile(path, lock.fileno()):
                 return lock
