@@ -1,5 +1,9 @@
 """Find what a crash left behind in a repository, print remedies, and apply the safe ones with --fix.
 
+It sees the processes of this machine alone. On a disk that several machines share, what a run on another one
+may be using is named with its remedy, and left alone by --fix: what changed in the last ten minutes, and all
+while a stage holds the lock of its state.
+
 For results and queued experiments use DVC itself: `dvc status`, `dvc queue status`.
 
 Exit codes: 0 if nothing is left to do, 1 if there are findings (with --fix: unresolved ones), 2 for invalid
@@ -7,22 +11,27 @@ arguments.
 """
 
 import argparse
-import contextlib
 import json
+import math
+import os
 import re
 import shutil
-import subprocess
+import stat
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
-import psutil
-
+from stages.core.artefacts import named_faults
+from stages.runtime.locks import try_lock
 from stages.runtime.script import run
 from stages.settings.errors import UserError
-from stages.tools.surroundings import git_obstacle, obstacles
+from stages.tools.processes import describe, end, orphaned, working
+from stages.tools.surroundings import git, git_obstacle, obstacles
 
 FOUND = 1
 ARTEFACTS = ("data", "models", "metrics", ".state")
@@ -30,7 +39,7 @@ TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # name pattern of stages.core.art
 EXPERIMENTS = (".dvc/tmp/exps/standalone", ".dvc/tmp/exps")
 RWLOCKS = (".dvc/tmp/rwlock", ".dvc/tmp/exps/rwlock")
 HARDLINK_LOCKS = (".dvc/tmp/lock", ".dvc/tmp/rwlock.lock")
-PATIENCE_SECONDS = 10.0
+QUIET_SECONDS = 600  # a run changes its files more often: it saves its state every minute
 
 
 @dataclass(frozen=True)
@@ -73,39 +82,40 @@ def _findings(root: Path) -> Iterator[Finding]:
     """Yield the findings in the order in which they must be fixed; later fixes rely on earlier ones."""
     yield from (Finding(obstacle.what, obstacle.remedy) for obstacle in obstacles(root))
     yield from orphans(root)
-    yield from locks(root)
-    yield from temporaries(root)
-    yield from states(root)
-    yield from experiments(root)
+    # After the orphans: one that was ended holds no lock any more.
+    running = [folder for folder in sorted((root / ".state").glob("*/*")) if _is_locked(folder)]
+    yield from locks(root, running)
+    yield from temporaries(root, running)
+    yield from states(root, running)
+    yield from experiments(root, running)
     if git_obstacle(root) is None:
         yield from stashes(root)
 
 
-def temporaries(root: Path) -> Iterator[Finding]:
+def temporaries(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
     """Find partially written temporary files and folders next to the outputs."""
     for top in ARTEFACTS:
         for path in sorted((root / top).rglob(".*")):
             if TEMPORARY.fullmatch(path.name) and path.exists():
-                yield Finding(
-                    f"{path.relative_to(root)}: incomplete temporary data ({_size(path)}); nothing reads it",
-                    f"rm -r {path.relative_to(root)}",
-                    partial(_remove, path),
-                )
+                what = f"incomplete temporary data ({_size(path)}); nothing reads it"
+                yield _left(root, path, what, running)
 
 
-def states(root: Path) -> Iterator[Finding]:
-    """Find the saved states of interrupted stages."""
+def states(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
+    """Find the states of stages that were interrupted, or that run on another machine."""
     for stage in sorted(path for path in (root / ".state").glob("*") if path.is_dir()):
         folders = sorted(stage.iterdir(), key=lambda folder: -folder.stat().st_mtime)
         saved = [folder for folder in folders if (folder / "state.safetensors").exists()]
         for folder in folders:
             name = folder.relative_to(root)
-            if folder not in saved:
+            if folder in running:
                 yield Finding(
-                    f"{name}: empty state of a run of {stage.name} that ended before its first save",
-                    f"rm -r {name}",
-                    partial(_remove, folder),
+                    f"{name}: {stage.name} is running, for it holds the lock of its state",
+                    "wait until it ends; it may run on another machine that shares this disk",
                 )
+            elif folder not in saved:
+                what = f"empty state of a run of {stage.name} that ended before its first save"
+                yield _left(root, folder, what, running)
             elif folder == saved[0]:
                 yield Finding(
                     f"{name}: {stage.name} was interrupted and saved its state ({_size(folder)})",
@@ -120,26 +130,24 @@ def states(root: Path) -> Iterator[Finding]:
                 )
 
 
-def experiments(root: Path) -> Iterator[Finding]:
+def experiments(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
     """Find the repository copies of killed `--temp` and queued experiments."""
     for parent in EXPERIMENTS:
         for folder in sorted((root / parent).glob("tmp*")):
-            name = folder.relative_to(root)
-            yield Finding(
-                f"{name}: repository copy of a killed experiment ({_size(folder)}); DVC does not reuse it "
-                "(the saved states of its stages are in .state)",
-                f"rm -r {name}",
-                partial(_remove, folder),
+            what = (
+                f"repository copy of a killed experiment ({_size(folder)}); DVC does not reuse it (the saved "
+                "states of its stages are in .state)"
             )
+            yield _left(root, folder, what, running)
 
 
 def stashes(root: Path) -> Iterator[Finding]:
     """Find edits on the current commit that a killed `dvc exp run` left in the git stash."""
-    head = _git(root, "rev-parse", "HEAD").strip()
-    for line in _git(root, "stash", "list", "--format=%gd %P %gs").splitlines():
+    head = git(root, "rev-parse", "HEAD").stdout.strip()
+    for line in git(root, "stash", "list", "--format=%gd %P %gs").stdout.splitlines():
         name, parent, *_ = line.split(" ")
         if parent == head:
-            files = _git(root, "diff", "--name-only", parent, name).split()
+            files = git(root, "diff", "--name-only", parent, name).stdout.split()
             yield Finding(
                 f"{name}: the git stash holds edits of {', '.join(files)}; `dvc exp run` stashes edits "
                 "at its start and does not restore them if it is killed",
@@ -147,8 +155,29 @@ def stashes(root: Path) -> Iterator[Finding]:
             )
 
 
-def _git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout
+def _left(root: Path, path: Path, what: str, running: Sequence[Path]) -> Finding:
+    """What a crash has left; without a fix if a run on another machine may be using it."""
+    name = path.relative_to(root)
+    remedy = f"rm -r {name}" if path.is_dir() else f"rm {name}"
+    if running or _is_recent(path):
+        why = "a stage is running" if running else "it changed in the last ten minutes"
+        return Finding(f"{name}: {what}", f"{remedy}, unless a run on another machine is using it ({why})")
+    return Finding(f"{name}: {what}", remedy, partial(_remove, path))
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a stage holds the lock of its state, here or on another machine that shares the disk."""
+    path = folder / "lock"
+    if not path.exists():
+        return False
+    with named_faults(path), path.open("a") as file:
+        return not try_lock(file, "doctor")
+
+
+def _is_recent(path: Path) -> bool:
+    """Whether a file, or anything in a folder, changed within `QUIET_SECONDS`; what is gone by now did."""
+    newest = max((each.st_mtime for each in _stats(path)), default=math.inf)
+    return newest > time.time() - QUIET_SECONDS
 
 
 def _remove(path: Path) -> None:
@@ -156,16 +185,23 @@ def _remove(path: Path) -> None:
 
 
 def _size(path: Path) -> str:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+    return f"{sum(each.st_size for each in _stats(path) if stat.S_ISREG(each.st_mode)) / 1e6:.1f} MB"
 
 
-def locks(root: Path) -> Iterator[Finding]:
+def _stats(path: Path) -> Iterator[os.stat_result]:
+    """Of a file, or of a folder and all in it; a run at work may remove some meanwhile."""
+    inside = (Path(top, name) for top, folders, files in os.walk(path) for name in (*folders, *files))
+    for each in chain([path], inside):
+        with suppress(FileNotFoundError):
+            yield each.lstat()
+
+
+def locks(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
     """Find lock files that block later commands or belong to dead processes."""
     for name in RWLOCKS:
         path = root / name
         if path.exists() and (wrong := _wrong(path)):
-            yield Finding(f"{name}: {wrong}", f"rm {name}", path.unlink)
+            yield _left(root, path, wrong, running)
     for name in HARDLINK_LOCKS:
         path = root / name
         # With core.hardlink_lock a second hard link marks the file as locked; otherwise DVC locks the
@@ -186,64 +222,15 @@ def _wrong(rwlock: Path) -> str:
     return f"held by a dead DVC process for {', '.join(held)}" if held else ""
 
 
-def working(root: Path) -> list[psutil.Process]:
-    """List running DVC and stage processes in the repository and its copies, without orphans."""
-    return [process for process in _inside(root) if _is_dvc(process) or _is_stage(process)]
-
-
 def orphans(root: Path) -> Iterator[Finding]:
-    """Find stages whose DVC process is dead: their outputs go unrecorded and they lock their state."""
-    for process in _inside(root, orphaned=True):
+    """Find stages whose DVC process is dead."""
+    for process in orphaned(root):
         yield Finding(
             f"process {process.pid} ({describe(process)}): the DVC process that started it is dead, so its "
             "result will not be recorded",
             f"kill {process.pid}; `dvc repro` then resumes from its saved state",
-            partial(_end, process),
+            partial(end, process),
         )
-
-
-def describe(process: psutil.Process) -> str:
-    """Return the command line without the path of the interpreter."""
-    with contextlib.suppress(psutil.Error):
-        words = process.cmdline()
-        return " ".join([Path(words[0]).name, *words[1:4]]) if words else process.name()
-    return "already exited"
-
-
-def _inside(root: Path, *, orphaned: bool = False) -> Iterator[psutil.Process]:
-    root = root.resolve()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # already exited, or owned by another user
-            if Path(process.cwd()).is_relative_to(root) and _is_orphan(process) == orphaned:
-                yield process
-
-
-def _is_dvc(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return "dvc" in [Path(word).name for word in process.cmdline()[:3]]
-    return False
-
-
-def _is_stage(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        words = process.cmdline()
-        module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
-        return module.startswith("stages.") and not module.startswith("stages.tools.")
-    return False
-
-
-def _is_orphan(process: psutil.Process) -> bool:
-    started_by_dvc = "DVC_STAGE" in process.environ()
-    return _is_stage(process) and started_by_dvc and not any(_is_dvc(parent) for parent in process.parents())
-
-
-def _end(process: psutil.Process) -> None:
-    process.terminate()
-    try:
-        process.wait(PATIENCE_SECONDS)
-    except psutil.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 if __name__ == "__main__":

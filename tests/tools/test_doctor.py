@@ -1,5 +1,6 @@
 """The doctor in a real, small DVC repository: every damage that a crash does is found, named and mended."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -146,7 +147,7 @@ MENDED: dict[str, tuple[Callable[[], object], str, str]] = {
     "a half-written file": (
         lambda: _write("models/.second.txt.abc12_xy", 50_000 * "x"),
         "models/.second.txt.abc12_xy: incomplete temporary data (0.1 MB); nothing reads it",
-        "rm -r models/.second.txt.abc12_xy",
+        "rm models/.second.txt.abc12_xy",
     ),
     "a half-written folder": (
         lambda: _write("data/.first.abcdefgh/a.npy", 200_000 * "x"),
@@ -167,10 +168,20 @@ MENDED: dict[str, tuple[Callable[[], object], str, str]] = {
 }
 
 
+def _age() -> None:
+    """Let all that a crash may leave look older than ten minutes."""
+    old = time.time() - 660
+    for top in ("data", "models", "metrics", ".state", ".dvc/tmp"):
+        for path in (Path(top), *Path(top).rglob("*")):
+            if path.exists():
+                os.utime(path, (old, old))
+
+
 @pytest.mark.parametrize("damage", MENDED)
 def test_what_can_be_mended(ask: Ask, damage: str) -> None:
     spoil, what, remedy = MENDED[damage]
     spoil()
+    _age()
     code, shown = ask()
     first, _, rest = shown.partition(f"- {what}\n  to do: {remedy}\n")
     assert (code, first) == (1, "")
@@ -179,8 +190,49 @@ def test_what_can_be_mended(ask: Ask, damage: str) -> None:
     assert ask() == (0, "no problems found\n")
 
 
+@pytest.mark.parametrize("damage", MENDED)
+def test_what_changed_just_now_may_be_of_a_run_on_another_machine(ask: Ask, damage: str) -> None:
+    """On a disk that several machines share: no process of it is to be seen here."""
+    spoil, what, remedy = MENDED[damage]
+    _age()
+    spoil()
+    unless = "unless a run on another machine is using it (it changed in the last ten minutes)"
+    assert ask("--fix") == (1, f"- {what}\n  to do: {remedy}, {unless}\n")
+    assert ask()[0] == 1, "it is still there"
+
+
+def test_a_folder_is_as_new_as_the_newest_file_in_it(ask: Ask) -> None:
+    _write("data/.first.abcdefgh/deep/a.npy")
+    _age()
+    os.utime("data/.first.abcdefgh/deep/a.npy")
+    assert "it changed in the last ten minutes" in ask("--fix")[1]
+    assert Path("data/.first.abcdefgh/deep/a.npy").exists()
+
+
+def test_while_a_stage_holds_its_lock_nothing_is_mended(ask: Ask) -> None:
+    """It may run for hours on another machine, and DVC's rwlock is as old as its start."""
+    _write(".state/train/0123456789abcdef/lock")
+    _write(".dvc/tmp/rwlock", _entry("/a"))
+    _write("models/.second.txt.abc12_xy")
+    _age()
+    unless = "unless a run on another machine is using it (a stage is running)"
+    with Path(".state/train/0123456789abcdef/lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert ask("--fix") == (
+            1,
+            "- .dvc/tmp/rwlock: held by a dead DVC process for /a\n"
+            f"  to do: rm .dvc/tmp/rwlock, {unless}\n"
+            "- models/.second.txt.abc12_xy: incomplete temporary data (0.0 MB); nothing reads it\n"
+            f"  to do: rm models/.second.txt.abc12_xy, {unless}\n"
+            "- .state/train/0123456789abcdef: train is running, for it holds the lock of its state\n"
+            "  to do: wait until it ends; it may run on another machine that shares this disk\n",
+        )
+    assert ask("--fix")[1].count("  done: ") == 3, "and what it leaves if it is killed is mended"
+
+
 def test_dvc_itself_stops_at_an_empty_rwlock_and_works_again_afterwards(repository: Path, ask: Ask) -> None:
     _write(".dvc/tmp/rwlock")
+    _age()
     Path("params.yaml").write_text("seed: 1\nseconds: 0\n")
     assert "Unable to read RWLock-file" in run(repository, "dvc", "repro", code=255)
     ask("--fix")
@@ -292,4 +344,4 @@ def test_a_dvc_that_works_is_left_alone_and_an_orphan_is_ended(
     code, shown = ask("--fix")
     assert shown.startswith(f"{what}  done: {remedy}")
     assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
-    assert "rm .dvc/tmp/rwlock" in shown, "and what DVC left is gone as well"
+    assert "rm .dvc/tmp/rwlock" in shown, "and what DVC has left is named"

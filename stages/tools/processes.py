@@ -1,0 +1,64 @@
+"""Processes of this machine that work in a repository: DVC, its stages, and stages whose DVC is dead."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+PATIENCE_SECONDS = 10.0
+
+
+def working(root: Path) -> list[psutil.Process]:
+    """List running DVC and stage processes in the repository and its copies, without orphans."""
+    return [process for process in _inside(root, orphaned=False) if _is_dvc(process) or _is_stage(process)]
+
+
+def orphaned(root: Path) -> Iterator[psutil.Process]:
+    """Yield the stages whose DVC process is dead: their outputs go unrecorded and they lock their state."""
+    return _inside(root, orphaned=True)
+
+
+def describe(process: psutil.Process) -> str:
+    """Return the command line without the path of the interpreter."""
+    with contextlib.suppress(psutil.Error):
+        words = process.cmdline()
+        return " ".join([Path(words[0]).name, *words[1:4]]) if words else process.name()
+    return "already exited"
+
+
+def _inside(root: Path, *, orphaned: bool) -> Iterator[psutil.Process]:
+    root = root.resolve()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # already exited, or owned by another user
+            if Path(process.cwd()).is_relative_to(root) and _is_orphan(process) == orphaned:
+                yield process
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "dvc" in [Path(word).name for word in process.cmdline()[:3]]
+    return False
+
+
+def _is_stage(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        words = process.cmdline()
+        module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+        return module.startswith("stages.") and not module.startswith("stages.tools.")
+    return False
+
+
+def _is_orphan(process: psutil.Process) -> bool:
+    started_by_dvc = "DVC_STAGE" in process.environ()
+    return _is_stage(process) and started_by_dvc and not any(_is_dvc(parent) for parent in process.parents())
+
+
+def end(process: psutil.Process) -> None:
+    """End a process, by force if it does not heed."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE_SECONDS)
+    except psutil.TimeoutExpired:
+        process.kill()
+        process.wait()
