@@ -1,7 +1,8 @@
 """Download COCO-Stuff from its publishers with curl.
 
 Run the same command again after an interruption to resume. Downloads are verified against published hashes
-and unpacked; all files stay inside the target folder. Cityscapes requires a login: download it manually.
+and unpacked; all files stay inside the target folder. What is there, wherever the reader looks for it, is
+counted and stays as it is. Cityscapes requires a login: download it manually.
 """
 
 import argparse
@@ -10,14 +11,14 @@ import os
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from stages.core.artefacts import named_faults
-from stages.readers.cocostuff.parts import COCO_PARTS, Part
+from stages.readers.cocostuff.parts import COCO_PARTS, Part, folder_of
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, raise_faults
 
 WAITING = ".fetch"  # folder for incomplete downloads, inside the data set
 CURL = ("curl", "--fail", "--location", "--retry", "5", "--continue-at", "-", "--progress-bar")
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if shutil.which(CURL[0]) is None:
         raise UserError("fetch: curl is not installed; install it with the package manager of your system")
     with named_faults(args.to):
-        missing = [part for part in COCO_PARTS.values() if not _is_there(part, args.to)]
+        missing = [part for part in COCO_PARTS.values() if _missing(part, args.to)]
         args.to.mkdir(parents=True, exist_ok=True)
         sizes = [part.size_bytes or 0 for part in missing]
         fetched = sum(file.stat().st_size for part in missing if (file := _archive(part, args.to)).is_file())
@@ -40,11 +41,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         for part in missing:
             _bring(part, args.to)
     shutil.rmtree(args.to / WAITING, ignore_errors=True)
+    raise_faults(fault for part in COCO_PARTS.values() for fault in _miscounts(part, args.to))
     print(f"fetch: {args.to} is complete; next: make preset NAME=cocostuff27 DATA={args.to}")
 
 
-def _is_there(part: Part, root: Path) -> bool:
-    return all((root / part.to / name).exists() for name in part.brings or (part.name,))
+def _missing(part: Part, root: Path) -> list[str]:
+    """The folders of an archive that are not there, wherever the reader looks for them; or the file."""
+    if not part.brings:
+        return [] if (root / part.to / part.name).exists() else [part.name]
+    return [name for name in part.brings if not _has_files(root / folder_of(root, part, name)[0])]
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _miscounts(part: Part, root: Path) -> Iterator[str]:
+    """Name the folders with another number of files than the archive has, as after a copy that broke off."""
+    for name, count in part.brings.items():
+        folder, found = folder_of(root, part, name)
+        if len(found) != count:
+            yield (
+                f"{root / folder}: has {len(found):,} {part.suffix} files, but {part.name} has {count:,}; to "
+                "fetch them all, move this folder away and run the same command again; if these files are "
+                f"all that you want, leave it, and go on with make preset NAME=cocostuff27 DATA={root}"
+            )
 
 
 def _archive(part: Part, root: Path) -> Path:
@@ -77,7 +98,7 @@ def _bring(part: Part, root: Path) -> None:
     _check_hash(part, file)
     if part.brings:
         to = root / part.to
-        _unpack(file, [name for name in part.brings if not (to / name).exists()], to)
+        _unpack(file, _missing(part, root), to)
         file.unlink()
     else:
         (root / part.to).mkdir(parents=True, exist_ok=True)

@@ -86,9 +86,13 @@ def parts(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, Part]:
     parts = {
         "images": Part(
             f"{server.url}/train2017.zip", "images", "images",
-            len(IMAGES), hashlib.sha256(IMAGES).hexdigest(), ("train2017",),
+            len(IMAGES), hashlib.sha256(IMAGES).hexdigest(),
+            {"train2017": 4}, ("images/{}", "{}"), ".jpg",
         ),
-        "maps": Part(f"{server.url}/maps.zip", "label maps", "maps", brings=("train2017", "val2017")),
+        "maps": Part(
+            f"{server.url}/maps.zip", "label maps", "maps", None, "",
+            {"train2017": 2, "val2017": 2}, ("maps/{}", "{}"), ".png",
+        ),
         "list": Part(
             f"{server.url}/list.txt", "a list", "curated", len(LIST), hashlib.sha256(LIST).hexdigest()
         ),
@@ -105,6 +109,12 @@ def fault(root: Path) -> str:
     with pytest.raises(UserError) as raised:
         bring(root)
     return str(raised.value)
+
+
+def write(root: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -143,11 +153,40 @@ def test_a_download_that_broke_off_goes_on(server: Server, parts: dict[str, Part
 
 def test_a_folder_that_is_there_stays_as_it_is(parts: dict[str, Part], tmp_path: Path) -> None:
     """From an end between the two folders of one archive, or brought by hand."""
-    (tmp_path / "maps/val2017").mkdir(parents=True)
-    (tmp_path / "maps/val2017/0.png").write_bytes(b"mine")
+    mine = {f"maps/val2017/{n}.png": b"mine" for n in range(2)}
+    write(tmp_path, mine)
     bring(tmp_path)
-    expected = {name: data for name, data in WHOLE.items() if not name.startswith("maps/val2017")}
-    assert content(tmp_path) == expected | {"maps/val2017/0.png": b"mine"}
+    assert content(tmp_path) == WHOLE | mine
+
+
+def test_what_lies_elsewhere_where_the_reader_finds_it_is_not_fetched(
+    server: Server, parts: dict[str, Part], tmp_path: Path
+) -> None:
+    mine = {f"train2017/{n}.jpg": b"mine" for n in range(4)}
+    write(tmp_path, mine)
+    bring(tmp_path)
+    assert "/train2017.zip" not in [path for path, _ in server.asked]
+    expected = {name: data for name, data in WHOLE.items() if not name.startswith("images/")}
+    assert content(tmp_path) == expected | mine
+
+
+@pytest.mark.parametrize(("file", "number"), [("000.jpg", 1), ("notes.txt", 0)])
+def test_a_folder_with_another_number_of_files_is_named_with_the_ways_out(
+    parts: dict[str, Part], tmp_path: Path, file: str, number: int
+) -> None:
+    """As after unpacking by hand that broke off; all else is fetched."""
+    mine = {f"images/train2017/{file}": b"mine"}
+    write(tmp_path, mine)
+    assert fault(tmp_path) == (
+        f"{tmp_path}/images/train2017: has {number} .jpg files, but train2017.zip has 4; to fetch them all, "
+        "move this folder away and run the same command again; if these files are all that you want, leave "
+        f"it, and go on with make preset NAME=cocostuff27 DATA={tmp_path}"
+    )
+    expected = {name: data for name, data in WHOLE.items() if not name.startswith("images/")}
+    assert content(tmp_path) == expected | mine
+    shutil.rmtree(tmp_path / "images/train2017")
+    bring(tmp_path)
+    assert content(tmp_path) == WHOLE
 
 
 def test_another_file_than_the_published_one_is_deleted(

@@ -8,19 +8,16 @@ Without a list, all images are used. Label maps of training images are never rea
 """
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
 from stages.dataset.decode import FileDecoder
 from stages.dataset.source import DataSet, Findings, Item, listed
 from stages.dataset.taxonomy import read_taxonomy
-from stages.readers.cocostuff.parts import COCO_PARTS, LIST
+from stages.readers.cocostuff.parts import COCO_PARTS, LIST, Part, folder_of
 from stages.settings.errors import UserError
 from stages.settings.schema import Prepare
 
-IMAGES = ("images/{}", "{}")
-LABELS = ("stuffthingmaps/{}", "annotations/{}", "stuffthingmaps_trainval2017/{}", "{}")
 FETCH = "python -m stages.tools.fetch cocostuff --to"
 
 
@@ -49,9 +46,10 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
 
 
 def _list_split(root: Path, split: str, list_name: str, found: Findings) -> tuple[Item, ...]:
-    folder, present = _folder_of(root, IMAGES, split, ".jpg")
+    part = COCO_PARTS[f"{split} images"]
+    folder, present = folder_of(root, part, split)
     if not present:
-        found.faults.append(_missing(root, IMAGES, split, ".jpg", f"{split} images"))
+        found.faults.append(_missing(root, part, split))
     chosen = _read_list(root, split, list_name, found)
     if chosen is None:
         chosen = present
@@ -64,7 +62,7 @@ def _list_split(root: Path, split: str, list_name: str, found: Findings) -> tupl
         if absent:
             found.faults.append(
                 f"{root / folder}: {len(absent):,} of the {len(chosen):,} images of curated/{split}/"
-                f"{list_name}.txt are missing ({listed(absent)}); {_origin(root, f'{split} images')}"
+                f"{list_name}.txt are missing ({listed(absent)}); {_origin(root, part)}"
             )
         for id_ in sorted(present - chosen):
             found.left_out.add("not in the curated list", f"{folder}/{id_}.jpg")
@@ -75,16 +73,15 @@ def _read_list(root: Path, split: str, list_name: str, found: Findings) -> set[s
     name = f"curated/{split}/{list_name}.txt"
     if not (root / name).is_file():
         return None
-    text = found.read_text(root, name)
+    text, part = found.read_text(root, name), COCO_PARTS[f"{split} list"]
     ids = text.split()
     odd = [id_ for id_ in ids if not re.fullmatch(r"\w+", id_)]
     if odd or not ids:
         found.faults.append(
             f"{root / name}: {f'has the line {odd[0]!r}' if odd else 'is empty'}, expected one image "
-            f"id per line; {_origin(root, f'{split} list')}"
+            f"id per line; {_origin(root, part)}"
         )
-    published = COCO_PARTS[f"{split} list"].sha256
-    known = list_name == LIST and hashlib.sha256(text.encode()).hexdigest() == published
+    known = list_name == LIST and hashlib.sha256(text.encode()).hexdigest() == part.sha256
     verdict = (
         "the published list" if known else "not the published list; not comparable with published results"
     )
@@ -93,40 +90,25 @@ def _read_list(root: Path, split: str, list_name: str, found: Findings) -> set[s
 
 
 def _add_labels(root: Path, items: tuple[Item, ...], found: Findings) -> tuple[Item, ...]:
-    folder, present = _folder_of(root, LABELS, "val2017", ".png")
+    part = COCO_PARTS["label maps"]
+    folder, present = folder_of(root, part, "val2017")
     if not present:
-        found.faults.append(_missing(root, LABELS, "val2017", ".png", "label maps"))
+        found.faults.append(_missing(root, part, "val2017"))
         return items
     absent = [item.id for item in items if item.id not in present]
     if absent:
         found.faults.append(
             f"{root / folder}: has no label map for {len(absent):,} of {len(items):,} images "
-            f"({listed(absent)}); {_origin(root, 'label maps')}"
+            f"({listed(absent)}); {_origin(root, part)}"
         )
     return tuple(Item(item.id, item.source, f"{folder}/{item.id}.png") for item in items)
 
 
-def _folder_of(root: Path, places: tuple[str, ...], split: str, suffix: str) -> tuple[str, set[str]]:
-    """Return the first folder that contains such files, and their names without suffix."""
-    for place in places:
-        folder = place.format(split)
-        if (root / folder).is_dir():
-            names = {
-                name.removesuffix(suffix)
-                for name in os.listdir(root / folder)
-                if name.endswith(suffix) and name[0] != "."
-            }
-            if names:
-                return folder, names
-    return places[0].format(split), set()
+def _missing(root: Path, part: Part, split: str) -> str:
+    folders = " or ".join(place.format(split) for place in part.places)
+    return f"{root}: has no {part.suffix} files in {folders}; {_origin(root, part)}"
 
 
-def _missing(root: Path, places: tuple[str, ...], split: str, suffix: str, part: str) -> str:
-    folders = " or ".join(place.format(split) for place in places)
-    return f"{root}: has no {suffix} files in {folders}; {_origin(root, part)}"
-
-
-def _origin(root: Path, part: str) -> str:
+def _origin(root: Path, part: Part) -> str:
     """Describe a published file and how to download it."""
-    published = COCO_PARTS[part]
-    return f"download {published.name} ({published.what}) from {published.url}, or run `{FETCH} {root}`"
+    return f"download {part.name} ({part.what}) from {part.url}, or run `{FETCH} {root}`"
