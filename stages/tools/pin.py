@@ -1,9 +1,9 @@
 """Accept the images of the data set as they are now: pin them in params.yaml (`make pin`).
 
 It rewrites `prepare.manifest_sha256` and nothing else. With --warm it also keeps the models of the last run
-in a folder of models/previous, and sets params.yaml to start from them. With --check it changes nothing: it
-compares the files with those that are pinned, by name, size and time; the stage `check_data` of dvc.yaml
-does that.
+in a folder of models/previous, and sets params.yaml to start from them; where `pretrain` trains nothing, its
+start stays as it is. With --check it changes nothing: it compares the files with those that are pinned, by
+name, size and time; the stage `check_data` of dvc.yaml does that.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.core.artefacts import atomic_path
+from stages.core.artefacts import atomic_path, read_metrics
 from stages.core.images import read_index
 from stages.dataset.raw_files import (
     Difference,
@@ -27,16 +27,18 @@ from stages.runtime.watch import hash_file
 from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Params
+from stages.settings.schema_pretrain import Pretrain
 from stages.tools.composing import PRESETS, compose, plain
 from stages.tools.fitting import advice
+from stages.tools.model_files import BACKBONE, CENTROIDS, SEGMENTER
 from stages.tools.params_text import set_texts
 
 MODELS, PREVIOUS = Path("models"), Path("models/previous")
+PRETRAINED = Path("metrics/pretrain.json")
 FOLDER_DIGITS = 12  # of the hash of the clusters
-SEGMENTER, CENTROIDS = "segmenter.safetensors", "pixel_centroids.safetensors"
 # Files of the last run, and the settings of path and hash that take each.
 WARM = {
-    "backbone.safetensors": ("pretrain.init", "pretrain.init_sha256"),
+    BACKBONE: ("pretrain.init", "pretrain.init_sha256"),
     SEGMENTER: ("train.init", "train.init_sha256"),
     CENTROIDS: ("cluster.previous", "cluster.previous_sha256"),
 }
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "prepare.reader: demo draws its own images, so there is nothing to pin; for your own images run "
             "`make preset NAME=folder DATA=...`"
         )
-    copies, changes = _models_to_keep() if args.warm else ({}, {})
+    copies, changes = _models_to_keep(params.pretrain) if args.warm else ({}, {})
     if has_files:
         data = list_data(params.prepare)
         files = raw_files(data)
@@ -74,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if has_files:
         write_listing(_root(data), files)
         _advise(args.params, len(data.train))
+    if args.warm and "pretrain.init" not in changes:
+        start = params.pretrain
+        print(f"  pretrain.init: stays {start.init!r}, which pretrain.method: {start.method} uses as it is")
     for key, value in changes.items():
         print(f"  {key}: {value}")
     print(f"{args.params}: next: dvc repro")
@@ -142,16 +147,21 @@ def _advise(path: Path, num_images: int) -> None:
         print(f"  {line}")
 
 
-def _models_to_keep() -> tuple[dict[Path, Path], dict[str, str]]:
+def _models_to_keep(pretrain: Pretrain) -> tuple[dict[Path, Path], dict[str, str]]:
     """The copies that keep the models of the last run, and the settings that use them.
 
     DVC deletes the outputs of a stage one by one, so a folder beside them stays. Its name follows from the
     clusters, so no other run is ever replaced.
 
+    Args:
+        pretrain: settings; if they give the last backbone as it is, they and it stay as they are.
+
     Raises:
         UserError: a model is missing, they are not of one run, or the folder has another file.
     """
-    if missing := [name for name in WARM if not (MODELS / name).is_file()]:
+    is_given = _gives_last_backbone(pretrain)
+    warm = {name: keys for name, keys in WARM.items() if not (is_given and name == BACKBONE)}
+    if missing := [name for name in warm if not (MODELS / name).is_file()]:
         raise UserError(
             f"{MODELS / missing[0]}: not found, so there is no model to start from; run `dvc repro` or "
             "`dvc checkout` first, or leave out WARM=1 (--warm)"
@@ -159,23 +169,32 @@ def _models_to_keep() -> tuple[dict[Path, Path], dict[str, str]]:
     from stages.core.tensors import read_tensors  # torch takes seconds to load, and --check runs often
     from stages.segmenter.segmenter_file import check_made_for
 
-    hashes = {name: hash_file(MODELS / name) for name in WARM}
+    hashes = {name: hash_file(MODELS / name) for name in warm}
     _, about = read_tensors(MODELS / CENTROIDS)
     check_made_for(MODELS / CENTROIDS, about, hashes[SEGMENTER])
     folder = PREVIOUS / hashes[CENTROIDS][:FOLDER_DIGITS]
-    there = [name for name in WARM if (folder / name).exists()]
+    there = [name for name in warm if (folder / name).exists()]
     for name in there:
         if hash_file(folder / name) != hashes[name]:
             raise UserError(
                 f"{folder / name}: differs from {MODELS / name}, though its folder is named after the same "
                 "clusters; rename that folder to keep it, or delete it"
             )
-    copies = {MODELS / name: folder / name for name in WARM if name not in there}
-    changes = {"pretrain.init_key": ""}  # our own file has one network
-    for name, (place, pinned) in WARM.items():
+    copies = {MODELS / name: folder / name for name in warm if name not in there}
+    changes = {"pretrain.init_key": ""} if BACKBONE in warm else {}  # our own file has one network
+    for name, (place, pinned) in warm.items():
         changes[place] = str(folder if place == "cluster.previous" else folder / name)
         changes[pinned] = hashes[name]
     return copies, changes
+
+
+def _gives_last_backbone(pretrain: Pretrain) -> bool:
+    """Whether `pretrain` gives the backbone of the last run again: it trains none, and did not then.
+
+    Raises:
+        UserError: the metrics of that run are missing.
+    """
+    return not pretrain.trains and "epoch" not in read_metrics(PRETRAINED)["pretrain"]
 
 
 if __name__ == "__main__":

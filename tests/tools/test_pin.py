@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.core.artefacts import write_metrics
 from stages.core.tensors import write_tensors
 from stages.dataset.raw_files import LISTING
 from stages.dataset.source import list_data
@@ -196,6 +197,43 @@ def test_the_models_of_the_last_run_are_kept_and_used(photos: Path) -> None:
     pin.main(["--warm"])  # of the next run: in a folder of its own
     assert {path: path.read_bytes() for path in folder.iterdir()} == first
     assert len(list(Path("models/previous").iterdir())) == 2
+
+
+def test_a_published_backbone_that_is_used_as_it_is_stays_the_start(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report and the model card would take a copy of it for a model of this project."""
+    write_models()
+    Path("models/backbone.safetensors").unlink()  # not needed: `pretrain` makes the same again
+    write_metrics(Path("metrics/pretrain.json"), {"pretrain": {"init": {"sha256": "0" * 64}}})
+    text = Path("params.yaml").read_text().replace("  method: mocov2", "  method: none")
+    text = text.replace("  init: ''", "  init: weights/dino.pth", 1)
+    text = text.replace("  init_key: ''", "  init_key: student")
+    Path("params.yaml").write_text(text)
+    before = read(Path("params.yaml")).pretrain
+    assert (before.method, before.init, before.init_key) == ("none", "weights/dino.pth", "student")
+    pin.main(["--warm"])
+    params = read(Path("params.yaml"))
+    assert params.pretrain == before
+    said = capsys.readouterr().out
+    assert "  pretrain.init: stays 'weights/dino.pth', which pretrain.method: none uses as it is\n" in said
+    folder = Path(params.cluster.previous)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "pixel_centroids.safetensors",
+        "segmenter.safetensors",
+    ]
+    assert params.train.init == f"{folder}/segmenter.safetensors"
+
+
+def test_a_backbone_that_was_trained_is_kept_if_pretraining_is_to_stop(photos: Path) -> None:
+    write_models()
+    write_metrics(Path("metrics/pretrain.json"), {"pretrain": {"epoch": 20.0, "loss": 1.0}})
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("  method: mocov2", "  method: none"))
+    pin.main(["--warm"])
+    params = read(Path("params.yaml"))
+    assert params.pretrain.init == f"{params.cluster.previous}/backbone.safetensors"
+    assert params.pretrain.init_sha256 == _sha256(Path("models/backbone.safetensors"))
 
 
 def write_models(value: float = 0) -> None:

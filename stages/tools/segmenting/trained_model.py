@@ -23,9 +23,9 @@ from stages.segmenter.segmenter_file import load_final_clusters, load_segmenter
 from stages.settings.errors import UserError
 from stages.settings.params import load as load_params
 from stages.settings.schema import Refine
+from stages.tools.model_files import CENTROIDS, SEGMENTER
 
-SEGMENTER, CENTROIDS = "segmenter.safetensors", "pixel_centroids.safetensors"  # in the folder of the model
-PARAMS = "params.yaml"  # beside that folder
+PARAMS = "params.yaml"  # beside the folder of the model
 REPORT_LEGEND = Path("metrics/report/legend.json")  # likewise
 LONGEST_SIDE = 4  # maximum longer side, as a multiple of the training size
 BAND_ELEMENTS = 1 << 22  # numbers at full size that are in memory at a time
