@@ -7,6 +7,7 @@ names:
   2: {name: road, color: "#d55e00"}
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +133,7 @@ def read_names(
         path: the file.
         num_clusters: K; ids are 0 to K - 1.
         clusters: `lineage` of the clusters in use. Names that were given for clusters that have gone are left
-            out, which is said.
+            out, which is said; so are, without a word, those of a template that nobody has changed.
         may_lack_clusters: whether names that do not say for which clusters they are count for those in use.
 
     Raises:
@@ -152,6 +153,7 @@ def read_names(
         raise UserError(
             unreadable(path, "a names file", error, absent=ABSENT, damaged="correct it")
         ) from error
+    file = file.model_copy(update={"names": _without_template(file.names)})
     if file.names and file.clusters is None and not may_lack_clusters:
         raise OtherClustersError(
             f"{path}: does not say which clusters it names; for those in use, add the line "
@@ -159,7 +161,7 @@ def read_names(
         )
     if isinstance(clusters, Lineage) and file.clusters is not None and file.clusters in clusters.void:
         file = _without_gone(path, file, clusters.void[file.clusters], num_clusters)
-    if file.clusters is not None and file.clusters not in clusters:
+    if file.names and file.clusters is not None and file.clusters not in clusters:
         raise OtherClustersError(
             f"{path}: names clusters {file.clusters}, but those in use are {clusters[0]}, made by another "
             "training, where a number means something else; look at the report page, and name them anew "
@@ -170,6 +172,16 @@ def read_names(
         {cluster: one.name for cluster, one in sorted(file.names.items())},
         {one.name: _rgb(one.color) for one in file.names.values() if one.color},
     )
+
+
+def _without_template(names: Mapping[int, _Name]) -> dict[int, _Name]:
+    """The entries that a person has made: "cluster 7" of cluster 7 alone is what `make names` writes."""
+    count = Counter(one.name for one in names.values())
+    return {
+        cluster: one
+        for cluster, one in names.items()
+        if one.name != f"cluster {cluster}" or one.color or count[one.name] > 1
+    }
 
 
 def _without_gone(path: Path, file: _NamesFile, void: Sequence[int], num_clusters: int) -> _NamesFile:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_unnamed(path: Path, num_clusters: int, clusters: Sequence[str]) -> None:
-    """Refuse to replace a file that has names other than "cluster 7".
+    """Refuse to replace a file that has names which a person gave.
 
     Raises:
         UserError: it has, or it is not a names file.
@@ -67,12 +67,11 @@ def _check_unnamed(path: Path, num_clusters: int, clusters: Sequence[str]) -> No
             f"{path}: has names for other clusters, which would be lost; keep a copy if you want them, then "
             "run make names FORCE=1"
         ) from fault
-    kept = {cluster: name for cluster, name in given.items() if name != f"cluster {cluster}"}
-    if kept:
-        examples = ", ".join(f"{cluster}: {name}" for cluster, name in list(kept.items())[:3])
+    if given:
+        examples = ", ".join(f"{cluster}: {name}" for cluster, name in list(given.items())[:3])
         raise UserError(
-            f"{path}: has {len(kept)} names ({examples}), which would be lost; edit the file by hand or with "
-            "the form of the report page, or replace them with make names FORCE=1"
+            f"{path}: has {len(given)} names ({examples}), which would be lost; edit the file by hand or "
+            "with the form of the report page, or replace them with make names FORCE=1"
         )
 
 

@@ -99,6 +99,26 @@ def test_names_hold_for_their_clusters_and_those_that_continue_them(tmp_path: Pa
     assert given.of == {0: "sky"}
 
 
+def test_a_template_that_nobody_has_changed_names_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "names.yaml"
+    write_names(path, Names({0: "cluster 0", 1: "sky", 2: "cluster 2"}), ("aaaa",))
+    assert read_names(path, num_clusters=3, clusters=CLUSTERS).of == {1: "sky"}
+    write_names(path, Names({0: "cluster 0", 9: "cluster 9"}), ("aaaa",))
+    assert read_names(path, num_clusters=3, clusters=("cccc",)) == Names(), (
+        "so none are lost after a training"
+    )
+
+
+def test_a_number_is_a_name_where_a_person_means_it(tmp_path: Path) -> None:
+    path = tmp_path / "names.yaml"
+    path.write_text(
+        HEAD + "names: {0: cluster 1, 2: cluster 2, 3: cluster 2, 4: {name: cluster 4, color: '#000001'}}"
+    )
+    found = read_names(path, num_clusters=5, clusters=CLUSTERS)
+    assert found.of == {0: "cluster 1", 2: "cluster 2", 3: "cluster 2", 4: "cluster 4"}
+    assert found.merged(5).tolist() == [0, 1, 2, 2, 4]
+
+
 def test_spaces_around_a_name_make_no_other_name(tmp_path: Path) -> None:
     path = tmp_path / "names.yaml"
     path.write_text(HEAD + "names: {0: sky, 1: 'sky ', 2: {name: '  sky', color: '#000001'}}")

@@ -362,6 +362,13 @@ def test_names_of_other_clusters_are_not_used(folder: Path, capsys: pytest.Captu
     assert "report: warning: The given names are not used." in capsys.readouterr().err
 
 
+def test_a_template_of_other_clusters_is_no_name_that_is_lost(folder: Path) -> None:
+    (folder / "names.yaml").write_text("clusters: 'aaaaaaaaaaaa'\nnames: {1: cluster 1, 2: cluster 2}\n")
+    page = run_report(folder)
+    assert "The given names are not used." not in page
+    assert 'data-cluster="2" value=""' in page, "a field to fill in"
+
+
 def test_the_confusion_matrix_has_shares_of_each_class(folder: Path) -> None:
     table = run_report(folder).partition('<table class="heat">')[2].partition("</table>")[0]
     rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table)

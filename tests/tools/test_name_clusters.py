@@ -46,7 +46,7 @@ def _names(folder: Path) -> dict[int, str]:
 
 def test_clusters_are_named_after_their_classes(folder: Path) -> None:
     name_clusters.main([])
-    assert _names(folder) == {0: "cluster 0", 1: "cluster 1", 2: "sky"}
+    assert _names(folder) == {2: "sky"}
     lines = (folder / "names.yaml").read_text().splitlines()
     assert lines[-3:] == [
         '  0: "cluster 0"  # 25.0 % of the pixels, no class',  # none of them is grass
@@ -60,8 +60,20 @@ def test_without_labels_it_is_a_template_of_numbers(folder: Path) -> None:
     Path("metrics/evaluate/raw_per_class.csv").write_text("class,cluster,iou,accuracy,pixels\n")
     for _ in range(2):  # a template that nobody has filled in is replaced
         name_clusters.main([])
-    assert _names(folder) == {0: "cluster 0", 1: "cluster 1", 2: "cluster 2"}
-    assert '  2: "cluster 2"  # 75.0 % of the pixels\n' in (folder / "names.yaml").read_text()
+    assert _names(folder) == {}
+    lines = (folder / "names.yaml").read_text().splitlines()
+    assert lines[-3:] == [
+        '  0: "cluster 0"  # 25.0 % of the pixels',
+        '  1: "cluster 1"  # 0.0 % of the pixels',
+        '  2: "cluster 2"  # 75.0 % of the pixels',
+    ]
+
+
+def test_a_template_of_other_clusters_that_nobody_has_filled_in_is_replaced(folder: Path) -> None:
+    text = "clusters: 'aaaaaaaaaaaa'\nnames: {0: cluster 0, 1: cluster 1}\n"
+    (folder / "names.yaml").write_text(text)
+    name_clusters.main([])
+    assert _names(folder) == {2: "sky"}
 
 
 @pytest.mark.parametrize(
