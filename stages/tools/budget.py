@@ -2,7 +2,8 @@
 
 At least half of the time belongs to pretraining, because every later stage rests on its features: if the
 other stages need more than half at the preset's sizes, images become smaller, down to half the side, and
-after that the network and the training half as large. What is left then sets the epochs of pretraining. Times are the upper bounds of `stages/tools/estimate.py`.
+after that the network and the training half as large. What is left then sets the epochs of pretraining.
+Times are the upper bounds of `stages/tools/estimate.py`.
 """
 
 import copy
@@ -11,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stages.dataset.source import DataSet
+from stages.runtime.script import duration
 from stages.settings.errors import UserError
 from stages.settings.schema import Params
-from stages.tools.estimate import MARGIN, Span, duration, estimate
+from stages.tools.estimate import MARGIN, Span, estimate
 from stages.tools.fitting import Fit, Key, at
 
 # Sides of images, and channels of the network and epochs of training, as shares of the preset's.

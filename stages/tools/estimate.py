@@ -33,6 +33,7 @@ from stages.postprocessing.dense_crf import mean_field
 from stages.pretraining.pretrainer import Pretrainer
 from stages.pseudo_labels.pyramid import VIEWS
 from stages.runtime.pool import count_cores
+from stages.runtime.script import duration
 from stages.segmenter.network import Segmenter, pixel_features
 from stages.settings.errors import UserError
 from stages.settings.schema import Params
@@ -99,18 +100,6 @@ def describe_estimate(found: dict[str, Span]) -> Iterator[str]:
     where = "a GPU" if torch.cuda.is_available() else f"a CPU, torch threads: {torch.get_num_threads()}"
     yield f"`dvc repro` will take {duration(total.low)} to {duration(MARGIN * total.high)} here, on {where}"
     yield f"  (at best {parts}; from a few steps on random images)"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in a unit that fits, rounded."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return (
-                f"{seconds / length:.0f} {unit}"
-                if seconds >= 10 * length
-                else f"{seconds / length:.1f} {unit}"
-            )
-    return f"{max(1, round(seconds))} s"
 
 
 def measure(step: Callable[[int], object], device: torch.device, *, steps: int = MOST_STEPS) -> Span:

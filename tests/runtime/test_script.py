@@ -16,7 +16,14 @@ from stages.settings.errors import UserError
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (59, "59 s"), (101, "1 min 41 s"), (3600, "1 h 0 min"), (7384, "2 h 3 min")],
+    [
+        (0.4, "0 s"),
+        (59, "59 s"),
+        (101, "1 min 41 s"),
+        (3600, "1 h 0 min"),
+        (7384, "2 h 3 min"),
+        (2e5, "55 h 33 min"),
+    ],
 )
 def test_time_spans_are_told_in_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text

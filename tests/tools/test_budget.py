@@ -90,7 +90,7 @@ def test_without_pretraining_the_time_belongs_to_the_others(data: DataSet) -> No
 @pytest.mark.usefixtures("machine")
 def test_too_few_minutes_are_refused(data: DataSet) -> None:
     with pytest.raises(
-        UserError, match=r"^1\.4 minutes are too few for 4 training images: .* may take 1\.5 min"
+        UserError, match=r"^1\.4 minutes are too few for 4 training images: .* may take 1 min 30 s"
     ):
         _chosen(1.4, data)
 
