@@ -232,6 +232,16 @@ def test_large_outputs_are_kept_by_dvc_and_small_ones_by_git() -> None:
             assert ignored.returncode == 1, f"git ignores {path}, so no commit would show it"
 
 
+def test_git_leaves_photographs_and_checkpoints_of_the_user_alone() -> None:
+    """`git add -A`, as after the download of a ZIP file, would commit them."""
+    for path in ("photos/a/1.jpg", "dino_resnet50_pretrain.pth", "weights/moco.pth.tar", "weights/swav.pt"):
+        ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=REPOSITORY, check=False)
+        assert ignored.returncode == 0, f"git does not ignore {path}"
+    lists = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    listed = subprocess.run(lists, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert listed.stdout == "", "git tracks what it ignores"
+
+
 def test_dvc_lock_speaks_of_the_same_stages() -> None:
     lock = REPOSITORY / "dvc.lock"
     if not lock.exists():
