@@ -26,6 +26,7 @@ from stages.tools.differences import (
     in_order,
     score_differences,
     shared_images,
+    sizes_heading,
 )
 from stages.tools.revision import read_run
 
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     scores=score_differences(one, other),
                     settings=list(changed_settings(one.settings, other.settings)),
                     clusters=cluster_rows(one, other),
+                    sizes_heading=sizes_heading(one, other),
                     pairs=in_order(walls[0], walls[1], has_truth=has_truth),
                 )
             )

@@ -13,6 +13,7 @@ from stages.settings.errors import UserError
 from stages.tools.revision import Run
 
 NAMELESS = "clusters without a name"
+NONE = "–"  # where a run has nothing
 
 
 def image_keys(run: Run) -> list[tuple[str, str, str]]:
@@ -37,30 +38,40 @@ def shared_images(one: Run, other: Run, most: int) -> tuple[np.ndarray, np.ndarr
 def changed_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Keys whose values differ, with both; a key that a run does not have has a dash."""
     for key in dict.fromkeys((*one, *other)):
-        values = [json.dumps(run[key], ensure_ascii=False) if key in run else "–" for run in (one, other)]
+        values = [json.dumps(run[key], ensure_ascii=False) if key in run else NONE for run in (one, other)]
         if values[0] != values[1]:
             yield key, values[0], values[1]
 
 
 def score_differences(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
-    """Rows of (name, first, second, second minus first): percent, or a number for counts."""
+    """Rows of (name, first, second, second minus first): percent, or a number for counts.
+
+    Where one run has a CRF, the other has dashes in its rows.
+    """
     rows = []
     for partition, name in (("raw", "prediction"), ("refined", "prediction + CRF")):
-        if partition == "refined" and not (one.split.has_crf or other.split.has_crf):
-            continue
+        there = [partition == "raw" or run.split.has_crf for run in (one, other)]
         for key, heading, kind in COLUMNS:
             values = [run.metrics[partition].get(key) for run in (one, other)]
-            if None not in values:
+            if any(there) and None not in values:
                 scale = 100 if kind == "fraction" else 1
                 first, second = (scale * float(value) for value in values)
                 digits = 0 if kind == "count" else 1
-                one_shown, other_shown = (f"{value:.{digits}f}" for value in (first, second))
-                rows.append((f"{name}: {heading}", one_shown, other_shown, f"{second - first:+.{digits}f}"))
+                one_shown = f"{first:.{digits}f}" if there[0] else NONE
+                other_shown = f"{second:.{digits}f}" if there[1] else NONE
+                difference = f"{second - first:+.{digits}f}" if all(there) else NONE
+                rows.append((f"{name}: {heading}", one_shown, other_shown, difference))
     return rows
 
 
+def sizes_heading(one: Run, other: Run) -> str:
+    """What the rows of `cluster_rows` are."""
+    count = one.split.has_crf + other.split.has_crf
+    return "percent of the pixels" + ("", ", after the CRF where there is one", ", after the CRF")[count]
+
+
 def cluster_rows(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
-    """Share of each name in percent, after the CRF, largest first; by rank where clusters have no names."""
+    """Share of each name in percent, after the CRF if any, largest first; without names by rank."""
     if any(run.legend.class_names or run.legend.names.of for run in (one, other)):
         shares = [_shares(run) for run in (one, other)]
     else:
@@ -77,7 +88,7 @@ def cluster_rows(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
 
 
 def _percent(run: Run) -> list[float]:
-    """Percent of the pixels of each cluster, after the CRF."""
+    """Percent of the pixels of each cluster, after the CRF if there is one."""
     return (100 * label_shares(run.split.refined, len(run.legend.merged))).tolist()
 
 

@@ -115,6 +115,16 @@ def test_two_runs_side_by_side(repository: Path, tmp_path: Path) -> None:
     assert (tmp_path / "page/compare.html").read_text().count("<h3>") == 1
 
 
+def test_without_a_crf_the_page_speaks_of_none(repository: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_params(repository / "params.yaml", {"refine.backend": "none", "seed": seed})
+        _commit(f"seed{seed}")
+    compare.main(["seed1", "seed2", "--out", str(tmp_path / "page")])
+    page = (tmp_path / "page/compare.html").read_text()
+    assert '<th scope="col">percent of the pixels</th>' in page
+    assert "CRF" not in page
+
+
 LOCK = """\
 stages:
   predict:

@@ -8,7 +8,7 @@ import numpy as np
 from stages.dataset.truth import UNMATCHED
 from stages.reporting.legend import Legend
 from stages.reporting.names import Names
-from stages.tools.differences import cluster_rows, in_order
+from stages.tools.differences import cluster_rows, in_order, score_differences, sizes_heading
 
 
 def _run(names: dict[int, str], refined: list[int]) -> Any:
@@ -32,6 +32,38 @@ def test_clusters_are_not_compared_by_their_numbers() -> None:
         ("road", "25.0", "0.0", "-25.0"),
         ("sky", "25.0", "0.0", "-25.0"),
     ]
+
+
+def _scored(accuracy: float, *, has_crf: bool) -> Any:
+    """A run whose prediction has this accuracy, and 10 points more after the CRF if it has one."""
+    metrics = {"raw": {"accuracy": accuracy}, "refined": {"accuracy": accuracy + 0.1 * has_crf}}
+    return SimpleNamespace(metrics=metrics, split=SimpleNamespace(has_crf=has_crf))
+
+
+def test_a_run_without_a_crf_has_no_scores_after_it() -> None:
+    with_crf, without = _scored(0.5, has_crf=True), _scored(0.25, has_crf=False)
+    raw = "prediction: pixel accuracy"
+    refined = "prediction + CRF: pixel accuracy"
+    assert score_differences(with_crf, with_crf) == [
+        (raw, "50.0", "50.0", "+0.0"),
+        (refined, "60.0", "60.0", "+0.0"),
+    ]
+    assert score_differences(with_crf, without) == [
+        (raw, "50.0", "25.0", "-25.0"),
+        (refined, "60.0", "–", "–"),
+    ]
+    assert score_differences(without, with_crf) == [
+        (raw, "25.0", "50.0", "+25.0"),
+        (refined, "–", "60.0", "–"),
+    ]
+    assert score_differences(without, without) == [(raw, "25.0", "25.0", "+0.0")]
+
+
+def test_sizes_are_said_to_be_after_the_crf_only_where_there_is_one() -> None:
+    with_crf, without = _scored(0.5, has_crf=True), _scored(0.25, has_crf=False)
+    assert sizes_heading(with_crf, with_crf) == "percent of the pixels, after the CRF"
+    assert sizes_heading(with_crf, without) == "percent of the pixels, after the CRF where there is one"
+    assert sizes_heading(without, without) == "percent of the pixels"
 
 
 def test_pairs_keep_their_order_without_truth() -> None:
