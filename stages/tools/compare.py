@@ -1,7 +1,8 @@
 """Compare two runs on one page: scores, settings, sizes of clusters, and the same images side by side.
 
-A run is a revision: an experiment as `dvc exp show` names it, a branch, a tag or a commit. Its results are
-read from git and from DVC's cache; the working tree is neither read nor changed.
+A run is a revision: an experiment as `dvc exp show` names it, a branch, a tag or a commit, whose results are
+read from git and from DVC's cache; or `workspace`, the last `dvc repro` in the working tree, which is never
+changed.
 """
 
 import argparse
@@ -36,7 +37,9 @@ OWN = re.compile(r"compare\.html|[ab]_image_\d+(_\w+)?\.(png|webp)")  # names of
 def main(argv: Sequence[str] | None = None) -> None:
     """Read both runs and write the page."""
     parser = argparse.ArgumentParser(prog="python -m stages.tools.compare", description=__doc__)
-    parser.add_argument("revisions", nargs=2, metavar="REVISION", help="experiment, branch, tag or commit")
+    parser.add_argument(
+        "revisions", nargs=2, metavar="REVISION", help="experiment, branch, tag, commit, or workspace"
+    )
     parser.add_argument("--out", type=Path, required=True, help="output folder, new or written by this tool")
     parser.add_argument("--images", type=int, default=60, help="most validation images (default: 60)")
     args = parser.parse_args(argv)

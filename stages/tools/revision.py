@@ -1,4 +1,4 @@
-"""The results of a revision, read from git and from DVC's cache without touching the working tree."""
+"""The results of a revision, read from git and from DVC's cache; or those of the working tree."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
+from dvc.repo import Repo
 from dvc_data.index import DataIndexError
 from ruamel.yaml import YAML
 
@@ -18,6 +19,7 @@ from stages.postprocessing.score_maps import open_scores
 from stages.reporting.legend import Legend, read_legend
 from stages.reporting.names import Names, OtherClustersError, lineage, read_names
 from stages.reporting.wall import Split
+from stages.runtime.watch import summarise
 from stages.settings.errors import UserError
 from stages.settings.params import flat
 
@@ -32,8 +34,10 @@ NEEDED = (
     "metrics/evaluate/refined.json",
     "metrics/evaluate/raw_per_class.csv",
 )
+WORKSPACE = "workspace"  # what DVC calls the working tree
 NAMES, LOCK = "names.yaml", "dvc.lock"  # older commits have no names; a run without stages has no lock
 SHOWN_LAST = ("refine", "evaluate@refined")  # what a run up to `evaluate@raw` leaves as it was before
+UNSEEN = ("report",)  # stages that make nothing that is compared
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,55 @@ class Run:
 
 
 def read_run(revision: str, folder: Path) -> Run:
-    """Copy what is `NEEDED` of a revision to a scratch folder, and open it.
+    """Open the working tree as it lies there, or copy what is `NEEDED` of a revision, and open that.
+
+    Args:
+        revision: experiment, branch, tag or commit, or `WORKSPACE`.
+        folder: scratch folder.
 
     Raises:
-        UserError: there is no such revision, its results are neither in git nor in DVC's cache, or another
-            version of this project has made them.
+        UserError: there is no such revision, its results are neither in git nor in DVC's cache, those of the
+            working tree are not up to date, or another version of this project has made them.
+    """
+    if revision == WORKSPACE:
+        folder = Path.cwd()
+        _check_up_to_date()
+    else:
+        _copy(revision, folder)
+    try:
+        return _open_run(revision, folder)
+    except UserError as error:
+        fault = str(error).replace(f"{folder}/", "")
+        raise UserError(
+            f"{revision}: its results are damaged, or made by a version of this project that writes others "
+            f"({fault})"
+        ) from error
+
+
+def _check_up_to_date() -> None:
+    """Refuse a working tree whose results are of other settings, code or data than those that lie there.
+
+    Raises:
+        UserError: a stage would run again.
+    """
+    try:
+        with Repo() as repo:
+            status = repo.status()
+    except DvcException as error:
+        raise UserError(f"{WORKSPACE}: {error}") from error
+    stale = [name for name, what in status.items() if name not in UNSEEN and what != ["always changed"]]
+    if stale:
+        raise UserError(
+            f"{WORKSPACE}: has changed since its last run, at {summarise(stale)} (see `dvc status`); "
+            "run `dvc repro`, or name the commit of the results"
+        )
+
+
+def _copy(revision: str, folder: Path) -> None:
+    """Copy what is `NEEDED` of a revision to a scratch folder.
+
+    Raises:
+        UserError: as of `read_run`.
     """
     try:
         files = DVCFileSystem(str(Path.cwd()), rev=revision)
@@ -79,14 +127,6 @@ def read_run(revision: str, folder: Path) -> Run:
         ) from error
     if (folder / LOCK).exists():
         _check_whole(revision, folder / LOCK)
-    try:
-        return _open_run(revision, folder)
-    except UserError as error:
-        fault = str(error).replace(f"{folder}/", "")
-        raise UserError(
-            f"{revision}: its results are damaged, or made by a version of this project that writes others "
-            f"({fault})"
-        ) from error
 
 
 def _check_whole(revision: str, lock: Path) -> None:
@@ -108,7 +148,7 @@ def _check_whole(revision: str, lock: Path) -> None:
 
 
 def _open_run(revision: str, folder: Path) -> Run:
-    """Open what was copied."""
+    """Open the files of a run."""
     images = open_images(folder / "data/images/val")
     scores = open_scores(folder / "data/predictions.npy", len(images))
     truth = read_truth(folder / "data/truth")

@@ -125,6 +125,40 @@ def test_without_a_crf_the_page_speaks_of_none(repository: Path, tmp_path: Path)
     assert "CRF" not in page
 
 
+def test_the_working_tree_is_compared_without_a_commit(repository: Path, tmp_path: Path) -> None:
+    (repository / "dvc.yaml").write_text(STAGES_THAT_DO_NOT_COUNT)
+    write_params(repository / "params.yaml", {"train.lr": 0.25})
+    before = _call("git", "status", "--porcelain")
+    compare.main(["flat", "workspace", "--out", str(tmp_path / "page")])
+    page = (tmp_path / "page/compare.html").read_text()
+    assert "<title>flat and workspace</title>" in page
+    assert "<td>0.001</td><td>0.25</td>" in page
+    assert re.findall(r'<th scope="row">meadow</th><td>(.*?)</td><td>(.*?)</td>', page) == [("0.0", "100.0")]
+    assert _call("git", "status", "--porcelain") == before
+
+
+STAGES_THAT_DO_NOT_COUNT = """\
+stages:
+  check_data: {cmd: "true", always_changed: true}
+  report: {cmd: "true", deps: [names.yaml]}
+"""
+
+
+def test_a_working_tree_that_has_changed_since_its_run_is_refused(repository: Path, tmp_path: Path) -> None:
+    """Its page would show results beside settings that they are not of."""
+    command = ["flat", "workspace", "--out", str(tmp_path / "page")]
+    (repository / "dvc.yaml").write_text("stages: {train: {cmd: 'true', deps: [params.yaml]}}\n")
+    with pytest.raises(UserError, match=r"^workspace: has changed since its last run, at train \(see"):
+        compare.main(command)
+    (repository / "dvc.yaml").unlink()
+    np.save("data/predictions.npy", np.zeros((VAL, 4, 8, 8), np.float16))
+    with pytest.raises(
+        UserError, match=r"last run, at data/predictions\.npy\.dvc \(see `dvc status`\); run `dvc repro`"
+    ):
+        compare.main(command)
+    assert not (tmp_path / "page").exists()
+
+
 LOCK = """\
 stages:
   predict:
