@@ -14,8 +14,10 @@ from stages.settings.errors import UserError
 
 
 def count_cores() -> int:
-    """Return the number of CPU cores available to this process, or those of the machine if unknown."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPU cores available to this process, within the limits of a container (cgroup)."""
+    import joblib  # takes a quarter of a second to load, and few processes need it
+
+    return int(joblib.cpu_count())
 
 
 def end_with_parent() -> None:
