@@ -283,3 +283,9 @@ def test_what_an_installation_needs_has_its_version_in_requirements() -> None:
     needed = found - with_others - optional - {"stages", *sys.stdlib_module_names}
     assert {imports.get(name, name) for name in project["dependencies"]} == needed
     assert set(project["optional-dependencies"]["export"]) <= pinned
+
+
+def test_an_installation_has_what_lies_beside_the_code() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    found = {f"*{path.suffix}" for path in (REPOSITORY / "stages").rglob("*") if path.is_file()}
+    assert set(project["tool"]["setuptools"]["package-data"]["*"]) == found - {"*.py", "*.pyc"}
