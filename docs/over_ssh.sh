@@ -23,7 +23,7 @@ command_of() {
     shift
     mapfile -t settings < <(env | grep -E '^(OMP|GLOO|NCCL|TORCH|CUDA|QUIET)[A-Z_]*=')
     printf -v torchrun '%q ' env "${settings[@]}" "$(command -v python)" -m torch.distributed.run \
-        --nnodes "${#hosts[@]}" --node-rank "$rank" --nproc-per-node "$num_processes" \
+        --nnodes "${#hosts[@]}" --node-rank "$rank" --nproc-per-node "$num_processes" --log-dir /dev/null \
         --master-addr "${hosts[0]}" --master-port "$port" "$@"
     printf 'cd %q || exit; exec 5<&0; %s </dev/null 5<&- & torchrun=$!; ' "$PWD" "$torchrun"
     printf '(read -r _; kill $torchrun; sleep 60; kill -9 $torchrun) <&5 >/dev/null 2>&1 & guard=$!; '

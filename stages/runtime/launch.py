@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -65,6 +65,7 @@ def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> b
         rdzv_endpoint="localhost:0",
         run_id=str(os.getpid()),
         max_restarts=0,
+        logs_specs=DefaultLogsSpecs(os.devnull),  # logs go to the terminal; else empty folders stay
     )
     try:
         elastic_launch(local, sys.executable)("-m", module, *argv)

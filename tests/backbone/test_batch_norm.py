@@ -32,7 +32,8 @@ def test_shares_are_normalised_as_the_whole_batch(tmp_path: Path) -> None:
         nn.init.normal_(norm.weight)
         given.append({"norm": norm, "x": x, "sent": sent, "sizes": sizes})
     torch.save(given, tmp_path / "given.pt")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NUM_PROCESSES), "-m"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NUM_PROCESSES)]
+    command += ["--log-dir", os.devnull, "-m"]
     ended = subprocess.run(
         [sys.executable, *command, "tests.backbone.batch_norm_in_processes", "given.pt"],
         cwd=tmp_path,

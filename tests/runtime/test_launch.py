@@ -20,7 +20,7 @@ from tests.datasets import REPOSITORY
 from tests.workbench import heed_sigint
 
 ARGV = ["--images", "images/train", "--out", "out", "--history", "h.csv", "--metrics", "m.json"]
-TORCHRUN = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+TORCHRUN = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 --log-dir /dev/null"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 TWO = {"pretrain__bn_splits": 2, "runtime__launcher": TORCHRUN}
 

@@ -70,7 +70,8 @@ def test_every_host_gets_its_command_in_the_same_folder(bin_folder: Path) -> Non
         words = (bin_folder / f"{rank}.started").read_text().splitlines()
         folder = str(bin_folder.parent / "a folder")
         assert words[:3] == [folder, "OMP_NUM_THREADS=3", f"SECRET={'kept' if rank == 0 else ''}"]
-        expected = f"--node-rank {rank} --nproc-per-node 4 --master-addr one --master-port 29500".split()
+        options = f"--node-rank {rank} --nproc-per-node 4 --log-dir /dev/null --master-addr one"
+        expected = f"{options} --master-port 29500".split()
         assert words[3:] == [*expected, *STAGE]
 
 

@@ -43,7 +43,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(bench: Any, in_float64
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     program = ["--nproc-per-node", "2", "-m", "tests.stages.pretrain_in_float64", *CASES]
     ended = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *program],
+        [sys.executable, "-m", "torch.distributed.run", "--log-dir", os.devnull, *program],
         cwd=bench.folder,
         env=environment,
         capture_output=True,
@@ -70,7 +70,11 @@ def test_a_share_that_cannot_be_cut_into_passes_is_named(bench: Any, monkeypatch
     )
 
 
-def test_processes_that_are_started_end_with_the_fault_of_the_settings(bench: Any) -> None:
+def test_processes_that_are_started_end_with_the_fault_of_the_settings(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(Path("temporary").absolute()))
     bench.params(runtime__nproc=2, pretrain__batch_size=9, pretrain__bn_splits=1, **QUEUES_OF_9)
     argv = ["--images", "images/train", "--out", "b", "--history", "h", "--metrics", "m"]
     assert re.search(
@@ -80,3 +84,4 @@ def test_processes_that_are_started_end_with_the_fault_of_the_settings(bench: An
         re.MULTILINE,
     )
     assert not Path("b").exists()
+    assert not list(Path("temporary").glob("torchelastic_*")), "torch's folders for logs"

@@ -36,7 +36,7 @@ def test_two_processes_give_the_losses_weights_and_clusters_of_one(bench: Any, i
     figures = {name: pd.read_csv(f"{name}.csv") for name in CASES}
     program = ["--nproc-per-node", "2", "-m", "tests.stages.train_in_float64", *CASES]
     ended = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *program],
+        [sys.executable, "-m", "torch.distributed.run", "--log-dir", os.devnull, *program],
         cwd=bench.folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
