@@ -34,7 +34,7 @@ from stages.runtime.script import run
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.settings.errors import UserError, raise_faults
-from stages.settings.params import check_data_size, load
+from stages.settings.params import check_data_size, check_heads, load
 
 KEYS = ("size_px", "prepare")
 PINS = ["prepare.manifest_sha256", "prepare.most_damaged"]  # checks, which change no packed image
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if pinned_files(pinned):  # else it takes reading every file, which packing does
         check_manifest(pinned, raw_files(data))
     check_data_size(args.params, len(data.train))
+    check_heads(args.params)
     for note in data.notes:
         print(f"prepare: {note}", flush=True)
     # What decides the packed images besides the files themselves, which are looked at one by one.

@@ -20,7 +20,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.core.artefacts import unreadable, write_text
-from stages.core.tensors import fingerprint, read_tensors
+from stages.core.hashes import fingerprint
+from stages.core.tensors import read_tensors
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.section import Section
 

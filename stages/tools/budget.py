@@ -2,7 +2,8 @@
 
 At least half of the time belongs to pretraining, because every later stage rests on its features: if the
 other stages need more than half at the preset's sizes, images become smaller, down to half the side, and
-after that the network and the training half as large. What is left then sets the epochs of pretraining. Times are the upper bounds of `stages/tools/estimate.py`.
+after that the network and the training half as large. What is left then sets the epochs of pretraining.
+Times are the upper bounds of `stages/tools/estimate.py`.
 """
 
 import copy

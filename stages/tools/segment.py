@@ -8,9 +8,7 @@ damaged image is named and left out; the exit code is then 1.
 """
 
 import argparse
-import contextlib
 import hashlib
-import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.core.device import describe
 from stages.core.memory import memory_for
 from stages.dataset.left_out import (
     BAD,
@@ -68,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         coco.require_pycocotools()
     photographs = find_photographs(args.photos, args.out, left_out, scores=args.scores)
     params = (args.params or args.model.absolute().parent / PARAMS) if args.refine else None
-    with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stdout):  # the device
-        model = load(args.model, device=args.device, names=args.names, refine=params)
+    model = load(args.model, device=args.device, names=args.names, refine=params)
+    log(f"device: {describe(model.device)}")
     log(f"names of clusters: {model.named_by}")
     with alone_in(args.out):
         _run(model, photographs, formats, left_out, remarks, log, args)

@@ -107,6 +107,16 @@ def test_tags_are_balanced(folder: Path) -> None:
     assert parser.open == []
 
 
+def test_tiles_of_one_file_have_names_of_their_own(folder: Path) -> None:
+    path = folder / "images/val/index.csv"
+    index = pd.read_csv(path)
+    index["source"] = ["street.png", "street.png", "square.png"]
+    index.to_csv(path, index=False)
+    page = run_report(folder)
+    for name in ("street.png, tile 1", "street.png, tile 2", "square.png"):
+        assert f'alt="Photograph {name}"' in page
+
+
 def test_names_of_classes_and_files_are_escaped(folder: Path) -> None:
     page = run_report(folder)
     assert "<b>&" not in page

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from stages.core.artefacts import named_faults, write_csv, write_text
-from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, Written, content_hash, modified_ns
+from stages.core.hashes import file_sha256
+from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, Written, modified_ns
 from stages.tools.segmenting.label_files import output_names
 
 MOST_INDENTED = 10_000  # files; a larger segment.json is written on one line
@@ -125,7 +126,7 @@ class RunManifest:
 
         The journal has it before it is there, so that a kill leaves no file whose origin is unknown.
         """
-        target, now = self.out / name, Written(written.stat().st_mtime_ns, content_hash(written))
+        target, now = self.out / name, Written(written.stat().st_mtime_ns, file_sha256(written))
         self._note({"file": name, **asdict(now)})
         with named_faults(target):
             target.parent.mkdir(parents=True, exist_ok=True)

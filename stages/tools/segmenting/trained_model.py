@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.core.device import choose_device, place
-from stages.core.tensors import file_sha256
+from stages.core.hashes import file_sha256
 from stages.imaging.batches import to_unit
 from stages.imaging.resample import interpolation_matrix, resample, whole
 from stages.postprocessing.exact_crf import exact_mean_field, require_gpu
