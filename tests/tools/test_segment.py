@@ -416,6 +416,14 @@ def test_merged_clusters_are_one_id_and_their_confidence_is_summed(ready: Any) -
     np.testing.assert_allclose(found.confidence, summed, atol=1e-3)
 
 
+def test_paths_may_be_text_in_python(ready: Any) -> None:
+    Path("names.yaml").write_text(NAMES)
+    model = segment.load(".", device="cpu", names="names.yaml", refine="params.yaml")
+    assert model.legend.names == ("sky", "road", "sky")
+    assert model.named_by == "names.yaml"
+    assert model.crf == ready.read("refine").refine
+
+
 def test_legend_and_table_have_names_colors_and_shares(ready: Any) -> None:
     Path("names.yaml").write_text(NAMES)
     assert _run("--names", "names.yaml", "--scores") == 0
