@@ -9,6 +9,7 @@ MASK = "label map among the images, by its name or that of its folder"
 OWN_OUTPUT = "written by segment"
 NO_PICTURE = "no picture by its suffix"
 OTHER_FORMAT = "picture of a format that is not read; convert it to PNG or JPEG"
+HEIC = "picture in HEIC; convert it to JPEG, for example with ImageMagick: mogrify -format jpg *.heic"
 BROKEN_LINK = "link to nothing"
 NO_ENTRY = "folder that this user may not read"
 UNREADABLE = "folder that cannot be read"
@@ -25,7 +26,8 @@ SPARE_LABELS = "label map of no validation image"
 TRAIN_LABELS = "label map of a training image, never read"
 BAD = "damaged"
 SUSPECT = (
-    OTHER_FORMAT, BROKEN_LINK, NO_ENTRY, UNREADABLE, MASK, SAME_NAME, ELSEWHERE, UNLISTED, SPARE_LABELS, BAD,
+    OTHER_FORMAT, HEIC, BROKEN_LINK, NO_ENTRY, UNREADABLE, MASK, SAME_NAME, ELSEWHERE, UNLISTED, SPARE_LABELS,
+    BAD,
 )  # fmt: skip
 
 MOST_EXAMPLES = 3

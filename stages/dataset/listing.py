@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stages.dataset.left_out import (
     BROKEN_LINK,
+    HEIC,
     HIDDEN,
     LOOP,
     MASK,
@@ -25,10 +26,12 @@ from stages.dataset.left_out import (
 )
 from stages.dataset.own_outputs import JOURNAL, MANIFEST, OwnOutputs
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of images that are read
-# Suffixes of pictures that are not read; all other files are no pictures.
+# Of images that are read.
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+HEIC_SUFFIXES = (".heic", ".heif")
+# Suffixes of other pictures that are not read; all other files are no pictures.
 OTHER_PICTURES = {
-    ".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jxl", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".exr",
+    ".gif", ".jp2", ".j2k", ".jxl", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".exr",
     ".hdr", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm", ".nii",
     ".ico", ".eps", ".pdf", ".mp4", ".mov", ".avi",
 }  # fmt: skip
@@ -189,9 +192,18 @@ def list_images(
 
 def _reason(stem: str, suffix: str, pictures: set[str]) -> str | None:
     """Why a file is not used as an image, or None; `pictures` are the stems of its folder in lower case."""
-    if suffix not in SUFFIXES:
-        return OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE
+    if reason := reason_by_suffix(suffix):
+        return reason
     return None if named_images(stem.lower()).isdisjoint(pictures) else MASK
+
+
+def reason_by_suffix(suffix: str) -> str | None:
+    """Why a file with a suffix, in lower case, is not used as an image, or None."""
+    if suffix in SUFFIXES:
+        return None
+    if suffix in HEIC_SUFFIXES:
+        return HEIC
+    return OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE
 
 
 def named_images(stem: str) -> set[str]:

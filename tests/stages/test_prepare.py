@@ -227,7 +227,8 @@ def test_missing_folders(tmp_path: Path) -> None:
     )
     (root / "images/train").mkdir(parents=True)
     assert faults(root, tmp_path / "out") == (
-        f"{root}/images/train: has no images (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff); add images",
+        f"{root}/images/train: has no images (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .avif, .bmp, .tif, "
+        ".tiff); add images",
         f"{root}/images/val: no such folder; put the validation images in it",
     )
 

@@ -75,7 +75,7 @@ def test_a_panorama_is_shrunk_to_what_fits(ready: Any) -> None:
 def test_a_folder_without_images_is_refused(ready: Any) -> None:
     Path("empty").mkdir()
     message = ready.fault(segment.main, ["empty", *FLAGS])
-    assert message.startswith("empty: has no images (.jpg, .jpeg, .png,")
+    assert message.startswith("empty: has no images (.jpg, .jpeg, .jpe, .jfif, .png,")
 
 
 def _run(*more: str) -> int:

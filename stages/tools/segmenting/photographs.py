@@ -16,9 +16,7 @@ from stages.dataset.label_map_folders import label_maps_among
 from stages.dataset.left_out import (
     LONG_NAME,
     MASK,
-    NO_PICTURE,
     ODD_NAME,
-    OTHER_FORMAT,
     OWN_OUTPUT,
     SAME_NAME,
     SAME_OUTPUT,
@@ -26,7 +24,7 @@ from stages.dataset.left_out import (
     Names,
     is_odd,
 )
-from stages.dataset.listing import OTHER_PICTURES, SUFFIXES, list_images
+from stages.dataset.listing import SUFFIXES, list_images, reason_by_suffix
 from stages.dataset.own_outputs import OwnOutputs
 from stages.dataset.source import RawFile, Remark, read_raw
 from stages.dataset.summary import BITS_IN_USE
@@ -171,11 +169,10 @@ def _files(files: Iterable[Path], root: Path, left_out: LeftOut, outputs: OwnOut
     names = []
     for file in files:
         name = Path(os.path.relpath(os.path.abspath(file), root)).as_posix()
-        suffix = file.suffix.lower()
         if file.name in outputs.inside(file.parent):
             left_out.add(OWN_OUTPUT, name)
-        elif suffix not in SUFFIXES:
-            left_out.add(OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE, name)
+        elif reason := reason_by_suffix(file.suffix.lower()):
+            left_out.add(reason, name)
         else:
             names.append(name)
     return names

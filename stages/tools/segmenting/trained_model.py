@@ -171,7 +171,9 @@ def load(
     names: Path | str | None = None,
     refine: Path | str | None = None,
 ) -> TrainedModel:
-    """Load the trained model: `load("models")(picture).ids`; arguments as of `TrainedModel`, paths also as text.
+    """Load the trained model: `load("models")(picture).ids`.
+
+    Arguments are those of `TrainedModel`; paths may be text.
 
     Raises:
         UserError: there is no such folder, or as of `TrainedModel`.
