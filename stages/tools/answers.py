@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from stages.dataset.left_out import MOST_EXAMPLES
 from stages.dataset.source import DataSet
 from stages.settings.schema import Params
 
@@ -18,6 +19,8 @@ def found(data: DataSet) -> Iterator[str]:
         yield f"  {note}"
     for reason, names in sorted(data.left_out.items()):
         yield f"  left out {names.count:,}: {reason} ({names})"
+    if any(names.count > MOST_EXAMPLES for names in data.left_out.values()):
+        yield "  data/left_out.csv will name all of them, once dvc repro has read the images"
 
 
 def split(params: Params) -> Iterator[str]:

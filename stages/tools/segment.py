@@ -21,6 +21,7 @@ import numpy as np
 from stages.core.memory import memory_for
 from stages.dataset.left_out import (
     BAD,
+    LISTING,
     LONG_NAME,
     NO_ENTRY,
     ODD_NAME,
@@ -28,7 +29,6 @@ from stages.dataset.left_out import (
     SAME_OUTPUT,
     UNREADABLE,
     LeftOut,
-    printable,
 )
 from stages.dataset.source import RawFile, Remark
 from stages.reporting.legend import css
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(model, photographs, formats, left_out, remarks, log, args)
     for text, names in remarks.items():
         log(f"{names.count:,} images {text} ({names})")
-    _report(left_out, log, is_broken_fine=args.skip_broken)
+    _report(left_out, args.out / LISTING, log, is_broken_fine=args.skip_broken)
 
 
 def _run(
@@ -92,7 +92,7 @@ def _run(
     formats = [*formats, *formats_to_renew(args.out, formats, log)]
     if "coco" in formats:
         coco.require_pycocotools()
-    extra = [LEGEND, TABLE, *(file for name in formats for file in FORMATS[name][1])]
+    extra = [LEGEND, TABLE, LISTING, *(file for name in formats for file in FORMATS[name][1])]
     manifest, todo = begin(
         args.out,
         photographs,
@@ -108,7 +108,7 @@ def _run(
     try:
         with memory_for(SCARCE):
             _segment_all(model, manifest, photographs, todo, bits or 0, left_out, remarks, args)
-        write_summaries(args.out, model, manifest, photographs, formats, log)
+        write_summaries(args.out, model, manifest, photographs, formats, left_out, log)
     finally:
         manifest.save()
 
@@ -141,7 +141,7 @@ def _segment_all(
             try:
                 file, picture, found, is_turned = open_photograph(photographs.root, name, bits or 16)
             except UserError as fault:
-                left_out.add(BAD, f"{printable(name)}: {fault}")
+                left_out.add(BAD, name, str(fault))
                 continue
             for remark in (one for one in Remark if one in found):
                 remarks.add(remark.text(), name)
@@ -183,8 +183,8 @@ def _batches(opened: Iterator[Opened], model: TrainedModel) -> Iterator[list[Ope
         yield batch
 
 
-def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bool) -> None:
-    """Say what was not done; what is broken is said even if the tool is to be quiet.
+def _report(left_out: LeftOut, listing: Path, log: Callable[[str], None], *, is_broken_fine: bool) -> None:
+    """Say what was not done, and where all of it is; what is broken is said even if the tool is to be quiet.
 
     Raises:
         SystemExit: some images were not segmented.
@@ -195,6 +195,8 @@ def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bo
             print(f"segment: left out {names.count:,}: {reason} ({names})", file=sys.stderr)
         else:
             log(f"left out {names.count:,}: {reason} ({names})")
+    if left_out:
+        log(f"{listing} names all of them")
     if broken & set(left_out) and not is_broken_fine:
         raise SystemExit(SOME_LEFT_OUT)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -59,6 +60,13 @@ class Prepared:
     def left_out(self) -> dict[str, int]:
         return {reason: names["files"] for reason, names in self.summary["left_out"].items()}
 
+    @property
+    def listed(self) -> list[tuple[str, str]]:
+        """Rows of the table of all that is left out."""
+        table = pd.read_csv(self._out / "left_out.csv")
+        assert list(table) == ["file", "reason"]
+        return list(table.itertuples(index=False, name=None))
+
     def ids(self, split: str) -> list[str]:
         return list(read_index(self._out / "images" / split)["id"])
 
@@ -89,7 +97,7 @@ def run(root: Path, tmp_path: Path) -> Callable[..., Prepared]:
         settings |= {key.replace("__", "."): value for key, value in changes.items()}
         write_params(out / "params.yaml", settings)
         flags = {"train-images": "images/train", "val-images": "images/val", "truth": "truth"}
-        flags |= {"metrics": "prepare.json", "params": "params.yaml"}
+        flags |= {"left-out": "left_out.csv", "metrics": "prepare.json", "params": "params.yaml"}
         prepare.main([text for name, path in flags.items() for text in (f"--{name}", str(out / path))])
         return Prepared(out)
 
@@ -199,6 +207,22 @@ def test_many_pictures_that_are_left_out_are_a_warning(root: Path, run: Callable
         "3 of 9 files that may be pictures are left out (3 picture of a format that is not read; convert it "
         "to PNG or JPEG)"
     )
+
+
+def test_all_names_are_in_a_table_and_three_in_messages(
+    root: Path, run: Callable[..., Prepared], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run().listed == []
+    for number in range(5):
+        _write(root / f"images/train/a, {number}.gif")
+    _write(root / "images/val/notes.txt")
+    found = run()
+    pictures = [f"images/train/a, {number}.gif" for number in range(5)]
+    assert found.listed == [("images/val/notes.txt", NO_PICTURE), *((one, OTHER_FORMAT) for one in pictures)]
+    assert found.summary["left_out"][OTHER_FORMAT] == {"files": 5, "examples": pictures[:3]}
+    said = capsys.readouterr().out
+    assert "left_out.csv names all of them\n" in said
+    assert pictures[3] not in said
 
 
 def test_outputs_of_segment_are_no_images(root: Path, run: Callable[..., Prepared]) -> None:
@@ -576,6 +600,7 @@ def test_a_damaged_file_is_left_out_and_named(root: Path, run: Callable[..., Pre
     assert found.summary["left_out"]["damaged"]["examples"] == [
         "images/train/05.png: is empty; replace or remove it"
     ]
+    assert found.listed == [("images/train/05.png", "damaged: is empty; replace or remove it")]
     assert found.summary["train_images"] == len(found.ids("train")) == len(found.images("train")) == 39
     assert "05" not in found.ids("train")
     image = np.asarray(Image.open(root / "images/train/06.png"))
@@ -625,6 +650,11 @@ def test_label_maps_of_damaged_images_are_not_counted(root: Path, run: Callable[
     found = run(prepare__most_damaged=0.5)
     assert found.summary["class_shares"] == {"sky": 0.0, "grass": 1.0}
     assert len(found.labels()) == 1
+    _write(root / "images/val/1.png", (root / "images/val/0.png").read_bytes())
+    _write(root / "labels/val/1.png", b"")
+    assert run(prepare__most_damaged=0.5).listed == [
+        ("labels/val/1.png", "damaged: is empty; replace or remove it")
+    ]
 
 
 def test_a_mapping_that_is_added_after_a_refusal_is_used(
@@ -639,11 +669,12 @@ def test_a_mapping_that_is_added_after_a_refusal_is_used(
 
 def test_too_many_damaged_files_are_refused(root: Path, fault: Callable[..., str]) -> None:
     _write(root / "images/train/0.png", b"")
-    assert fault() == (
-        "images/train/0.png: is empty; replace or remove it\n"
+    said, empty = fault().split("\n")
+    assert said.startswith(
         f"{root}: 1 of 6 images are damaged, more than prepare.most_damaged: 0.05; repair or remove them, or "
-        "raise it"
+        "raise it; "
     )
+    assert empty == "images/train/0.png: is empty; replace or remove it"
     for number in range(4):
         _write(root / f"images/train/{number}.png", b"")
     assert fault(prepare__most_damaged=1.0) == (

@@ -55,6 +55,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         params = write_params(out / "params.yaml", {**settings, "prepare.path": str(root), **dotted})
         flags = {"train-images": "images/train", "val-images": "images/val", "truth": "truth"}
         flags["metrics"] = "prepare.json"
+        flags["left-out"] = "left_out.csv"
         argv = [text for flag, name in flags.items() for text in (f"--{flag}", str(out / name))]
         prepare.main([*argv, "--params", str(params)])
         return out

@@ -109,6 +109,7 @@ def test_a_damaged_image_is_named_and_the_others_are_done(
         "wide.png",
     ]
     assert list(json.loads(Path("found/segment.json").read_text())["files"]) == [
+        "left_out.csv",
         "legend.json",
         "manifest.csv",
         *(f"{name}{end}" for name in ("square", "tiny", "trip/wide") for end in (".png", "_overlay.jpg")),
@@ -200,6 +201,37 @@ def test_another_model_or_other_options_replace_files_only_when_asked(ready: Any
     ready.claim_centroids()
     message = ready.fault(segment.main, [*SEGMENT, "--names", "names.yaml"])
     assert "of a run with another model (legend.json" in message
+
+
+def test_all_that_is_left_out_is_in_a_table_as_long_as_there_is_something(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        Path(f"photos/{number}.png").write_text("shopping list")
+    assert _run() == 1
+    assert "segment: found/left_out.csv names all of them\n" in capsys.readouterr().out
+    table = pd.read_csv("found/left_out.csv")
+    assert table["file"].tolist() == [f"{number}.png" for number in range(5)]
+    assert set(table["reason"]) == {
+        "damaged: is not an image format supported by Pillow; replace or remove it"
+    }
+    Path("photos/notes.txt").touch()
+    for number in range(5):
+        Path(f"photos/{number}.png").unlink()
+    assert _run() == 0
+    assert pd.read_csv("found/left_out.csv")["file"].tolist() == ["notes.txt"]
+    Path("photos/notes.txt").unlink()
+    capsys.readouterr()
+    assert _run() == 0
+    assert not Path("found/left_out.csv").exists()
+    assert "left_out.csv" not in Path("found/segment.json").read_text() + capsys.readouterr().out
+
+
+def test_a_table_of_others_is_never_replaced(ready: Any) -> None:
+    Path("found").mkdir()
+    Path("found/left_out.csv").write_text("mine")
+    assert "(left_out.csv); choose another folder" in ready.fault(segment.main, SEGMENT)
+    assert Path("found/left_out.csv").read_text() == "mine"
 
 
 def test_a_label_map_that_was_corrected_by_hand_is_no_longer_its_own(

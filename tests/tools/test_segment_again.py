@@ -274,7 +274,7 @@ def test_other_files_that_were_changed_are_left_as_they_are(
     said = capsys.readouterr().out
     assert "segment: manifest.csv: changed since segment has written it, and left as it is\n" in said
     assert "left out 1: changed since segment has written it, and left as it is (a_overlay.jpg)" in said
-    assert "label maps of 3 images, and legend.json\n" in said
+    assert "label maps of 3 images, and legend.json, left_out.csv\n" in said
     assert Image.open("found/a.png").size == (9, 9)
     assert Path("found/a_overlay.jpg").read_text() == Path("found/manifest.csv").read_text() == "mine"
 

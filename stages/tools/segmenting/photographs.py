@@ -21,7 +21,6 @@ from stages.dataset.left_out import (
     SAME_NAME,
     SAME_OUTPUT,
     LeftOut,
-    Names,
     is_odd,
 )
 from stages.dataset.listing import SUFFIXES, list_images, reason_by_suffix
@@ -78,9 +77,8 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scor
         prefix = "" if below == "." else f"{below}/"
         listed |= {prefix + name for name in list_images(folder, inner, outputs=outputs)}
         for reason, some in inner.items():
-            total = left_out.setdefault(reason, Names())
-            total.count += some.count
-            total.examples += [prefix + name for name in some.examples]
+            for name in some.files:
+                left_out.add(reason, prefix + name)
     masks = label_maps_among(sorted(listed))
     for name in sorted(masks - found):  # what is given by its own name is meant
         left_out.add(MASK, name)
