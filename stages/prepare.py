@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_faults(data, train, val, _changes(data, files), most, listing)
     manifest = hash_files(files)
     check_manifest(pinned, files)
-    summary = summarise(data, train, val, state.folder / MAPS, manifest)
+    summary = summarise(data, train, val, state.folder / MAPS, manifest, params.prepare.protocol)
     state.check()
     for folder, rows, name in ((args.train_images, train, TRAIN), (args.val_images, val, VAL)):
         with atomic_folder(folder) as written:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_csv(args.left_out, data.left_out.table())
     write_metrics(args.metrics, {"prepare": summary})
     state.finish()
-    _report(summary, params, args.left_out)
+    _report(summary, data, params, args.left_out)
 
 
 def _check_disk_space(folder: Path, half_done: Path, data: DataSet, params: Any) -> None:
@@ -179,10 +179,12 @@ def _index(rows: Sequence[Packed]) -> pd.DataFrame:
     )
 
 
-def _report(summary: dict[str, Any], params: Any, listing: Path) -> None:
+def _report(summary: dict[str, Any], data: DataSet, params: Any, listing: Path) -> None:
     say("prepare", train_images=summary["train_images"], side_px=params.prepare.train_px)
     say("prepare", val_images=summary["val_images"], side_px=params.size_px)
     say("prepare", manifest_sha256=summary["manifest_sha256"])
+    for note in summary["notes"][len(data.notes) :]:  # the others were said before the images were read
+        print(f"prepare: {note}")
     for reason, names in summary["left_out"].items():
         more = ", ..." if names["files"] > len(names["examples"]) else ""
         print(f"prepare: left out {names['files']:,}: {reason} ({', '.join(names['examples'])}{more})")

@@ -385,6 +385,32 @@ def test_several_pages_or_frames_are_said(form: str, difference: int) -> None:
     assert np.abs(np.asarray(image).astype(int) - np.asarray(pages[0])).max() <= difference
 
 
+@pytest.mark.parametrize(
+    ("width", "protocol", "percent", "is_warning"),
+    [(24, "own", 33, False), (48, "own", 67, True), (48, "picie", 67, False)],
+)
+def test_what_is_cut_off_is_said(
+    root: Path,
+    run: Callable[..., Prepared],
+    capsys: pytest.CaptureFixture[str],
+    width: int,
+    protocol: str,
+    percent: int,
+    is_warning: bool,
+) -> None:
+    assert not [one for one in run().summary["notes"] if "central square" in one]
+    capsys.readouterr()
+    for number, path in enumerate(sorted((root / "images").rglob("*.png"))):
+        write_image(path, noise(number, *((width, SIDE) if number % 2 else (SIDE, width))))
+    summary = run(prepare__protocol=protocol).summary
+    said = f"images are cut to their central square: on average {percent}% of an image is not used"
+    (found,) = summary["warnings" if is_warning else "notes"]
+    assert found == said + "; if their ends matter, split them into squares" * is_warning
+    assert summary["notes" if is_warning else "warnings"] == []
+    shown = capsys.readouterr()
+    assert said in (shown.err if is_warning else shown.out)
+
+
 def test_images_of_one_color_are_named(root: Path, run: Callable[..., Prepared]) -> None:
     write_image(root / "images/train/black.png", np.zeros((SIDE, SIDE, 3), np.uint8))
     assert run().summary["warnings"] == [

@@ -239,6 +239,7 @@ def test_cityscapes_without_the_crop_is_two_squares_of_each_picture(
     ids = np.asarray(label.resize((64, 32), Image.Resampling.NEAREST)).astype(int)
     pair = np.concatenate(list(truth(out).maps[place : place + 2]), axis=1)
     np.testing.assert_array_equal(pair, np.where(ids >= 7, ids - 7, IGNORED))
+    assert "central square" not in (out / "prepare.json").read_text(), "the tiles are the whole image"
 
 
 def test_the_stego_family_learns_from_train_and_scores_val(tmp_path: Path, run: Callable[..., Path]) -> None:
