@@ -30,7 +30,7 @@ from stages.dataset.left_out import (
     UNREADABLE,
     LeftOut,
 )
-from stages.dataset.source import RawFile, Remark
+from stages.dataset.source import Remark
 from stages.reporting.legend import css
 from stages.runtime.progress import track
 from stages.runtime.script import run
@@ -41,6 +41,7 @@ from stages.tools.segmenting.label_files import output_names, write_outputs
 from stages.tools.segmenting.output_folder import alone_in, staging
 from stages.tools.segmenting.photographs import (
     HELP,
+    Photograph,
     Photographs,
     choose_bits,
     find_photographs,
@@ -54,8 +55,6 @@ SOME_LEFT_OUT = 1  # exit code
 SCARCE = "pass --device cpu, or end other programs that use the GPU; what is done is not done again"
 TURNED = "were turned as their EXIF orientation says; their label maps are as displayed"
 GPU_BATCH, BATCH_PIXELS = 16, 1 << 25  # images at once, and pixels at full size that wait for a batch
-
-Opened = tuple[RawFile, np.ndarray]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,7 +98,7 @@ def _run(
         _made_by(model, photographs),
         [css(colour) for colour in model.legend.colours],
         extra,
-        bits=bits or 0,
+        bits=bits,
         scores=args.scores,
         overwrite=args.overwrite,
     )
@@ -107,7 +106,7 @@ def _run(
         log(f"{before:,} images are done already")
     try:
         with memory_for(SCARCE):
-            _segment_all(model, manifest, photographs, todo, bits or 0, left_out, remarks, args)
+            _segment_all(model, manifest, photographs, todo, bits, left_out, remarks, args)
         write_summaries(args.out, model, manifest, photographs, formats, left_out, log)
     finally:
         manifest.save()
@@ -136,45 +135,45 @@ def _segment_all(
 ) -> None:
     """Segment the images that are yet to be done, and write their files."""
 
-    def opened() -> Iterator[Opened]:
+    def opened() -> Iterator[Photograph]:
         for name in todo if args.quiet else track(todo, "segment", unit="image"):
             try:
-                file, picture, found, is_turned = open_photograph(photographs.root, name, bits or 16)
+                one = open_photograph(photographs.root, name, bits)
             except UserError as fault:
                 left_out.add(BAD, name, str(fault))
                 continue
-            for remark in (one for one in Remark if one in found):
+            for remark in (remark for remark in Remark if remark in one.remarks):
                 remarks.add(remark.text(), name)
-            if is_turned:
+            if one.is_turned:
                 remarks.add(TURNED, name)
-            yield file, picture
+            yield one
 
     for batch in _batches(opened(), model):
-        files, pictures = zip(*batch, strict=True)
-        for file, picture, found in zip(files, pictures, model.segment(pictures), strict=True):
+        for one, found in zip(batch, model.segment([one.pixels for one in batch]), strict=True):
+            file = one.file
             outputs = output_names(file.name, scores=args.scores)
             height, width = found.ids.shape
             confidence = round(float(found.confidence.mean(dtype=np.float64)), 6)
             with staging(args.out) as folder:
-                write_outputs(folder, outputs, picture, found, model.legend.colours)
+                write_outputs(folder, outputs, one.pixels, found, model.legend.colours)
                 for changed in manifest.take_all(folder, outputs):
                     left_out.add(CHANGED, changed)
             for old in set(output_names(file.name, scores=True)) - set(outputs):
                 manifest.drop(old)
-            state = (file.size_bytes, file.modified_ns, bits)
+            state = (file.size_bytes, file.modified_ns, bits if one.is_deep else 0)
             manifest.add(file.name, Done(*state, width, height, confidence, shares(found.ids)))
 
 
-def _batches(opened: Iterator[Opened], model: TrainedModel) -> Iterator[list[Opened]]:
+def _batches(opened: Iterator[Photograph], model: TrainedModel) -> Iterator[list[Photograph]]:
     """Group images that follow each other and have one working size; on a CPU one by one: as fast."""
     most = GPU_BATCH if model.device.type == "cuda" else 1
-    batch: list[Opened] = []
+    batch: list[Photograph] = []
     for one in opened:
-        pixels = sum(picture.shape[0] * picture.shape[1] for _, picture in [*batch, one])
+        pixels = sum(each.pixels.shape[0] * each.pixels.shape[1] for each in [*batch, one])
         if batch and (
             len(batch) == most
             or pixels > BATCH_PIXELS
-            or model.working_size(batch[0][1]) != model.working_size(one[1])
+            or model.working_size(batch[0].pixels) != model.working_size(one.pixels)
         ):
             yield batch
             batch = []

@@ -2,9 +2,7 @@
 
 import gc
 import os
-import struct
 import unicodedata
-import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -34,7 +32,7 @@ from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.source import Remark, list_data
 from stages.dataset.truth import IGNORED, read_truth
 from stages.settings.errors import UserError
-from tests.datasets import noise, prepare_settings, write_image, write_params
+from tests.datasets import noise, png16, prepare_settings, write_image, write_params
 
 SIDE = 16
 FITTING: dict[str, Any] = {
@@ -297,20 +295,6 @@ def _tiff16(values: np.ndarray, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _png16(values: np.ndarray) -> bytes:
-    """A PNG with 16 bits per channel, as cameras write it; Pillow reads these and does not write them."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
-
-    height, width, _ = values.shape
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize(("largest", "bits"), [(255, 8), (1023, 10), (4095, 12), (16383, 14), (65535, 16)])
 def test_sixteen_bits_are_scaled_by_what_the_set_uses(
     root: Path, run: Callable[..., Prepared], largest: int, bits: int
@@ -332,7 +316,7 @@ def test_sixteen_bits_are_scaled_by_what_the_set_uses(
 def test_colors_of_twelve_bits_in_sixteen(root: Path, run: Callable[..., Prepared]) -> None:
     values = np.random.default_rng(0).integers(0, 4096, (SIDE, SIDE, 3))
     values[0, 0] = 4095
-    _write(root / "images/train/deep.png", _png16(values))
+    _write(root / "images/train/deep.png", png16(values))
     found = run()
     image = found.images("train")[found.ids("train").index("deep")]
     np.testing.assert_array_equal(image, values >> 4)

@@ -23,7 +23,7 @@ from stages.reporting.names import Names, lineage
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.tools import segment
 from stages.tools.segmenting import run_manifest, trained_model
-from tests.datasets import REPOSITORY, write_image
+from tests.datasets import REPOSITORY, png16, write_image
 
 FLAGS = ["--out", "found", "--device", "cpu", "--model", "."]
 SEGMENT = ["photos", *FLAGS]
@@ -602,6 +602,40 @@ def test_sixteen_bits_are_scaled_as_in_training(
     assert ("images use 14 bits of 16, and those of training 12" in shown.err) == (
         trained == 12 and bits == 14
     )
+
+
+def test_other_bits_of_deep_images_leave_all_others_as_they_are(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run() == 0
+    for name, largest, done in (("deep", 4000, 3), ("deeper", 16_000, 3), ("like it", 15_000, 5)):
+        values = np.linspace(0, largest, 64 * 3).astype(np.uint16).reshape(8, 24)
+        Image.fromarray(values).save(f"photos/{name}.png")
+        before = _modified()
+        capsys.readouterr()
+        assert _run() == 0
+        assert f"segment: {done} images are done already" in capsys.readouterr().out
+        same = {path for path, time in _modified().items() if before.get(path) == time}
+        assert len(same) == done
+
+
+def test_colors_of_sixteen_bits_are_done_again_with_other_bits(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pillow opens them as it does those of eight."""
+    Path("photos/colors.png").write_bytes(png16(np.full((8, 8, 3), 4000)))
+    assert _run() == 0
+    assert json.loads(Path("found/segment.json").read_text())["images"]["colors.png"]["bits"] == 12
+    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save("photos/deeper.png")
+    capsys.readouterr()
+    assert _run() == 0
+    assert "segment: 3 images are done already" in capsys.readouterr().out
+
+
+def _modified() -> dict[Path, int]:
+    """Time of each label map."""
+    maps = (path for path in Path("found").rglob("*.png") if "_" not in path.name)
+    return {path: path.stat().st_mtime_ns for path in maps}
 
 
 def test_memory_of_a_gpu_that_runs_out_is_named(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:

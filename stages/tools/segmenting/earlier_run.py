@@ -35,7 +35,7 @@ def begin(
         made_by: model and options, in words.
         colours: CSS color of each cluster id.
         extra: files for all images together, which are always written anew.
-        bits: bits of 16-bit channels that the images use; 0 without such images.
+        bits: bits of 16-bit channels that are in use.
         scores: whether maps of confidence are written.
         overwrite: replace own files of another model or other options, and do everything again.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,6 +26,7 @@ from stages.dataset.left_out import (
 )
 from stages.dataset.listing import SUFFIXES, list_images, reason_by_suffix
 from stages.dataset.own_outputs import OwnOutputs
+from stages.dataset.sixteen_bits import BITS, is_deep
 from stages.dataset.source import RawFile, Remark, read_raw
 from stages.dataset.summary import BITS_IN_USE
 from stages.dataset.survey import bits_in_use, describe_bits
@@ -48,6 +50,24 @@ class Photographs:
 
     root: Path
     names: list[str]
+
+
+class Photograph(NamedTuple):
+    """One of them, decoded.
+
+    Attributes:
+        file: the file as it was when read.
+        pixels: RGB uint8 [H, W, 3], as displayed.
+        remarks: what the user should know of it.
+        is_turned: whether its EXIF orientation turned it.
+        is_deep: whether it has 16 bits per channel.
+    """
+
+    file: RawFile
+    pixels: np.ndarray
+    remarks: Remark
+    is_turned: bool
+    is_deep: bool
 
 
 def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scores: bool) -> Photographs:
@@ -89,10 +109,8 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scor
     return Photographs(root, names)
 
 
-def choose_bits(
-    photographs: Photographs, model: Path, log: Callable[[str], None], *, is_quiet: bool
-) -> int | None:
-    """Bits of 16-bit channels that become 8, as in training; None without such images.
+def choose_bits(photographs: Photographs, model: Path, log: Callable[[str], None], *, is_quiet: bool) -> int:
+    """Bits of 16-bit channels that become 8, as in training; without such images all.
 
     Args:
         photographs: images to segment.
@@ -102,7 +120,7 @@ def choose_bits(
     """
     found = bits_in_use(photographs.root, photographs.names, is_quiet=is_quiet)
     if found is None:
-        return None
+        return max(BITS)
     path = model.absolute().parent / SUMMARY
     trained = read_metrics(path).get("prepare", {}).get(BITS_IN_USE, 0) if path.is_file() else 0
     if found > trained > 0:
@@ -116,12 +134,8 @@ def choose_bits(
     return bits
 
 
-def open_photograph(root: Path, name: str, bits: int) -> tuple[RawFile, np.ndarray, Remark, bool]:
-    """Decode an image.
-
-    Returns:
-        The file as it was when read, RGB uint8 [H, W, 3] as displayed, remarks, and whether its EXIF
-        orientation turned it.
+def open_photograph(root: Path, name: str, bits: int) -> Photograph:
+    """Decode an image, with the bits of `choose_bits`.
 
     Raises:
         UserError: it cannot be read or decoded.
@@ -131,13 +145,14 @@ def open_photograph(root: Path, name: str, bits: int) -> tuple[RawFile, np.ndarr
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})") from error
     picture, remarks = decode_image(content, bits=bits)
-    return file, np.array(picture), remarks, _is_turned(content)
+    with Image.open(BytesIO(content)) as image:
+        has_deep = is_deep(image)  # first, because to read the EXIF block of a PNG decodes it
+        return Photograph(file, np.array(picture), remarks, _is_turned(image), has_deep)
 
 
-def _is_turned(content: bytes) -> bool:
+def _is_turned(image: Image.Image) -> bool:
     try:
-        with Image.open(BytesIO(content)) as image:
-            return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+        return image.getexif().get(ORIENTATION, 1) in range(2, 9)
     except Exception:  # a damaged EXIF block, which the decoder ignores as well
         return False
 
