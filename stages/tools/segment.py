@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     formats = list(dict.fromkeys(name for names in args.format for name in names))
     if "coco" in formats:
         coco.require_pycocotools()
-    photographs = find_photographs(args.photos, args.out, left_out, scores=args.scores)
+    photographs = find_photographs(args.photos, args.out, left_out, scores=args.scores, overlay=args.overlay)
     params = (args.params or args.model.absolute().parent / PARAMS) if args.refine else None
     with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stdout):  # the device
         model = load(args.model, device=args.device, names=args.names, refine=params)
@@ -100,6 +100,7 @@ def _run(
         extra,
         bits=bits,
         scores=args.scores,
+        overlay=args.overlay,
         overwrite=args.overwrite,
     )
     if before := len(photographs.names) - len(todo):
@@ -151,7 +152,7 @@ def _segment_all(
     for batch in _batches(opened(), model):
         for one, found in zip(batch, model.segment([one.pixels for one in batch]), strict=True):
             file = one.file
-            outputs = output_names(file.name, scores=args.scores)
+            outputs = output_names(file.name, scores=args.scores, overlay=args.overlay)
             height, width = found.ids.shape
             confidence = round(float(found.confidence.mean(dtype=np.float64)), 6)
             with staging(args.out) as folder:
@@ -223,13 +224,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--names", type=Path, help="names.yaml; default: the legend of the report, or else numbers")
     add("--format", type=_formats, action="append", default=[], help=f"of {', '.join(FORMATS)}; masks always")
     add("--scores", action="store_true", help="write <name>_confidence.png: gray, 255 is a confidence of 1")
+    add("--no-overlay", dest="overlay", action="store_false", help="write no <name>_overlay.jpg")
     add("--refine", action="store_true", help="align borders with image edges by the dense CRF; slower")
     add("--params", type=Path, help="settings of --refine; default: params.yaml beside the folder of --model")
     add("--overwrite", action="store_true", help="do all again, over files of segment; never those of others")
     add("--skip-broken", action="store_true", help="exit code 0 even if images had to be left out")
     add("--quiet", action="store_true", help="say only what went wrong")
     add("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:<index>")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.params and not args.refine:
+        parser.error("--params has the settings of --refine; pass --refine as well")
+    return args
 
 
 if __name__ == "__main__":

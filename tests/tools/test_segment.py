@@ -187,6 +187,39 @@ def test_maps_of_confidence_of_an_earlier_result_are_deleted(ready: Any) -> None
     assert "wide_confidence" not in Path("found/segment.json").read_text()
 
 
+def test_overlays_are_left_out_when_asked_and_made_by_a_later_run(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("--no-overlay", "--scores") == 0
+    names = ("square", "tiny", "trip/wide")
+    assert sorted(_images("found")) == sorted(
+        f"{name}{end}.png" for name in names for end in ("", "_confidence")
+    )
+    capsys.readouterr()
+    assert _run("--no-overlay") == 0
+    assert "segment: 3 images are done already" in capsys.readouterr().out
+    assert _run() == 0
+    assert {f"{name}_overlay.jpg" for name in names} < set(_images("found"))
+    write_image(Path("photos/square.png"), np.ones((9, 9, 3), dtype=np.uint8))
+    assert _run("--no-overlay") == 0
+    left = {name for name in _images("found") if name.endswith("_overlay.jpg")}
+    assert left == {"tiny_overlay.jpg", "trip/wide_overlay.jpg"}, "that of the square was of the old image"
+    assert _run("--no-overlay", "--overwrite") == 0
+    assert sorted(_images("found")) == sorted(f"{name}.png" for name in names)
+
+
+def _images(folder: str) -> list[str]:
+    paths = (path for path in Path(folder).rglob("*") if path.suffix in (".png", ".jpg"))
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def test_without_overlays_names_may_be_longer(ready: Any) -> None:
+    os.link("photos/square.png", f"photos/{'a' * 251}.png")
+    assert _run() == 1
+    assert _run("--no-overlay") == 0
+    assert Path(f"found/{'a' * 251}.png").exists()
+
+
 def test_another_model_or_other_options_replace_files_only_when_asked(ready: Any) -> None:
     assert _run() == 0
     Path("names.yaml").write_text(NAMES)
@@ -380,6 +413,10 @@ def test_flags_are_named_in_messages(ready: Any, capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit):
             segment.main([*SEGMENT, *flags])
     assert "'yolo' is none of masks, coco, labelstudio, cvat" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        segment.main([*SEGMENT, "--params", "params.yaml"])
+    assert "--params has the settings of --refine; pass --refine as well" in capsys.readouterr().err
+    assert not Path("found").exists()
 
 
 def test_a_tall_narrow_image(ready: Any) -> None:

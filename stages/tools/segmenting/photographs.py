@@ -70,7 +70,9 @@ class Photograph(NamedTuple):
     is_deep: bool
 
 
-def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scores: bool) -> Photographs:
+def find_photographs(
+    given: Sequence[str], out: Path, left_out: LeftOut, *, scores: bool, overlay: bool = True
+) -> Photographs:
     """List the images.
 
     Args:
@@ -78,6 +80,7 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scor
         out: output folder.
         left_out: takes everything that is not segmented, with its reason.
         scores: whether maps of confidence are written.
+        overlay: whether overlays are written.
 
     Raises:
         UserError: something given is not there, there are no images, or `out` is not apart from a folder.
@@ -102,7 +105,7 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scor
     masks = label_maps_among(sorted(listed))
     for name in sorted(masks - found):  # what is given by its own name is meant
         left_out.add(MASK, name)
-    names = _one_for_each_output(sorted(found | listed - masks), left_out, scores=scores)
+    names = _one_for_each_output(sorted(found | listed - masks), left_out, scores=scores, overlay=overlay)
     if not names:
         suffixes = ", ".join(SUFFIXES)
         raise UserError(f"{' '.join(given)}: has no images ({suffixes}){left_out.sentence()}; {HELP}")
@@ -191,13 +194,15 @@ def _files(files: Iterable[Path], root: Path, left_out: LeftOut, outputs: OwnOut
     return names
 
 
-def _one_for_each_output(names: Iterable[str], left_out: LeftOut, *, scores: bool) -> list[str]:
+def _one_for_each_output(
+    names: Iterable[str], left_out: LeftOut, *, scores: bool, overlay: bool
+) -> list[str]:
     """The names without those that cannot be written, or would write a file of an earlier one."""
     kept = []
     stems: set[str] = set()
     taken: set[str] = set()
     for name in names:
-        outputs = output_names(name, scores=scores)
+        outputs = output_names(name, scores=scores, overlay=overlay)
         if is_odd(name):
             left_out.add(ODD_NAME, name)
         elif any(len(os.path.basename(one).encode()) > LONGEST_NAME for one in outputs):
