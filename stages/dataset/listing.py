@@ -110,7 +110,7 @@ class _Walk:
 
     def _takes_folder(self, parent: str, name: str) -> bool:
         path = os.path.join(parent, name)
-        if name.startswith(".") or name in SYSTEM_FOLDERS:
+        if is_hidden(name):
             self._leave_out(HIDDEN, path, "/")
         elif os.path.islink(path):
             self._links.append(path)
@@ -149,6 +149,11 @@ class _Walk:
         self._left_out.add(reason, os.path.relpath(path, self._base) + end)
 
 
+def is_hidden(folder: str) -> bool:
+    """Whether a folder, by its name, is hidden or of the system."""
+    return folder.startswith(".") or folder in SYSTEM_FOLDERS
+
+
 def _is_above(path: str) -> bool:
     """Whether a link leads to a folder that it lies in."""
     real, place = os.path.realpath(path), os.path.realpath(os.path.dirname(path))
@@ -173,21 +178,31 @@ def list_images(
     """
     images, outputs = [], outputs or OwnOutputs()
     for parent, names in walk(folder, left_out, folder, apart):
-        own = outputs.inside(parent)
-        parts = [os.path.splitext(name) for name in names]
-        pictures = {stem.lower() for stem, suffix in parts if suffix.lower() in SUFFIXES}
         below = parent.relative_to(folder).as_posix()
-        for name, (stem, suffix) in zip(names, parts, strict=True):
+        for name, reason in judge(parent, names, outputs):
             whole = name if below == "." else f"{below}/{name}"
             if whole in reserved:
                 continue
-            if name in own or name in (MANIFEST, JOURNAL):
-                left_out.add(OWN_OUTPUT, whole)
-            elif reason := _reason(stem, suffix.lower(), pictures):
-                left_out.add(reason, whole)
-            else:
+            if reason is None:
                 images.append(whole)
+            else:
+                left_out.add(reason, whole)
     return images
+
+
+def judge(folder: Path, names: Sequence[str], outputs: OwnOutputs) -> Iterator[tuple[str, str | None]]:
+    """Yield files of a folder, each with the reason why it is not used as an image, or None.
+
+    Args:
+        folder: where they are.
+        names: all files of the folder, because a label map is known by the image beside it.
+        outputs: of `segment`.
+    """
+    own = {*outputs.inside(folder), MANIFEST, JOURNAL}
+    parts = [os.path.splitext(name) for name in names]
+    pictures = {stem.lower() for stem, suffix in parts if suffix.lower() in SUFFIXES}
+    for name, (stem, suffix) in zip(names, parts, strict=True):
+        yield name, OWN_OUTPUT if name in own else _reason(stem, suffix.lower(), pictures)
 
 
 def _reason(stem: str, suffix: str, pictures: set[str]) -> str | None:

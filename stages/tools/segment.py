@@ -36,17 +36,11 @@ from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.tools.segmenting import coco
+from stages.tools.segmenting.decoding import Photograph, choose_bits, open_photograph
 from stages.tools.segmenting.earlier_run import begin
 from stages.tools.segmenting.label_files import output_names, write_outputs
 from stages.tools.segmenting.output_folder import alone_in, staging
-from stages.tools.segmenting.photographs import (
-    HELP,
-    Photograph,
-    Photographs,
-    choose_bits,
-    find_photographs,
-    open_photograph,
-)
+from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs
 from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE, Done, RunManifest, shares
 from stages.tools.segmenting.summaries import CHANGED, FORMATS, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
