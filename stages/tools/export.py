@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"--out {args.out}: not written, because the scores of the exported model differ by "
                 f"{difference:.2g} from those of the original; at most {TOLERANCE:g} is allowed"
             )
-    write_text(card_path, model_card(model, project, args.out.name, args.format, f"C{checked}."))
+        card = model_card(model, args.model, args.out.name, args.format, f"C{checked}.")
+    write_text(card_path, card)
     print(f"export: wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB) and {card_path}")
 
 
