@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 from unicodedata import category
 
-import numpy as np
-from jaxtyping import UInt8
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -92,14 +90,6 @@ class Names:
 
     of: Mapping[int, str] = field(default_factory=dict)
     colours: Mapping[str, Colour] = field(default_factory=dict)
-
-    def merged(self, num_clusters: int) -> UInt8[np.ndarray, " K"]:
-        """The cluster that stands for each cluster: the lowest one of the same name, or itself."""
-        first: dict[str, int] = {}
-        stands = [
-            first.setdefault(self.of[one], one) if one in self.of else one for one in range(num_clusters)
-        ]
-        return np.array(stands, np.uint8)
 
 
 class Lineage(tuple[str, ...]):

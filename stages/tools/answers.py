@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from stages.core.repository import start_path
+from stages.dataset.left_out import MOST_EXAMPLES
 from stages.dataset.source import DataSet
 from stages.settings.schema import Params
 
@@ -26,6 +27,8 @@ def found(data: DataSet) -> Iterator[str]:
         yield f"  {note}"
     for reason, names in sorted(data.left_out.items()):
         yield f"  left out {names.count:,}: {reason} ({names})"
+    if any(names.count > MOST_EXAMPLES for names in data.left_out.values()):
+        yield "  data/left_out.csv will name all of them, once dvc repro has read the images"
 
 
 def split(params: Params) -> Iterator[str]:
@@ -63,8 +66,8 @@ def better(params: Params, data: DataSet) -> Iterator[str]:
 def start(params: Params) -> Iterator[str]:
     """That there is no checkpoint to start from; otherwise it is `pretrain` that says so, after `prepare`."""
     init = params.pretrain.init
-    for path in start_path(init):
-        if not path.is_file():
-            address = PUBLISHED.get(path.name)
-            how = f"curl -Lo {init} {address}" if address else "put the file there, or set pretrain.init"
-            yield f"  pretrain.init: {init} does not exist; before `dvc repro`, which needs it: {how}"
+    path = start_path(init)
+    if path is not None and not path.is_file():
+        address = PUBLISHED.get(path.name)
+        how = f"curl -Lo {init} {address}" if address else "put the file there, or set pretrain.init"
+        yield f"  pretrain.init: {init} does not exist; before `dvc repro`, which needs it: {how}"

@@ -146,6 +146,7 @@ def test_what_was_read_is_shown(folder: Path) -> None:
     assert "&lt;b&gt;&amp; 25.0, grass 75.0." in page
     assert "12.5 percent of all pixels are ignored." in page
     assert "Left out: 7, no &lt;label&gt; map (a&lt;b&gt;.png)." in page
+    assert "All of them are in <code>data/left_out.csv</code>." in page
     assert "Check the data: 255 is &lt;no&gt; class." in page
     assert "a &lt;note&gt;." in page
 

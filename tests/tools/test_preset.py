@@ -17,7 +17,7 @@ from stages.dataset.source import list_data
 from stages.dataset.taxonomy import read_taxonomy
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, read
-from stages.tools import pin, preset
+from stages.tools import answers, pin, preset
 from stages.tools.answers import PUBLISHED
 from stages.tools.composing import as_text, compose, lay_base, plain
 from stages.tools.estimate import duration
@@ -31,6 +31,7 @@ from tests.datasets import (
     make_coco,
     make_folder,
     noise,
+    prepare_settings,
     write_image,
 )
 
@@ -372,6 +373,19 @@ train:
   image_loss: {view_px: 32}
   clustering: {sample_pixels: 500, iterations: 2}
 """
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_where_all_that_is_left_out_will_be_named_is_said_if_an_answer_has_no_room(
+    tmp_path: Path, count: int
+) -> None:
+    write_image(tmp_path / "a.png", noise(0, 8, 8))
+    write_image(tmp_path / "b.png", noise(1, 8, 8))
+    for number in range(count):
+        (tmp_path / f"{number}.mov").write_bytes(b"x")
+    data = list_data(prepare_settings(reader="folder", path=str(tmp_path), split__by="fraction"))
+    said = "\n".join(answers.found(data))
+    assert ("data/left_out.csv will name all of them" in said) == (count > 3)
 
 
 def test_a_flat_folder_is_enough_and_the_answer_says_what_to_expect(

@@ -33,7 +33,7 @@ class Done:
     Attributes:
         size_bytes: of the photograph.
         modified_ns: likewise.
-        bits: bits of 16-bit channels that were in use; 0 without such images.
+        bits: bits of 16-bit channels that were in use; 0 if it has none.
         width: px, as displayed.
         height: likewise.
         confidence: mean over the pixels, 0 to 1.
@@ -87,7 +87,7 @@ class RunManifest:
         """Whether an image needs nothing: it is the same as it was, and all of its outputs are there."""
         done = self.images.get(name)
         is_whole = all(one in self.files and (self.out / one).is_file() for one in outputs)
-        return done is not None and is_whole and done.bits == bits and done.is_of(photograph)
+        return done is not None and is_whole and done.bits in (0, bits) and done.is_of(photograph)
 
     def is_own(self, name: str) -> bool:
         """Whether a file is there as segment has written it; a copy of it counts, and is read once."""

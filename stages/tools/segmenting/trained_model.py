@@ -168,17 +168,24 @@ def load(
     folder: Path | str = "models",
     *,
     device: str = "auto",
-    names: Path | None = None,
-    refine: Path | None = None,
+    names: Path | str | None = None,
+    refine: Path | str | None = None,
 ) -> TrainedModel:
-    """Load the trained model: `load("models")(picture).ids`; arguments as of `TrainedModel`.
+    """Load the trained model: `load("models")(picture).ids`.
+
+    Arguments are those of `TrainedModel`; paths may be text.
 
     Raises:
         UserError: there is no such folder, or as of `TrainedModel`.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; pass that of a trained model (`dvc repro` makes models)")
-    return TrainedModel(Path(folder), device=device, names=names, refine=refine)
+    return TrainedModel(
+        Path(folder),
+        device=device,
+        names=None if names is None else Path(names),
+        refine=None if refine is None else Path(refine),
+    )
 
 
 def _read_refine(path: Path) -> Refine:
