@@ -1,7 +1,6 @@
 """Stage `cluster`: the final k-means of pixel features over the training images (5.1, Evaluation)."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,16 +18,16 @@ from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
 from stages.clustering.usage import effective_clusters
 from stages.core import distributed
 from stages.core.artefacts import write_metrics
-from stages.core.device import choose_device, place, set_numerics, torch_generator
+from stages.core.device import place, torch_generator
+from stages.core.hashes import file_sha256
 from stages.core.images import open_images
 from stages.core.memory import enough_memory
 from stages.core.seeds import faiss_seed
-from stages.core.tensors import file_sha256
 from stages.imaging.batches import ImageSource
 from stages.runtime.environment import describe_environment
-from stages.runtime.launch import launch
 from stages.runtime.progress import say
 from stages.runtime.script import run
+from stages.runtime.start import start_stage
 from stages.runtime.state import common_fingerprint
 from stages.runtime.watch import Watch
 from stages.segmenter.network import Segmenter
@@ -68,13 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     segmenter, _ = load_segmenter(args.segmenter)
     _check_metric(segmenter, settings)
     neutral = load(args.params, "device", "runtime")
-    arguments = sys.argv[1:] if argv is None else argv
-    if launch("stages.cluster", arguments, neutral.runtime, neutral.device):
+    device = start_stage("cluster", argv, neutral, params)
+    if device is None:
         return
-    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     if distributed.world_size() > 1:
         common_fingerprint(watch)
-    set_numerics(params.precision, device, deterministic=params.deterministic)
     split_batch_norms(segmenter, 1)
     images = ImageSource(open_images(args.images), device)
     place(segmenter, device)

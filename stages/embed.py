@@ -1,7 +1,6 @@
 """Stage `embed`: compute a global feature of each of the six pyramid views of every image (4.2.1)."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,16 +12,16 @@ from torch import Tensor
 from stages.backbone.checkpoint import load_backbone
 from stages.backbone.trunk import Trunk
 from stages.core import distributed
-from stages.core.device import autocast, choose_device, place, set_numerics
+from stages.core.device import autocast, place
 from stages.core.images import open_images
 from stages.core.memory import enough_memory
 from stages.imaging.batches import ImageSource, in_order, normalise
 from stages.imaging.resample import Boxes, resample
 from stages.pseudo_labels.pyramid import VIEWS, view_boxes
-from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
 from stages.runtime.rows import RowWriter
 from stages.runtime.script import run
+from stages.runtime.start import start_stage
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.settings.params import load
@@ -49,11 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
     backbone = load_backbone(args.backbone, params.backbone)
     neutral = load(args.params, "device", "runtime")
-    arguments = sys.argv[1:] if argv is None else argv
-    if launch("stages.embed", arguments, neutral.runtime, neutral.device):
+    device = start_stage("embed", argv, neutral, params)
+    if device is None:
         return
-    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
-    set_numerics(params.precision, device, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     rows = RowWriter(state, np.float32, (len(images), len(VIEWS), backbone.channels[-1]))

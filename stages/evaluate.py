@@ -16,7 +16,7 @@ import numpy as np
 from stages.core.artefacts import read_array, write_metrics
 from stages.dataset.truth import Truth, read_truth
 from stages.postprocessing.score_maps import chunks, cluster_maps, open_scores
-from stages.runtime.progress import say, track
+from stages.runtime.progress import say, tell, track
 from stages.runtime.script import run
 from stages.runtime.watch import Watch
 from stages.scoring.colour_baseline import tally_colour_position
@@ -40,14 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         _rescore(args)
         return
     params = load(args.params, *KEYS)
-    inputs = (args.predictions, args.truth, args.refined, args.images)
-    watch = Watch("evaluate", args.params, KEYS, [path for path in inputs if path])
+    watch = Watch("evaluate", args.params, KEYS, [args.predictions, args.truth, args.refined, args.images])
     truth = read_truth(args.truth)
     scores = open_scores(args.predictions, len(truth.maps))
     refined = _open_refined(args.refined, truth) if args.refined else None
-    raw = counted = _tally(_raw(scores, truth), truth, scores.shape[1])
-    if refined is not None:
-        counted = _tally(_labels(refined, scores), truth, scores.shape[1])
+    maps = _raw(scores, truth) if refined is None else _labels(refined, scores)
+    raw = counted = _tally(maps, truth, scores.shape[1])
+    if refined is not None and truth.has_labels:  # matched as the prediction is
+        raw = _tally(_raw(scores, truth), truth, scores.shape[1])
     metrics = {args.name: headline(counted, match_by_overlap(raw.confusion))}
     if args.images:
         baseline = tally_colour_position(
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(name, **figures)
     _write(args, Counted(counted.confusion, raw.confusion, truth.class_names, truth.class_kinds))
     if not truth.has_labels:
-        print("evaluate: the data set has no label maps; only label-free metrics are reported", flush=True)
+        tell("evaluate: the data set has no label maps; only label-free metrics are reported")
 
 
 def _rescore(args: argparse.Namespace) -> None:

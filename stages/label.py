@@ -13,11 +13,13 @@ from stages.clustering.kmeans import KMeans
 from stages.clustering.usage import effective_clusters
 from stages.core.artefacts import read_array, write_metrics
 from stages.core.device import choose_device, torch_generator
+from stages.core.memory import memory_for
 from stages.core.seeds import faiss_seed
 from stages.core.tensors import write_tensors
 from stages.pseudo_labels.centres import Space, choose_centres, read_heads
 from stages.runtime.progress import say, warn
 from stages.runtime.script import run
+from stages.runtime.start import tell_device
 from stages.runtime.watch import Watch
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, load
@@ -26,6 +28,7 @@ from stages.settings.schema import Label, WeakLabels
 KEYS = ("seed", "global_k", "label")
 
 
+@memory_for("end other programs that use the GPU, lower label.sample_views, or set device: cpu", "label: ")
 def main(argv: Sequence[str] | None = None) -> None:
     """Cluster the embeddings twice, measure the agreement of the two runs, and write the first one."""
     parser = argparse.ArgumentParser(prog="python -m stages.label", description=__doc__)
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kind = choose_centres(params.label.centres, heads)
     say("label", centres=kind, asked_for=params.label.centres)
     views = embeddings.reshape(num_images * num_views, -1)
-    device = choose_device(load(args.params, "device").device)
+    tell_device(device := choose_device(load(args.params, "device").device))
     space = Space(kind, heads, device)
     fitted = space.points(views[_sample(num_images, num_views, params.label, params.seed)])
     kmeans = KMeans.of(params.label, params.global_k)

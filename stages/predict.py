@@ -1,7 +1,6 @@
 """Stage `predict`: score every pixel of the validation images for every cluster (4.1)."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,15 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.device import choose_device, place, set_numerics
+from stages.core.device import place
+from stages.core.hashes import file_sha256
 from stages.core.images import open_images
 from stages.core.memory import enough_memory
-from stages.core.tensors import file_sha256
 from stages.imaging.batches import ImageSource, in_order
-from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
 from stages.runtime.rows import RowWriter
 from stages.runtime.script import run
+from stages.runtime.start import start_stage
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.segmenter.network import Segmenter, pixel_features
@@ -54,11 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     segmenter, _ = load_segmenter(args.segmenter)
     centroids = load_final_clusters(args.centroids, segmenter, file_sha256(args.segmenter))
     neutral = load(args.params, "device", "runtime")
-    arguments = sys.argv[1:] if argv is None else argv
-    if launch("stages.predict", arguments, neutral.runtime, neutral.device):
+    device = start_stage("predict", argv, neutral, params)
+    if device is None:
         return
-    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
-    set_numerics(params.precision, device, deterministic=params.deterministic)
     images = ImageSource(open_images(args.images), device)
     side = params.size_px // segmenter.feature_stride
     state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import pandas as pd
 
 from stages.core.artefacts import atomic_folder, create_array, write_csv, write_metrics
 from stages.core.images import COLUMNS, IMAGES, INDEX
-from stages.dataset.left_out import BAD
+from stages.dataset.faults import check_faults
+from stages.dataset.left_out import LISTING
 from stages.dataset.pack import RECORD, Job, Packed, Work, pack, record
 from stages.dataset.raw_files import check_manifest, pinned_files, raw_files
 from stages.dataset.source import (
     DataSet,
     RawFile,
-    Remark,
     find_reader,
     hash_files,
     is_unchanged,
@@ -28,13 +28,13 @@ from stages.dataset.source import (
 from stages.dataset.summary import summarise
 from stages.dataset.survey import decoding, survey
 from stages.dataset.truth import write_classes
-from stages.runtime.progress import say, track, warn
+from stages.runtime.progress import say, tell, track, warn
 from stages.runtime.rows import link
 from stages.runtime.script import run
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
-from stages.settings.errors import UserError, raise_faults
-from stages.settings.params import check_data_size, load
+from stages.settings.errors import UserError
+from stages.settings.params import check_data_size, check_heads, load
 
 KEYS = ("size_px", "prepare")
 PINS = ["prepare.manifest_sha256", "prepare.most_damaged"]  # checks, which change no packed image
@@ -53,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if pinned_files(pinned):  # else it takes reading every file, which packing does
         check_manifest(pinned, raw_files(data))
     check_data_size(args.params, len(data.train))
+    check_heads(args.params)
     for note in data.notes:
-        print(f"prepare: {note}", flush=True)
+        tell(f"prepare: {note}")
     # What decides the packed images besides the files themselves, which are looked at one by one.
     names = hashlib.sha256(repr((data.train, data.val, decoding(data))).encode()).hexdigest()
     interval = params.runtime.checkpoint_seconds
@@ -63,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     train, val = _pack(state, data, params)
     packed = (*train, *val)
     files = (*(file for one in packed for file in one.files), *data.other_files)
-    _check_faults(data, train, val, _changes(data, files), params.prepare.most_damaged)
+    most, listing = params.prepare.most_damaged, state.folder / LISTING
+    check_faults(data, train, val, _changes(data, files), most, listing)
     manifest = hash_files(files)
     check_manifest(pinned, files)
-    summary = summarise(data, train, val, state.folder / MAPS, manifest)
+    summary = summarise(data, train, val, state.folder / MAPS, manifest, params.prepare.protocol)
     state.check()
     for folder, rows, name in ((args.train_images, train, TRAIN), (args.val_images, val, VAL)):
         with atomic_folder(folder) as written:
@@ -75,9 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with atomic_folder(args.truth) as written:
         _deliver(state.folder / MAPS, written / "val.npy", val)
         write_classes(written, data.class_names, data.class_kinds)
+    write_csv(args.left_out, data.left_out.table())
     write_metrics(args.metrics, {"prepare": summary})
     state.finish()
-    _report(summary, params)
+    _report(summary, data, params, args.left_out)
 
 
 def _check_disk_space(folder: Path, half_done: Path, data: DataSet, params: Any) -> None:
@@ -118,9 +121,7 @@ def _pack(state: StageState, data: DataSet, params: Any) -> tuple[list[Packed], 
         jobs.append(Job(work, items, state.array(f"record_{images}", RECORD, (len(items),), is_new=is_new)))
     records = np.concatenate([job.finished for job in jobs])
     if known := int((records["width"] > 0).sum()):
-        print(
-            f"prepare: {known:,} of {len(records):,} images are already packed by an earlier run", flush=True
-        )
+        tell(f"prepare: {known:,} of {len(records):,} images are already packed by an earlier run")
     results: list[Packed] = []
 
     def save() -> None:
@@ -152,34 +153,6 @@ def _changes(data: DataSet, files: Sequence[RawFile]) -> Iterator[str]:
             yield f"{file.name}: changed after it was read; run `dvc repro` again"
 
 
-def _check_faults(
-    data: DataSet, train: Sequence[Packed], val: Sequence[Packed], changes: Iterable[str], most: float
-) -> None:
-    """Leave damaged images out, or stop if they are too many or anything else is wrong.
-
-    Raises:
-        UserError: the data set cannot be used as it is.
-    """
-    packed = (*train, *val)
-    damaged = [one for one in packed if one.is_damaged]
-    wrong = [fault for one in packed if one.faults and not one.is_damaged for fault in one.faults]
-    faults = [*wrong, *changes]
-    if len(damaged) > most * len(packed):
-        faults = [fault for one in packed for fault in one.faults] + faults[len(wrong) :]
-        faults.append(
-            f"{data.root}: {len(damaged):,} of {len(packed):,} images are damaged, more than "
-            f"prepare.most_damaged: {most}; repair or remove them, or raise it"
-        )
-    raise_faults(faults)
-    for one in damaged:
-        data.left_out.add(BAD, f"{one.faults[0]}")
-    for split, rows in (("training", train), ("validation", val)):
-        if all(one.is_damaged for one in rows):
-            raise UserError(f"{data.root}: all {split} images are damaged; repair or replace them")
-    if all(one.is_damaged or Remark.CONSTANT in one.remarks for one in train):
-        raise UserError(f"{data.root}: every training image has a single color; there is nothing to learn")
-
-
 def _deliver(array: Path, target: Path, rows: Sequence[Packed]) -> None:
     """Hand over an array; without the rows of damaged images, if there are any."""
     kept = np.array([not row.faults for row in rows])
@@ -205,20 +178,24 @@ def _index(rows: Sequence[Packed]) -> pd.DataFrame:
     )
 
 
-def _report(summary: dict[str, Any], params: Any) -> None:
+def _report(summary: dict[str, Any], data: DataSet, params: Any, listing: Path) -> None:
     say("prepare", train_images=summary["train_images"], side_px=params.prepare.train_px)
     say("prepare", val_images=summary["val_images"], side_px=params.size_px)
     say("prepare", manifest_sha256=summary["manifest_sha256"])
+    for note in summary["notes"][len(data.notes) :]:  # the others were said before the images were read
+        tell(f"prepare: {note}")
     for reason, names in summary["left_out"].items():
         more = ", ..." if names["files"] > len(names["examples"]) else ""
-        print(f"prepare: left out {names['files']:,}: {reason} ({', '.join(names['examples'])}{more})")
+        tell(f"prepare: left out {names['files']:,}: {reason} ({', '.join(names['examples'])}{more})")
+    if summary["left_out"]:
+        tell(f"prepare: {listing} names all of them")
     for warning in summary["warnings"]:
         warn("prepare", warning)
     if not summary["classes"]:
-        print("prepare: no label maps (labels/val); only label-free metrics will be computed")
+        tell("prepare: no label maps (labels/val); only label-free metrics will be computed")
         return
     shares = (f"{name} {share:.1%}" for name, share in summary["class_shares"].items())
-    print(
+    tell(
         f"prepare: labeled pixels: {', '.join(shares)}; ignored: {summary['ignored_share']:.1%} of all pixels"
     )
 
@@ -230,6 +207,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--val-images", type=Path, required=True, help=f"output folder: {images}")
     parser.add_argument(
         "--truth", type=Path, required=True, help="output folder: label maps uint8 [M, S, S] and class names"
+    )
+    parser.add_argument(
+        "--left-out", type=Path, required=True, help="output: every file that is not used, and why (.csv)"
     )
     parser.add_argument(
         "--metrics", type=Path, required=True, help="output: counts and pixel fractions in [0, 1] (.json)"

@@ -1,7 +1,6 @@
 """Stage `pretrain`: train a self-supervised backbone, or load one from a checkpoint (4.1, 5.1)."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published, read_start, start_trunk
 from stages.core import distributed
 from stages.core.artefacts import write_csv, write_metrics
-from stages.core.device import choose_device, set_numerics, torch_generator
+from stages.core.device import torch_generator
 from stages.core.graph import Wish
 from stages.core.history import History
 from stages.core.images import open_images
@@ -25,12 +24,12 @@ from stages.imaging.batches import ImageSource, shuffled
 from stages.pretraining.figures import NAN_CURES
 from stages.pretraining.pretrainer import EPOCH_FIGURES, FIGURES, Pretrainer
 from stages.runtime.environment import describe_environment
-from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
+from stages.runtime.start import start_stage
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
-from stages.settings.params import check_data_size, load
+from stages.settings.params import check_data_size, check_heads, load
 
 KEYS = ("seed", "precision", "deterministic", "compile", "backbone", "pretrain")
 Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbone, heads, history, summary
@@ -41,16 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pretrain on the packed images and write the backbone, the training history and the metrics."""
     args = _parse(argv)
     params = load(args.params, *KEYS)
-    watch = Watch("pretrain", args.params, KEYS, [args.images, *start_path(params.pretrain.init)])
+    watch = Watch("pretrain", args.params, KEYS, [args.images, start_path(params.pretrain.init)])
     neutral = load(args.params, "device", "runtime")
     array = open_images(args.images)
     check_data_size(args.params, len(array))
+    check_heads(args.params)
     start = read_start(params.pretrain, params.backbone)
-    arguments = sys.argv[1:] if argv is None else argv
-    if params.pretrain.trains and launch("stages.pretrain", arguments, neutral.runtime, neutral.device):
+    device = start_stage("pretrain", argv, neutral, params, alone=not params.pretrain.trains)
+    if device is None:
         return
-    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
-    set_numerics(params.precision, device, deterministic=params.deterministic)
     distributed.check_batch("pretrain", params.pretrain.batch_size, params.pretrain.micro_batch)
     state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     if params.pretrain.trains:

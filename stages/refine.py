@@ -12,6 +12,7 @@ from jaxtyping import Float16, UInt8
 from stages.core.artefacts import read_array
 from stages.core.device import choose_device
 from stages.core.images import IMAGES, open_images
+from stages.core.memory import memory_for
 from stages.postprocessing.dense_crf import mean_field, probabilities
 from stages.postprocessing.exact_crf import exact_mean_field, require_gpu
 from stages.postprocessing.score_maps import cluster_maps, open_scores, upsample
@@ -19,6 +20,7 @@ from stages.runtime.pool import call_in_order, count_cores
 from stages.runtime.progress import say, track
 from stages.runtime.rows import RowWriter
 from stages.runtime.script import run
+from stages.runtime.start import tell_device
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.settings.params import load
@@ -27,14 +29,20 @@ from stages.settings.schema import Refine
 KEYS = ("refine",)
 
 
+@memory_for("end other programs that use the GPU, or set refine.backend: cpu", "refine: ")
 def main(argv: Sequence[str] | None = None) -> None:
     """Refine the predictions of every validation image."""
     args = _parse(argv)
     params = load(args.params, *KEYS, "device", "runtime")
+    gpu = choose_gpu(params.refine.backend, params.device)
+    if params.refine.backend == "fused":
+        import stages.postprocessing.fused_crf  # noqa: F401  # needs Triton; `watch` notes what is loaded
+
     watch = Watch("refine", args.params, KEYS, [args.images, args.predictions])
     images = open_images(args.images)
     scores = open_scores(args.predictions, len(images))
-    gpu = choose_gpu(params.refine.backend, params.device)
+    if gpu is not None:
+        tell_device(gpu)
     kernels = "approximate" if gpu is None else "exact"  # with `auto` the device decides
     state = StageState(watch, interval_seconds=params.runtime.checkpoint_seconds, data=kernels)
     rows = RowWriter(state, np.uint8, images.shape[:3])

@@ -175,7 +175,7 @@ def _draw_panels(folder: Path, val: Split, legend: Legend) -> None:
     if val.truth.has_labels:
         truth = colourise(val.truth.maps[shown], legend.class_colours)
         rows.insert(1, Row("truth", truth, is_labels=True))
-    save(panel(rows, tile_px=PANEL_TILE_PX, columns=PANEL_COLUMNS), folder / "panels.png")
+    save(panel(rows, tile_px=PANEL_TILE_PX), folder / "panels.png")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,7 +1,6 @@
 """Stage `train`: alternate pixel clustering and training, guided by the kept views (3, 4.1 to 4.3)."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,16 +11,16 @@ import pandas as pd
 from stages.backbone.checkpoint import load_backbone
 from stages.core import distributed
 from stages.core.artefacts import read_array, read_metrics, write_csv, write_metrics
-from stages.core.device import choose_device, place, set_numerics, torch_generator
+from stages.core.device import place, torch_generator
 from stages.core.history import History
 from stages.core.images import open_images
 from stages.core.memory import enough_memory
 from stages.core.repository import start_path
 from stages.imaging.batches import ImageSource, shuffled
 from stages.runtime.environment import describe_environment
-from stages.runtime.launch import launch
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
+from stages.runtime.start import start_stage
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter, start_from
@@ -44,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train the segmenter and write it with its training history and metrics."""
     args = _parse(argv)
     params = load(args.params, *KEYS)
-    inputs = [args.images, args.views, args.label_metrics, args.backbone, *start_path(params.train.init)]
+    init_path = start_path(params.train.init)
+    inputs = [args.images, args.views, args.label_metrics, args.backbone, init_path]
     watch = Watch("train", args.params, KEYS, inputs)
     neutral = load(args.params, "device", "runtime")
     array, kept_views = open_images(args.images), read_array(args.views)
@@ -57,14 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     weight = guidance_weight(params.train.image_loss.weight, label_figures)
     segmenter = build_segmenter(load_backbone(args.backbone, params.backbone), params, weight)
     init: dict[str, Any] = {}
-    for path in start_path(params.train.init):
-        init = {"init": start_from(path, segmenter, params.train.init_sha256)}
-        say("train", init=path, **init["init"])
-    arguments = sys.argv[1:] if argv is None else argv
-    if launch("stages.train", arguments, neutral.runtime, neutral.device):
+    if init_path is not None:
+        init = {"init": start_from(init_path, segmenter, params.train.init_sha256)}
+        say("train", init=init_path, **init["init"])
+    device = start_stage("train", argv, neutral, params)
+    if device is None:
         return
-    device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
-    set_numerics(params.precision, device, deterministic=params.deterministic)
     distributed.check_batch("train", params.train.batch_size, params.train.micro_batch)
     state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
     trainer = build_trainer(

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,20 @@ def folder_manifest(root: Path) -> str:
 def noise(seed: int, width: int, height: int) -> np.ndarray:
     """An RGB image of random pixels."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def png16(values: np.ndarray) -> bytes:
+    """A PNG with 16 bits per channel, as cameras write it; Pillow reads these and does not write them."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    height, width, _ = values.shape
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def make_coco(

@@ -19,9 +19,9 @@ from stages.backbone.checkpoint import build_backbone, describe
 from stages.backbone.trunk import Trunk
 from stages.backbone.vit import resample_positions
 from stages.checkpoints.checkpoint_file import choose, read_networks
+from stages.core.hashes import check_sha256
 from stages.core.repository import start_path
 from stages.core.seeds import derive
-from stages.core.tensors import check_sha256
 from stages.runtime.progress import say
 from stages.settings.errors import UserError
 from stages.settings.schema_pretrain import Pretrain
@@ -204,19 +204,20 @@ def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
     Raises:
         UserError: the file does not match, or lacks a classifier that the method needs.
     """
-    for path in start_path(settings.init):
-        start = read_published(path, backbone, settings.init_sha256, settings.init_key)
-        say("pretrain", init=path, network=repr(start.name), **start.report())
-        for kind, names in (("missing", start.missing), ("unexpected", start.unexpected)):
-            if names:
-                say("pretrain", **{kind: ", ".join(names)})
-        if settings.method == "supervised" and "classifier.weight" not in start.heads:
-            raise UserError(
-                f"{path}: has no classifier (fc.weight), but pretrain.method: supervised needs one for its "
-                "classes; set method: none to use only the backbone weights"
-            )
-        return start
-    return None
+    path = start_path(settings.init)
+    if path is None:
+        return None
+    start = read_published(path, backbone, settings.init_sha256, settings.init_key)
+    say("pretrain", init=path, network=repr(start.name), **start.report())
+    for kind, names in (("missing", start.missing), ("unexpected", start.unexpected)):
+        if names:
+            say("pretrain", **{kind: ", ".join(names)})
+    if settings.method == "supervised" and "classifier.weight" not in start.heads:
+        raise UserError(
+            f"{path}: has no classifier (fc.weight), but pretrain.method: supervised needs one for its "
+            "classes; set method: none to use only the backbone weights"
+        )
+    return start
 
 
 def start_trunk(backbone: Backbone, start: Published | None, seed: int) -> Trunk:

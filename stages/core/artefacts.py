@@ -18,7 +18,6 @@ from stages.settings.write_faults import write_fault
 
 NAMES = ("class", "actual", "predicted")  # columns of tables that hold names of classes
 DETAILS = "details"  # key in a metrics file for all figures outside the headline
-FILL_BYTES = 1 << 24  # of zeros that are written at a time
 LONGEST_NAME, ADDED = 255, 10  # bytes that a file system allows, and that `_hidden` and tempfile add
 
 
@@ -155,14 +154,7 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
     """
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
     with path.open("rb+") as file:
-        size = path.stat().st_size
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:  # macOS; what is written takes its space
-            start = file.seek(0, os.SEEK_END) - int(np.prod(shape)) * np.dtype(dtype).itemsize
-            file.seek(start)
-            for offset in range(start, size, FILL_BYTES):
-                file.write(bytes(min(FILL_BYTES, size - offset)))
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:

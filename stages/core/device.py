@@ -4,7 +4,6 @@ import ctypes
 import functools
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -60,8 +59,7 @@ def choose_device(
             keep_freed_memory()
         torch.set_flush_denormal(True)  # denormals in Gaussian tails are about 100 times slower
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs 6 % of a small step
-    set_numerics("float32", device, deterministic=True)
-    print(f"device: {describe(device)}", flush=True)
+    set_numerics("float32", deterministic=True)
     return device
 
 
@@ -69,26 +67,23 @@ def _choice(source: str) -> str:
     return f"pass {source}" if source.startswith("--") else "set device:"
 
 
-def set_numerics(precision: str, device: torch.device, *, deterministic: bool) -> None:
+def set_numerics(precision: str, *, deterministic: bool) -> None:
     """Select the arithmetic of convolutions and the algorithms of a GPU, for this process.
 
     Args:
         precision: with `tf32`, a GPU rounds the inputs of float32 convolutions to 10 bits of mantissa. Matrix
             products, and with them losses, clustering and attention, keep float32.
-        device: for a warning, if `precision` is much slower there than float32.
         deterministic: use algorithms that repeat their bytes, where torch has them (it warns where it has
             none). Otherwise cuDNN also tries several algorithms at each new shape and keeps the fastest.
     """
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    if precision == "bfloat16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        print(
-            "warning: precision: bfloat16 is emulated by this processor, and may take ten times as long as "
-            "float32",
-            file=sys.stderr,
-            flush=True,
-        )
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether networks in bfloat16 are much slower on a device than those in float32."""
+    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def describe(device: torch.device) -> str:

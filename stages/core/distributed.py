@@ -190,7 +190,7 @@ def to_leader(part: Float[Tensor, "n ..."], sizes: Sequence[int]) -> list[Tensor
     return [] if parts is None else [one[:size].cpu() for one, size in zip(parts, sizes, strict=False)]
 
 
-def share_of(part: Tensor, whole: Tensor | None = None) -> Tensor:
+def loss_factor(part: Tensor, whole: Tensor | None = None) -> Tensor:
     """Factor by which to multiply a mean, so that the mean over processes of the sums is the global mean.
 
     Args:

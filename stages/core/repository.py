@@ -14,6 +14,6 @@ def in_repository(path: str | Path) -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")) / path
 
 
-def start_path(init: str) -> list[Path]:
-    """The file of a setting `init`, in a list that is empty if the setting is."""
-    return [in_repository(init)] if init else []
+def start_path(init: str) -> Path | None:
+    """The file of a setting `init`, if it names one."""
+    return in_repository(init) if init else None

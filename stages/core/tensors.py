@@ -3,7 +3,6 @@
 Separate from `artefacts`, so that stages without torch do not import it.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -17,8 +16,6 @@ from safetensors.torch import save_file
 
 from stages.core.artefacts import atomic_path, unreadable
 from stages.settings.errors import UserError
-
-FINGERPRINT_DIGITS = 12
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
@@ -53,40 +50,3 @@ def read_tensors(path: Path, *needed: str) -> tuple[dict[str, torch.Tensor], dic
     if missing := [name for name in needed if name not in tensors]:
         raise UserError(f"{path}: lacks {', '.join(missing)}; delete it and run `dvc repro` to make it again")
     return tensors, about
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_sha256(path: Path, pinned: str, key: str) -> str:
-    """The SHA-256 of a file that a setting names; must equal `pinned` unless that is empty.
-
-    Args:
-        path: of the file.
-        pinned: value of the setting `<key>_sha256`.
-        key: dotted key of the setting that names the file.
-
-    Raises:
-        UserError: the file is missing, unreadable, or has another hash.
-    """
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); set {key} to a checkpoint, absolute or relative to "
-            "the root of the repository"
-        ) from error
-    if pinned and found != pinned:
-        raise UserError(
-            f"{key}_sha256: is {pinned}, but {path} has the SHA-256 {found}; the file differs or is "
-            f"truncated; get the pinned file, or set {key.rpartition('.')[2]}_sha256 to this hash"
-        )
-    return found
-
-
-def fingerprint(centroids: Path) -> str:
-    """Short name of the clusters in a file of `cluster`: the start of its SHA-256."""
-    return file_sha256(centroids)[:FINGERPRINT_DIGITS]

@@ -1,7 +1,10 @@
-"""Files that are not used: counted under the reason, with the first of their names."""
+"""Files that are not used, under their reasons: messages name the first of each, a table all."""
 
+import itertools
 import unicodedata
 from dataclasses import dataclass, field
+
+import pandas as pd
 
 # Reasons. Those in SUSPECT may be pictures that the user wants; a large share of them is a warning.
 HIDDEN = "hidden, or made by the system"
@@ -9,6 +12,7 @@ MASK = "label map among the images, by its name or that of its folder"
 OWN_OUTPUT = "written by segment"
 NO_PICTURE = "no picture by its suffix"
 OTHER_FORMAT = "picture of a format that is not read; convert it to PNG or JPEG"
+HEIC = "picture in HEIC; convert it to JPEG, for example with ImageMagick: mogrify -format jpg *.heic"
 BROKEN_LINK = "link to nothing"
 NO_ENTRY = "folder that this user may not read"
 UNREADABLE = "folder that cannot be read"
@@ -25,33 +29,53 @@ SPARE_LABELS = "label map of no validation image"
 TRAIN_LABELS = "label map of a training image, never read"
 BAD = "damaged"
 SUSPECT = (
-    OTHER_FORMAT, BROKEN_LINK, NO_ENTRY, UNREADABLE, MASK, SAME_NAME, ELSEWHERE, UNLISTED, SPARE_LABELS, BAD,
+    OTHER_FORMAT, HEIC, BROKEN_LINK, NO_ENTRY, UNREADABLE, MASK, SAME_NAME, ELSEWHERE, UNLISTED, SPARE_LABELS,
+    BAD,
 )  # fmt: skip
 
 MOST_EXAMPLES = 3
+LISTING = "left_out.csv"  # name of the file with the table
+COLUMNS = ("file", "reason")
 
 
 @dataclass
 class Names:
-    """How many files share a reason, and the first of their names."""
+    """The files that share a reason.
 
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
+    Attributes:
+        files: for each name what is wrong with the file, or empty where the reason says all.
+    """
+
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of files."""
+        return len(self.files)
+
+    @property
+    def examples(self) -> list[str]:
+        """The first names, with what is wrong."""
+        first = itertools.islice(self.files.items(), MOST_EXAMPLES)
+        return [f"{name}: {fault}" if fault else name for name, fault in first]
 
     def __str__(self) -> str:
-        more = f", ... ({self.count:,} in all)" if self.count > len(self.examples) else ""
+        more = f", ... ({self.count:,} in all)" if self.count > MOST_EXAMPLES else ""
         return ", ".join(self.examples) + more
 
 
 class LeftOut(dict[str, Names]):
     """Files that are not used, by reason."""
 
-    def add(self, reason: str, name: str) -> None:
-        """Count one file; names that are not UTF-8 are escaped."""
-        names = self.setdefault(reason, Names())
-        names.count += 1
-        if len(names.examples) < MOST_EXAMPLES:
-            names.examples.append(printable(name))
+    def add(self, reason: str, name: str, fault: str = "") -> None:
+        """Count one file; names that are not UTF-8 are escaped.
+
+        Args:
+            reason: why it is not used.
+            name: its path; one that is there already counts once.
+            fault: what is wrong with it, if the reason does not say it.
+        """
+        self.setdefault(reason, Names()).files[printable(name)] = fault
 
     def sentence(self) -> str:
         """What is left out, to be added to a message; empty if there is nothing."""
@@ -60,6 +84,15 @@ class LeftOut(dict[str, Names]):
     def suspects(self) -> int:
         """Number of files that the user may want to be used."""
         return sum(names.count for reason, names in self.items() if reason in SUSPECT)
+
+    def table(self) -> pd.DataFrame:
+        """A row for each file, by reason."""
+        rows = [
+            (name, f"{reason}: {fault}" if fault else reason)
+            for reason, names in sorted(self.items())
+            for name, fault in names.files.items()
+        ]
+        return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def printable(name: str) -> str:

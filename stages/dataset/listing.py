@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stages.dataset.left_out import (
     BROKEN_LINK,
+    HEIC,
     HIDDEN,
     LOOP,
     MASK,
@@ -25,10 +26,12 @@ from stages.dataset.left_out import (
 )
 from stages.dataset.own_outputs import JOURNAL, MANIFEST, OwnOutputs
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # of images that are read
-# Suffixes of pictures that are not read; all other files are no pictures.
+# Of images that are read.
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+HEIC_SUFFIXES = (".heic", ".heif")
+# Suffixes of other pictures that are not read; all other files are no pictures.
 OTHER_PICTURES = {
-    ".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jxl", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".exr",
+    ".gif", ".jp2", ".j2k", ".jxl", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".exr",
     ".hdr", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm", ".nii",
     ".ico", ".eps", ".pdf", ".mp4", ".mov", ".avi",
 }  # fmt: skip
@@ -107,7 +110,7 @@ class _Walk:
 
     def _takes_folder(self, parent: str, name: str) -> bool:
         path = os.path.join(parent, name)
-        if name.startswith(".") or name in SYSTEM_FOLDERS:
+        if is_hidden(name):
             self._leave_out(HIDDEN, path, "/")
         elif os.path.islink(path):
             self._links.append(path)
@@ -146,6 +149,11 @@ class _Walk:
         self._left_out.add(reason, os.path.relpath(path, self._base) + end)
 
 
+def is_hidden(folder: str) -> bool:
+    """Whether a folder, by its name, is hidden or of the system."""
+    return folder.startswith(".") or folder in SYSTEM_FOLDERS
+
+
 def _is_above(path: str) -> bool:
     """Whether a link leads to a folder that it lies in."""
     real, place = os.path.realpath(path), os.path.realpath(os.path.dirname(path))
@@ -170,28 +178,47 @@ def list_images(
     """
     images, outputs = [], outputs or OwnOutputs()
     for parent, names in walk(folder, left_out, folder, apart):
-        own = outputs.inside(parent)
-        parts = [os.path.splitext(name) for name in names]
-        pictures = {stem.lower() for stem, suffix in parts if suffix.lower() in SUFFIXES}
         below = parent.relative_to(folder).as_posix()
-        for name, (stem, suffix) in zip(names, parts, strict=True):
+        for name, reason in judge(parent, names, outputs):
             whole = name if below == "." else f"{below}/{name}"
             if whole in reserved:
                 continue
-            if name in own or name in (MANIFEST, JOURNAL):
-                left_out.add(OWN_OUTPUT, whole)
-            elif reason := _reason(stem, suffix.lower(), pictures):
-                left_out.add(reason, whole)
-            else:
+            if reason is None:
                 images.append(whole)
+            else:
+                left_out.add(reason, whole)
     return images
+
+
+def judge(folder: Path, names: Sequence[str], outputs: OwnOutputs) -> Iterator[tuple[str, str | None]]:
+    """Yield files of a folder, each with the reason why it is not used as an image, or None.
+
+    Args:
+        folder: where they are.
+        names: all files of the folder, because a label map is known by the image beside it.
+        outputs: of `segment`.
+    """
+    own = {*outputs.inside(folder), MANIFEST, JOURNAL}
+    parts = [os.path.splitext(name) for name in names]
+    pictures = {stem.lower() for stem, suffix in parts if suffix.lower() in SUFFIXES}
+    for name, (stem, suffix) in zip(names, parts, strict=True):
+        yield name, OWN_OUTPUT if name in own else _reason(stem, suffix.lower(), pictures)
 
 
 def _reason(stem: str, suffix: str, pictures: set[str]) -> str | None:
     """Why a file is not used as an image, or None; `pictures` are the stems of its folder in lower case."""
-    if suffix not in SUFFIXES:
-        return OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE
+    if reason := reason_by_suffix(suffix):
+        return reason
     return None if named_images(stem.lower()).isdisjoint(pictures) else MASK
+
+
+def reason_by_suffix(suffix: str) -> str | None:
+    """Why a file with a suffix, in lower case, is not used as an image, or None."""
+    if suffix in SUFFIXES:
+        return None
+    if suffix in HEIC_SUFFIXES:
+        return HEIC
+    return OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE
 
 
 def named_images(stem: str) -> set[str]:

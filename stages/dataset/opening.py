@@ -42,7 +42,7 @@ def opened(content: bytes) -> Image.Image:
 
 def has_pages(content: bytes, form: str | None) -> bool:
     """Whether a file has several pages or frames; pictures that cameras add to a JPEG do not count."""
-    if form not in ("TIFF", "PNG", "WEBP", "GIF"):
+    if form not in ("TIFF", "PNG", "WEBP", "AVIF", "GIF"):
         return False
     try:
         with warnings.catch_warnings():

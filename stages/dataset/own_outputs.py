@@ -1,6 +1,5 @@
 """Which files of a folder `segment` has written, by its manifest and its journal."""
 
-import hashlib
 import json
 import os
 import posixpath
@@ -8,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from stages.core.hashes import file_sha256
 
 MANIFEST = "segment.json"  # in a folder that `segment` has written: the names of its files
 JOURNAL = "segment.jsonl"  # beside it while `segment` runs, or after a kill: what was written since
@@ -32,15 +33,9 @@ class Written:
         if time is None or time == self.modified_ns:
             return time is not None
         try:
-            return bool(self.sha256) and path.is_file() and content_hash(path) == self.sha256
+            return bool(self.sha256) and path.is_file() and file_sha256(path) == self.sha256
         except OSError:  # what this user may not read, another has changed
             return False
-
-
-def content_hash(path: Path) -> str:
-    """The sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class OwnOutputs:

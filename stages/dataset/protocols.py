@@ -49,6 +49,11 @@ def resized_size(width: int, height: int, side_px: int) -> tuple[int, int]:
     return side_px * width // height, side_px
 
 
+def unused_share(width: int, height: int, protocol: Protocol) -> float:
+    """Return the share of an image, in [0, 1), that lies outside of its square, or of its tiles."""
+    return 0.0 if protocol == "picie_long" else 1 - min(width, height) / max(width, height)
+
+
 def _square(
     image: Image.Image, side_px: int, filter_: Image.Resampling, protocol: Protocol, tile: int
 ) -> np.ndarray:

@@ -30,13 +30,18 @@ def is_deep_color(mode: str, stored: str) -> bool:
     return mode in ("RGB", "RGBA", "RGBX", "LA") and ";16" in stored
 
 
+def is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether an image file that is open, and not yet decoded, has 16 bits per channel."""
+    return image.mode in GRAY_MODES or is_deep_color(image.mode, raw_mode(image))
+
+
 def largest_value(path: Path) -> int:
     """The largest value of an image with 16 bits per channel; -1 for any other image."""
     with Image.open(path) as image:
+        if not is_deep(image):
+            return -1
         if image.mode in GRAY_MODES:
             return int(np.clip(np.asarray(image), 0, LARGEST).max())
-        if not is_deep_color(image.mode, raw_mode(image)):
-            return -1
         return int(_deep_color(path.read_bytes())[..., :3].max())
 
 

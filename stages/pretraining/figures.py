@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stages.settings.schema_pretrain import Pretrain
@@ -48,6 +48,19 @@ def perplexity(share: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
     return torch.special.entr(share).sum(1).exp()
 
 
+def count_chosen(chosen: Int[Tensor, "..."], num_prototypes: int) -> Float[Tensor, " P"]:
+    """How often each prototype was chosen; `bincount` would wait for a GPU."""
+    prototypes = torch.arange(num_prototypes, device=chosen.device)
+    return (chosen.flatten()[:, None] == prototypes).float().sum(0)
+
+
+def take_usage(assigned: Float[Tensor, " P"]) -> float:
+    """Effective share of the prototypes by how often each was chosen; sets these counts to zero."""
+    used = float(perplexity((assigned / assigned.sum())[None]))
+    assigned.zero_()
+    return used / len(assigned)
+
+
 class Moments:
     """Accumulates moments over an epoch to compute the effective rank of all its features.
 
@@ -77,7 +90,7 @@ class Moments:
         covariance = self.gram / self.count - mean[:, None] * mean
         singular = torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt()
         share = singular / singular.sum().clamp_min(1e-12)
-        return math.exp(float(torch.special.entr(share).sum()))
+        return float(perplexity(share[None]))
 
     def reset(self) -> None:
         """Set all sums to zero."""

@@ -16,7 +16,7 @@ from stages.core import distributed
 from stages.core.device import autocast
 from stages.core.step import Drawn, Moment
 from stages.pretraining.encoder import DenseEncoded, Encoded, Encoder
-from stages.pretraining.figures import Measured, alignment, uniformity
+from stages.pretraining.figures import Expected, Measured, alignment, uniformity
 from stages.pretraining.info_nce import info_nce
 from stages.pretraining.views import Views, render
 from stages.settings.schema_pretrain import Pretrain
@@ -77,14 +77,10 @@ class MoCo(nn.Module):
         return self.encoder, self.key_encoder
 
     @property
-    def num_prototypes(self) -> None:
-        """There are no prototypes."""
-
-    @property
-    def num_candidates(self) -> int:
-        """Number of candidate keys per query; the chance-level loss is its logarithm."""
+    def expected(self) -> Expected:
+        """The candidates are the keys that a query is compared with."""
         others = self._settings.batch_size - 1 if self._settings.batch_negatives else 0
-        return 1 + others + len(self.queue)
+        return Expected(num_candidates=1 + others + len(self.queue))
 
     @property
     def view_px(self) -> int:

@@ -17,7 +17,8 @@ class SGD(torch.optim.Optimizer):
 
     v <- momentum v + g + decay w, then w <- w - lr v
 
-    The values of torch's own, which reads such a learning rate back to the host.
+    The values of torch's own. That one reads such a learning rate back to the host, or, fused, cannot begin
+    with some weights of a group later than with others, as SwAV does with its prototypes.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float) -> None:

@@ -16,7 +16,7 @@ from stages.core.device import compile_networks, place, restore_optimizer, torch
 from stages.core.graph import Wish, can_record, run_steps
 from stages.core.seeds import derive
 from stages.core.step import Drawn, Moment
-from stages.pretraining.figures import Expected, Moments, explain, find_faults, is_settled, summarise
+from stages.pretraining.figures import Moments, explain, find_faults, is_settled, summarise
 from stages.pretraining.methods import build_method
 from stages.pretraining.optimizer import build_optimizer, warmup_cosine
 from stages.pretraining.slotcon import SlotCon
@@ -150,7 +150,7 @@ class Pretrainer:
             epoch: number of completed epochs.
             figures: figures of the last epoch.
         """
-        expected = self._expected()
+        expected = self._method.expected
         faults = find_faults(figures, expected) if is_settled(epoch, self._settings) else []
         for fault in faults:
             if fault not in self._faults:
@@ -159,10 +159,7 @@ class Pretrainer:
 
     def summary(self, history: pd.DataFrame) -> dict[str, Any]:
         """Summary of the whole run."""
-        return summarise(history, self._settings, self._expected())
-
-    def _expected(self) -> Expected:
-        return Expected(self._method.num_candidates, self._method.num_prototypes)
+        return summarise(history, self._settings, self._method.expected)
 
     def epoch_figures(self) -> dict[str, float]:
         """`EPOCH_FIGURES`; resets their accumulators."""

@@ -18,7 +18,7 @@ from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.device import autocast
 from stages.core.step import Drawn, Moment
-from stages.pretraining.figures import Measured, perplexity, uniformity
+from stages.pretraining.figures import Expected, Measured, count_chosen, take_usage, uniformity
 from stages.pretraining.moco import follow
 from stages.pretraining.slots import (
     Grouped,
@@ -125,13 +125,9 @@ class SlotCon(nn.Module):
         return self.encoder, self.teacher
 
     @property
-    def num_candidates(self) -> None:
+    def expected(self) -> Expected:
         """The number of slots differs from step to step, so there is no fixed chance level."""
-
-    @property
-    def num_prototypes(self) -> int:
-        """Number of prototypes."""
-        return self._own.num_prototypes
+        return Expected(num_candidates=None, num_prototypes=self._own.num_prototypes)
 
     def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
         """The views of a step; sets the momentum of the teacher, a number of the host.
@@ -218,9 +214,7 @@ class SlotCon(nn.Module):
     def _remember(self, score: Float[Tensor, "m K h w"]) -> None:
         """Note the teacher's mean score and the prototype of each of its cells."""
         self._mean_score = distributed.mean(score.mean((0, 2, 3)))
-        prototypes = torch.arange(score.shape[1], device=score.device)
-        chosen = (score.argmax(1).flatten()[:, None] == prototypes).float().sum(0)
-        self.assigned += distributed.total(chosen)
+        self.assigned += distributed.total(count_chosen(score.argmax(1), score.shape[1]))
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -231,9 +225,7 @@ class SlotCon(nn.Module):
 
     def take_usage(self) -> float:
         """Effective share of prototypes that were nearest to some cell of the teacher since the last call."""
-        used = perplexity((self.assigned / self.assigned.sum())[None])
-        self.assigned.zero_()
-        return float(used) / self._own.num_prototypes
+        return take_usage(self.assigned)
 
     def heads(self) -> dict[str, Tensor]:
         """None: the prototypes group the cells of an image, and later stages label whole views."""

@@ -13,7 +13,15 @@ from stages.core import distributed
 from stages.core.device import autocast
 from stages.core.step import Drawn, Moment
 from stages.pretraining.encoder import Encoder
-from stages.pretraining.figures import Measured, alignment, instance_accuracy, perplexity, uniformity
+from stages.pretraining.figures import (
+    Expected,
+    Measured,
+    alignment,
+    count_chosen,
+    instance_accuracy,
+    take_usage,
+    uniformity,
+)
 from stages.pretraining.views import Views, render
 from stages.settings.schema_pretrain import Pretrain
 
@@ -49,13 +57,9 @@ class SwAV(nn.Module):
         return (self.encoder,)
 
     @property
-    def num_prototypes(self) -> None:
-        """Codes use all prototypes alike by construction, so their number tells of no fault."""
-
-    @property
-    def num_candidates(self) -> int:
-        """Number of prototypes; the chance-level loss is its logarithm."""
-        return self._own.num_prototypes
+    def expected(self) -> Expected:
+        """The candidates are the prototypes. Codes use all alike, so their use tells of no collapse."""
+        return Expected(num_candidates=self._own.num_prototypes)
 
     def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
         """The large and the small views of a step; whether prototypes are frozen and codes use the queue.
@@ -170,9 +174,7 @@ class SwAV(nn.Module):
 
     @torch.no_grad()
     def _count(self, logits: Float[Tensor, "n 2 P"]) -> None:
-        prototypes = torch.arange(self._own.num_prototypes, device=logits.device)
-        chosen = (logits.argmax(2).flatten()[:, None] == prototypes).float().sum(0)
-        self.assigned += distributed.total(chosen)
+        self.assigned += distributed.total(count_chosen(logits.argmax(2), self._own.num_prototypes))
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -186,9 +188,7 @@ class SwAV(nn.Module):
         Computed from the perplexity of hard assignments, because soft predictions are nearly uniform early in
         training.
         """
-        used = perplexity((self.assigned / self.assigned.sum())[None])
-        self.assigned.zero_()
-        return float(used) / self._own.num_prototypes
+        return take_usage(self.assigned)
 
     def heads(self) -> dict[str, Tensor]:
         """The projection head and the unit prototypes."""

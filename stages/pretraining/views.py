@@ -1,7 +1,7 @@
 """Random augmented views for self-supervised pretraining."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,10 +42,6 @@ def resized_boxes(chances: Float[Tensor, "5 ..."], area: tuple[float, float], as
     return Boxes(top, left, height, width, (chances[4] < 0.5).float())
 
 
-def _uniform(count: int, generator: torch.Generator) -> Callable[[float, float], Tensor]:
-    return lambda low, high: low + (high - low) * torch.rand(count, generator=generator)
-
-
 def overlapping_boxes(
     first: Boxes, area: tuple[float, float], aspect: float, overlap: float, generator: torch.Generator
 ) -> Boxes:
@@ -63,13 +59,12 @@ def overlapping_boxes(
     """
     count = len(first.top)
     second = random_resized_boxes(count, area, aspect, generator)
-    uniform = _uniform(count, generator)
 
     def start(other: Tensor, other_length: Tensor, length: Tensor) -> Tensor:
         shared = overlap * torch.minimum(other_length, length)
         low = (other - length + shared).clamp_min(0)
         high = torch.minimum(other + other_length - shared, 1 - length)
-        return low + (high - low) * uniform(0, 1)
+        return low + (high - low) * torch.rand(count, generator=generator)
 
     top = start(first.top, first.height, second.height)
     left = start(first.left, first.width, second.width)

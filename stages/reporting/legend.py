@@ -37,20 +37,23 @@ class Legend:
 
     @property
     def merged(self) -> UInt8[np.ndarray, " K"]:
-        """The cluster that stands for each cluster: the lowest one of the same given name, or itself."""
-        return self.names.merged(len(self.cluster_to_class))
+        """The cluster that stands for each cluster: the lowest with its name, given or of its class."""
+        first: dict[str, int] = {}
+        names = map(self.cluster_name, range(len(self.cluster_to_class)))
+        return np.array([first.setdefault(name, one) for one, name in enumerate(names)], np.uint8)
 
     @property
     def cluster_colours(self) -> UInt8[np.ndarray, "K 3"]:
         """RGB of each cluster id: the given color, that of its class, or the next free color."""
         unmatched = self.cluster_to_class == UNMATCHED
         places = np.where(unmatched, len(self.class_names) + unmatched.cumsum() - 1, self.cluster_to_class)
-        colours = palette(int(places.max()) + 1)[places][self.merged]
-        for cluster, name in self.names.of.items():
+        colours, classes = palette(int(places.max()) + 1)[places][self.merged], self.class_colours
+        for cluster in range(len(colours)):
+            name = self.cluster_name(cluster)
             if name in self.names.colours:
                 colours[cluster] = self.names.colours[name]
             elif name in self.class_names:
-                colours[cluster] = self.class_colours[self.class_names.index(name)]
+                colours[cluster] = classes[self.class_names.index(name)]
         return colours
 
     def cluster_name(self, cluster: int) -> str:
@@ -77,12 +80,20 @@ class ClusterLegend:
     Attributes:
         names: name of each cluster id.
         colours: RGB of each cluster id.
-        merged: the cluster that stands for each cluster; others of the same given name are merged with it.
+        merged: the cluster that stands for each cluster; others of the same name are merged with it.
     """
 
     names: tuple[str, ...]
     colours: UInt8[np.ndarray, "K 3"]
     merged: UInt8[np.ndarray, " K"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each cluster, as JSON has it."""
+        columns = zip(self.names, self.colours, self.merged, strict=True)
+        return [
+            {"id": number, "name": name, "color": css(colour), "merged_into": int(stands)}
+            for number, (name, colour, stands) in enumerate(columns)
+        ]
 
 
 def plain_legend(num_clusters: int, names: Names) -> ClusterLegend:
@@ -99,13 +110,7 @@ def cluster_legend(legend: Legend) -> ClusterLegend:
 
 def write_cluster_legend(path: Path, legend: ClusterLegend, clusters: Sequence[str]) -> None:
     """Write legend.json; `clusters` is the `lineage` of the clusters."""
-    rows = [
-        {"id": number, "name": name, "color": css(colour), "merged_into": int(stands)}
-        for number, (name, colour, stands) in enumerate(
-            zip(legend.names, legend.colours, legend.merged, strict=True)
-        )
-    ]
-    write_json(path, {"made_for": clusters[0], "clusters": rows})
+    write_json(path, {"made_for": clusters[0], "clusters": legend.rows()})
 
 
 def read_cluster_legend(path: Path, clusters: Sequence[str]) -> ClusterLegend | None:

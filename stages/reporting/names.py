@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any
 from unicodedata import category
 
-import numpy as np
-from jaxtyping import UInt8
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.core.artefacts import unreadable, write_text
-from stages.core.tensors import fingerprint, read_tensors
+from stages.core.hashes import fingerprint
+from stages.core.tensors import read_tensors
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.section import Section
 
@@ -92,14 +91,6 @@ class Names:
 
     of: Mapping[int, str] = field(default_factory=dict)
     colours: Mapping[str, Colour] = field(default_factory=dict)
-
-    def merged(self, num_clusters: int) -> UInt8[np.ndarray, " K"]:
-        """The cluster that stands for each cluster: the lowest one of the same name, or itself."""
-        first: dict[str, int] = {}
-        stands = [
-            first.setdefault(self.of[one], one) if one in self.of else one for one in range(num_clusters)
-        ]
-        return np.array(stands, np.uint8)
 
 
 class Lineage(tuple[str, ...]):

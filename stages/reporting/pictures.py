@@ -68,28 +68,22 @@ class Row(NamedTuple):
     is_labels: bool
 
 
-def panel(rows: Sequence[Row], *, tile_px: int, columns: int) -> Image.Image:
-    """Arrange rows of tiles, one column per image; images beyond `columns` continue below.
+def panel(rows: Sequence[Row], *, tile_px: int) -> Image.Image:
+    """Arrange rows of tiles, one column for each image.
 
     Args:
         rows: rows with the same number of tiles.
         tile_px: side of a tile in the output image.
-        columns: tiles per line.
     """
     count, pitch = len(rows[0].tiles), tile_px + GAP_PX
-    num_blocks = -(-count // columns)
-    block_px = len(rows) * pitch + 2 * GAP_PX
-    picture = Image.new(
-        "RGBA", (NAME_PX + min(count, columns) * pitch - GAP_PX, num_blocks * block_px - 3 * GAP_PX)
-    )
+    picture = Image.new("RGBA", (NAME_PX + count * pitch - GAP_PX, len(rows) * pitch - GAP_PX))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(FONT_PX)
-    for index in range(count):
-        block, column = divmod(index, columns)
-        for line, row in enumerate(rows):
-            corner = (NAME_PX + column * pitch, block * block_px + line * pitch)
-            picture.paste(_resized(row.tiles[index], tile_px, is_labels=row.is_labels), corner)
-            if column == 0:
-                draw.text((NAME_PX - 2 * GAP_PX, corner[1] + tile_px // 2), row.name, GREY, font, anchor="rm")
+    for line, row in enumerate(rows):
+        top = line * pitch
+        draw.text((NAME_PX - 2 * GAP_PX, top + tile_px // 2), row.name, GREY, font, anchor="rm")
+        for column, tile in enumerate(row.tiles):
+            resized = _resized(tile, tile_px, is_labels=row.is_labels)
+            picture.paste(resized, (NAME_PX + column * pitch, top))
     return picture
 
 

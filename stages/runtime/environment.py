@@ -20,16 +20,19 @@ def describe_environment(device: torch.device | None = None) -> dict[str, str | 
     """Describe what can affect a result besides code, settings and data; equal for clones on one machine.
 
     Args:
-        device: device of the tensors (default: CPU).
+        device: device of the networks. Without it, what was computed without networks: on the CPU, with
+            neither `tf32` nor `deterministic`.
     """
-    return {
+    about: dict[str, str | int | bool] = {
         "python": platform.python_version(),
         **{name: _version(*distributions) for name, distributions in PACKAGES.items()},
         "device": _name(device or torch.device("cpu")),
         "threads": torch.get_num_threads(),
-        "tf32": torch.backends.cudnn.allow_tf32,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+    if device is not None:
+        about["tf32"] = torch.backends.cudnn.allow_tf32
+        about["deterministic"] = torch.are_deterministic_algorithms_enabled()
+    return about
 
 
 def _version(*distributions: str) -> str:

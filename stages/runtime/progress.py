@@ -53,8 +53,13 @@ def _track_in_log(items: Iterable[Item], what: str, total: int | None, unit: str
 def say(stage: str, **values: object) -> None:
     """Print one status line of `name value` pairs, for an epoch or a result; NaN is left out."""
     pairs = "  ".join(f"{name} {_shown(value)}" for name, value in values.items() if not _is_nan(value))
+    tell(f"{stage}: {pairs}")
+
+
+def tell(text: str) -> None:
+    """Print text that is no warning."""
     if _speaks() and not _is_quiet():
-        print(f"{stage}: {pairs}", flush=True)
+        print(text, flush=True)
 
 
 def warn(stage: str, text: str) -> None:

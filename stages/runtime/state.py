@@ -24,11 +24,13 @@ from torch import Tensor
 
 from stages.core import distributed
 from stages.core.artefacts import create_array, named_faults
+from stages.core.hashes import file_sha256
 from stages.core.repository import in_repository
 from stages.core.tensors import read_tensors, write_tensors
 from stages.runtime.locks import try_lock
+from stages.runtime.progress import tell
 from stages.runtime.tree import flatten, unflatten
-from stages.runtime.watch import Watch, differing, hash_file, summarise
+from stages.runtime.watch import Watch, differing, summarise
 from stages.settings.errors import UserError
 
 
@@ -87,7 +89,7 @@ class StageState:
         path, found = self.folder / "state.safetensors", None
         if distributed.is_leader() and path.exists():
             found = read_tensors(path)
-            print(f"{self._watch.stage}: resuming from the state in {self.folder}", flush=True)
+            tell(f"{self._watch.stage}: resuming from the state in {self.folder}")
         found = distributed.object_from_leader(found)
         return None if found is None else unflatten(found[1]["tree"], found[0])
 
@@ -206,5 +208,5 @@ def _hashes_in_lock() -> dict[str, str]:
 def _hash_input(path: Path) -> str:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return " ".join(f"{file.relative_to(path)}:{hash_file(file)}" for file in files)
-    return hash_file(path)
+        return " ".join(f"{file.relative_to(path)}:{file_sha256(file)}" for file in files)
+    return file_sha256(path)

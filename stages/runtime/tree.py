@@ -9,7 +9,8 @@ from torch import Tensor
 def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """A tree of JSON values in which names stand for tensors; adds these to `tensors`."""
     if isinstance(value, Tensor):
-        tensors[name] = value.clone()  # safetensors rejects tensors that share storage
+        # A copy, as safetensors rejects shared storage; not on a GPU, which may have no room for it.
+        tensors[name] = value.detach().to("cpu", copy=True)
         return {"tensor": name}
     if isinstance(value, Mapping):
         return {"dict": [[key, flatten(item, f"{name}.{key}", tensors)] for key, item in value.items()]}

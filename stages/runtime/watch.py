@@ -4,7 +4,6 @@ DVC records code, params and inputs at the end of a stage, so it would attribute
 that the stage never used.
 """
 
-import hashlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from stages.core.hashes import file_sha256
 from stages.settings.errors import UserError
 from stages.settings.params import load
 
-HASH_CHUNK = 1 << 24
 MOST_NAMED = 5  # changes listed in a message
 NEUTRAL = ("stages.settings.", "stages.runtime.")  # packages that do not affect results
 
@@ -30,12 +29,14 @@ class Watch:
         stage: name of the stage.
         params_path: path of params.yaml.
         keys: top-level keys of params.yaml that the stage reads.
-        inputs: files and folders that the stage reads.
+        inputs: files and folders that the stage reads; None stands for one that it was not given.
     """
 
-    def __init__(self, stage: str, params_path: Path, keys: Sequence[str], inputs: Iterable[Path]) -> None:
+    def __init__(
+        self, stage: str, params_path: Path, keys: Sequence[str], inputs: Iterable[Path | None]
+    ) -> None:
         self.stage, self._params_path, self._keys = stage, params_path, tuple(keys)
-        self.inputs = tuple(inputs)
+        self.inputs = tuple(path for path in inputs if path is not None)
         self._sources = {
             name: Path(str(module.__file__)) for name, module in sys.modules.items() if _decides(name, module)
         }
@@ -64,22 +65,13 @@ class Watch:
         )
 
     def _read_code(self) -> dict[str, str]:
-        return {name: hash_file(path) for name, path in sorted(self._sources.items()) if path.exists()}
+        return {name: file_sha256(path) for name, path in sorted(self._sources.items()) if path.exists()}
 
     def _read_params(self) -> dict[str, Any]:
         return {
             name: value.model_dump() if isinstance(value, BaseModel) else value
             for name, value in vars(load(self._params_path, *self._keys)).items()
         }
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _decides(name: str, module: ModuleType) -> bool:

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from stages.core.artefacts import write_csv, write_metrics
 from stages.dataset.truth import UNMATCHED, cluster_name
 from stages.runtime.environment import describe_environment
+from stages.runtime.progress import tell
 from stages.scoring.confusion import Tally, partition_stats
 from stages.scoring.metrics import Scores, match_by_overlap, score
 from stages.scoring.readings import as_json, as_table, in_words, or_empty, or_null, whole_score
@@ -123,4 +124,4 @@ def write_outputs(
     if confusion_table_path:
         write_csv(confusion_table_path, confusion_table(counted.class_names, confusion, cluster_to_class))
     if entries:
-        print(in_words(name, entries, confusion), flush=True)
+        tell(in_words(name, entries, confusion))

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.backbone.checkpoint import build_backbone, describe
+from stages.core.hashes import check_sha256, file_sha256, fingerprint
 from stages.core.repository import in_repository
-from stages.core.tensors import check_sha256, file_sha256, fingerprint, read_tensors, write_tensors
+from stages.core.tensors import read_tensors, write_tensors
 from stages.segmenter.network import Segmenter
 from stages.settings.errors import UserError
 from stages.settings.schema_train import Cluster, Context, Train

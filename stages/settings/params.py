@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.schema import Params
-from stages.settings.schema_pretrain import DENSE_METHODS, QUEUE_METHODS
+from stages.settings.schema_pretrain import QUEUE_METHODS
 
 TYPES = {
     "int_type": "int",
@@ -114,6 +114,12 @@ def _known_keys(section: list[str]) -> Iterator[str]:
 
 
 NUM_VIEWS = 6  # views per image in the pyramid
+CENTRES = {  # kinds of label.centres for which each method trains the heads; the first is that of `auto`
+    "mocov2": ("kmeans", "projector"),
+    "densecl": ("kmeans", "projector"),
+    "swav": ("prototypes", "kmeans", "projector"),
+    "slotcon": ("kmeans",),
+}
 
 
 def check_data_size(path: Path, num_images: int) -> None:
@@ -125,6 +131,32 @@ def check_data_size(path: Path, num_images: int) -> None:
     raise_faults(f"{path}: {fault}" for fault in _faults(read(path), num_images))
 
 
+def check_heads(path: Path) -> None:
+    """Check that pretraining trains the heads that `label` will need, which comes after hours of it.
+
+    Raises:
+        UserError: settings do not fit; the error lists all of them.
+    """
+    raise_faults(f"{path}: {fault}" for fault in _head_faults(read(path)))
+
+
+def _head_faults(params: Params) -> Iterator[str]:
+    pretrain = params.pretrain
+    if not (pretrain.trains and pretrain.epochs):  # the heads are those of pretrain.init
+        return
+    centres, allowed = _centres(params), CENTRES[pretrain.method]
+    if centres not in allowed:
+        yield (
+            f"label.centres: {centres} needs a head that pretrain.method: {pretrain.method} does not train; "
+            f"set auto or {' or '.join(allowed)}"
+        )
+    elif centres == "prototypes" and params.global_k > (available := pretrain.swav.num_prototypes):
+        yield (
+            f"global_k: {params.global_k} is more than the {available} prototypes "
+            "(pretrain.swav.num_prototypes); lower it, raise their number, or set label.centres: kmeans"
+        )
+
+
 def _faults(params: Params, num_images: int) -> Iterator[str]:
     too_many = f"is more than the {num_images} training images"
     if params.pretrain.trains and params.pretrain.batch_size > num_images:
@@ -134,16 +166,7 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
             f"pretrain.queue_size: {params.pretrain.queue_size} {too_many}, so images would be their own "
             "negatives; about half of the images is a good size"
         )
-    clusters_views = params.label.centres == "kmeans" or (
-        params.label.centres == "auto" and params.pretrain.method in (*QUEUE_METHODS, *DENSE_METHODS)
-    )
-    views = min(num_images * (NUM_VIEWS if params.label.fit_views == "all" else 1), params.label.sample_views)
-    if clusters_views and params.global_k > views:
-        yield (
-            f"global_k: {params.global_k} clusters need at least as many views, but there are {views} "
-            f"(label.fit_views: {params.label.fit_views}, label.sample_views: {params.label.sample_views}); "
-            "lower global_k, or add images"
-        )
+    yield from _label_faults(params, num_images)
     if params.train.batch_size > num_images:
         yield f"train.batch_size: {params.train.batch_size} {too_many}; lower it, or add images"
     pixels = _sampled_pixels(params, num_images)
@@ -154,6 +177,22 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
             f"{key}: {clusters} clusters need at least as many pixels, but an epoch samples {pixels} "
             f"(train.clustering.sample_images, sample_pixels); lower {key}, or raise the sample size"
         )
+
+
+def _label_faults(params: Params, num_images: int) -> Iterator[str]:
+    label = params.label
+    views = min(num_images * (NUM_VIEWS if label.fit_views == "all" else 1), label.sample_views)
+    if _centres(params) in ("kmeans", "projector") and params.global_k > views:
+        yield (
+            f"global_k: {params.global_k} clusters need at least as many views, but there are {views} "
+            f"(label.fit_views: {label.fit_views}, label.sample_views: {label.sample_views}); "
+            "lower global_k, or add images"
+        )
+
+
+def _centres(params: Params) -> str:
+    allowed = CENTRES.get(params.pretrain.method)
+    return allowed[0] if params.label.centres == "auto" and allowed else params.label.centres
 
 
 def _sampled_pixels(params: Params, num_images: int) -> int:

@@ -2,10 +2,19 @@
 
 from collections.abc import Iterator
 
+from stages.core.repository import start_path
+from stages.dataset.left_out import MOST_EXAMPLES
 from stages.dataset.source import DataSet
 from stages.settings.schema import Params
 
 FEW_IMAGES = 1000  # below, a published model is likely better than pretraining from scratch (ours)
+PUBLISHED = {  # where to get the checkpoints that presets and the commands of docs/benchmarks.md start from
+    "moco_v2_800ep_pretrain.pth.tar": (
+        "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar"
+    ),
+    "swav_800ep_pretrain.pth.tar": ("https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"),
+    "resnet18-f37072fd.pth": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+}
 
 
 def found(data: DataSet) -> Iterator[str]:
@@ -18,6 +27,8 @@ def found(data: DataSet) -> Iterator[str]:
         yield f"  {note}"
     for reason, names in sorted(data.left_out.items()):
         yield f"  left out {names.count:,}: {reason} ({names})"
+    if any(names.count > MOST_EXAMPLES for names in data.left_out.values()):
+        yield "  data/left_out.csv will name all of them, once dvc repro has read the images"
 
 
 def split(params: Params) -> Iterator[str]:
@@ -50,3 +61,13 @@ def better(params: Params, data: DataSet) -> Iterator[str]:
         )
         yield "    method: none"
         yield "    init: path/to/dino_resnet50_pretrain.pth"
+
+
+def start(params: Params) -> Iterator[str]:
+    """That there is no checkpoint to start from; otherwise it is `pretrain` that says so, after `prepare`."""
+    init = params.pretrain.init
+    path = start_path(init)
+    if path is not None and not path.is_file():
+        address = PUBLISHED.get(path.name)
+        how = f"curl -Lo {init} {address}" if address else "put the file there, or set pretrain.init"
+        yield f"  pretrain.init: {init} does not exist; before `dvc repro`, which needs it: {how}"

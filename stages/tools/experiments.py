@@ -97,13 +97,17 @@ NO_RESULT = ("device", "runtime.")  # settings that change no result, as no stag
 
 @dataclass(frozen=True)
 class Experiment:
-    """One row with one seed."""
+    """One row with one seed.
+
+    `settings` are all settings that decide its result, params.yaml with the changes, as {dotted key: text}.
+    """
 
     name: str
     row: str
     seed: int
     stage: str
     changes: tuple[tuple[str, str], ...]
+    settings: Mapping[str, str]
 
     def command(self, *how: str) -> list[str]:
         """Return the `dvc exp run` command up to `stage`, as a list; `how` is `--temp` or `--queue`."""
@@ -127,43 +131,38 @@ def experiments(
     name: str,
     table: Table,
     seeds: Sequence[int],
-    more: Mapping[str, str],
     bases: Path,
     settings: Mapping[str, Any],
     code: str = "",
 ) -> Iterator[Experiment]:
     """Yield an experiment for every row and seed.
 
-    The name of each experiment includes a hash of all its settings, and of code that is not committed, so
-    that results of different changes, or of files that were edited between them, are never confused.
+    The name of each experiment includes a hash of all settings that decide its result, and of code that is
+    not committed, so that results of different changes, or of files that were edited between them, are never
+    confused.
 
     Args:
         name: name of the table.
-        table: rows and last stage.
+        table: rows and last stage; changes of a row replace values of its base, which replace `settings`.
         seeds: values of `seed` in params.yaml.
-        more: changes of params.yaml for all rows; they replace values of the base, and changes of a row
-            replace both.
         bases: folder of the bases.
         settings: params.yaml, as sections.
         code: hash of what is not committed (`uncommitted_code`).
     """
-    unchanged = {key: _text(value) for key, value in flat(settings) if not key.startswith(NO_RESULT)}
+    unchanged = {key: _text(value) for key, value in flat(settings)}
     for row in table.rows:
         base = row.base or table.base
         values = read_base(bases / f"{base}.yaml") if base else {}
-        fixed = {key: _text(value) for key, value in values.items()}
         for seed in seeds:
-            changes = {
-                **fixed,
-                **more,
-                **{key: _text(value) for key, value in row.changes.items()},
-                "seed": str(seed),
+            changes = {key: _text(value) for key, value in {**values, **row.changes, "seed": seed}.items()}
+            decisive = {
+                key: text for key, text in (unchanged | changes).items() if not key.startswith(NO_RESULT)
             }
-            told = json.dumps(unchanged | changes, sort_keys=True) + code
+            told = json.dumps(decisive, sort_keys=True) + code
             mark = hashlib.sha256(told.encode()).hexdigest()[:6]
             slug = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
             experiment = f"table{name}-{slug}-s{seed}-{mark}"
-            yield Experiment(experiment, row.name, seed, table.stage, tuple(changes.items()))
+            yield Experiment(experiment, row.name, seed, table.stage, tuple(changes.items()), decisive)
 
 
 def succeeds(command: Sequence[str]) -> bool:

@@ -17,7 +17,6 @@ from jaxtyping import UInt8
 
 from stages.core.artefacts import atomic_path, write_text
 from stages.core.images import open_images
-from stages.reporting.legend import css
 from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.tools.exporting.exported_network import ExportedNetwork
@@ -63,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"--out {args.out}: not written, because the scores of the exported model differ by "
                 f"{difference:.2g} from those of the original; at most {TOLERANCE:g} is allowed"
             )
-    write_text(card_path, model_card(model, project, args.out.name, args.format, f"C{checked}."))
+        card = model_card(model, args.model, args.out.name, args.format, f"C{checked}.")
+    write_text(card_path, card)
     print(f"export: wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB) and {card_path}")
 
 
@@ -107,15 +107,8 @@ def compare(
 
 def _about(model: TrainedModel) -> dict[str, str]:
     """Metadata: text or JSON by name."""
-    legend = model.legend
-    rows = [
-        {"id": number, "name": name, "color": css(colour), "merged_into": int(stands)}
-        for number, (name, colour, stands) in enumerate(
-            zip(legend.names, legend.colours, legend.merged, strict=True)
-        )
-    ]
     return {
-        "clusters": json.dumps(rows, ensure_ascii=False),
+        "clusters": json.dumps(model.legend.rows(), ensure_ascii=False),
         "model": model.fingerprint,
         "input": "RGB uint8 [N, H, W, 3], any size",
         "working_size_px": str(model.size_px),

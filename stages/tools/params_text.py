@@ -1,6 +1,5 @@
 """Edits of params.yaml that leave every other byte as it is, and a memory of what these tools wrote."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.core.artefacts import atomic_path, write_text
+from stages.core.hashes import file_sha256
 from stages.core.repository import in_repository
 from stages.settings.errors import UserError
 from stages.settings.params import read
@@ -75,18 +75,16 @@ def _changed(content: dict[str, Any], changes: Mapping[str, str]) -> dict[str, A
 
 def remember_written(path: Path) -> None:
     """Store that the file is as a tool wrote it, so that its difference to git is no edit of the user."""
-    write_text(_memory(), _sha256(path) + "\n")
+    write_text(_memory(), file_sha256(path) + "\n")
 
 
 def is_as_written(path: Path) -> bool:
     """Whether a tool wrote the file exactly as it is now."""
     memory = _memory()
-    return memory.exists() and path.exists() and memory.read_text(encoding="utf-8").strip() == _sha256(path)
+    if not (memory.exists() and path.exists()):
+        return False
+    return memory.read_text(encoding="utf-8").strip() == file_sha256(path)
 
 
 def _memory() -> Path:
     return in_repository(WRITTEN)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

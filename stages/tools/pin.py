@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.core.artefacts import atomic_path, read_metrics
+from stages.core.hashes import file_sha256
 from stages.core.images import read_index
 from stages.dataset.raw_files import (
     Difference,
@@ -23,7 +24,6 @@ from stages.dataset.raw_files import (
 from stages.dataset.source import DataSet, RawFile, data_root, hash_files, list_data
 from stages.runtime.progress import warn
 from stages.runtime.script import run
-from stages.runtime.watch import hash_file
 from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Params
@@ -169,13 +169,13 @@ def _models_to_keep(pretrain: Pretrain) -> tuple[dict[Path, Path], dict[str, str
     from stages.core.tensors import read_tensors  # torch takes seconds to load, and --check runs often
     from stages.segmenter.segmenter_file import check_made_for
 
-    hashes = {name: hash_file(MODELS / name) for name in warm}
+    hashes = {name: file_sha256(MODELS / name) for name in warm}
     _, about = read_tensors(MODELS / CENTROIDS)
     check_made_for(MODELS / CENTROIDS, about, hashes[SEGMENTER])
     folder = PREVIOUS / hashes[CENTROIDS][:FOLDER_DIGITS]
     there = [name for name in warm if (folder / name).exists()]
     for name in there:
-        if hash_file(folder / name) != hashes[name]:
+        if file_sha256(folder / name) != hashes[name]:
             raise UserError(
                 f"{folder / name}: differs from {MODELS / name}, though its folder is named after the same "
                 "clusters; rename that folder to keep it, or delete it"

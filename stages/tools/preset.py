@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if reader == "demo":
         if args.data is not None:
             raise UserError(f"preset {args.name} generates its own data; remove DATA (--data)")
-        _write(params, args.params)
+        whole = _write(params, args.params)
     else:
         if args.data is None:
             raise UserError(f"preset {args.name} reads images from a folder; set it with DATA=... (--data)")
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             from stages.tools.estimate import describe_estimate
 
             print("\n".join(describe_estimate(times)))
-    print(f"{args.params}: preset {args.name} is active; next: dvc repro")
+    active = f"{args.params}: preset {args.name} is active; next: dvc repro"
+    print("\n".join([*answers.start(whole), active]))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -22,6 +22,7 @@ from stages.reporting.wall import Split
 from stages.runtime.watch import summarise
 from stages.settings.errors import UserError
 from stages.settings.params import flat
+from stages.tools.dvc_lock import LOCK, outdated, read_lock
 
 NEEDED = (
     "params.yaml",
@@ -35,7 +36,7 @@ NEEDED = (
     "metrics/evaluate/raw_per_class.csv",
 )
 WORKSPACE = "workspace"  # what DVC calls the working tree
-NAMES, LOCK = "names.yaml", "dvc.lock"  # older commits have no names; a run without stages has no lock
+NAMES = "names.yaml"  # older commits have none, and a run without stages has no lock
 SHOWN_LAST = ("refine", "evaluate@refined")  # what a run up to `evaluate@raw` leaves as it was before
 UNSEEN = ("report",)  # stages that make nothing that is compared
 
@@ -135,16 +136,12 @@ def _check_whole(revision: str, lock: Path) -> None:
     Raises:
         UserError: a stage of `SHOWN_LAST` has read other files than the stages before it have written.
     """
-    stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8")).get("stages", {})
-    made = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
-    read = [(name, dep) for name in SHOWN_LAST for dep in stages.get(name, {}).get("deps", [])]
-    for name, dep in read:
-        if made.get(dep["path"], dep["md5"]) != dep["md5"]:
-            raise UserError(
-                f"{revision}: {name} has not run since {dep['path']} changed, so its result is that of "
-                "another run (`make table` ends at evaluate@raw); run all stages with these settings: "
-                "`dvc exp run --temp -n NAME -S ...` takes those that are done from the cache"
-            )
+    for name, path in outdated(read_lock(lock), SHOWN_LAST):
+        raise UserError(
+            f"{revision}: {name} has not run since {path} changed, so its result is that of another run "
+            "(`make table` ends at evaluate@raw); run all stages with these settings: `dvc exp run --temp -n "
+            "NAME -S ...` takes those that are done from the cache"
+        )
 
 
 def _open_run(revision: str, folder: Path) -> Run:

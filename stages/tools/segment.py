@@ -8,9 +8,7 @@ damaged image is named and left out; the exit code is then 1.
 """
 
 import argparse
-import contextlib
 import hashlib
-import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.core.device import describe
 from stages.core.memory import memory_for
 from stages.dataset.left_out import (
     BAD,
+    LISTING,
     LONG_NAME,
     NO_ENTRY,
     ODD_NAME,
@@ -28,24 +28,18 @@ from stages.dataset.left_out import (
     SAME_OUTPUT,
     UNREADABLE,
     LeftOut,
-    printable,
 )
-from stages.dataset.source import RawFile, Remark
+from stages.dataset.source import Remark
 from stages.reporting.legend import css
 from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.tools.segmenting import coco
+from stages.tools.segmenting.decoding import Photograph, choose_bits, open_photograph
 from stages.tools.segmenting.earlier_run import begin
 from stages.tools.segmenting.label_files import output_names, write_outputs
 from stages.tools.segmenting.output_folder import alone_in, staging
-from stages.tools.segmenting.photographs import (
-    HELP,
-    Photographs,
-    choose_bits,
-    find_photographs,
-    open_photograph,
-)
+from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs
 from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE, Done, RunManifest, shares
 from stages.tools.segmenting.summaries import CHANGED, FORMATS, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
@@ -54,8 +48,6 @@ SOME_LEFT_OUT = 1  # exit code
 SCARCE = "pass --device cpu, or end other programs that use the GPU; what is done is not done again"
 TURNED = "were turned as their EXIF orientation says; their label maps are as displayed"
 GPU_BATCH, BATCH_PIXELS = 16, 1 << 25  # images at once, and pixels at full size that wait for a batch
-
-Opened = tuple[RawFile, np.ndarray]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,16 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     formats = list(dict.fromkeys(name for names in args.format for name in names))
     if "coco" in formats:
         coco.require_pycocotools()
-    photographs = find_photographs(args.photos, args.out, left_out, scores=args.scores)
+    photographs = find_photographs(args.photos, args.out, left_out, scores=args.scores, overlay=args.overlay)
     params = (args.params or args.model.absolute().parent / PARAMS) if args.refine else None
-    with contextlib.redirect_stdout(io.StringIO() if args.quiet else sys.stdout):  # the device
-        model = load(args.model, device=args.device, names=args.names, refine=params)
+    model = load(args.model, device=args.device, names=args.names, refine=params)
+    log(f"device: {describe(model.device)}")
     log(f"names of clusters: {model.named_by}")
     with alone_in(args.out):
         _run(model, photographs, formats, left_out, remarks, log, args)
     for text, names in remarks.items():
         log(f"{names.count:,} images {text} ({names})")
-    _report(left_out, log, is_broken_fine=args.skip_broken)
+    _report(left_out, args.out / LISTING, log, is_broken_fine=args.skip_broken)
 
 
 def _run(
@@ -92,23 +84,24 @@ def _run(
     formats = [*formats, *formats_to_renew(args.out, formats, log)]
     if "coco" in formats:
         coco.require_pycocotools()
-    extra = [LEGEND, TABLE, *(file for name in formats for file in FORMATS[name][1])]
+    extra = [LEGEND, TABLE, LISTING, *(file for name in formats for file in FORMATS[name][1])]
     manifest, todo = begin(
         args.out,
         photographs,
         _made_by(model, photographs),
         [css(colour) for colour in model.legend.colours],
         extra,
-        bits=bits or 0,
+        bits=bits,
         scores=args.scores,
+        overlay=args.overlay,
         overwrite=args.overwrite,
     )
     if before := len(photographs.names) - len(todo):
         log(f"{before:,} images are done already")
     try:
         with memory_for(SCARCE):
-            _segment_all(model, manifest, photographs, todo, bits or 0, left_out, remarks, args)
-        write_summaries(args.out, model, manifest, photographs, formats, log)
+            _segment_all(model, manifest, photographs, todo, bits, left_out, remarks, args)
+        write_summaries(args.out, model, manifest, photographs, formats, left_out, log)
     finally:
         manifest.save()
 
@@ -136,45 +129,45 @@ def _segment_all(
 ) -> None:
     """Segment the images that are yet to be done, and write their files."""
 
-    def opened() -> Iterator[Opened]:
+    def opened() -> Iterator[Photograph]:
         for name in todo if args.quiet else track(todo, "segment", unit="image"):
             try:
-                file, picture, found, is_turned = open_photograph(photographs.root, name, bits or 16)
+                one = open_photograph(photographs.root, name, bits)
             except UserError as fault:
-                left_out.add(BAD, f"{printable(name)}: {fault}")
+                left_out.add(BAD, name, str(fault))
                 continue
-            for remark in (one for one in Remark if one in found):
+            for remark in (remark for remark in Remark if remark in one.remarks):
                 remarks.add(remark.text(), name)
-            if is_turned:
+            if one.is_turned:
                 remarks.add(TURNED, name)
-            yield file, picture
+            yield one
 
     for batch in _batches(opened(), model):
-        files, pictures = zip(*batch, strict=True)
-        for file, picture, found in zip(files, pictures, model.segment(pictures), strict=True):
-            outputs = output_names(file.name, scores=args.scores)
+        for one, found in zip(batch, model.segment([one.pixels for one in batch]), strict=True):
+            file = one.file
+            outputs = output_names(file.name, scores=args.scores, overlay=args.overlay)
             height, width = found.ids.shape
             confidence = round(float(found.confidence.mean(dtype=np.float64)), 6)
             with staging(args.out) as folder:
-                write_outputs(folder, outputs, picture, found, model.legend.colours)
+                write_outputs(folder, outputs, one.pixels, found, model.legend.colours)
                 for changed in manifest.take_all(folder, outputs):
                     left_out.add(CHANGED, changed)
             for old in set(output_names(file.name, scores=True)) - set(outputs):
                 manifest.drop(old)
-            state = (file.size_bytes, file.modified_ns, bits)
+            state = (file.size_bytes, file.modified_ns, bits if one.is_deep else 0)
             manifest.add(file.name, Done(*state, width, height, confidence, shares(found.ids)))
 
 
-def _batches(opened: Iterator[Opened], model: TrainedModel) -> Iterator[list[Opened]]:
+def _batches(opened: Iterator[Photograph], model: TrainedModel) -> Iterator[list[Photograph]]:
     """Group images that follow each other and have one working size; on a CPU one by one: as fast."""
     most = GPU_BATCH if model.device.type == "cuda" else 1
-    batch: list[Opened] = []
+    batch: list[Photograph] = []
     for one in opened:
-        pixels = sum(picture.shape[0] * picture.shape[1] for _, picture in [*batch, one])
+        pixels = sum(each.pixels.shape[0] * each.pixels.shape[1] for each in [*batch, one])
         if batch and (
             len(batch) == most
             or pixels > BATCH_PIXELS
-            or model.working_size(batch[0][1]) != model.working_size(one[1])
+            or model.working_size(batch[0].pixels) != model.working_size(one.pixels)
         ):
             yield batch
             batch = []
@@ -183,8 +176,8 @@ def _batches(opened: Iterator[Opened], model: TrainedModel) -> Iterator[list[Ope
         yield batch
 
 
-def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bool) -> None:
-    """Say what was not done; what is broken is said even if the tool is to be quiet.
+def _report(left_out: LeftOut, listing: Path, log: Callable[[str], None], *, is_broken_fine: bool) -> None:
+    """Say what was not done, and where all of it is; what is broken is said even if the tool is to be quiet.
 
     Raises:
         SystemExit: some images were not segmented.
@@ -195,6 +188,8 @@ def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bo
             print(f"segment: left out {names.count:,}: {reason} ({names})", file=sys.stderr)
         else:
             log(f"left out {names.count:,}: {reason} ({names})")
+    if left_out:
+        log(f"{listing} names all of them")
     if broken & set(left_out) and not is_broken_fine:
         raise SystemExit(SOME_LEFT_OUT)
 
@@ -222,13 +217,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--names", type=Path, help="names.yaml; default: the legend of the report, or else numbers")
     add("--format", type=_formats, action="append", default=[], help=f"of {', '.join(FORMATS)}; masks always")
     add("--scores", action="store_true", help="write <name>_confidence.png: gray, 255 is a confidence of 1")
+    add("--no-overlay", dest="overlay", action="store_false", help="write no <name>_overlay.jpg")
     add("--refine", action="store_true", help="align borders with image edges by the dense CRF; slower")
     add("--params", type=Path, help="settings of --refine; default: params.yaml beside the folder of --model")
     add("--overwrite", action="store_true", help="do all again, over files of segment; never those of others")
     add("--skip-broken", action="store_true", help="exit code 0 even if images had to be left out")
     add("--quiet", action="store_true", help="say only what went wrong")
     add("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:<index>")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.params and not args.refine:
+        parser.error("--params has the settings of --refine; pass --refine as well")
+    return args
 
 
 if __name__ == "__main__":

@@ -31,6 +31,13 @@ def obstacles(root: Path) -> Iterator[Obstacle]:
             "this clone is shallow (git clone --depth), and DVC loses temporary and queued experiments in it",
             "git fetch --unshallow",
         )
+    # DVC takes no name that git would make up, and fails where files that git tracks have edits.
+    if git(root, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").returncode:
+        yield Obstacle(
+            "git knows no name and address of yours, with which DVC commits edits for temporary and queued "
+            "experiments",
+            "git config --global user.name NAME && git config --global user.email ADDRESS",
+        )
     place = str(root.resolve())
     if "#" in place or not place.isascii():
         sign = next(sign for sign in place if sign == "#" or not sign.isascii())

@@ -12,6 +12,8 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from stages.core.artefacts import write_csv, write_text
 from stages.runtime.script import run
 from stages.settings.errors import UserError, raise_faults
@@ -19,46 +21,49 @@ from stages.settings.params import read
 from stages.tools.experiments import (
     Experiment,
     Row,
-    Table,
     experiments,
     finished,
     read_table,
     succeeds,
 )
 from stages.tools.surroundings import obstacles, uncommitted_code
-from stages.tools.table_text import as_markdown, compare, describe_run
+from stages.tools.table_changes import numbers, parse_change, row_numbers, say_what_rows_keep, with_changes
+from stages.tools.table_text import announce, as_markdown, compare, describe_run
+
+PARAMS = Path("params.yaml")  # DVC's experiments know no other
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run or queue the missing experiments, collect the finished ones, write Markdown and CSV."""
     args = _parse(argv)
 
-    table = read_table(args.tables / f"{args.name}.yaml")
-    more = dict(map(_change, args.set))
-    chosen = _rows(table, args.rows)
-    _say_what_rows_keep(more, chosen)
-    table = table.model_copy(update={"base": more.pop("base", table.base)})
+    written = read_table(args.tables / f"{args.name}.yaml")
+    changes = [parse_change(text, written) for text in args.set]
+    every = range(1, len(written.rows) + 1)
+    asked = every if args.rows is None else row_numbers("--rows", args.rows, written)
+    say_what_rows_keep(changes, written, asked)
+    table = with_changes(written, changes)
     bases = args.tables.parent / "bases"
-    params = read(args.params)
-    seeds, code = _numbers("--seeds", args.seeds), uncommitted_code(Path())
-    all_rows = list(experiments(args.name, table, seeds, more, bases, params.model_dump(), code))
-    names = {row.name for row in chosen}
+    params = read(PARAMS)
+    seeds, code = numbers("--seeds", args.seeds), uncommitted_code(Path())
+    all_rows = list(experiments(args.name, table, seeds, bases, params.model_dump(), code))
+    chosen = {number: written.rows[number - 1] for number in asked}
+    names = {row.name for row in chosen.values()}
     wanted = [experiment for experiment in all_rows if experiment.row in names]
+    _check_guidance(chosen.values(), wanted)
     if args.dry_run:
-        numbers = {row.name: number for number, row in enumerate(table.rows, start=1)}
-        for experiment in wanted:
-            print(f"# row {numbers[experiment.row]}: {experiment.row}, seed {experiment.seed}")
-            print(shlex.join(["dvc", *experiment.command("--temp")[3:]]))
+        _print_commands(args.name, chosen, wanted)
         return
     files = {measure.file for measure in table.measures.values()}
     done = finished(files)
     missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]
     if missing:
         raise_faults(f"make table: {one.what}; {one.remedy}" for one in obstacles(Path()))
+        print("\n".join(announce(args.name, chosen, missing)), flush=True)
     failed = _run(args.name, missing, files, is_queued=args.queue)
     if not args.queue:
         compared = compare(table, all_rows, finished(files) if missing else done)
-        text = as_markdown(table, compared, describe_run(params, args.set))
+        text = as_markdown(table, compared, describe_run(params, written, changes))
         write_text(args.out / f"{args.name}.md", text)
         write_csv(args.out / f"{args.name}.csv", compared)
         print(text)
@@ -69,6 +74,40 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if args.queue:
         print("queued; next: dvc queue start; when it is done, run this command with --collect")
+
+
+def _print_commands(table: str, rows: Mapping[int, Row], wanted: Sequence[Experiment]) -> None:
+    """Print the command of each experiment; all else in comments, so that a shell can take the text."""
+    print("\n".join(f"# {line}" for line in announce(table, rows, wanted)))
+    number_of = {row.name: number for number, row in rows.items()}
+    for experiment in wanted:
+        print(f"# row {number_of[experiment.row]}: {experiment.row}, seed {experiment.seed}")
+        print(shlex.join(["dvc", *experiment.command("--temp")[3:]]))
+
+
+def _check_guidance(rows: Collection[Row], wanted: Sequence[Experiment]) -> None:
+    """Refuse rows with guidance if its weight is 0: they would run without it, under the name of it.
+
+    Args:
+        rows: as the file of the table has them.
+        wanted: the experiments of these rows.
+
+    Raises:
+        UserError: there are such rows.
+    """
+    yaml = YAML(typ="safe", pure=True)  # a weight is a number or auto
+    guided = {row.name for row in rows if "train.image_loss.head" in row.changes}
+    silent = dict.fromkeys(
+        one.row
+        for one in wanted
+        if one.row in guided and yaml.load(one.settings["train.image_loss.weight"]) == 0
+    )
+    if silent:
+        raise UserError(
+            f"train.image_loss.weight: is 0, so {', '.join(map(repr, silent))} would run without guidance; "
+            "add --set train.image_loss.weight=1.0, as presets of COCO-Stuff have it (Cityscapes: 0.1), or "
+            "select other rows with --rows"
+        )
 
 
 def _run(table: str, missing: Sequence[Experiment], files: Collection[str], *, is_queued: bool) -> list[str]:
@@ -107,46 +146,6 @@ def _check_kept(experiment: Experiment, files: Collection[str]) -> None:
         )
 
 
-def _rows(table: Table, text: str | None) -> list[Row]:
-    numbers = range(1, len(table.rows) + 1)
-    asked = numbers if text is None else _numbers("--rows", text)
-    if not set(asked) <= set(numbers):
-        raise UserError(f"--rows: must be between 1 and {len(table.rows)}, got {text}")
-    return [table.rows[number - 1] for number in asked]
-
-
-def _say_what_rows_keep(more: Mapping[str, str], rows: Sequence[Row]) -> None:
-    """Print the rows whose own changes override those of `--set`.
-
-    Raises:
-        UserError: all rows set the key themselves, or it is that of --seeds.
-    """
-    if "seed" in more:
-        raise UserError("--set seed: has no effect, because each row runs with each of --seeds")
-    for key in more:
-        own = [row.name for row in rows if (row.base if key == "base" else key in row.changes)]
-        if len(own) == len(rows):
-            raise UserError(
-                f"--set {key}: has no effect because every row sets this key; select other rows with --rows"
-            )
-        if own:
-            print(f"--set {key}: not applied to {', '.join(map(repr, own))}, which set this key themselves")
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError as error:
-        raise UserError(f"{flag}: must be comma-separated integers, got {text!r}") from error
-
-
-def _change(text: str) -> tuple[str, str]:
-    key, sign, value = text.partition("=")
-    if not sign:
-        raise UserError(f"--set: must be KEY=VALUE, got {text!r}")
-    return key, value
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.tools.table", description=__doc__)
     parser.add_argument(
@@ -162,17 +161,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--set",
         action="append",
         default=[],
-        metavar="KEY=VALUE",
-        help="change of params.yaml for all rows that do not set this key themselves; base=NAME sets the "
-        "base of the rows, a file in presets/bases/",
+        metavar="[ROWS:]KEY=VALUE",
+        help="change of params.yaml for all rows that do not set this key themselves, or for some: "
+        "1,2:pretrain.init=FILE; base=NAME sets the base of the rows, a file in presets/bases/",
     )
     parser.add_argument(
         "--tables", type=Path, default=Path("presets/tables"), help="folder of the table definitions"
     )
     parser.add_argument("--out", type=Path, default=Path("metrics/tables"), help="output folder")
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings of the runs, for the head"
-    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     how.add_argument(

@@ -1,16 +1,20 @@
 """The results of a table of experiments, as numbers and as Markdown."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from stages.settings.params import flat
 from stages.settings.schema import Params
-from stages.tools.experiments import Experiment, Measure, Metrics, Table, measured
+from stages.tools.experiments import Experiment, Measure, Metrics, Row, Table, measured
+from stages.tools.table_changes import Change
 
 ABSENT = "–"
 BASELINE = "k-means on color and position"
+UNTRAINED = ("none", "supervised")  # methods of `pretrain` that take the model as it is
+# Settings that decide a pretraining and its images; size_px, which is missing, is for those of validation.
+PRETRAINING = ("prepare.", "seed", "precision", "deterministic", "compile", "backbone.", "pretrain.")
 
 
 def compare(table: Table, experiments: Sequence[Experiment], finished: Mapping[str, Metrics]) -> pd.DataFrame:
@@ -39,25 +43,64 @@ def _summary(results: Iterable[Metrics], measure: Measure, key: str) -> tuple[fl
     return scaled.mean(), scaled.std(), len(scaled)
 
 
-def describe_run(params: Params, changes: Sequence[str]) -> str:
+def describe_run(params: Params, table: Table, changes: Sequence[Change]) -> str:
     """Data set, settings and changes of the rows, as one line; rows may have values of their own.
 
     Args:
         params: params.yaml.
-        changes: `key=value` for all rows; they come before what params.yaml says.
+        table: its rows without the changes; what all of them set alike comes before all else.
+        changes: of `--set`; those for all rows come before what params.yaml says.
     """
-    values = dict(flat(params.model_dump())) | dict(change.split("=", 1) for change in changes)
+    first, *others = (row.changes for row in table.rows)
+    alike = {key: value for key, value in first.items() if all(row.get(key) == value for row in others)}
+    given = {change.key: change.value for change in changes if change.rows is None}
+    values = dict(flat(params.model_dump())) | given | alike
     data = Path(values["prepare.path"]).name if values["prepare.path"] else values["prepare.reader"]
     method, init = values["pretrain.method"], values["pretrain.init"]
     start = f"pretraining {method}" + (f" from {Path(init).name}" if init else "")
-    if method != "none":
+    if method not in UNTRAINED:
         start += f", {values['pretrain.epochs']} epochs"
-    changed = f"; changed: {', '.join(changes)}" if changes else ""
+    changed = f"; changed: {', '.join(change.text for change in changes)}" if changes else ""
     return (
         f"Data: {data} (preset {params.preset}). {values['backbone.arch']} of width "
         f"{values['backbone.width']}, {values['size_px']} px, {values['precision']}, {start}, training "
-        f"{values['train.epochs']} epochs{changed}."
+        f"{values['train.epochs']} epochs, learning rate {values['train.lr']}, feature stride "
+        f"{values['train.feature_stride']}, guidance weight {values['train.image_loss.weight']}, "
+        f"select_ratio {values['select_ratio']}{changed}."
     )
+
+
+def announce(name: str, rows: Mapping[int, Row], experiments: Collection[Experiment]) -> Iterator[str]:
+    """What runs, and what its rows need, as lines.
+
+    Args:
+        name: name of the table.
+        rows: by their number, counted from 1.
+        experiments: those that run.
+    """
+    count = _count_pretrainings(experiments)
+    most = f"at most {_many(count, 'pretraining')} (DVC's cache may have some)" if count else "no pretraining"
+    yield f"table {name}: {_many(len(experiments), 'experiment')}, {most}"
+    run = {one.row for one in experiments}
+    for number, row in rows.items():
+        if row.needs and row.name in run:
+            yield f"row {number}, {row.name}: needs {row.needs}"
+
+
+def _count_pretrainings(experiments: Iterable[Experiment]) -> int:
+    """Number of different pretrainings; experiments that pretrain alike share one in DVC's cache."""
+    trained = (
+        one.settings
+        for one in experiments
+        if one.settings["pretrain.method"] not in UNTRAINED and one.settings["pretrain.epochs"] != "0"
+    )
+    return len(
+        {tuple(sorted(pair for pair in one.items() if pair[0].startswith(PRETRAINING))) for one in trained}
+    )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def as_markdown(table: Table, compared: pd.DataFrame, run: str) -> str:

@@ -12,6 +12,7 @@ from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
 from stages.clustering.lloyd import count_members
 from stages.core import distributed
 from stages.core.device import send, torch_generator
+from stages.core.memory import memory_for
 from stages.core.seeds import faiss_seed
 from stages.imaging.batches import ImageSource, shuffled
 from stages.runtime.progress import track
@@ -149,6 +150,11 @@ class PixelClusterer:
         nearest, _ = assign(pixels, centroids, clustering.assign)
         return Clustering(centroids.cpu(), count_members(nearest, self._pixel_k).cpu())
 
+    @memory_for(
+        "lower train.clustering.init_batches, whose features are held at once, or batches_per_update; or set "
+        "kmeans: sample",
+        "params.yaml: train.clustering: ",
+    )
     def _of_all(
         self, frozen: Segmenter, images: ImageSource, batches: Sequence[Tensor], epoch: int, view: int
     ) -> Clustering:

@@ -62,7 +62,7 @@ def pixel_shares(
             for targets in passes
         ]
     )
-    return list(distributed.share_of(sums, sums.sum(0)))
+    return list(distributed.loss_factor(sums, sums.sum(0)))
 
 
 def siamese_loss(
@@ -119,7 +119,7 @@ def guidance_loss(
             torch.stack([weight[labels].sum(), logits.new_full((), len(labels))])
             for labels in (pseudo_label, pseudo_label if whole is None else whole)
         )
-        share = distributed.share_of(part, all_parts)
+        share = distributed.loss_factor(part, all_parts)
     if not len(logits):  # this process has no view in this pass, but must join the all-reduce
         return logits.sum(), logits.new_zeros(())
     right = (logits.argmax(1) == pseudo_label).float().mean()

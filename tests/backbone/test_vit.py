@@ -170,7 +170,7 @@ class _Mode(torch.autograd.Function):
 def test_only_the_gradient_that_has_a_choice_insists_on_repeating_its_bytes() -> None:
     """Others still warn, if they have no algorithm that does."""
     _Mode.seen.clear()
-    set_numerics("float32", torch.device("cpu"), deterministic=True)
+    set_numerics("float32", deterministic=True)
     start = torch.ones(3, requires_grad=True)
     _Mode.apply(with_strict_gradient(_Mode.apply(_Mode.apply(start)))).sum().backward()
     assert _Mode.seen == [1, 2, 1]
@@ -182,7 +182,7 @@ def test_only_the_gradient_that_has_a_choice_insists_on_repeating_its_bytes() ->
 
 def test_gradients_of_attention_repeat_their_bytes(device: torch.device) -> None:
     """Few images and many tokens: there torch shares the work of one sum among many blocks of a GPU."""
-    set_numerics("float32", device, deterministic=True)
+    set_numerics("float32", deterministic=True)
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(1, 2, 900, 16, generator=generator).to(device) for _ in range(3)]
 

@@ -39,7 +39,7 @@ def photographs(count: int, side: int) -> np.ndarray:
 
 def measure_networks(params: Params, device: torch.device) -> Iterator[tuple[str, Observed]]:
     """The cost of an image in each long stage, and of reading one."""
-    set_numerics(params.precision, device, deterministic=params.deterministic)
+    set_numerics(params.precision, deterministic=params.deterministic)
     yield "read", _reading(params, device, is_cached=True)
     yield "read from disk", _reading(params, device, is_cached=False)
     if params.pretrain.trains and params.pretrain.epochs:

@@ -19,9 +19,9 @@ KINDS: dict[str, tuple[tuple[str, bool], ...]] = {
 def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
     """A step of pretraining and one of training for each kind; nothing on a CPU."""
     for precision, deterministic in KINDS[device.type]:
-        set_numerics(precision, device, deterministic=deterministic)
+        set_numerics(precision, deterministic=deterministic)
         params = read_preset("folder").model_copy(update={"precision": precision, "compile": compiled})
         said = "" if deterministic else ", deterministic: false"
         for module in (pretraining, training):
             yield module.step_of(params, device, turns, "auto", said)
-    set_numerics("float32", device, deterministic=True)  # as the other sections take it
+    set_numerics("float32", deterministic=True)  # as the other sections take it

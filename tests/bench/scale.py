@@ -93,8 +93,7 @@ def _project(
     with contextlib.redirect_stdout(None):
         base, free = resident_bytes(), _free_bytes(device)
         measured = dict(_tell(measure_files(params, device, counts)))
-        same = params.model_dump_json(exclude={"preset": True, "prepare": True, "pretrain": {"queue_size"}})
-        if (key := f"{same} {params.prepare.train_px}") not in known:
+        if (key := cost_key(params)) not in known:
             known[key] = {
                 **dict(_tell(measure_networks(params, device))),
                 **dict(_tell(measure_kmeans(params, device))),
@@ -106,6 +105,14 @@ def _project(
         sizes = [_file_bytes(network) for network in (trunk, build_untrained(params, torch.device("cpu")))]
     projection = Projection(params, at, measured, dim=trunk.channels[-1], file_bytes=(sizes[0], sizes[1]))
     return projection.rows(), at
+
+
+def cost_key(params: Params) -> str:
+    """What the costs of networks and k-means depend on; presets with the same key are measured once."""
+    no_matter: dict[str, Any] = {"preset": True, "prepare": True, "pretrain": {"queue_size"}}
+    no_matter["train"] = {"image_loss": {"weight"}}  # any weight but 0 costs the same
+    is_guided = params.train.image_loss.weight != 0
+    return f"{params.model_dump_json(exclude=no_matter)} {params.prepare.train_px} {is_guided}"
 
 
 def _tell(pieces: Iterator[tuple[str, Observed]]) -> Iterator[tuple[str, Observed]]:

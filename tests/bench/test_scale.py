@@ -181,6 +181,15 @@ def test_the_sizes_of_the_sets_are_the_published_ones(preset: str, counts: tuple
     assert sum(CITYSCAPES_IMAGES.values()) == 24_998
 
 
+def test_both_benchmarks_are_measured_once() -> None:
+    coco = read_preset("cocostuff27")
+    assert scale.cost_key(coco) == scale.cost_key(read_preset("cityscapes27"))
+    image_loss = coco.train.image_loss.model_copy(update={"weight": 0.0})
+    train = coco.train.model_copy(update={"image_loss": image_loss})
+    assert scale.cost_key(coco) != scale.cost_key(coco.model_copy(update={"train": train}))
+    assert scale.cost_key(coco) != scale.cost_key(coco.model_copy(update={"precision": "float32"}))
+
+
 def test_photographs_of_ones_own_have_no_published_number() -> None:
     with pytest.raises(
         UserError, match=r"--preset folder: is for images of your own.*make preset NAME=folder"

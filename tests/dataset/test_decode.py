@@ -141,6 +141,15 @@ def test_the_rotation_of_a_camera_is_applied() -> None:
     np.testing.assert_array_equal(np.asarray(decoded), np.rot90(pixels, -1))
 
 
+def test_an_avif_is_read_and_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:8] = 200
+    decoded = decode_image(encoded(Image.fromarray(pixels), "AVIF", exif=exif))
+    assert np.abs(np.asarray(decoded).astype(int) - np.rot90(pixels, -1)).max() < 20
+
+
 def test_published_protocols_leave_the_rotation_of_a_camera() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

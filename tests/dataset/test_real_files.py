@@ -2,15 +2,14 @@
 
 import gc
 import os
-import struct
 import unicodedata
-import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -21,6 +20,7 @@ from stages.dataset import decode
 from stages.dataset.left_out import (
     BROKEN_LINK,
     ELSEWHERE,
+    HEIC,
     HIDDEN,
     LOOP,
     MASK,
@@ -32,7 +32,7 @@ from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.source import Remark, list_data
 from stages.dataset.truth import IGNORED, read_truth
 from stages.settings.errors import UserError
-from tests.datasets import noise, prepare_settings, write_image, write_params
+from tests.datasets import noise, png16, prepare_settings, write_image, write_params
 
 SIDE = 16
 FITTING: dict[str, Any] = {
@@ -57,6 +57,13 @@ class Prepared:
     @property
     def left_out(self) -> dict[str, int]:
         return {reason: names["files"] for reason, names in self.summary["left_out"].items()}
+
+    @property
+    def listed(self) -> list[tuple[str, str]]:
+        """Rows of the table of all that is left out."""
+        table = pd.read_csv(self._out / "left_out.csv")
+        assert list(table) == ["file", "reason"]
+        return list(table.itertuples(index=False, name=None))
 
     def ids(self, split: str) -> list[str]:
         return list(read_index(self._out / "images" / split)["id"])
@@ -88,7 +95,7 @@ def run(root: Path, tmp_path: Path) -> Callable[..., Prepared]:
         settings |= {key.replace("__", "."): value for key, value in changes.items()}
         write_params(out / "params.yaml", settings)
         flags = {"train-images": "images/train", "val-images": "images/val", "truth": "truth"}
-        flags |= {"metrics": "prepare.json", "params": "params.yaml"}
+        flags |= {"left-out": "left_out.csv", "metrics": "prepare.json", "params": "params.yaml"}
         prepare.main([text for name, path in flags.items() for text in (f"--{name}", str(out / path))])
         return Prepared(out)
 
@@ -149,7 +156,7 @@ LEFT_OUT: dict[str, tuple[str, list[str]]] = {
         MASK,
         [f"images/train/masks/{name}.png" for name in ("0_mask", "1.png", "2.png_gt")],
     ),
-    "a picture of a phone": (OTHER_FORMAT, ["images/train/a.HEIC"]),
+    "pictures of a phone": (HEIC, ["images/train/a.HEIC", "images/train/b.heif"]),
     "a grey map": (OTHER_FORMAT, ["images/val/a.pgm"]),
     "notes": (NO_PICTURE, ["images/val/notes.txt"]),
     "images beside the splits": (ELSEWHERE, ["images/a.png"]),
@@ -163,6 +170,7 @@ MAKE: dict[str, Callable[[Path], object]] = {
     BROKEN_LINK: lambda path: path.symlink_to("nowhere.png"),
     NO_FILE: os.mkfifo,
     LOOP: lambda path: path.symlink_to(path.parents[1]),
+    HEIC: lambda path: path.write_bytes(b"x"),
     OTHER_FORMAT: lambda path: path.write_bytes(b"x"),
     NO_PICTURE: lambda path: path.write_bytes(b"x"),
 }
@@ -191,12 +199,28 @@ def test_a_word_at_the_end_of_a_name_is_no_mask_without_its_image(
 
 def test_many_pictures_that_are_left_out_are_a_warning(root: Path, run: Callable[..., Prepared]) -> None:
     for number in range(3):
-        _write(root / f"images/train/{number}.heic")
+        _write(root / f"images/train/{number}.gif")
     (warning,) = run().summary["warnings"]
     assert warning == (
         "3 of 9 files that may be pictures are left out (3 picture of a format that is not read; convert it "
         "to PNG or JPEG)"
     )
+
+
+def test_all_names_are_in_a_table_and_three_in_messages(
+    root: Path, run: Callable[..., Prepared], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run().listed == []
+    for number in range(5):
+        _write(root / f"images/train/a, {number}.gif")
+    _write(root / "images/val/notes.txt")
+    found = run()
+    pictures = [f"images/train/a, {number}.gif" for number in range(5)]
+    assert found.listed == [("images/val/notes.txt", NO_PICTURE), *((one, OTHER_FORMAT) for one in pictures)]
+    assert found.summary["left_out"][OTHER_FORMAT] == {"files": 5, "examples": pictures[:3]}
+    said = capsys.readouterr().out
+    assert "left_out.csv names all of them\n" in said
+    assert pictures[3] not in said
 
 
 def test_outputs_of_segment_are_no_images(root: Path, run: Callable[..., Prepared]) -> None:
@@ -271,20 +295,6 @@ def _tiff16(values: np.ndarray, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _png16(values: np.ndarray) -> bytes:
-    """A PNG with 16 bits per channel, as cameras write it; Pillow reads these and does not write them."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
-
-    height, width, _ = values.shape
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize(("largest", "bits"), [(255, 8), (1023, 10), (4095, 12), (16383, 14), (65535, 16)])
 def test_sixteen_bits_are_scaled_by_what_the_set_uses(
     root: Path, run: Callable[..., Prepared], largest: int, bits: int
@@ -306,7 +316,7 @@ def test_sixteen_bits_are_scaled_by_what_the_set_uses(
 def test_colors_of_twelve_bits_in_sixteen(root: Path, run: Callable[..., Prepared]) -> None:
     values = np.random.default_rng(0).integers(0, 4096, (SIDE, SIDE, 3))
     values[0, 0] = 4095
-    _write(root / "images/train/deep.png", _png16(values))
+    _write(root / "images/train/deep.png", png16(values))
     found = run()
     image = found.images("train")[found.ids("train").index("deep")]
     np.testing.assert_array_equal(image, values >> 4)
@@ -345,15 +355,44 @@ def test_what_lies_under_transparent_pixels_is_not_learned_from(
     ]
 
 
-@pytest.mark.parametrize(("form", "suffix"), [("TIFF", "tif"), ("WEBP", "webp"), ("PNG", "png")])
-def test_several_pages_or_frames_are_said(form: str, suffix: str) -> None:
+@pytest.mark.parametrize(("form", "difference"), [("TIFF", 0), ("WEBP", 0), ("PNG", 0), ("AVIF", 4)])
+def test_several_pages_or_frames_are_said(form: str, difference: int) -> None:
     pages = [Image.fromarray(noise(number, 8, 8)) for number in range(3)]
     buffer = BytesIO()
-    options = {"lossless": True} if form == "WEBP" else {}
-    pages[0].save(buffer, form, save_all=True, append_images=pages[1:], **options)
+    options: dict[str, dict[str, Any]] = {
+        "WEBP": {"lossless": True},
+        "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+    }
+    pages[0].save(buffer, form, save_all=True, append_images=pages[1:], **options.get(form, {}))
     image, remarks = decode.decode_image(buffer.getvalue())
     assert remarks == Remark.PAGES
-    np.testing.assert_array_equal(np.asarray(image), np.asarray(pages[0]))
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(pages[0])).max() <= difference
+
+
+@pytest.mark.parametrize(
+    ("width", "protocol", "percent", "is_warning"),
+    [(24, "own", 33, False), (48, "own", 67, True), (48, "picie", 67, False)],
+)
+def test_what_is_cut_off_is_said(
+    root: Path,
+    run: Callable[..., Prepared],
+    capsys: pytest.CaptureFixture[str],
+    width: int,
+    protocol: str,
+    percent: int,
+    is_warning: bool,
+) -> None:
+    assert not [one for one in run().summary["notes"] if "central square" in one]
+    capsys.readouterr()
+    for number, path in enumerate(sorted((root / "images").rglob("*.png"))):
+        write_image(path, noise(number, *((width, SIDE) if number % 2 else (SIDE, width))))
+    summary = run(prepare__protocol=protocol).summary
+    said = f"images are cut to their central square: on average {percent}% of an image is not used"
+    (found,) = summary["warnings" if is_warning else "notes"]
+    assert found == said + "; if their ends matter, split them into squares" * is_warning
+    assert summary["notes" if is_warning else "warnings"] == []
+    shown = capsys.readouterr()
+    assert said in (shown.err if is_warning else shown.out)
 
 
 def test_images_of_one_color_are_named(root: Path, run: Callable[..., Prepared]) -> None:
@@ -571,6 +610,7 @@ def test_a_damaged_file_is_left_out_and_named(root: Path, run: Callable[..., Pre
     assert found.summary["left_out"]["damaged"]["examples"] == [
         "images/train/05.png: is empty; replace or remove it"
     ]
+    assert found.listed == [("images/train/05.png", "damaged: is empty; replace or remove it")]
     assert found.summary["train_images"] == len(found.ids("train")) == len(found.images("train")) == 39
     assert "05" not in found.ids("train")
     image = np.asarray(Image.open(root / "images/train/06.png"))
@@ -620,6 +660,11 @@ def test_label_maps_of_damaged_images_are_not_counted(root: Path, run: Callable[
     found = run(prepare__most_damaged=0.5)
     assert found.summary["class_shares"] == {"sky": 0.0, "grass": 1.0}
     assert len(found.labels()) == 1
+    _write(root / "images/val/1.png", (root / "images/val/0.png").read_bytes())
+    _write(root / "labels/val/1.png", b"")
+    assert run(prepare__most_damaged=0.5).listed == [
+        ("labels/val/1.png", "damaged: is empty; replace or remove it")
+    ]
 
 
 def test_a_mapping_that_is_added_after_a_refusal_is_used(
@@ -634,11 +679,12 @@ def test_a_mapping_that_is_added_after_a_refusal_is_used(
 
 def test_too_many_damaged_files_are_refused(root: Path, fault: Callable[..., str]) -> None:
     _write(root / "images/train/0.png", b"")
-    assert fault() == (
-        "images/train/0.png: is empty; replace or remove it\n"
+    said, empty = fault().split("\n")
+    assert said.startswith(
         f"{root}: 1 of 6 images are damaged, more than prepare.most_damaged: 0.05; repair or remove them, or "
-        "raise it"
+        "raise it; "
     )
+    assert empty == "images/train/0.png: is empty; replace or remove it"
     for number in range(4):
         _write(root / f"images/train/{number}.png", b"")
     assert fault(prepare__most_damaged=1.0) == (

@@ -54,23 +54,25 @@ DOORS = {
 # entry needs a reason. `prepare` is listed for each of its readers.
 NOT_IMPORTED = {
     "prepare cityscapes": "core/seeds dataset/label_map_folders",
-    "prepare cocostuff": "core/seeds dataset/label_map_folders dataset/listing dataset/own_outputs",
-    "prepare demo": "dataset/label_map_folders dataset/listing dataset/own_outputs",
+    "prepare cocostuff": "core/hashes core/seeds dataset/label_map_folders dataset/listing "
+    "dataset/own_outputs",
+    "prepare demo": "core/hashes dataset/label_map_folders dataset/listing dataset/own_outputs",
     "prepare folder": "core/seeds",
-    "embed": "backbone/batch_norm core/graph core/history core/repository core/step imaging/photometric",
-    "label": "clustering/continuation core/distributed core/graph core/history core/images core/memory "
+    "embed": "backbone/batch_norm core/graph core/hashes core/history core/repository core/step "
+    "imaging/photometric",
+    "label": "clustering/continuation core/distributed core/graph core/hashes core/history core/images "
     "core/repository core/step pseudo_labels/pyramid",
     "select_views": "clustering/agreement clustering/continuation clustering/kmeans clustering/lloyd "
-    "core/device core/distributed core/graph core/history core/images core/memory core/repository "
-    "core/seeds core/step",
+    "core/device core/distributed core/graph core/hashes core/history core/images core/memory "
+    "core/repository core/seeds core/step",
     "train": "clustering/agreement clustering/continuation segmenter/sampling",
     "cluster": "core/graph core/history core/step imaging/photometric",
     "predict": "backbone/batch_norm core/graph core/history core/step imaging/photometric segmenter/sampling",
-    "refine": "core/distributed core/graph core/history core/repository core/step core/tensors",
-    "evaluate@raw": "clustering/agreement clustering/continuation core/distributed core/graph core/history "
-    "core/memory core/repository core/step core/tensors",
-    "evaluate@refined": "clustering/agreement clustering/continuation core/distributed core/graph "
+    "refine": "core/distributed core/graph core/hashes core/history core/repository core/step core/tensors",
+    "evaluate@raw": "clustering/agreement clustering/continuation core/distributed core/graph core/hashes "
     "core/history core/memory core/repository core/step core/tensors",
+    "evaluate@refined": "clustering/agreement clustering/continuation core/distributed core/graph "
+    "core/hashes core/history core/memory core/repository core/step core/tensors",
     "report": "core/device core/distributed core/graph core/history core/memory core/repository core/seeds "
     "core/step",
 }

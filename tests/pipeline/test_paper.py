@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.datasets import REPOSITORY
+from stages.settings.params import flat
+from tests.datasets import REPOSITORY, committed_params
 
 PAPER = REPOSITORY / "docs/paper.md"
 EQUATIONS = range(1, 10)
 SECTIONS = ("3", "4.1", "4.2.1", "4.2.2", "4.3", "4.4", "5.1", "5.4", "A.1", "A.2")
 OTHER_PAPERS = ("stages/pretraining/",)  # whose docstrings number the equations of MoCo and SwAV
+OPEN = "## Where the paper is silent or contradicts itself"  # its table has switches in place of code
 Definition = ast.FunctionDef | ast.ClassDef
 
 
@@ -26,7 +28,7 @@ class Row(NamedTuple):
 @functools.cache
 def rows() -> list[Row]:
     found = []
-    for line in PAPER.read_text(encoding="utf-8").splitlines():
+    for line in PAPER.read_text(encoding="utf-8").partition(OPEN)[0].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and cells[0] not in ("paper", "topic", "---"):
             assert len(cells) == 4, line
@@ -118,6 +120,19 @@ def test_equations_that_the_code_names_are_in_the_table() -> None:
         if not name.startswith(OTHER_PAPERS):
             for number in set().union(*map(equations, docstrings(name))):
                 assert name in files.get(number, ()), f"{name} names Eq. {number}, docs/paper.md does not"
+
+
+def test_each_open_question_has_a_switch() -> None:
+    lines = PAPER.read_text(encoding="utf-8").partition(OPEN)[2].splitlines()
+    switches = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][2:]
+    assert len(switches) >= 12
+    settings = set(dict(flat(committed_params())))
+    for question, _, _, switch in switches:
+        named = re.findall(r"`([^`]+)`", switch)
+        assert named, question
+        for name in named:
+            is_preset = (REPOSITORY / f"presets/{name}.yaml").is_file()
+            assert name in settings or is_preset or (REPOSITORY / name).is_file(), f"{question}: {name}"
 
 
 def test_how_equations_are_read() -> None:

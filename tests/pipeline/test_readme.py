@@ -100,7 +100,7 @@ def test_commands_exist(page: Path) -> None:
 
 def test_settings_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    named = re.findall(r"(?:-S|--set-param|--set) '?([\w.]+)=", text)
+    named = re.findall(r"(?:-S|--set-param|--set) '?(?:[\d,]+:)?([\w.]+)=", text)
     # `--set base=NAME` of `make table` names a file of presets/bases/.
     assert [key for key in named if key != "base" and not _is_setting(key)] == []
     bases = re.findall(r"(?:--set base|BASE)=(\w+)", text)

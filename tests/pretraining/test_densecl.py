@@ -159,7 +159,7 @@ def test_a_whole_step() -> None:
             dense_losses.append(_cross_entropy(similarities, temperature))
     expected = 0.7 * sum(losses) / 3 + 0.3 * sum(dense_losses) / 27
     assert measured.loss.item() == pytest.approx(expected, rel=1e-4)
-    assert densecl.num_candidates == 1 + 2 + 6
+    assert densecl.expected.num_candidates == 1 + 2 + 6
     torch.testing.assert_close(densecl.queue[:3], key.embedding)
     torch.testing.assert_close(densecl.dense_queue[:3], torch.tensor(pooled), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(densecl.dense_queue[3:], torch.tensor(dense_queue[3:]))

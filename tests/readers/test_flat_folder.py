@@ -28,6 +28,7 @@ def photographs(root: Path, count: int, first: int = 0) -> Path:
 
 def test_all_images_in_subfolders_of_any_name_are_read(tmp_path: Path) -> None:
     names = ["a.jpg", "2019/b.PNG", "2019/at the sea/c.webp", "Images/d.bmp", "é/e.tif", "label/f.png"]
+    names += ["g.jpe", "h.JFIF", "i.avif"]
     for number, name in enumerate(names):
         write_image(tmp_path / name, noise(number, 8, 8))
     (tmp_path / "notes.txt").write_text("x")
@@ -66,8 +67,9 @@ def test_photographs_in_formats_that_are_not_read_are_named_if_there_are_no_othe
     with pytest.raises(UserError) as raised:
         listed(tmp_path)
     assert str(raised.value) == (
-        f"{tmp_path}: has no images (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff); left out 2: picture of a "
-        "format that is not read; convert it to PNG or JPEG (IMG_0.HEIC, IMG_1.HEIC); add images"
+        f"{tmp_path}: has no images (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .avif, .bmp, .tif, .tiff); left "
+        "out 2: picture in HEIC; convert it to JPEG, for example with ImageMagick: mogrify -format jpg "
+        "*.heic (IMG_0.HEIC, IMG_1.HEIC); add images"
     )
 
 

@@ -55,6 +55,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         params = write_params(out / "params.yaml", {**settings, "prepare.path": str(root), **dotted})
         flags = {"train-images": "images/train", "val-images": "images/val", "truth": "truth"}
         flags["metrics"] = "prepare.json"
+        flags["left-out"] = "left_out.csv"
         argv = [text for flag, name in flags.items() for text in (f"--{flag}", str(out / name))]
         prepare.main([*argv, "--params", str(params)])
         return out
@@ -238,6 +239,7 @@ def test_cityscapes_without_the_crop_is_two_squares_of_each_picture(
     ids = np.asarray(label.resize((64, 32), Image.Resampling.NEAREST)).astype(int)
     pair = np.concatenate(list(truth(out).maps[place : place + 2]), axis=1)
     np.testing.assert_array_equal(pair, np.where(ids >= 7, ids - 7, IGNORED))
+    assert "central square" not in (out / "prepare.json").read_text(), "the tiles are the whole image"
 
 
 def test_the_stego_family_learns_from_train_and_scores_val(tmp_path: Path, run: Callable[..., Path]) -> None:

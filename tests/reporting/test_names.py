@@ -116,7 +116,6 @@ def test_a_number_is_a_name_where_a_person_means_it(tmp_path: Path) -> None:
     )
     found = read_names(path, num_clusters=5, clusters=CLUSTERS)
     assert found.of == {0: "cluster 1", 2: "cluster 2", 3: "cluster 2", 4: "cluster 4"}
-    assert found.merged(5).tolist() == [0, 1, 2, 2, 4]
 
 
 def test_spaces_around_a_name_make_no_other_name(tmp_path: Path) -> None:
@@ -157,6 +156,14 @@ def test_given_names_come_before_matched_classes() -> None:
     assert cluster_legend(legend).names == ("pond", "grass", "grass")
     assert (legend.cluster_colours[2] == legend.class_colours[0]).all()
     assert [entry["name"] for entry in legend.entries()] == ["grass", "water", "pond"]
+    assert legend.merged.tolist() == [0, 1, 1], "cluster 1 has the name of its class"
+
+
+def test_a_color_that_is_given_to_the_name_of_a_class_is_that_of_its_cluster_too() -> None:
+    names = Names({2: "grass", 0: "pond"}, {"grass": (1, 2, 3)})
+    legend = cluster_legend(Legend(("grass", "water"), np.array([1, 0, UNMATCHED]), names))
+    assert legend.colours[1:].tolist() == [[1, 2, 3], [1, 2, 3]]
+    assert [row["merged_into"] for row in legend.rows()] == [0, 1, 1]
 
 
 def test_a_match_of_no_pixel_gives_no_name() -> None:

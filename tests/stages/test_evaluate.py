@@ -125,6 +125,7 @@ def test_readings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = ["num_classes", "num_clusters", "labelled_pixels"]
     assert list(readings) == [*counts, "one_to_one", "many_to_one", "environment"]
     assert readings["environment"]["torch"] == torch.__version__.split("+")[0]
+    assert not {"tf32", "deterministic"} & set(readings["environment"])  # no network ran
     same = {key: raw[key] for key in ("accuracy", "miou", "classes_counted")}
     assert readings["one_to_one"]["all"] == same
     assert readings["one_to_one"]["stuff"]["truth_alone"]["accuracy"] == 0.75

@@ -31,6 +31,7 @@ STAGES: dict[str, tuple[ModuleType, dict[str, str], dict[str, str]]] = {
             "train-images": "new/images/train",
             "val-images": "new/images/val",
             "truth": "new/truth",
+            "left-out": "new/left_out.csv",
             "metrics": "new/m.json",
         },
     ),

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from stages import cluster, embed, predict, pretrain, train
+from stages import cluster, embed, label, predict, pretrain, train
 from stages.backbone.resnet import ResNet
+from stages.clustering.kmeans import MiniBatchKMeans
 from tests.workbench import TRAIN_INPUTS
 
 IMAGES, SEGMENTER = ["--images", "images/train"], ["--segmenter", "segmenter.safetensors"]
@@ -46,3 +48,34 @@ def test_the_size_of_a_pass_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch
     remedy = f"set {key} to a smaller part of batch_size than now" if is_trained else f"lower {key}"
     assert f"; {remedy}, set precision: bfloat16," in message
     assert not Path("out").exists()
+
+
+def test_labeling_has_a_remedy(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.write_backbone()
+    np.save("embeddings.npy", np.ones((16, 6, 8), np.float32))
+
+    def bring(*_: object) -> None:
+        raise torch.OutOfMemoryError(SAID)
+
+    monkeypatch.setattr(label, "Space", bring)
+    files = ["--embeddings", "embeddings.npy", "--backbone", "backbone.safetensors"]
+    message = bench.fault(label.main, [*files, "--out", "out", "--metrics", "m.json"])
+    assert message.startswith("label: the memory of the GPU ran out (CUDA out of memory); end other programs")
+
+
+def test_the_features_that_wait_for_kmeans_have_a_remedy_of_their_own(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A smaller `micro_batch` would not help: the features of all first batches are held."""
+    bench.write_backbone()
+    bench.write_kept_views()
+    bench.params(train__clustering__kmeans="minibatch")
+
+    def add(kmeans: MiniBatchKMeans, pixels: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError(SAID)
+
+    monkeypatch.setattr(MiniBatchKMeans, "add", add)
+    main, argv = STAGES["train"]
+    message = bench.fault(main, argv)
+    assert message.startswith("params.yaml: train.clustering: the memory of the GPU ran out")
+    assert "; lower train.clustering.init_batches" in message

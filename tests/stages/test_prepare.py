@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -68,6 +69,7 @@ def run(root: Path | None, out: Path, **changes: Any) -> Path:
         "train-images": out / "images/train",
         "val-images": out / "images/val",
         "truth": out / "truth",
+        "left-out": out / "left_out.csv",
         "metrics": out / "prepare.json",
         "params": params,
     }
@@ -78,7 +80,7 @@ def run(root: Path | None, out: Path, **changes: Any) -> Path:
 def hashes(out: Path) -> dict[str, str]:
     """Of all outputs; what waits for the next run is none."""
     files = (path for path in out.glob("[!.]*/**/[!.]*") if path.is_file())
-    files = (*files, *(path for path in out.glob("*.json")))
+    files = (*files, *out.glob("*.json"), *out.glob("*.csv"))
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -111,7 +113,7 @@ def test_writes_images_index_truth_and_metrics(
     out = run(root, tmp_path / "out")
     assert sorted(hashes(out)) == [
         "images/train/images.npy", "images/train/index.csv", "images/val/images.npy", "images/val/index.csv",
-        "prepare.json", "truth/classes.csv", "truth/val.npy",
+        "left_out.csv", "prepare.json", "truth/classes.csv", "truth/val.npy",
     ]  # fmt: skip
     assert open_images(out / "images" / "train").shape == (6, TRAIN_PX, TRAIN_PX, 3)
     assert open_images(out / "images" / "val").shape == (4, SIZE_PX, SIZE_PX, 3)
@@ -227,7 +229,8 @@ def test_missing_folders(tmp_path: Path) -> None:
     )
     (root / "images/train").mkdir(parents=True)
     assert faults(root, tmp_path / "out") == (
-        f"{root}/images/train: has no images (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff); add images",
+        f"{root}/images/train: has no images (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .avif, .bmp, .tif, "
+        ".tiff); add images",
         f"{root}/images/val: no such folder; put the validation images in it",
     )
 
@@ -265,6 +268,8 @@ def test_every_fault_of_the_contents_at_once_and_old_outputs_stay(root: Path, tm
     (val / "003.png").write_text("not an image either")
     found = faults(root, out, prepare__train_px=200)
     patterns = [
+        r".+/set: 5 of 10 images are damaged, more than prepare.most_damaged: 0.05; repair or remove them, "
+        r"or raise it; .+/\.state/prepare/\w+/left_out\.csv names all of them",
         "images/train/part/000.png: is empty; replace or remove it",
         "images/train/part/001.png: is not an image format supported by Pillow; replace or remove it",
         r"images/train/part/002.png: cannot be decoded \(.+\); replace or remove it",
@@ -279,8 +284,6 @@ def test_every_fault_of_the_contents_at_once_and_old_outputs_stay(root: Path, tm
         "header value,class and a line for each color, such as #0000c8,NAME",
         "images/val/part/003.png: is not an image format supported by Pillow; replace or remove it",
         "labels/val/part/003.png: is not an image format supported by Pillow; replace or remove it",
-        r".+/set: 5 of 10 images are damaged, more than prepare.most_damaged: 0.05; repair or remove them, "
-        "or raise it",
     ]
     assert len(found) == len(patterns)
     for fault, pattern in zip(found, patterns, strict=True):
@@ -292,15 +295,33 @@ def test_three_hundred_files_of_one_fault_are_one_line(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "set", num_train=1, labels=False)
     for index in range(300):
         (root / f"images/train/{index:03d}.jpg").write_text("x")
-    first, second = faults(root, tmp_path / "out")
-    assert first == (
+    too_many, alike = faults(root, tmp_path / "out")
+    assert alike == (
         "images/train/000.jpg, images/train/001.jpg, images/train/002.jpg, ... (300 files): is not an image "
         "format supported by Pillow; replace or remove it"
     )
-    assert second.endswith(
+    said, _, listing = too_many.removesuffix(" names all of them").rpartition(" ")
+    assert said.endswith(
         "300 of 305 images are damaged, more than prepare.most_damaged: 0.05; repair or remove them, or "
-        "raise it"
+        "raise it;"
     )
+    table = pd.read_csv(listing)
+    assert table["file"].tolist() == [f"images/train/{index:03d}.jpg" for index in range(300)]
+    assert set(table["reason"]) == {
+        "damaged: is not an image format supported by Pillow; replace or remove it"
+    }
+
+
+def test_that_there_are_too_many_is_said_first_however_many_kinds_of_faults_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "MOST_BYTES", 10_000)
+    root = make_folder(tmp_path / "set", labels=False)
+    for index in range(25):
+        (root / f"images/train/{index:02d}.png").write_bytes(bytes(20_000 + index))
+    found = faults(root, tmp_path / "out")
+    assert len(found) == 21
+    assert "25 of 35 images are damaged" in found[0]
 
 
 def test_no_more_than_twenty_kinds_of_faults_are_listed(tmp_path: Path) -> None:
@@ -315,7 +336,7 @@ def test_no_more_than_twenty_kinds_of_faults_are_listed(tmp_path: Path) -> None:
 
 def test_a_bomb_is_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 40)
-    assert faults(root, tmp_path / "out")[0].endswith(
+    assert faults(root, tmp_path / "out")[1].endswith(
         "(6 files): has more than 1600 pixels, Pillow's limit against decompression bombs; "
         "scale it down or remove it"
     )
@@ -566,7 +587,7 @@ def test_a_kill_that_nothing_can_catch(tmp_path: Path) -> None:
     settings |= {"size_px": SIZE_PX, "prepare.train_px": TRAIN_PX, "runtime.checkpoint_seconds": 0}
     write_params(out / "params.yaml", {**FITTING, **settings})
     argv = ["--train-images", "images/train", "--val-images", "images/val", "--truth", "truth"]
-    argv += ["--metrics", "prepare.json"]
+    argv += ["--left-out", "left_out.csv", "--metrics", "prepare.json"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "stages.prepare", *argv]
     process = subprocess.Popen(command, cwd=out, env=environment, stdout=subprocess.DEVNULL)

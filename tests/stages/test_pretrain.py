@@ -336,6 +336,35 @@ def test_a_data_set_that_is_too_small_is_refused_before_anything_starts(bench: A
     assert bench.saved_states() == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"pretrain__method": "swav", "pretrain__swav__num_prototypes": 3},
+            "global_k: 4 is more than the 3 prototypes (pretrain.swav.num_prototypes); lower it, raise their "
+            "number, or set label.centres: kmeans",
+        ),
+        (
+            {"label__centres": "prototypes"},
+            "label.centres: prototypes needs a head that pretrain.method: mocov2 does not train; set auto or "
+            "kmeans or projector",
+        ),
+        (
+            {"pretrain__method": "slotcon", "label__centres": "projector"},
+            "label.centres: projector needs a head that pretrain.method: slotcon does not train; set auto or "
+            "kmeans",
+        ),
+    ],
+)
+def test_what_labeling_will_lack_is_told_before_pretraining(
+    bench: Any, changes: dict[str, Any], message: str
+) -> None:
+    bench.params(**changes)
+    assert bench.fault(pretrain.main, ARGV) == f"params.yaml: {message}"
+    bench.params(**changes, pretrain__epochs=0)  # the heads are those of a checkpoint, or there are none
+    pretrain.main(ARGV)
+
+
 def test_a_gpu_that_is_asked_for_and_absent_is_an_error(bench: Any) -> None:
     bench.params(device="cuda")
     assert bench.fault(pretrain.main, ARGV) == (

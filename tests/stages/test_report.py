@@ -107,6 +107,16 @@ def test_tags_are_balanced(folder: Path) -> None:
     assert parser.open == []
 
 
+def test_tiles_of_one_file_have_names_of_their_own(folder: Path) -> None:
+    path = folder / "images/val/index.csv"
+    index = pd.read_csv(path)
+    index["source"] = ["street.png", "street.png", "square.png"]
+    index.to_csv(path, index=False)
+    page = run_report(folder)
+    for name in ("street.png, tile 1", "street.png, tile 2", "square.png"):
+        assert f'alt="Photograph {name}"' in page
+
+
 def test_names_of_classes_and_files_are_escaped(folder: Path) -> None:
     page = run_report(folder)
     assert "<b>&" not in page
@@ -136,6 +146,7 @@ def test_what_was_read_is_shown(folder: Path) -> None:
     assert "&lt;b&gt;&amp; 25.0, grass 75.0." in page
     assert "12.5 percent of all pixels are ignored." in page
     assert "Left out: 7, no &lt;label&gt; map (a&lt;b&gt;.png)." in page
+    assert "All of them are in <code>data/left_out.csv</code>." in page
     assert "Check the data: 255 is &lt;no&gt; class." in page
     assert "a &lt;note&gt;." in page
 

@@ -137,9 +137,9 @@ def test_dvc_lock_is_read_once_whatever_the_number_of_inputs(
     Path("dvc.lock").write_text(f"stages: {{predict: {{outs: [{{path: {predictions}, md5: abc}}]}}}}\n")
     monkeypatch.setenv("DVC_STAGE", "refine")
     read, hashed = [], []
-    parser, hash_file = state.YAML, state.hash_file
+    parser, file_sha256 = state.YAML, state.file_sha256
     monkeypatch.setattr(state, "YAML", lambda **options: read.append(1) or parser(**options))
-    monkeypatch.setattr(state, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    monkeypatch.setattr(state, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
     watch = Watch("refine", Path("params.yaml"), ["refine"], [Path("images/val"), predictions])
     state.common_fingerprint(watch)
     assert len(read) == 1
@@ -215,7 +215,7 @@ def test_several_processes_go_on_and_give_the_bytes_of_one(ready: Any, name: str
     ready.params(**small, runtime__nproc=2)
     ended = ready.command(name, argv)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("device: cpu") == 2
+    assert ended.stdout.count("device: cpu (1 threads), 2 processes\n") == 1
     assert f"{name}: resuming from the state in" in ended.stdout
     assert ready.hashes("out.npy") == alone
     assert ready.saved_states() == []

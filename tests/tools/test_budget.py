@@ -142,5 +142,5 @@ def test_steps_are_estimated_in_the_precision_of_the_run(
             changes = {"precision": precision, "deterministic": deterministic, "device": "cpu"}
             estimating.estimate(_folder(path=".").model_copy(update=changes), data)
     finally:
-        set_numerics("float32", torch.device("cpu"), deterministic=True)
+        set_numerics("float32", deterministic=True)
     assert seen == [(True, False)] * 3 + [(False, True)] * 3

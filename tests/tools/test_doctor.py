@@ -55,6 +55,8 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name / ".gitignore").write_text("/*\n!/.gitignore\n")
     (folder / ".gitignore").write_text("/.state/\n/started\n__pycache__/\n")
     run(folder, "git", "init", "--quiet")
+    run(folder, "git", "config", "user.name", "test")
+    run(folder, "git", "config", "user.email", "test@example.org")
     run(folder, "dvc", "init", "--quiet")
     run(folder, "dvc", "repro")
     run(folder, "git", "add", "--all")

@@ -1,6 +1,7 @@
 """`export` through its command line: files that other programs run, compared with the trained model."""
 
 import ast
+import hashlib
 import json
 import re
 import subprocess
@@ -16,12 +17,13 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 from stages.reporting.legend import plain_legend, write_cluster_legend
 from stages.reporting.names import Names, lineage
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.tools import export, segment
-from stages.tools.exporting.model_card import describe_data
+from stages.tools.exporting.model_card import describe_data, model_card
 from tests.datasets import REPOSITORY, write_image
 
 SIZES = [(1, 32, 32), (2, 70, 90), (1, 37, 333), (1, 200, 9)]
@@ -191,6 +193,103 @@ def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
     assert "| 1 | road \\| street |" in card
     assert Path("params.yaml").read_text().strip() in card
     assert "Compared on 4 images of images/val: largest difference of a score" in card
+
+
+LOCK = """\
+stages:
+  pretrain:
+    params: {{params.yaml: {{seed: {seed}}}}}
+    outs: [{{path: models/backbone.safetensors, md5: {backbone}}}]
+  train:
+    deps: [{{path: models/backbone.safetensors, md5: same}}]
+    params: {{params.yaml: {{seed: 7, train: {{lr: 0.25, epochs: 2}}}}}}
+    outs: [{{path: models/segmenter.safetensors, md5: {segmenter}}}]
+  cluster:
+    outs: [{{path: models/pixel_centroids.safetensors, md5: {pixel_centroids}}}]
+  refine:
+    params: {{params.yaml: {{refine: {{backend: {backend}}}}}}}
+"""
+
+
+@pytest.fixture
+def released(bench: Any) -> Any:
+    """A model in models/, with scores beside it."""
+    bench.write_segmenter()
+    bench.write_centroids()
+    Path("models").mkdir()
+    for name in ("segmenter", "pixel_centroids"):
+        Path(f"{name}.safetensors").rename(f"models/{name}.safetensors")
+    Path("metrics/evaluate").mkdir(parents=True)
+    for name in ("raw", "refined"):
+        scores = {name: {"accuracy": 0.25, "details": [{"miou": 0.125}]}}
+        Path(f"metrics/evaluate/{name}.json").write_text(json.dumps(scores))
+    return bench
+
+
+def _write_lock(**changes: str) -> None:
+    made = {
+        path.stem: hashlib.md5(path.read_bytes()).hexdigest() for path in Path("models").glob("*.safetensors")
+    }
+    known = {"seed": "7", "backbone": "same", "backend": "auto"}
+    Path("dvc.lock").write_text(LOCK.format(**{**made, **known, **changes}))
+
+
+def _card() -> str:
+    return model_card(segment.load("models", device="cpu"), Path("models"), "model.pt", "torch", "Checked.")
+
+
+def test_the_card_has_the_settings_of_the_training_whatever_params_yaml_says_now(released: Any) -> None:
+    released.params(seed=1, train__lr=0.5)
+    _write_lock()
+    card = _card()
+    assert "The model was trained with these settings, by `dvc.lock`." in card
+    (block,) = re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)
+    assert yaml.safe_load(block) == {"seed": 7, "train": {"lr": 0.25, "epochs": 2}}
+    assert "`params.yaml` beside it has other values of `seed`, `train.lr`." in card
+    released.params(seed=7, train__lr=0.25)
+    assert "other values" not in _card()
+    Path("params.yaml").unlink()
+    assert "other values" not in _card()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (None, "there is no dvc.lock beside it"),
+        ({"segmenter": "other"}, "dvc.lock is of another model"),
+        ({"pixel_centroids": "other"}, "dvc.lock is of another model"),
+        ({"backbone": "other"}, "the stages in dvc.lock are of several runs"),
+        ({"seed": "8"}, "the stages in dvc.lock are of several runs"),
+    ],
+)
+def test_the_card_says_if_it_is_not_known_what_the_model_was_trained_with(
+    released: Any, changes: dict[str, str] | None, why: str
+) -> None:
+    if changes is not None:
+        _write_lock(**changes)
+    card = _card()
+    assert f"Whether the model was trained with these settings is not known: {why}." in card
+    assert Path("params.yaml").read_text().strip() in card
+    Path("params.yaml").unlink()
+    assert f"Unknown: {why}, and no params.yaml." in _card()
+
+
+def test_a_lock_that_cannot_be_read_is_named_and_nothing_is_written(released: Any) -> None:
+    Path("dvc.lock").write_text("<<<<<<< HEAD\nstages: {\n")
+    message = released.fault(export.main, ["--format", "torch", "--out", "model.pt"])
+    assert re.match(r".*/dvc\.lock: not a lock of DVC \(.*; restore it, or move it away$", message, re.DOTALL)
+    assert not list(Path().glob("model.pt*"))
+
+
+def test_without_a_crf_the_card_has_no_row_of_one(released: Any) -> None:
+    assert "| raw + dense CRF | 0.25 | 0.125 |" in _card()
+    released.params(refine__backend="none")
+    assert "CRF" not in _card().partition("## Settings")[0]
+    assert "| raw | 0.25 | 0.125 |" in _card()
+    _write_lock()
+    assert "dense CRF" in _card(), "the run had one"
+    _write_lock(backend="none")
+    assert "CRF" not in _card().partition("## Settings")[0]
 
 
 @pytest.mark.parametrize(

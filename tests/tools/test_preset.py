@@ -17,7 +17,8 @@ from stages.dataset.source import list_data
 from stages.dataset.taxonomy import read_taxonomy
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, read
-from stages.tools import pin, preset
+from stages.tools import answers, pin, preset
+from stages.tools.answers import PUBLISHED
 from stages.tools.composing import as_text, compose, lay_base, plain
 from stages.tools.experiments import read_base
 from stages.tools.fitting import LEAST_IMAGES, at, fits
@@ -29,6 +30,7 @@ from tests.datasets import (
     make_coco,
     make_folder,
     noise,
+    prepare_settings,
     write_image,
 )
 
@@ -92,6 +94,7 @@ def test_what_a_published_set_lacks_is_said(repository: Path) -> None:
     ("name", "train_images"),
     [
         ("cocostuff27", 49_629),
+        ("cocostuff27_imagenet", 49_629),
         ("cocostuff15", 49_629),
         ("cityscapes27", 21_523),
         ("cityscapes27_stego", 2_975),
@@ -257,6 +260,34 @@ def _at(content: Any, key: str) -> Any:
     return functools.reduce(lambda section, part: section[part], key.split("."), content)
 
 
+# The start of Tables 2, 4 and 5, and the weight of guidance.
+OWN_CHOICES = {
+    "cocostuff27_imagenet": {
+        "pretrain.init": "moco_v2_800ep_pretrain.pth.tar",
+        "pretrain.method": "mocov2",
+        "pretrain.epochs": 100,
+        "pretrain.lr": 0.03,
+        "train.image_loss.weight": 1.0,
+    },
+    "cityscapes27": {"train.image_loss.weight": 0.1},
+    "cityscapes27_stego": {"train.image_loss.weight": 0.1},
+    "cityscapes27_picie": {"train.image_loss.weight": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", OWN_CHOICES)
+def test_where_the_paper_is_silent_presets_have_what_the_docs_say(name: str) -> None:
+    assert _values(name, OWN_CHOICES[name]) == OWN_CHOICES[name]
+
+
+def test_on_the_images_of_stego_training_has_as_many_steps_as_picie_on_its_own() -> None:
+    def steps(name: str, train_images: int) -> int:
+        train = plain(compose(name, REPOSITORY / "presets"))["train"]
+        return train["epochs"] * (train_images // train["batch_size"])
+
+    assert steps("cityscapes27_stego", 2_975) == pytest.approx(steps("cityscapes27_picie", 21_523), rel=0.01)
+
+
 def test_both_bases_set_the_same_keys_to_other_values() -> None:
     picie, ours = (read_base(REPOSITORY / "presets/bases" / f"{name}.yaml") for name in ("picie", "ours"))
     assert set(picie) == set(ours)
@@ -343,6 +374,19 @@ train:
 """
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_where_all_that_is_left_out_will_be_named_is_said_if_an_answer_has_no_room(
+    tmp_path: Path, count: int
+) -> None:
+    write_image(tmp_path / "a.png", noise(0, 8, 8))
+    write_image(tmp_path / "b.png", noise(1, 8, 8))
+    for number in range(count):
+        (tmp_path / f"{number}.mov").write_bytes(b"x")
+    data = list_data(prepare_settings(reader="folder", path=str(tmp_path), split__by="fraction"))
+    said = "\n".join(answers.found(data))
+    assert ("data/left_out.csv will name all of them" in said) == (count > 3)
+
+
 def test_a_flat_folder_is_enough_and_the_answer_says_what_to_expect(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -386,6 +430,40 @@ def _seconds(span: str) -> int:
     parts = re.findall(r"(\d+) (s|min|h)\b", span)
     assert " ".join(" ".join(part) for part in parts) == span
     return sum(int(number) * {"s": 1, "min": 60, "h": 3600}[unit] for number, unit in parts)
+
+
+def test_a_start_that_is_missing_is_said_with_its_address(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_coco(repository / "coco", num_train=9)
+    name = "moco_v2_800ep_pretrain.pth.tar"
+    preset.main(["cocostuff27_imagenet", "--data", "coco"])
+    assert (
+        f"\n  pretrain.init: {name} does not exist; before `dvc repro`, which needs it: "
+        f"curl -Lo {name} https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/{name}\n"
+    ) in capsys.readouterr().out
+    Path(name).touch()
+    preset.main(["cocostuff27_imagenet", "--data", "coco"])
+    assert "pretrain.init" not in capsys.readouterr().out
+
+
+def test_a_start_of_ones_own_that_is_missing_is_said(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("presets/mine.yaml").write_text("preset: mine\npretrain: {init: models/mine.pth}\n")
+    preset.main(["mine"])
+    assert (
+        "pretrain.init: models/mine.pth does not exist; before `dvc repro`, which needs it: put the file "
+        "there, or set pretrain.init\n"
+    ) in capsys.readouterr().out
+
+
+def test_every_start_of_a_preset_has_an_address_in_the_docs() -> None:
+    presets = REPOSITORY / "presets"
+    starts = {plain(compose(path.stem, presets))["pretrain"]["init"] for path in presets.glob("*.yaml")}
+    assert starts - {""} <= set(PUBLISHED)
+    text = (REPOSITORY / "docs/benchmarks.md").read_text(encoding="utf-8")
+    assert [name for name, address in PUBLISHED.items() if f"| `{name}` | <{address}> |" not in text] == []
 
 
 def test_what_a_preset_has_written_is_no_edit(repository: Path) -> None:
@@ -467,8 +545,8 @@ def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
         (
             ["cocoo"],
             "presets/cocoo.yaml: not found; available: cityscapes27, cityscapes27_picie, cityscapes27_stego, "
-            "cocostuff15, cocostuff27, cocostuff27_picie, cocostuff27_slotcon, cocostuff27_swav, demo, "
-            "folder",
+            "cocostuff15, cocostuff27, cocostuff27_imagenet, cocostuff27_picie, cocostuff27_slotcon, "
+            "cocostuff27_swav, demo, folder",
         ),
         (["demo", "--base", "piecie"], "presets/bases/piecie.yaml: not found; available: ours, picie"),
         (["folder"], "preset folder reads images from a folder; set it with DATA=... (--data)"),

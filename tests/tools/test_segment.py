@@ -23,7 +23,7 @@ from stages.reporting.names import Names, lineage
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.tools import segment
 from stages.tools.segmenting import run_manifest, trained_model
-from tests.datasets import REPOSITORY, write_image
+from tests.datasets import REPOSITORY, png16, write_image
 
 FLAGS = ["--out", "found", "--device", "cpu", "--model", "."]
 SEGMENT = ["photos", *FLAGS]
@@ -75,7 +75,7 @@ def test_a_panorama_is_shrunk_to_what_fits(ready: Any) -> None:
 def test_a_folder_without_images_is_refused(ready: Any) -> None:
     Path("empty").mkdir()
     message = ready.fault(segment.main, ["empty", *FLAGS])
-    assert message.startswith("empty: has no images (.jpg, .jpeg, .png,")
+    assert message.startswith("empty: has no images (.jpg, .jpeg, .jpe, .jfif, .png,")
 
 
 def _run(*more: str) -> int:
@@ -109,6 +109,7 @@ def test_a_damaged_image_is_named_and_the_others_are_done(
         "wide.png",
     ]
     assert list(json.loads(Path("found/segment.json").read_text())["files"]) == [
+        "left_out.csv",
         "legend.json",
         "manifest.csv",
         *(f"{name}{end}" for name in ("square", "tiny", "trip/wide") for end in (".png", "_overlay.jpg")),
@@ -186,6 +187,39 @@ def test_maps_of_confidence_of_an_earlier_result_are_deleted(ready: Any) -> None
     assert "wide_confidence" not in Path("found/segment.json").read_text()
 
 
+def test_overlays_are_left_out_when_asked_and_made_by_a_later_run(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("--no-overlay", "--scores") == 0
+    names = ("square", "tiny", "trip/wide")
+    assert sorted(_images("found")) == sorted(
+        f"{name}{end}.png" for name in names for end in ("", "_confidence")
+    )
+    capsys.readouterr()
+    assert _run("--no-overlay") == 0
+    assert "segment: 3 images are done already" in capsys.readouterr().out
+    assert _run() == 0
+    assert {f"{name}_overlay.jpg" for name in names} < set(_images("found"))
+    write_image(Path("photos/square.png"), np.ones((9, 9, 3), dtype=np.uint8))
+    assert _run("--no-overlay") == 0
+    left = {name for name in _images("found") if name.endswith("_overlay.jpg")}
+    assert left == {"tiny_overlay.jpg", "trip/wide_overlay.jpg"}, "that of the square was of the old image"
+    assert _run("--no-overlay", "--overwrite") == 0
+    assert sorted(_images("found")) == sorted(f"{name}.png" for name in names)
+
+
+def _images(folder: str) -> list[str]:
+    paths = (path for path in Path(folder).rglob("*") if path.suffix in (".png", ".jpg"))
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def test_without_overlays_names_may_be_longer(ready: Any) -> None:
+    os.link("photos/square.png", f"photos/{'a' * 251}.png")
+    assert _run() == 1
+    assert _run("--no-overlay") == 0
+    assert Path(f"found/{'a' * 251}.png").exists()
+
+
 def test_another_model_or_other_options_replace_files_only_when_asked(ready: Any) -> None:
     assert _run() == 0
     Path("names.yaml").write_text(NAMES)
@@ -200,6 +234,37 @@ def test_another_model_or_other_options_replace_files_only_when_asked(ready: Any
     ready.claim_centroids()
     message = ready.fault(segment.main, [*SEGMENT, "--names", "names.yaml"])
     assert "of a run with another model (legend.json" in message
+
+
+def test_all_that_is_left_out_is_in_a_table_as_long_as_there_is_something(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        Path(f"photos/{number}.png").write_text("shopping list")
+    assert _run() == 1
+    assert "segment: found/left_out.csv names all of them\n" in capsys.readouterr().out
+    table = pd.read_csv("found/left_out.csv")
+    assert table["file"].tolist() == [f"{number}.png" for number in range(5)]
+    assert set(table["reason"]) == {
+        "damaged: is not an image format supported by Pillow; replace or remove it"
+    }
+    Path("photos/notes.txt").touch()
+    for number in range(5):
+        Path(f"photos/{number}.png").unlink()
+    assert _run() == 0
+    assert pd.read_csv("found/left_out.csv")["file"].tolist() == ["notes.txt"]
+    Path("photos/notes.txt").unlink()
+    capsys.readouterr()
+    assert _run() == 0
+    assert not Path("found/left_out.csv").exists()
+    assert "left_out.csv" not in Path("found/segment.json").read_text() + capsys.readouterr().out
+
+
+def test_a_table_of_others_is_never_replaced(ready: Any) -> None:
+    Path("found").mkdir()
+    Path("found/left_out.csv").write_text("mine")
+    assert "(left_out.csv); choose another folder" in ready.fault(segment.main, SEGMENT)
+    assert Path("found/left_out.csv").read_text() == "mine"
 
 
 def test_a_label_map_that_was_corrected_by_hand_is_no_longer_its_own(
@@ -348,6 +413,10 @@ def test_flags_are_named_in_messages(ready: Any, capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit):
             segment.main([*SEGMENT, *flags])
     assert "'yolo' is none of masks, coco, labelstudio, cvat" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        segment.main([*SEGMENT, "--params", "params.yaml"])
+    assert "--params has the settings of --refine; pass --refine as well" in capsys.readouterr().err
+    assert not Path("found").exists()
 
 
 def test_a_tall_narrow_image(ready: Any) -> None:
@@ -414,6 +483,14 @@ def test_merged_clusters_are_one_id_and_their_confidence_is_summed(ready: Any) -
     likely = torch.softmax(full / 0.1, dim=1)[0].numpy()
     summed = np.where(found.ids == 0, likely[0] + likely[2], likely[1])
     np.testing.assert_allclose(found.confidence, summed, atol=1e-3)
+
+
+def test_paths_may_be_text_in_python(ready: Any) -> None:
+    Path("names.yaml").write_text(NAMES)
+    model = segment.load(".", device="cpu", names="names.yaml", refine="params.yaml")
+    assert model.legend.names == ("sky", "road", "sky")
+    assert model.named_by == "names.yaml"
+    assert model.crf == ready.read("refine").refine
 
 
 def test_legend_and_table_have_names_colors_and_shares(ready: Any) -> None:
@@ -562,6 +639,40 @@ def test_sixteen_bits_are_scaled_as_in_training(
     assert ("images use 14 bits of 16, and those of training 12" in shown.err) == (
         trained == 12 and bits == 14
     )
+
+
+def test_other_bits_of_deep_images_leave_all_others_as_they_are(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run() == 0
+    for name, largest, done in (("deep", 4000, 3), ("deeper", 16_000, 3), ("like it", 15_000, 5)):
+        values = np.linspace(0, largest, 64 * 3).astype(np.uint16).reshape(8, 24)
+        Image.fromarray(values).save(f"photos/{name}.png")
+        before = _modified()
+        capsys.readouterr()
+        assert _run() == 0
+        assert f"segment: {done} images are done already" in capsys.readouterr().out
+        same = {path for path, time in _modified().items() if before.get(path) == time}
+        assert len(same) == done
+
+
+def test_colors_of_sixteen_bits_are_done_again_with_other_bits(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pillow opens them as it does those of eight."""
+    Path("photos/colors.png").write_bytes(png16(np.full((8, 8, 3), 4000)))
+    assert _run() == 0
+    assert json.loads(Path("found/segment.json").read_text())["images"]["colors.png"]["bits"] == 12
+    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save("photos/deeper.png")
+    capsys.readouterr()
+    assert _run() == 0
+    assert "segment: 3 images are done already" in capsys.readouterr().out
+
+
+def _modified() -> dict[Path, int]:
+    """Time of each label map."""
+    maps = (path for path in Path("found").rglob("*.png") if "_" not in path.name)
+    return {path: path.stat().st_mtime_ns for path in maps}
 
 
 def test_memory_of_a_gpu_that_runs_out_is_named(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:

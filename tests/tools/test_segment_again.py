@@ -280,7 +280,7 @@ def test_other_files_that_were_changed_are_left_as_they_are(
     said = capsys.readouterr().out
     assert "segment: manifest.csv: changed since segment has written it, and left as it is\n" in said
     assert "left out 1: changed since segment has written it, and left as it is (a_overlay.jpg)" in said
-    assert "label maps of 3 images, and legend.json\n" in said
+    assert "label maps of 3 images, and legend.json, left_out.csv\n" in said
     assert Image.open("found/a.png").size == (9, 9)
     assert Path("found/a_overlay.jpg").read_text() == Path("found/manifest.csv").read_text() == "mine"
 
@@ -428,3 +428,39 @@ def test_label_maps_of_a_data_set_are_no_photographs(ready: Any, capsys: pytest.
     assert len(pd.read_csv("found/manifest.csv")) == 2, "folders that a pattern gives are seen together"
     segment.main(["set/images", "set/gt/z.png", *FLAGS, "--overwrite"])
     assert "gt/z.png" in pd.read_csv("found/manifest.csv")["source"].tolist(), "it was asked for"
+
+
+@pytest.mark.parametrize("pattern", ["set/**/*.png", "set/*/*/*.png"])
+def test_what_a_pattern_matches_is_taken_as_files_of_a_folder_are(ready: Any, pattern: str) -> None:
+    images = ("images/val/x.png", "images/train/y.jpg")
+    maps = ("images/val/x_mask.png", "labels/val/x.png", "labels/val/y.png")
+    for name in (*images, *maps, "images/@eaDir/x.png"):
+        write_image(Path("set") / name, np.zeros((9, 9, 3), dtype=np.uint8))
+    segment.main([pattern, *FLAGS])
+    assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["images/val/x.png"]
+    left_out = pd.read_csv("found/left_out.csv").set_index("file")["reason"]
+    assert sorted(left_out.index) == sorted((*maps, "images/@eaDir/x.png")), "and nothing that is not matched"
+    assert left_out["images/@eaDir/x.png"] == "hidden, or made by the system"
+    assert set(left_out[list(maps)]) == {"label map among the images, by its name or that of its folder"}
+    segment.main([pattern, "set/labels/val/y.png", "set/images/@eaDir/x.png", *FLAGS])
+    sources = ["images/@eaDir/x.png", "images/val/x.png", "labels/val/y.png"]
+    assert pd.read_csv("found/manifest.csv")["source"].tolist() == sources, "they were asked for"
+    assert sorted(pd.read_csv("found/left_out.csv")["file"]) == sorted(maps[:2])
+
+
+def test_a_pattern_that_matches_label_maps_alone_has_no_photographs(ready: Any) -> None:
+    for name in ("images/x.jpg", "labels/x.png"):
+        write_image(Path("set") / name, np.zeros((9, 9, 3), dtype=np.uint8))
+    assert "left out 1: label map among the images" in ready.fault(segment.main, ["set/**/*.png", *FLAGS])
+    segment.main(["set/labels/*.png", *FLAGS])  # the folder is given by its own name
+    assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["x.png"]
+
+
+def test_a_folder_of_the_system_that_a_pattern_matches_is_left_out(ready: Any) -> None:
+    write_image(Path("set/@eaDir/x.png"), np.zeros((9, 9, 3), dtype=np.uint8))
+    message = ready.fault(segment.main, ["set/*", *FLAGS])
+    assert "left out 1: hidden, or made by the system (@eaDir/)" in message
+    write_image(Path("set/a/x.png"), np.zeros((9, 9, 3), dtype=np.uint8))
+    segment.main(["set/*", *FLAGS])
+    assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["a/x.png"]
+    assert pd.read_csv("found/left_out.csv")["file"].tolist() == ["@eaDir/"]

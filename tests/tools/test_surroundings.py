@@ -8,20 +8,43 @@ import pytest
 from stages.tools import preset, surroundings
 from stages.tools.surroundings import git_obstacle, obstacles
 
-IDENTITY = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+IDENTITY = [f"GIT_{who}_{key}" for who in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")]
+
+
+@pytest.fixture(autouse=True)
+def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name for commits, whether or not this machine has one."""
+    for name in IDENTITY:
+        monkeypatch.setenv(name, "t@localhost")
 
 
 def _repository(path: Path, commits: int = 2) -> Path:
     path.mkdir(parents=True)
     subprocess.run(["git", "init", "-q"], cwd=path, check=True)
     for number in range(commits):
-        command = ["git", *IDENTITY, "commit", "-q", "--allow-empty", "-m", str(number)]
+        command = ["git", "commit", "-q", "--allow-empty", "-m", str(number)]
         subprocess.run(command, cwd=path, check=True)
     return path
 
 
 def test_a_whole_clone_has_no_obstacle(tmp_path: Path) -> None:
     assert list(obstacles(_repository(tmp_path / "plain folder"))) == []
+
+
+def test_git_without_a_name_for_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where git would make one up, or takes an address from the environment: DVC does not."""
+    root = _repository(tmp_path / "plain folder")
+    for name in IDENTITY:
+        monkeypatch.delenv(name)
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, "/dev/null")
+    monkeypatch.setenv("EMAIL", "t@localhost")
+    (found,) = obstacles(root)
+    assert found.what.startswith("git knows no name and address of yours")
+    assert "git config --global user.name" in found.remedy
+    for key in ("user.name", "user.email"):
+        subprocess.run(["git", "config", key, "t@localhost"], cwd=root, check=True)
+    assert list(obstacles(root)) == []
 
 
 def test_a_shallow_clone(tmp_path: Path) -> None:

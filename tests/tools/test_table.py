@@ -1,5 +1,6 @@
 """`table`: commands of the rows, what is read back, and what is printed beside the paper's numbers."""
 
+import copy
 import json
 import re
 import subprocess
@@ -11,11 +12,15 @@ import pandas as pd
 import pytest
 
 from stages.settings.params import read
+from stages.settings.schema import Params
 from stages.tools import experiments as room
 from stages.tools import table
-from stages.tools.experiments import parse, read_table
-from stages.tools.table_text import as_markdown, compare, describe_run
-from tests.datasets import REPOSITORY, write_params
+from stages.tools.composing import compose, plain
+from stages.tools.experiments import parse, read_base, read_table
+from stages.tools.fitting import at
+from stages.tools.table_changes import parse_change
+from stages.tools.table_text import PRETRAINING, as_markdown, compare, describe_run
+from tests.datasets import REPOSITORY, read_preset, write_params
 from tests.pipeline.pipeline_file import read_stages
 
 TABLES = sorted((REPOSITORY / "presets/tables").glob("*.yaml"))
@@ -53,6 +58,8 @@ class FakeDvc:
     def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         if command[:2] in (["git", "diff"], ["git", "ls-files"]):
             return subprocess.CompletedProcess(command, 0, self.edits if command[1] == "diff" else "", "")
+        if command[-2:] == ["var", "GIT_COMMITTER_IDENT"]:
+            return subprocess.CompletedProcess(command, 0, "t <t@localhost>", "")
         if command[:2] == ["git", "rev-parse"]:
             answer = "true" if "work-tree" in command[2] or self.is_shallow else "false"
             return subprocess.CompletedProcess(command, 0, answer, "")
@@ -96,14 +103,16 @@ def dvc(monkeypatch: pytest.MonkeyPatch) -> FakeDvc:
 
 def commands(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What was printed, without the comments of a dry run."""
-    return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("# row")]
+    return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("# ")]
 
 
 def test_dry_run_numbers_the_rows_as_rows_takes_them(
     folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table.main(["1", "--tables", "tables", "--seeds", "3", "--rows", "2", "--dry-run"])
-    title, command = capsys.readouterr().out.splitlines()
+    many, needs, title, command = capsys.readouterr().out.splitlines()
+    assert many == "# table 1: 1 experiment, at most 1 pretraining (DVC's cache may have some)"
+    assert needs == "# row 2, two changes: needs a large disk"
     assert title == "# row 2: two changes, seed 3"
     assert command.startswith("dvc exp run --temp --name table1-two-changes-s3-")
 
@@ -113,16 +122,30 @@ def test_the_head_says_what_all_rows_share() -> None:
     photos = demo.model_copy(
         update={"prepare": demo.prepare.model_copy(update={"path": "/data/photos", "reader": "folder"})}
     )
-    assert describe_run(photos, ["train.lr=0.1", "base=ours"]) == (
+    rows = read_table(REPOSITORY / "presets/tables/4.yaml")
+
+    def head(params: Params, *changes: str) -> str:
+        return describe_run(params, rows, [parse_change(text, rows) for text in changes])
+
+    assert head(photos, "train.lr=0.1", "base=ours", "2,3:select_ratio=1.0") == (
         f"Data: photos (preset demo). resnet18 of width 16, {demo.size_px} px, float32, pretraining mocov2, "
-        f"{demo.pretrain.epochs} epochs, training {demo.train.epochs} epochs; "
-        "changed: train.lr=0.1, base=ours."
+        f"{demo.pretrain.epochs} epochs, training {demo.train.epochs} epochs, learning rate 0.1, feature "
+        f"stride {demo.train.feature_stride}, guidance weight {demo.train.image_loss.weight}, select_ratio "
+        f"{demo.select_ratio}; changed: train.lr=0.1, base=ours, 2,3:select_ratio=1.0."
     )
-    assert describe_run(demo, []).startswith("Data: demo (preset demo). ")
+    assert head(demo).startswith("Data: demo (preset demo). ")
     changes = ["pretrain.method=none", "pretrain.init=/tmp/dino.pth", "train.epochs=3", "size_px=96"]
+    assert "width 16, 96 px, float32, pretraining none from dino.pth, training 3 epochs, " in head(
+        demo, *changes
+    )
+
+
+def test_the_head_has_what_all_rows_set() -> None:
+    rows = read_table(REPOSITORY / "presets/tables/6.yaml")
+    init = parse_change("pretrain.init=/tmp/resnet18.pth", rows)
+    head = describe_run(read_preset("cocostuff27"), rows, [init])
     assert (
-        "width 16, 96 px, float32, pretraining none from dino.pth, training 3 epochs; changed: "
-        in describe_run(demo, changes)
+        "resnet18 of width 64, 320 px, bfloat16, pretraining supervised from resnet18.pth, training " in head
     )
 
 
@@ -362,10 +385,22 @@ def bench_fault() -> Any:
         (["1", "--rows", "1,3"], "--rows: must be between 1 and 2, got 1,3"),
         (
             ["1", "--rows", "2", "--set", "global_k=9"],
-            "--set global_k: has no effect because every row sets this key; select other rows with --rows",
+            "--set global_k: has no effect because every row that it is for sets this key itself; select "
+            "other rows with --rows",
         ),
         (["1", "--set", "seed=9"], "--set seed: has no effect, because each row runs with each of --seeds"),
-        (["1", "--set", "train.lr"], "--set: must be KEY=VALUE, got 'train.lr'"),
+        (
+            ["1", "--set", "2:global_k=9"],
+            "--set 2:global_k: has no effect because every row that it is for sets this key itself; select "
+            "other rows with --rows",
+        ),
+        (["1", "--set", "1:seed=9"], "--set seed: has no effect, because each row runs with each of --seeds"),
+        (["1", "--set", "train.lr"], "--set: must be KEY=VALUE or ROWS:KEY=VALUE, got 'train.lr'"),
+        (["1", "--set", "2,3:train.lr=1"], "rows of --set train.lr: must be between 1 and 2, got 2,3"),
+        (
+            ["1", "--set", "all:train.lr=1"],
+            "rows of --set train.lr: must be comma-separated integers, got 'all'",
+        ),
         (["1", "--set", "base=x"], "bases/x.yaml: no such base; available: "),
     ],
 )
@@ -389,6 +424,113 @@ def test_a_file_that_is_no_table(folder: Path, bench_fault: Any, old: str, new: 
     assert said in bench_fault(["1", "--tables", "tables"])
 
 
+def test_a_change_for_some_rows_is_of_these_alone(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["1", "--tables", "tables", "--seeds", "0", "--dry-run"]
+    table.main(argv)
+    plain_first, plain_second = commands(capsys)
+    table.main([*argv, "--set", "2:pretrain.init=a:b=c.pth", "--set", "pretrain.init=all.pth"])
+    first, second = commands(capsys)
+    assert "--set-param pretrain.init=all.pth" in first
+    assert "--set-param pretrain.init=a:b=c.pth" in second
+    assert "all.pth" not in second
+    table.main([*argv, "--set", "2:train.lr=0.5"])
+    first, second = commands(capsys)
+    assert first == plain_first, "another name or setting of a row that the change is not for"
+    assert second.replace("--set-param train.lr=0.5 ", "") != plain_second, "the name is the same"
+    table.main([*argv, "--rows", "1", "--set", "2:train.lr=0.5"])
+    assert commands(capsys) == [plain_first]
+    table.main([*argv, "--set", "1,2:global_k=9"])
+    said, first, second = commands(capsys)
+    assert said == "--set 1,2:global_k: not applied to 'two changes', which set this key themselves"
+    assert "global_k=9" in first
+    assert "global_k=7" in second
+
+
+def test_a_base_for_some_rows(based: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]) -> None:
+    table.main(["1", "--tables", "tables", "--seeds", "0", "--set", "1:base=b", "--dry-run"])
+    first, second = commands(capsys)
+    assert "train.lr=0.25 " in first
+    assert "train.lr=0.25 " in second
+
+
+def test_where_a_row_runs_is_no_other_experiment(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["1", "--tables", "tables", "--seeds", "0", "--rows", "1", "--dry-run"]
+    table.main(argv)
+    (plain,) = commands(capsys)
+    table.main([*argv, "--set", "runtime.nproc=1", "--set", "device=cuda:1"])
+    (elsewhere,) = commands(capsys)
+    assert elsewhere.split()[5] == plain.split()[5], "the name is another"
+    assert "--set-param runtime.nproc=1 --set-param device=cuda:1 " in elsewhere
+    table.main([*argv, "--set", "deterministic=false"])
+    assert commands(capsys)[0].split()[5] != plain.split()[5]
+
+
+GUIDED = "  - {name: guided, paper: {}, changes: {train.image_loss.head: classical}}\n"
+
+
+def test_rows_with_guidance_need_a_weight(
+    folder: Path, dvc: FakeDvc, bench_fault: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "tables/1.yaml").write_text(SMALL + GUIDED, encoding="utf-8")
+    write_params(folder / "params.yaml", {"train.image_loss.weight": 0.0})
+    argv = ["1", "--tables", "tables", "--out", "out", "--seeds", "0"]
+    for how in ([], ["--dry-run"], ["--set", "train.image_loss.weight=0"]):
+        assert bench_fault([*argv, *how]) == (
+            "train.image_loss.weight: is 0, so 'guided' would run without guidance; add --set "
+            "train.image_loss.weight=1.0, as presets of COCO-Stuff have it (Cityscapes: 0.1), or select "
+            "other rows with --rows"
+        )
+    assert dvc.ran == []
+    capsys.readouterr()
+    table.main([*argv, "--rows", "1,2", "--set", "train.image_loss.head=mlp", "--dry-run"])
+    assert len(commands(capsys)) == 2, "rows that set no head of their own were refused"
+    for weight in ("1.0", "auto"):
+        table.main([*argv, "--rows", "3", "--set", f"train.image_loss.weight={weight}", "--dry-run"])
+        assert len(commands(capsys)) == 1
+
+
+def test_what_rows_need_and_how_much_runs_is_said_first(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["1", "--tables", "tables", "--out", "out", "--seeds", "0,1"]
+    table.main(argv)
+    first, second, third, *_ = capsys.readouterr().out.splitlines()
+    assert first == "table 1: 4 experiments, at most 2 pretrainings (DVC's cache may have some)"
+    assert second == "row 2, two changes: needs a large disk"
+    assert third.startswith("table 1: 1/4 ")
+    table.main(argv)
+    assert "row 2, two changes" not in capsys.readouterr().out, "nothing ran, so nothing is needed"
+    table.main([*argv, "--seeds", "2", "--rows", "1"])
+    said = capsys.readouterr().out
+    assert said.startswith("table 1: 1 experiment, at most 1 pretraining (DVC's cache may have some)\n")
+    assert "row 2, two changes" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.lr=0.5", "at most 2 pretrainings (DVC's cache may have some)"),
+        ("2:pretrain.lr=0.5", "at most 4 pretrainings (DVC's cache may have some)"),
+        ("1:pretrain.epochs=0", "at most 2 pretrainings (DVC's cache may have some)"),
+        ("pretrain.method=none", "no pretraining"),
+    ],
+)
+def test_rows_that_pretrain_alike_are_counted_once(
+    folder: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str], change: str, said: str
+) -> None:
+    table.main(["1", "--tables", "tables", "--seeds", "0,1", "--set", change, "--dry-run"])
+    assert capsys.readouterr().out.splitlines()[0] == f"# table 1: 4 experiments, {said}"
+
+
+def test_a_pretraining_is_decided_by_what_dvc_yaml_says() -> None:
+    keys = {*read_stages()["pretrain"].params, "prepare"}
+    assert {key.rstrip(".") for key in PRETRAINING} == keys
+
+
 def test_experiments_without_results_are_not_finished() -> None:
     def one(name: str, state: str | None, metrics: Any) -> dict[str, Any]:
         return {
@@ -402,11 +544,32 @@ def test_experiments_without_results_are_not_finished() -> None:
     assert parse([{"experiments": shown}]) == {"a": "1234"}
 
 
+# The preset that each table is for; base and guidance run with any.
+PRESETS = {"1": "cocostuff15", "2": "cocostuff27_imagenet", "3": "cityscapes27", "6": "cocostuff27"}
+
+
 @pytest.mark.parametrize("path", TABLES, ids=[path.stem for path in TABLES])
-def test_rows_of_the_paper_are_settings_that_exist(path: Path, tmp_path: Path) -> None:
-    for row in read_table(path).rows:
-        changes = {key: value for key, value in row.changes.items() if key != "pretrain.method"}
-        read(write_params(tmp_path / "params.yaml", changes))
+def test_rows_of_the_paper_are_valid_on_the_preset_that_they_are_for(path: Path) -> None:
+    found = read_table(path)
+    preset = plain(compose(PRESETS.get(path.stem, "cocostuff27_imagenet"), REPOSITORY / "presets"))
+    bases = REPOSITORY / "presets/bases"
+    for row in found.rows:
+        base = row.base or found.base
+        values = read_base(bases / f"{base}.yaml") if base else {}
+        params = copy.deepcopy(preset)
+        for key, value in {**values, **row.changes, "pretrain.init": "model.pth"}.items():
+            *sections, last = key.split(".")
+            section = at(params, tuple(sections))
+            assert last in section, f"{row.name}: {key}"
+            section[last] = value
+        Params.model_validate(params)
+
+
+@pytest.mark.parametrize(("name", "row"), [("2", 0), ("4", 0)])
+def test_picie_of_28_98_has_no_pretraining_on_the_target_images(name: str, row: int) -> None:
+    found = read_table(REPOSITORY / f"presets/tables/{name}.yaml").rows[row]
+    assert found.paper["mIoU"] == 7.57
+    assert found.changes["pretrain.epochs"] == 0
 
 
 @pytest.mark.parametrize("path", TABLES, ids=[path.stem for path in TABLES])

@@ -16,6 +16,7 @@ from stages.train import KEYS
 from stages.training import guidance
 from stages.training.building import build_segmenter
 from stages.training.guidance import Guidance
+from stages.training.losses import guidance_loss
 
 NUM_LABELS = 4
 
@@ -66,6 +67,26 @@ def test_the_head_is_measured_on_views_from_all_over_the_set(
     _, by_view = torch.cat(views).unique(dim=0, return_counts=True)
     assert len(by_view) == 6
     assert by_view.min() >= 4
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_without_views_pulls_no_view(tiny_params: Callable[..., Path], smoothing: float) -> None:
+    """Else its weight, the largest of all with `inverse`, would reach each view through the smoothing."""
+    changes = {"train.image_loss.balance": "inverse", "train.image_loss.label_smoothing": smoothing}
+    settings = load(tiny_params(changes), *KEYS).train
+    kept = torch.tensor([[0, 0, 0, 1, -1, -1]] * 4)
+    guides = Guidance(
+        settings.image_loss, settings.photometric, kept, weight=1.0, num_labels=NUM_LABELS, crop_ratio=0.5,
+        seed=0, precision="float32",
+    )  # fmt: skip
+    logits = torch.zeros(2, NUM_LABELS, requires_grad=True)
+    labels = torch.tensor([0, 1])
+    loss, _ = guidance_loss(logits, labels, guides._label_weight, smoothing)
+    loss.backward()
+    assert logits.grad is not None
+    assert (logits.grad[:, 2:] > 0).all()  # lowered, as the softmax alone would
+    assert logits.grad[0, 0] < 0
+    assert logits.grad[1, 1] < 0
 
 
 def test_a_compiled_network_classifies_any_number_of_views_without_being_compiled_anew(

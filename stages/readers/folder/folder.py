@@ -1,6 +1,6 @@
 """Reader for user data: a folder of images, with or without label maps of the validation images.
 
-    root/images/**               jpg, png, webp, bmp or tif; the image id is the path without the suffix
+    root/images/**               jpg, png, webp, avif, bmp or tif; the image id is the path without the suffix
     root/labels/**/<id>.png      class id per pixel, 255 = ignored; for all validation images or none
     root/classes.txt             one class name per line, starting with class id 0
     root/labels.csv              optional: value,class for label maps with other values or colors #rrggbb

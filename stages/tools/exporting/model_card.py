@@ -7,8 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml.comments import CommentedMap
+
 from stages.core.artefacts import read_metrics
 from stages.reporting.legend import css
+from stages.settings.params import flat
+from stages.tools.composing import as_text
+from stages.tools.dvc_lock import LOCK
+from stages.tools.exporting.trained_settings import has_crf, present_settings, trained_settings
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel
 
 USE = {
@@ -51,16 +57,22 @@ SCORES = {
 FIGURES = ("accuracy", "miou", "effective_clusters", "image_share")
 
 
-def model_card(model: TrainedModel, project: Path, file: str, form: str, checked: str) -> str:
+def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked: str) -> str:
     """Write the card.
 
     Args:
         model: the trained model.
-        project: folder with the metrics and settings of the run; what it lacks is said to be unknown.
+        folder: of its files; beside it are metrics and settings of the run, or what is not is said to be
+            unknown.
         file: name of the exported file.
         form: onnx or torch.
         checked: how the file was compared with the original.
+
+    Raises:
+        UserError: a file of the run is damaged.
     """
+    project = folder.absolute().parent
+    crf = has_crf(project)
     return "\n".join(
         [
             f"# {file}",
@@ -92,15 +104,15 @@ def model_card(model: TrainedModel, project: Path, file: str, form: str, checked
             "",
             "## Scores",
             "",
-            *_scores(project),
+            *_scores(project, crf=crf),
             "",
             "## Limits",
             "",
-            *_limits(project),
+            *_limits(project, crf=crf),
             "",
             "## Settings",
             "",
-            *_settings(project),
+            *_settings(folder),
             "",
         ]
     )
@@ -145,10 +157,11 @@ def _start(project: Path) -> Iterator[str]:
         yield f"The backbone started from a checkpoint (SHA-256 {start['sha256'][:12]}), which {how}."
 
 
-def _scores(project: Path) -> Iterator[str]:
+def _scores(project: Path, *, crf: bool) -> Iterator[str]:
+    shown = {title: place for title, place in SCORES.items() if crf or place[1] != "refined"}
     found = {
         title: figures
-        for title, (path, name) in SCORES.items()
+        for title, (path, name) in shown.items()
         if (figures := _read(project, path, name)) is not None
     }
     if not found:
@@ -164,10 +177,11 @@ def _scores(project: Path) -> Iterator[str]:
         yield f"| {title} | " + " | ".join(cells) + " |"
 
 
-def _limits(project: Path) -> Iterator[str]:
+def _limits(project: Path, *, crf: bool) -> Iterator[str]:
     yield "- A cluster is what looks alike to the network. It need not be one thing, nor all of a thing."
     yield "- Every pixel gets a cluster, also in images unlike those of the training."
-    yield "- The exported file does without the dense CRF of the pipeline."
+    if crf:
+        yield "- The exported file does without the dense CRF of the pipeline."
     figures = _read(project, "metrics/prepare.json", "prepare")
     yield from (f"- Data: {warning}" for warning in ([] if figures is None else figures["warnings"]))
     trained = _read(project, "metrics/train.json", "train")
@@ -175,13 +189,29 @@ def _limits(project: Path) -> Iterator[str]:
         yield "- Training collapsed: few clusters hold most pixels."
 
 
-def _settings(project: Path) -> Iterator[str]:
-    path = project / PARAMS
-    if not path.is_file():
-        yield f"Unknown: there is no {PARAMS} beside the model."
-        return
-    yield f"`{PARAMS}` of the run that lies beside the model:"
-    yield ""
-    yield "```yaml"
-    yield path.read_text(encoding="utf-8").rstrip()
-    yield "```"
+def _settings(folder: Path) -> Iterator[str]:
+    """The settings of the training; those in params.yaml may be others by now."""
+    project = folder.absolute().parent
+    (trained, why), present = trained_settings(folder), present_settings(project)
+    if trained:
+        yield f"The model was trained with these settings, by `{LOCK}`."
+        yield from _changes(trained, present)
+        yield from _as_yaml(as_text(CommentedMap(trained)))
+    elif present:
+        yield f"Whether the model was trained with these settings is not known: {why}. They are those of"
+        yield f"`{PARAMS}` beside it."
+        yield from _as_yaml((project / PARAMS).read_text(encoding="utf-8"))
+    else:
+        yield f"Unknown: {why}, and no {PARAMS}."
+
+
+def _as_yaml(text: str) -> Iterator[str]:
+    yield from ("", "```yaml", text.rstrip(), "```")
+
+
+def _changes(trained: Mapping[str, Any], present: Mapping[str, Any]) -> Iterator[str]:
+    """What the params.yaml of today says otherwise."""
+    now = dict(flat(present))
+    other = [key for key, value in flat(trained) if present and (key not in now or now[key] != value)]
+    if other:
+        yield f"`{PARAMS}` beside it has other values of {', '.join(f'`{key}`' for key in other)}."

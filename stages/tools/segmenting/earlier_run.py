@@ -23,6 +23,7 @@ def begin(
     *,
     bits: int,
     scores: bool,
+    overlay: bool,
     overwrite: bool,
 ) -> tuple[RunManifest, list[str]]:
     """Go on with an earlier run, or begin a new one.
@@ -35,8 +36,9 @@ def begin(
         made_by: model and options, in words.
         colours: CSS color of each cluster id.
         extra: files for all images together, which are always written anew.
-        bits: bits of 16-bit channels that the images use; 0 without such images.
+        bits: bits of 16-bit channels that are in use.
         scores: whether maps of confidence are written.
+        overlay: whether overlays are written.
         overwrite: replace own files of another model or other options, and do everything again.
 
     Returns:
@@ -53,7 +55,7 @@ def begin(
     manifest = RunManifest(out, made_by, colours, own or {}, _images(out, before) if earlier else {})
     if earlier and other:
         manifest.images = _of_corrected(manifest, photographs.root, before)
-    outputs = {name: output_names(name, scores=scores) for name in photographs.names}
+    outputs = {name: output_names(name, scores=scores, overlay=overlay) for name in photographs.names}
     todo = _todo(manifest, photographs, outputs, bits=bits, overwrite=overwrite)
     written = [*extra, *(one for name in todo for one in outputs[name])]
     present = [name for name in written if os.path.lexists(out / name)]

@@ -63,7 +63,10 @@ Write = Callable[[Path, Sequence[Annotated], Sequence[Label], str], None]
 
 
 def unique_labels(legend: ClusterLegend) -> list[Label]:
-    """The labels that masks may have; labels of one name get the number of their cluster as well."""
+    """The labels that masks may have.
+
+    Clusters of one name that the report of an earlier version has not merged get their number as well.
+    """
     ids = [int(one) for one in np.unique(legend.merged)]
     names = [legend.names[one] for one in ids]
     return [

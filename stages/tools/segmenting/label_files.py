@@ -13,12 +13,19 @@ from stages.tools.segmenting.trained_model import BAND_ELEMENTS, Segmentation
 
 OVERLAY_SHARE = 0.5  # opacity of the colors over the image
 LONGEST_JPEG = 65_500  # px; JPEG stores sides in 16 bits, and libjpeg stops here
+OVERLAY, CONFIDENCE = "_overlay.jpg", "_confidence.png"  # ends of names
 
 
-def output_names(name: str, *, scores: bool) -> tuple[str, ...]:
-    """Names of the files that are written for an image, relative to the output folder; label map first."""
-    stem = name.removesuffix(Path(name).suffix)
-    return (f"{stem}.png", f"{stem}_overlay.jpg", *([f"{stem}_confidence.png"] if scores else []))
+def output_names(name: str, *, scores: bool, overlay: bool = True) -> tuple[str, ...]:
+    """Names of the files that are written for an image, relative to the output folder; label map first.
+
+    Args:
+        name: the image.
+        scores: whether a map of confidence is written.
+        overlay: whether an overlay is written.
+    """
+    ends = (".png", *([OVERLAY] if overlay else []), *([CONFIDENCE] if scores else []))
+    return tuple(name.removesuffix(Path(name).suffix) + end for end in ends)
 
 
 def write_outputs(
@@ -28,25 +35,33 @@ def write_outputs(
     found: Segmentation,
     colours: UInt8[np.ndarray, "K 3"],
 ) -> None:
-    """Write the files of `output_names`; `picture` becomes the overlay."""
+    """Write the files of `output_names`; `picture` may become the overlay."""
+    label_map, *others = names
     labels = Image.fromarray(found.ids, mode="P")
     labels.putpalette(colours.flatten().tolist())
-    with atomic_path(out / names[0]) as temporary:
+    with atomic_path(out / label_map) as temporary:
         labels.save(temporary, format="PNG")
-    mixed = picture  # overwritten band by band: a large image is in memory once
+    for name in others:
+        with atomic_path(out / name) as temporary:
+            if name.endswith(OVERLAY):
+                _overlay(picture, found.ids, colours).save(temporary, format="JPEG", quality=92)
+            else:
+                Image.fromarray(to_gray(found.confidence)).save(temporary, format="PNG")
+
+
+def _overlay(
+    picture: UInt8[np.ndarray, "H W 3"], ids: UInt8[np.ndarray, "H W"], colours: UInt8[np.ndarray, "K 3"]
+) -> Image.Image:
+    """The colors over the image, which is overwritten band by band: a large image is in memory once."""
     band = max(1, BAND_ELEMENTS // (3 * picture.shape[1]))
     for start in range(0, len(picture), band):
         rows = slice(start, start + band)
-        drawn = colourise(found.ids[rows], colours)
-        mixed[rows] = (1 - OVERLAY_SHARE) * picture[rows] + OVERLAY_SHARE * drawn
-    overlay = Image.fromarray(mixed)
+        drawn = colourise(ids[rows], colours)
+        picture[rows] = (1 - OVERLAY_SHARE) * picture[rows] + OVERLAY_SHARE * drawn
+    overlay = Image.fromarray(picture)
     if max(overlay.size) > LONGEST_JPEG:
         overlay.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
-    with atomic_path(out / names[1]) as temporary:
-        overlay.save(temporary, format="JPEG", quality=92)
-    for name in names[2:]:
-        with atomic_path(out / name) as temporary:
-            Image.fromarray(to_gray(found.confidence)).save(temporary, format="PNG")
+    return overlay
 
 
 def read_ids(

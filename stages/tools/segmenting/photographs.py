@@ -2,41 +2,29 @@
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from stages.core.artefacts import LONGEST_NAME, read_metrics
-from stages.dataset.decode import decode_image
+from stages.core.artefacts import LONGEST_NAME
 from stages.dataset.label_map_folders import label_maps_among
 from stages.dataset.left_out import (
+    HIDDEN,
     LONG_NAME,
     MASK,
-    NO_PICTURE,
     ODD_NAME,
-    OTHER_FORMAT,
     OWN_OUTPUT,
     SAME_NAME,
     SAME_OUTPUT,
     LeftOut,
-    Names,
     is_odd,
 )
-from stages.dataset.listing import OTHER_PICTURES, SUFFIXES, list_images
+from stages.dataset.listing import SUFFIXES, list_images, reason_by_suffix
 from stages.dataset.own_outputs import OwnOutputs
-from stages.dataset.source import RawFile, Remark, read_raw
-from stages.dataset.summary import BITS_IN_USE
-from stages.dataset.survey import bits_in_use, describe_bits
-from stages.runtime.progress import warn
 from stages.settings.errors import UserError, raise_faults
 from stages.tools.segmenting.label_files import output_names
+from stages.tools.segmenting.patterns import Pattern
 
-ORIENTATION = 0x0112  # EXIF tag; 1: as stored
-SUMMARY = Path("metrics/prepare.json")  # beside the folder of the model
 HELP = "pass images, folders of images, or patterns such as 'photos/**/*.jpg'"
 
 
@@ -53,7 +41,9 @@ class Photographs:
     names: list[str]
 
 
-def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scores: bool) -> Photographs:
+def find_photographs(
+    given: Sequence[str], out: Path, left_out: LeftOut, *, scores: bool, overlay: bool = True
+) -> Photographs:
     """List the images.
 
     Args:
@@ -61,133 +51,119 @@ def find_photographs(given: Sequence[str], out: Path, left_out: LeftOut, *, scor
         out: output folder.
         left_out: takes everything that is not segmented, with its reason.
         scores: whether maps of confidence are written.
+        overlay: whether overlays are written.
 
     Raises:
         UserError: something given is not there, there are no images, or `out` is not apart from a folder.
     """
-    folders, files = _sort(given)
+    folders, files, patterns = _sort(given)
     for folder in folders:
         _check_apart(folder, out)
-    bases = [os.path.abspath(folder) for folder in folders] + [os.path.abspath(file.parent) for file in files]
-    root = Path(os.path.commonpath(bases))
-    if files and root.resolve() == out.resolve():
+    alone = [*files, *(path for pattern in patterns for path in pattern.matches.difference(folders))]
+    bases = [*folders, *(path.parent for path in alone)]
+    root = Path(os.path.commonpath([os.path.abspath(base) for base in bases]))
+    if alone and root.resolve() == out.resolve():
         raise UserError(f"--out {out}: is the folder of the images; choose another, so that none is replaced")
     outputs = OwnOutputs()
-    found, listed = set(_files(files, root, left_out, outputs)), set[str]()
-    for folder in folders:
-        inner = LeftOut()
-        below = os.path.relpath(os.path.abspath(folder), root)
-        prefix = "" if below == "." else f"{below}/"
-        listed |= {prefix + name for name in list_images(folder, inner, outputs=outputs)}
-        for reason, some in inner.items():
-            total = left_out.setdefault(reason, Names())
-            total.count += some.count
-            total.examples += [prefix + name for name in some.examples]
-    masks = label_maps_among(sorted(listed))
-    for name in sorted(masks - found):  # what is given by its own name is meant
+    found = set(_files(files, root, left_out, outputs))
+    listed = _listed(folders, root, left_out, outputs)
+    matched, beside = _matched(patterns, root, found, left_out, outputs)
+    listed |= matched
+    # The folder of a pattern may be above those of all that matches, and their names tell label maps as well.
+    top = os.path.commonpath([root, *(os.path.abspath(pattern.folder) for pattern in patterns)])
+    below = os.path.relpath(root, top)
+    places = {os.path.normpath(os.path.join(below, name)): name for name in listed | beside}
+    masks = {places[place] for place in label_maps_among(sorted(places))}
+    for name in sorted(masks & listed - found):  # what is given by its own name is meant
         left_out.add(MASK, name)
-    names = _one_for_each_output(sorted(found | listed - masks), left_out, scores=scores)
+    names = _one_for_each_output(sorted(found | listed - masks), left_out, scores=scores, overlay=overlay)
     if not names:
         suffixes = ", ".join(SUFFIXES)
         raise UserError(f"{' '.join(given)}: has no images ({suffixes}){left_out.sentence()}; {HELP}")
     return Photographs(root, names)
 
 
-def choose_bits(
-    photographs: Photographs, model: Path, log: Callable[[str], None], *, is_quiet: bool
-) -> int | None:
-    """Bits of 16-bit channels that become 8, as in training; None without such images.
-
-    Args:
-        photographs: images to segment.
-        model: folder of the model; beside it may be what `prepare` has said of the training images.
-        log: takes what is done.
-        is_quiet: show no progress.
-    """
-    found = bits_in_use(photographs.root, photographs.names, is_quiet=is_quiet)
-    if found is None:
-        return None
-    path = model.absolute().parent / SUMMARY
-    trained = read_metrics(path).get("prepare", {}).get(BITS_IN_USE, 0) if path.is_file() else 0
-    if found > trained > 0:
-        warn(
-            "segment",
-            f"images use {found} bits of 16, and those of training {trained} ({path}): these are darker than "
-            "what the model has learned",
-        )
-    bits = max(found, trained)
-    log(describe_bits(bits) + (f", as {path} says of the training images" if bits == trained else ""))
-    return bits
-
-
-def open_photograph(root: Path, name: str, bits: int) -> tuple[RawFile, np.ndarray, Remark, bool]:
-    """Decode an image.
-
-    Returns:
-        The file as it was when read, RGB uint8 [H, W, 3] as displayed, remarks, and whether its EXIF
-        orientation turned it.
-
-    Raises:
-        UserError: it cannot be read or decoded.
-    """
-    try:
-        file, content = read_raw(root, name)
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})") from error
-    picture, remarks = decode_image(content, bits=bits)
-    return file, np.array(picture), remarks, _is_turned(content)
-
-
-def _is_turned(content: bytes) -> bool:
-    try:
-        with Image.open(BytesIO(content)) as image:
-            return image.getexif().get(ORIENTATION, 1) in range(2, 9)
-    except Exception:  # a damaged EXIF block, which the decoder ignores as well
-        return False
-
-
-def _sort(given: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """The folders and the files that are given.
+def _sort(given: Sequence[str]) -> tuple[list[Path], list[Path], list[Pattern]]:
+    """The folders, those that match a pattern among them, the files and the patterns that are given.
 
     Raises:
         UserError: something is not there; the error lists everything.
     """
     folders: list[Path] = []
     files: list[Path] = []
+    patterns: list[Pattern] = []
     faults = []
     for one in given:
-        matches = [one] if os.path.lexists(one) else sorted(glob.glob(one, recursive=True))
-        if not matches:
+        if os.path.lexists(one):
+            (folders if os.path.isdir(one) else files).append(Path(one))
+        elif (pattern := Pattern.expand(one)).matches:
+            patterns.append(pattern)
+            folders += pattern.folders(hidden=False)
+        else:
             what = "matches no file" if glob.has_magic(one) else "no such file or folder"
             faults.append(f"{one}: {what}; {HELP}")
-        for match in map(Path, matches):
-            (folders if match.is_dir() else files).append(match)
     raise_faults(faults)
-    return folders, files
+    return folders, files, patterns
+
+
+def _listed(folders: Iterable[Path], root: Path, left_out: LeftOut, outputs: OwnOutputs) -> set[str]:
+    """Names of the images in folders."""
+    listed: set[str] = set()
+    for folder in folders:
+        inner, below = LeftOut(), _name(folder, root)
+        prefix = "" if below == "." else f"{below}/"
+        listed |= {prefix + name for name in list_images(folder, inner, outputs=outputs)}
+        for reason, some in inner.items():
+            for name in some.files:
+                left_out.add(reason, prefix + name)
+    return listed
+
+
+def _matched(
+    patterns: Iterable[Pattern], root: Path, found: Collection[str], left_out: LeftOut, outputs: OwnOutputs
+) -> tuple[set[str], set[str]]:
+    """Names of the images that match, and of those beside them; those `found` are given by their names."""
+    matched: set[str] = set()
+    beside: set[str] = set()
+    for pattern in patterns:
+        for folder in pattern.folders(hidden=True):
+            left_out.add(HIDDEN, f"{_name(folder, root)}/")
+        for path, reason, is_match in pattern.files(outputs):
+            name = _name(path, root)
+            if reason is None:
+                (matched if is_match else beside).add(name)
+            elif is_match and name not in found:
+                left_out.add(reason, name)
+    return matched, beside
+
+
+def _name(path: Path, root: Path) -> str:
+    return Path(os.path.relpath(os.path.abspath(path), root)).as_posix()
 
 
 def _files(files: Iterable[Path], root: Path, left_out: LeftOut, outputs: OwnOutputs) -> list[str]:
     """Names of the files that are images, by their suffix."""
     names = []
     for file in files:
-        name = Path(os.path.relpath(os.path.abspath(file), root)).as_posix()
-        suffix = file.suffix.lower()
+        name = _name(file, root)
         if file.name in outputs.inside(file.parent):
             left_out.add(OWN_OUTPUT, name)
-        elif suffix not in SUFFIXES:
-            left_out.add(OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE, name)
+        elif reason := reason_by_suffix(file.suffix.lower()):
+            left_out.add(reason, name)
         else:
             names.append(name)
     return names
 
 
-def _one_for_each_output(names: Iterable[str], left_out: LeftOut, *, scores: bool) -> list[str]:
+def _one_for_each_output(
+    names: Iterable[str], left_out: LeftOut, *, scores: bool, overlay: bool
+) -> list[str]:
     """The names without those that cannot be written, or would write a file of an earlier one."""
     kept = []
     stems: set[str] = set()
     taken: set[str] = set()
     for name in names:
-        outputs = output_names(name, scores=scores)
+        outputs = output_names(name, scores=scores, overlay=overlay)
         if is_odd(name):
             left_out.add(ODD_NAME, name)
         elif any(len(os.path.basename(one).encode()) > LONGEST_NAME for one in outputs):

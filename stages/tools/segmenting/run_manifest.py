@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from stages.core.artefacts import named_faults, write_csv, write_text
-from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, Written, content_hash, modified_ns
+from stages.core.hashes import file_sha256
+from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, Written, modified_ns
 from stages.tools.segmenting.label_files import output_names
 
 MOST_INDENTED = 10_000  # files; a larger segment.json is written on one line
@@ -32,7 +33,7 @@ class Done:
     Attributes:
         size_bytes: of the photograph.
         modified_ns: likewise.
-        bits: bits of 16-bit channels that were in use; 0 without such images.
+        bits: bits of 16-bit channels that were in use; 0 if it has none.
         width: px, as displayed.
         height: likewise.
         confidence: mean over the pixels, 0 to 1.
@@ -86,7 +87,7 @@ class RunManifest:
         """Whether an image needs nothing: it is the same as it was, and all of its outputs are there."""
         done = self.images.get(name)
         is_whole = all(one in self.files and (self.out / one).is_file() for one in outputs)
-        return done is not None and is_whole and done.bits == bits and done.is_of(photograph)
+        return done is not None and is_whole and done.bits in (0, bits) and done.is_of(photograph)
 
     def is_own(self, name: str) -> bool:
         """Whether a file is there as segment has written it; a copy of it counts, and is read once."""
@@ -125,7 +126,7 @@ class RunManifest:
 
         The journal has it before it is there, so that a kill leaves no file whose origin is unknown.
         """
-        target, now = self.out / name, Written(written.stat().st_mtime_ns, content_hash(written))
+        target, now = self.out / name, Written(written.stat().st_mtime_ns, file_sha256(written))
         self._note({"file": name, **asdict(now)})
         with named_faults(target):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from stages.dataset.left_out import LeftOut
+from stages.core.artefacts import write_csv
+from stages.dataset.left_out import LISTING, LeftOut
 from stages.dataset.own_outputs import read_manifest
 from stages.reporting.legend import rgb, write_cluster_legend
 from stages.tools.segmenting import coco, cvat, label_studio
@@ -54,9 +55,10 @@ def write_summaries(
     manifest: RunManifest,
     photographs: Photographs,
     formats: Sequence[str],
+    left_out: LeftOut,
     log: Callable[[str], None],
 ) -> None:
-    """Write the files for all images together."""
+    """Write the files for all images together; without anything in `left_out` there is no table of it."""
     labels: list[Label] = unique_labels(model.legend)
     images, remarks, root = [], LeftOut(), photographs.root
     for name in _current(model, manifest, photographs, remarks):
@@ -69,11 +71,16 @@ def write_summaries(
     with staging(out) as folder:
         write_cluster_legend(folder / LEGEND, model.legend, model.lineage)
         write_table(folder / TABLE, manifest, names, {label.id: label.name for label in labels})
+        if left_out:
+            write_csv(folder / LISTING, left_out.table())
+            written.append(LISTING)
         for name in formats:
             write, files = FORMATS[name]
             write(folder, images, labels, model.fingerprint)
             written += files
         changed = manifest.take_all(folder, written)
+    if not left_out:
+        manifest.drop(LISTING)
     for name in changed:
         log(f"{name}: {CHANGED}")
         written.remove(name)
@@ -115,7 +122,7 @@ def _left_behind(manifest: RunManifest, photographs: Photographs) -> list[str]:
     """Files of earlier runs whose photographs are gone, or were done with another model and are not given."""
     there = {name for name in manifest.images if manifest.is_current(name, photographs.root)}
     known = {file for name in there.union(photographs.names) for file in output_names(name, scores=True)}
-    known |= {LEGEND, TABLE, *(file for _, files in FORMATS.values() for file in files)}
+    known |= {LEGEND, TABLE, LISTING, *(file for _, files in FORMATS.values() for file in files)}
     return [name for name in sorted(manifest.files.keys() - known) if (manifest.out / name).is_file()]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.core.device import choose_device, place
-from stages.core.tensors import file_sha256
+from stages.core.hashes import file_sha256
 from stages.imaging.batches import to_unit
 from stages.imaging.resample import interpolation_matrix, resample, whole
 from stages.postprocessing.exact_crf import exact_mean_field, require_gpu
@@ -168,17 +168,24 @@ def load(
     folder: Path | str = "models",
     *,
     device: str = "auto",
-    names: Path | None = None,
-    refine: Path | None = None,
+    names: Path | str | None = None,
+    refine: Path | str | None = None,
 ) -> TrainedModel:
-    """Load the trained model: `load("models")(picture).ids`; arguments as of `TrainedModel`.
+    """Load the trained model: `load("models")(picture).ids`.
+
+    Arguments are those of `TrainedModel`; paths may be text.
 
     Raises:
         UserError: there is no such folder, or as of `TrainedModel`.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; pass that of a trained model (`dvc repro` makes models)")
-    return TrainedModel(Path(folder), device=device, names=names, refine=refine)
+    return TrainedModel(
+        Path(folder),
+        device=device,
+        names=None if names is None else Path(names),
+        refine=None if refine is None else Path(refine),
+    )
 
 
 def _read_refine(path: Path) -> Refine:
