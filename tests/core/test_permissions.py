@@ -1,5 +1,6 @@
 """Files and folders that a user may not read or write: named, with the reason and what helps."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -50,13 +51,25 @@ run(fetch.main)
 """
 
 
+WITHOUT_RIGHTS = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
+
+
+@functools.cache
+def why_root_keeps_its_rights() -> str:
+    """Empty if a process may give them up, which a container can forbid."""
+    if shutil.which(WITHOUT_RIGHTS[0]) is None:
+        return "there is no setpriv(1)"
+    ended = subprocess.run([*WITHOUT_RIGHTS, "true"], capture_output=True, text=True, check=False)
+    return f"it keeps its rights here ({ended.stderr.strip()})" if ended.returncode else ""
+
+
 def as_a_user(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run Python without the right of root to read and write everything."""
-    before: list[str] = []
+    before: tuple[str, ...] = ()
     if os.geteuid() == 0:
-        if shutil.which("setpriv") is None:
-            pytest.skip("root may do everything, and there is no setpriv(1)")
-        before = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
+        if why := why_root_keeps_its_rights():
+            pytest.skip(f"root may do everything, and {why}")
+        before = WITHOUT_RIGHTS
     return subprocess.run(
         [*before, sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

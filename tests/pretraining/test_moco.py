@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.backbone.resnet import ResNet
+from stages.core.step import Moment
 from stages.pretraining.encoder import Encoder
 from stages.pretraining.figures import alignment, uniformity
 from stages.pretraining.info_nce import info_nce
 from stages.pretraining.moco import MoCo
 from stages.pretraining.optimizer import warmup_cosine
+from stages.pretraining.views import Views, render
 from stages.settings.params import load
 from tests.datasets import REPOSITORY
 
@@ -23,13 +26,15 @@ def _unit(count: int, dim: int, seed: int, device: torch.device) -> torch.Tensor
     return (values / values.norm(dim=1, keepdim=True)).to(device)
 
 
-def _moco(queue_size: int = 6, bn_splits: int = 2, momentum: float = 0.9, head_norm: bool = True) -> MoCo:
+def _moco(
+    queue_size: int = 6, bn_splits: int = 2, momentum: float = 0.9, head_norm: bool = True, **changes: Any
+) -> MoCo:
     torch.manual_seed(0)
     encoder = Encoder(ResNet("resnet18", 8, 2), 5, head_batch_norm=head_norm)
     settings = load(REPOSITORY / "params.yaml", "pretrain").pretrain
     return MoCo(
         encoder,
-        settings.model_copy(update={"projection_dim": 5, "bn_splits": bn_splits}),
+        settings.model_copy(update={"projection_dim": 5, "bn_splits": bn_splits, **changes}),
         queue_size=queue_size,
         key_momentum=momentum,
         precision="float32",
@@ -109,6 +114,38 @@ def test_momentum_update() -> None:
     for after, before in zip(moco.encoder.parameters(), queries, strict=True):
         assert torch.equal(after.double(), before)
     assert not any(parameter.requires_grad for parameter in moco.key_encoder.parameters())
+
+
+def _views() -> Views:
+    photometric = load(REPOSITORY / "params.yaml", "pretrain").pretrain.photometric
+    return Views(photometric, 0.75, torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_whole_step(symmetric: bool) -> None:
+    """Loss, accuracy and queue after a step, from the embeddings: queries of one view, keys of the other."""
+    moco = _moco(bn_splits=1, symmetric=symmetric, image_px=32, temperature=0.5, batch_negatives=True)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for value in moco.key_encoder.parameters():
+            value.add_(0.1 * torch.randn(value.shape, generator=generator))
+    networks, queue = copy.deepcopy((moco.encoder, moco.key_encoder)), moco.queue.clone()
+    image = torch.rand(4, 3, 40, 40, generator=generator)
+    measured = moco(image, moco.draw(_views(), 4, Moment(0, 0, 1)))
+    moco.after_step()
+
+    low, high = moco._settings.crop_area
+    views = render(image, _views().draw(4, (low, high), 32, 2), 32)
+    queries, keys = ([net(view).embedding.detach() for view in views] for net in networks)
+    results = [
+        _plain_info_nce(queries[own].tolist(), keys[1 - own].tolist(), queue.tolist(), 0.5, True)
+        for own in range(2 if symmetric else 1)
+    ]
+    loss, accuracy = (sum(one) / len(results) for one in zip(*results, strict=True))
+    assert measured.loss.item() == pytest.approx(loss, rel=1e-4)
+    assert float(measured.instance_accuracy) == pytest.approx(accuracy)
+    torch.testing.assert_close(moco.queue, torch.cat([keys[1], queue[4:]]))
+    assert int(moco.position) == 4
 
 
 def test_momentum_update_has_a_fixpoint() -> None:

@@ -1,16 +1,18 @@
 """SwAV's equations against loops in float64 (Caron et al., 2020), and LARS (You et al., 2017)."""
 
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stages.backbone.resnet import ResNet
 from stages.core.step import Moment
 from stages.pretraining.encoder import MultiCropEncoder
 from stages.pretraining.optimizer import LARS, SGD, build_optimizer
 from stages.pretraining.swav import SwAV, sinkhorn, swapped_prediction
-from stages.pretraining.views import Views
+from stages.pretraining.views import Views, render
 from stages.settings.params import load
 from tests.datasets import REPOSITORY
 
@@ -55,21 +57,28 @@ def test_sinkhorn_survives_an_epsilon_at_which_exp_would_overflow() -> None:
     torch.testing.assert_close(codes.sum(1), torch.ones(8))
 
 
-@pytest.mark.parametrize("num_views", [2, 5])
-def test_swapped_prediction(num_views: int, device: torch.device) -> None:
-    logits = torch.stack([_scores(3, 4, seed) for seed in range(num_views)], 1).to(device) * 5
-    codes = torch.stack([sinkhorn(_scores(3, 4, 10 + seed), 0.1, 3) for seed in range(2)], 1).to(device)
+def _plain_swapped_prediction(logits: torch.Tensor, codes: torch.Tensor) -> float:
+    """Each of the two codes against the predictions of all other views (Eq. 2, 6)."""
     terms = []
     for coded in range(2):
-        for predicting in range(num_views):
+        for predicting in range(logits.shape[1]):
             if coded == predicting:
                 continue
-            for image in range(3):
+            for image in range(len(logits)):
                 values = logits[image, predicting].double().tolist()
                 log_sum = math.log(sum(math.exp(value) for value in values))
                 code = codes[image, coded].tolist()
                 terms.append(-sum(c * (v - log_sum) for c, v in zip(code, values, strict=True)))
-    assert float(swapped_prediction(logits, codes)) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("num_views", [2, 5])
+def test_swapped_prediction(num_views: int, device: torch.device) -> None:
+    logits = torch.stack([_scores(3, 4, seed) for seed in range(num_views)], 1).to(device) * 5
+    codes = torch.stack([sinkhorn(_scores(3, 4, 10 + seed), 0.1, 3) for seed in range(2)], 1).to(device)
+    assert float(swapped_prediction(logits, codes)) == pytest.approx(
+        _plain_swapped_prediction(logits, codes), rel=1e-5
+    )
 
 
 def test_equal_scores_have_the_loss_of_chance() -> None:
@@ -95,6 +104,40 @@ def _step(swav: SwAV, epoch: int) -> None:
     drawn = swav.draw(Views(photometric, 0.75, generator), 4, Moment(epoch, 0, 1))
     swav(image, drawn).loss.backward()
     swav.after_step()
+
+
+def _views() -> Views:
+    photometric = load(REPOSITORY / "params.yaml", "pretrain").pretrain.photometric
+    return Views(photometric, 0.75, torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_whole_step(epoch: int) -> None:
+    """Loss and queue after a step, from the embeddings of all views; epoch 2 is the first with the queue."""
+    swav = _swav(local_crops=2, local_px=8, epsilon=0.1, local_area=[0.05, 0.2])
+    rng = torch.Generator().manual_seed(4)
+    image = torch.rand(4, 3, 40, 40, generator=rng)
+    swav.queue.copy_(F.normalize(torch.randn(2, 8, 5, generator=rng), dim=2))
+    encoder, queue, own = copy.deepcopy(swav.encoder), swav.queue.clone(), swav._settings.swav
+    measured = swav(image, swav.draw(_views(), 4, Moment(epoch, 0, 1)))
+    swav.after_step()
+
+    views = _views()
+    shown = [
+        render(image, views.draw(4, (low, high), side, 2), side).transpose(0, 1)
+        for (low, high), side in ((own.crop_area, 16), (own.local_area, 8))
+    ]
+    embedding = encoder(*shown).embedding.detach().view(4, 4, 5)  # of each image the large views come first
+    prototypes = F.normalize(swav.prototypes.weight.detach(), dim=1)
+    codes = []
+    for view in range(2):
+        known = [*queue[view], *embedding[:, view]] if epoch == 2 else [*embedding[:, view]]
+        scores = [[float(one @ prototype) for prototype in prototypes] for one in known]
+        codes.append(torch.tensor(_plain_sinkhorn(scores, own.epsilon, own.sinkhorn_iterations)[-4:]))
+        torch.testing.assert_close(swav.queue[view], torch.cat([queue[view, 4:], embedding[:, view]]))
+    logits = embedding @ prototypes.T / own.temperature
+    expected = _plain_swapped_prediction(logits, torch.stack(codes, 1))
+    assert measured.loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_batch_norm_of_the_head_sees_the_views_of_all_sizes_at_once() -> None:

@@ -175,11 +175,17 @@ def test_colour_baseline_finds_flat_colours_and_repeats_itself() -> None:
     np.testing.assert_array_equal(clusters, np.where(np.arange(16) < 8, left, right) * np.ones_like(clusters))
 
 
-def test_colour_baseline_assigns_to_the_nearest_of_five_coordinates() -> None:
+@pytest.mark.parametrize("chunks", [[slice(0, 5)], [slice(0, 2), slice(2, 4), slice(4, 5)]])
+def test_colour_baseline_assigns_to_the_nearest_of_five_coordinates(
+    chunks: list[slice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.scoring.colour_baseline.CHUNK_PIXELS", chunks[0].stop * 5 * 5)
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
+    images = random.integers(0, 256, (5, 5, 5, 3), dtype=np.uint8)
     centroids = random.random((4, 5)).astype(np.float32)
-    ((_, clusters),) = assign_colour_position(images, centroids)
-    for image, row, column in itertools.product(range(2), range(5), range(5)):
+    found = list(assign_colour_position(images, centroids))
+    assert [rows for rows, _ in found] == chunks
+    clusters = np.concatenate([part for _, part in found])
+    for image, row, column in itertools.product(range(5), repeat=3):
         feature = np.array([*(images[image, row, column] / 255), (row + 0.5) / 5, (column + 0.5) / 5])
         assert clusters[image, row, column] == ((centroids - feature) ** 2).sum(1).argmin()

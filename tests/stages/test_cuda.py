@@ -1,7 +1,7 @@
 """Each stage that works on a device, by its command line: it runs, repeats its bytes, comes near the CPU.
 
-`make test-cuda` compares a GPU with the CPU. The usual suite runs the same comparisons of the CPU with
-itself, which finds mistakes in them, and leaves out what is marked `gpu`. prepare and report use no device.
+`make test-cuda` compares a GPU with the CPU. The usual suite leaves out what is marked `gpu`: what takes too
+long, and what would compare the CPU with itself. prepare and report use no device.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -169,6 +169,7 @@ def test_steps_from_cuda_graphs_are_those_made_one_by_one(
     assert flow.run(device, runtime__cuda_graph=True, **changes) == plain
 
 
+@pytest.mark.gpu
 @METHOD
 def test_the_first_losses_of_pretraining_are_those_of_the_cpu(
     flow: Flow, device: torch.device, method: str
@@ -179,6 +180,7 @@ def test_the_first_losses_of_pretraining_are_those_of_the_cpu(
     assert found == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.gpu
 @BASES
 def test_from_the_same_files_every_stage_comes_near_the_cpu(
     flow: Flow, device: torch.device, base: dict[str, Any]
@@ -240,6 +242,7 @@ def test_other_arithmetic_comes_near_float32(
     assert all(torch.isfinite(value).all() for value in trained.values())
 
 
+@pytest.mark.gpu
 def test_segmenting_photographs_comes_near_the_cpu(flow: Flow, device: torch.device) -> None:
     flow.run(CPU, tuple(FLOW)[:6], **SHORT)
     rng = np.random.default_rng(0)

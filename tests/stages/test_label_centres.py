@@ -9,6 +9,7 @@ import torch
 
 from stages import label
 from stages.core.artefacts import read_metrics
+from stages.pseudo_labels.centres import Space
 from tests.published_models import classifier
 
 OUTPUTS = ("labels.safetensors", "label.json")
@@ -155,6 +156,18 @@ def test_kmeans_of_what_the_projector_makes(ready: Any) -> None:
     cosines = projected @ found["centroids"].T
     np.testing.assert_array_equal(found["pseudo_label"], cosines.argmax(2))
     np.testing.assert_allclose(found["score"], cosines.max(2), atol=1e-5)
+
+
+def test_views_that_are_mapped_in_parts_are_all_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.pseudo_labels.centres.PART_VIEWS", 4)
+    features = 3 * np.random.default_rng(0).random((10, CHANNELS)).astype(np.float32)
+    unit = np.stack([_unit(view) for view in features.astype(np.float64)])
+    space = Space("kmeans", {}, torch.device("cpu"))
+    np.testing.assert_allclose(space.points(features), unit, atol=1e-6)
+    ((found, score),) = space.assign(features, [torch.from_numpy(unit[[1, 5, 9]]).float()])
+    cosines = unit @ unit[[1, 5, 9]].T
+    np.testing.assert_array_equal(found, cosines.argmax(1))
+    np.testing.assert_allclose(score, cosines.max(1), atol=1e-6)
 
 
 def test_what_the_model_does_not_have_is_refused(ready: Any) -> None:

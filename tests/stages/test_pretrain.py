@@ -1,5 +1,6 @@
 """`pretrain` through its command line: files, resuming, and every mistake that it knows."""
 
+import math
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -40,6 +41,16 @@ def test_writes_backbone_history_and_metrics(bench: Any) -> None:
     assert list(metrics) == ["pretrain"]
     assert metrics["pretrain"]["epoch"] == 2
     assert metrics["pretrain"]["loss"] == pytest.approx(history["loss"].iloc[-1], rel=1e-5)
+
+
+def test_the_learning_rate_rises_over_the_warmup_and_falls_to_the_end_of_the_run(bench: Any) -> None:
+    """Two steps an epoch, of which the first three are the warm-up; the history has the rate of the last."""
+    bench.params(pretrain__epochs=4, pretrain__lr=0.01, pretrain__warmup_epochs=1.5)
+    pretrain.main(ARGV)
+    factors = [(step + 1) / 3 for step in range(3)]
+    factors += [(1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)]
+    expected = [0.01 * factor for factor in factors[1::2]]
+    assert pd.read_csv(OUTPUTS[1])["lr"].tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_it_learns(bench: Any) -> None:

@@ -214,6 +214,8 @@ SWITCHES: list[dict[str, Any]] = [
     {},
     {"train__freeze": "batch_norm"},
     {"train__freeze": "backbone"},
+    {"train__crop_side": [0.6, 1.0]},
+    {"train__flip_probability": 0.0},
     {"train__crop_first": False},
     {"train__photometric__jitter_together": False},
     {"train__clustering__kmeans": "minibatch"},

@@ -243,6 +243,13 @@ def test_the_preset_of_swav_is_its_official_run_with_batches_of_256() -> None:
     assert _values("cocostuff27_swav", SWAV) == SWAV
 
 
+def test_the_presets_of_the_paper_train_as_it_says() -> None:
+    """For 10 epochs with a learning rate of 1e-3, no weight decay and batches of 128 (A.2)."""
+    expected = {"train.epochs": 10, "train.lr": 1e-3, "train.weight_decay": 0.0, "train.batch_size": 128}
+    for name in ("cocostuff27", "cocostuff15", "cityscapes27"):
+        assert _values(name, expected) == expected
+
+
 def test_published_models_see_views_of_the_size_that_they_were_evaluated_at() -> None:
     """Resized to 256 px, center crop of 224 (A.1)."""
     expected = {"embed.image_px": 224, "embed.centre_ratio": 224 / 256}

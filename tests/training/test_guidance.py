@@ -105,3 +105,21 @@ def test_a_compiled_network_classifies_any_number_of_views_without_being_compile
     assert compiled == []
     segmenter(torch.rand(2, 3, 32, 32))
     assert compiled
+
+
+def test_views_that_are_held_out_are_those_of_the_images_that_do_not_guide(
+    tiny_params: Callable[..., Path],
+) -> None:
+    path = tiny_params({"train.image_loss.held_out": 0.4, "train.image_loss.views": "all"})
+    settings = load(path, *KEYS).train
+    guides = Guidance(
+        settings.image_loss, settings.photometric, torch.zeros(20, 6, dtype=torch.int64), weight=1.0,
+        num_labels=NUM_LABELS, crop_ratio=0.5, seed=0, precision="float32",
+    )  # fmt: skip
+    images = Images()
+    guides.held_out_accuracy(_segmenter(path), images, 20)  # type: ignore[arg-type]
+    _, (guiding, _), _ = guides.draw(torch.arange(20), 0.0, torch.Generator().manual_seed(0)).numbers
+    assert len(images.rows) == 8 * 6
+    assert len(guiding) == 12 * 6
+    assert set(images.rows) | set(guiding.tolist()) == set(range(20))
+    assert not set(images.rows) & set(guiding.tolist())
