@@ -154,7 +154,7 @@ def _forget(folder: Path, stage: str) -> None:
 
 
 def _needs_doctor(folder: Path) -> bool:
-    """Whether anything is left that stops the next `dvc repro`; if so it is mended, as after ten minutes."""
+    """Whether anything is left that stops the next `dvc repro`; if so it is mended, as after three minutes."""
     for name in RWLOCKS:
         with contextlib.suppress(FileNotFoundError):
             os.utime(folder / name, (0, 0))

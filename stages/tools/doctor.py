@@ -1,7 +1,7 @@
 """Find what a crash left behind in a repository, print remedies, and apply the safe ones with --fix.
 
 It sees the processes of this machine alone. On a disk that several machines share, what a run on another one
-may be using is named with its remedy, and left alone by --fix: what changed in the last ten minutes, and all
+may be using is named with its remedy, and left alone by --fix: what changed in the last three minutes, and all
 while a stage holds the lock of its state.
 
 For results and queued experiments use DVC itself: `dvc status`, `dvc queue status`.
@@ -39,7 +39,7 @@ TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # name pattern of stages.core.art
 EXPERIMENTS = (".dvc/tmp/exps/standalone", ".dvc/tmp/exps")
 RWLOCKS = (".dvc/tmp/rwlock", ".dvc/tmp/exps/rwlock")
 HARDLINK_LOCKS = (".dvc/tmp/lock", ".dvc/tmp/rwlock.lock")
-QUIET_SECONDS = 600  # a run changes its files more often: it saves its state every minute
+QUIET_SECONDS = 180  # a run changes its files more often: it saves its state every minute
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _left(root: Path, path: Path, what: str, running: Sequence[Path]) -> Finding
     name = path.relative_to(root)
     remedy = f"rm -r {name}" if path.is_dir() else f"rm {name}"
     if running or _is_recent(path):
-        why = "a stage is running" if running else "it changed in the last ten minutes"
+        why = "a stage is running" if running else "it changed in the last three minutes"
         return Finding(f"{name}: {what}", f"{remedy}, unless a run on another machine is using it ({why})")
     return Finding(f"{name}: {what}", remedy, partial(_remove, path))
 

@@ -133,15 +133,6 @@ def test_batches_without_a_kept_view_do_not_dilute_the_image_loss(ready: Any) ->
     assert history["image_loss"].max() < 1.1 * history["image_loss"].min(), "the network hardly learns"
 
 
-def test_weight_decay_leaves_the_kernels_alone(ready: Any) -> None:
-    """They are logarithms: it would pull every bandwidth to 1, a side of the image or all colors."""
-    ready.params(train__epochs=20, train__batch_size=4, train__weight_decay=0.01)
-    train.main(ARGV)
-    last = pd.read_csv(OUTPUTS[1]).iloc[-1]
-    assert last["color_bandwidth"] < 0.15
-    assert last["position_bandwidth"] < 0.4
-
-
 # From a stability of 0.6 to 0.75, `auto` rises from 0 to 0.3; from an agreement with the position of 0.1 to
 # 0.2, it falls to 0.
 @pytest.mark.parametrize(

@@ -171,8 +171,8 @@ MENDED: dict[str, tuple[Callable[[], object], str, str]] = {
 
 
 def _age() -> None:
-    """Let all that a crash may leave look older than ten minutes."""
-    old = time.time() - 660
+    """Let all that a crash may leave look older than three minutes."""
+    old = time.time() - 240
     for top in ("data", "models", "metrics", ".state", ".dvc/tmp"):
         for path in (Path(top), *Path(top).rglob("*")):
             if path.exists():
@@ -198,7 +198,7 @@ def test_what_changed_just_now_may_be_of_a_run_on_another_machine(ask: Ask, dama
     spoil, what, remedy = MENDED[damage]
     _age()
     spoil()
-    unless = "unless a run on another machine is using it (it changed in the last ten minutes)"
+    unless = "unless a run on another machine is using it (it changed in the last three minutes)"
     assert ask("--fix") == (1, f"- {what}\n  to do: {remedy}, {unless}\n")
     assert ask()[0] == 1, "it is still there"
 
@@ -207,7 +207,7 @@ def test_a_folder_is_as_new_as_the_newest_file_in_it(ask: Ask) -> None:
     _write("data/.first.abcdefgh/deep/a.npy")
     _age()
     os.utime("data/.first.abcdefgh/deep/a.npy")
-    assert "it changed in the last ten minutes" in ask("--fix")[1]
+    assert "it changed in the last three minutes" in ask("--fix")[1]
     assert Path("data/.first.abcdefgh/deep/a.npy").exists()
 
 
