@@ -22,7 +22,6 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from stages.tools.doctor import RWLOCKS
 from tests.conftest import TINY
 from tests.datasets import REPOSITORY, write_params
 from tests.pipeline.commands import environment, make_clone, run
@@ -154,10 +153,7 @@ def _forget(folder: Path, stage: str) -> None:
 
 
 def _needs_doctor(folder: Path) -> bool:
-    """Whether anything is left that stops the next `dvc repro`; if so it is mended, as after three minutes."""
-    for name in RWLOCKS:
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(folder / name, (0, 0))
+    """Whether anything is left that stops the next `dvc repro`; if so it is mended."""
     command = [sys.executable, "-m", "stages.tools.doctor", "--fix"]
     shown = subprocess.run(
         command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False

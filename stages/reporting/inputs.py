@@ -14,7 +14,7 @@ from stages.core.tensors import read_tensors
 from stages.dataset.truth import read_truth
 from stages.postprocessing.score_maps import open_scores
 from stages.reporting.names import lineage
-from stages.reporting.wall import Split
+from stages.reporting.wall import Split, image_names
 
 INPUTS = {
     "images": "folder of the packed images of both splits from `prepare`",
@@ -70,7 +70,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
         train=open_images(args.images / "train"),
         val=Split(
             images,
-            _names(read_index(args.images / "val")["source"]),
+            image_names(read_index(args.images / "val")["source"]),
             read_truth(args.truth),
             open_scores(args.predictions, len(images)),
             read_array(args.refined, memory_map=True),
@@ -87,12 +87,6 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
         confusion=read_csv(args.confusion),
         histories={"pretrain": read_csv(args.pretrain_history), "train": read_csv(args.train_history)},
     )
-
-
-def _names(source: pd.Series) -> list[str]:
-    """The file of each image; for several tiles of one file with the number of the tile."""
-    number = (source.groupby(source).cumcount() + 1).astype(str)
-    return source.where(~source.duplicated(keep=False), source + ", tile " + number).tolist()
 
 
 def misfits(args: argparse.Namespace, inputs: Inputs) -> Iterator[str]:

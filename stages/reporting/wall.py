@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 from jaxtyping import UInt8
 
 from stages.dataset.truth import IGNORED, Truth
@@ -14,6 +15,12 @@ from stages.reporting.regions import grouped_scores, margins
 
 SHOWS_ABOVE = 0.01  # share of its pixels from which an image counts as one that shows a cluster or a class
 MOST_NAMED = 4  # clusters or classes in the description of a label map
+
+
+def image_names(source: pd.Series) -> list[str]:
+    """The file of each image; for several tiles of one file with the number of the tile."""
+    number = (source.groupby(source).cumcount() + 1).astype(str)
+    return source.where(~source.duplicated(keep=False), source + ", tile " + number).tolist()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from stages.settings.section import (
 )
 
 QUEUE_METHODS = ("mocov2", "densecl")  # methods with a queue of keys of `queue_size`
+UNTRAINED = ("none", "supervised")  # methods that take the model of `init` as it is
 DENSE_METHODS = ("densecl", "slotcon")  # methods that learn from the cells of the last feature map
 PerView = Annotated[list[Fraction], Field(min_length=2, max_length=2)]  # of the first and of the second view
 
@@ -135,7 +136,7 @@ class Pretrain(Section):
     @property
     def trains(self) -> bool:
         """Whether the method trains; the others use the initial model as it is."""
-        return self.method not in ("none", "supervised")
+        return self.method not in UNTRAINED
 
     def num_passes(self, num_processes: int) -> int:
         """Number of passes of each process for a batch."""

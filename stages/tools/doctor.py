@@ -1,8 +1,7 @@
 """Find what a crash left behind in a repository, print remedies, and apply the safe ones with --fix.
 
-It sees the processes of this machine alone. On a disk that several machines share, what a run on another one
-may be using is named with its remedy, and left alone by --fix: what changed in the last three minutes, and all
-while a stage holds the lock of its state.
+It sees the processes of this machine alone. So what a crash has left is named with its remedy, but not
+removed, on a disk that other machines may use, and while a stage holds the lock of its state.
 
 For results and queued experiments use DVC itself: `dvc status`, `dvc queue status`.
 
@@ -12,13 +11,11 @@ arguments.
 
 import argparse
 import json
-import math
 import os
 import re
 import shutil
 import stat
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,11 +23,10 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from stages.core.artefacts import named_faults
 from stages.runtime.locks import try_lock
 from stages.runtime.script import run
 from stages.settings.errors import UserError
-from stages.tools.processes import describe, end, orphaned, working
+from stages.tools.processes import describe, end, is_on_shared_disk, orphaned, working
 from stages.tools.surroundings import git, git_obstacle, obstacles
 
 FOUND = 1
@@ -39,7 +35,6 @@ TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # name pattern of stages.core.art
 EXPERIMENTS = (".dvc/tmp/exps/standalone", ".dvc/tmp/exps")
 RWLOCKS = (".dvc/tmp/rwlock", ".dvc/tmp/exps/rwlock")
 HARDLINK_LOCKS = (".dvc/tmp/lock", ".dvc/tmp/rwlock.lock")
-QUIET_SECONDS = 180  # a run changes its files more often: it saves its state every minute
 
 
 @dataclass(frozen=True)
@@ -84,24 +79,25 @@ def _findings(root: Path) -> Iterator[Finding]:
     yield from orphans(root)
     # After the orphans: one that was ended holds no lock any more.
     running = [folder for folder in sorted((root / ".state").glob("*/*")) if _is_locked(folder)]
-    yield from locks(root, running)
-    yield from temporaries(root, running)
-    yield from states(root, running)
-    yield from experiments(root, running)
+    doubt = "a stage is running" if running else "others may use this disk" if is_on_shared_disk(root) else ""
+    yield from locks(root, doubt)
+    yield from temporaries(root, doubt)
+    yield from states(root, running, doubt)
+    yield from experiments(root, doubt)
     if git_obstacle(root) is None:
         yield from stashes(root)
 
 
-def temporaries(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
+def temporaries(root: Path, doubt: str) -> Iterator[Finding]:
     """Find partially written temporary files and folders next to the outputs."""
     for top in ARTEFACTS:
         for path in sorted((root / top).rglob(".*")):
             if TEMPORARY.fullmatch(path.name) and path.exists():
                 what = f"incomplete temporary data ({_size(path)}); nothing reads it"
-                yield _left(root, path, what, running)
+                yield _left(root, path, what, doubt)
 
 
-def states(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
+def states(root: Path, running: Sequence[Path], doubt: str) -> Iterator[Finding]:
     """Find the states of stages that were interrupted, or that run on another machine."""
     for stage in sorted(path for path in (root / ".state").glob("*") if path.is_dir()):
         folders = sorted(stage.iterdir(), key=lambda folder: -folder.stat().st_mtime)
@@ -111,11 +107,11 @@ def states(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
             if folder in running:
                 yield Finding(
                     f"{name}: {stage.name} is running, for it holds the lock of its state",
-                    "wait until it ends; it may run on another machine that shares this disk",
+                    "wait until it ends, or end it; it may run on another machine that shares this disk",
                 )
             elif folder not in saved:
                 what = f"empty state of a run of {stage.name} that ended before its first save"
-                yield _left(root, folder, what, running)
+                yield _left(root, folder, what, doubt)
             elif folder == saved[0]:
                 yield Finding(
                     f"{name}: {stage.name} was interrupted and saved its state ({_size(folder)})",
@@ -130,7 +126,7 @@ def states(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
                 )
 
 
-def experiments(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
+def experiments(root: Path, doubt: str) -> Iterator[Finding]:
     """Find the repository copies of killed `--temp` and queued experiments."""
     for parent in EXPERIMENTS:
         for folder in sorted((root / parent).glob("tmp*")):
@@ -138,7 +134,7 @@ def experiments(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
                 f"repository copy of a killed experiment ({_size(folder)}); DVC does not reuse it (the saved "
                 "states of its stages are in .state)"
             )
-            yield _left(root, folder, what, running)
+            yield _left(root, folder, what, doubt)
 
 
 def stashes(root: Path) -> Iterator[Finding]:
@@ -155,29 +151,24 @@ def stashes(root: Path) -> Iterator[Finding]:
             )
 
 
-def _left(root: Path, path: Path, what: str, running: Sequence[Path]) -> Finding:
-    """What a crash has left; without a fix if a run on another machine may be using it."""
+def _left(root: Path, path: Path, what: str, doubt: str) -> Finding:
+    """What a crash has left; with a doubt that nothing uses it there is no fix."""
     name = path.relative_to(root)
     remedy = f"rm -r {name}" if path.is_dir() else f"rm {name}"
-    if running or _is_recent(path):
-        why = "a stage is running" if running else "it changed in the last three minutes"
-        return Finding(f"{name}: {what}", f"{remedy}, unless a run on another machine is using it ({why})")
+    if doubt:
+        return Finding(f"{name}: {what}", f"{remedy}, unless a run on another machine is using it ({doubt})")
     return Finding(f"{name}: {what}", remedy, partial(_remove, path))
 
 
 def _is_locked(folder: Path) -> bool:
     """Whether a stage holds the lock of its state, here or on another machine that shares the disk."""
-    path = folder / "lock"
-    if not path.exists():
+    try:
+        with (folder / "lock").open("r+") as file:
+            return not try_lock(file, "doctor")
+    except FileNotFoundError:
         return False
-    with named_faults(path), path.open("a") as file:
-        return not try_lock(file, "doctor")
-
-
-def _is_recent(path: Path) -> bool:
-    """Whether a file, or anything in a folder, changed within `QUIET_SECONDS`; what is gone by now did."""
-    newest = max((each.st_mtime for each in _stats(path)), default=math.inf)
-    return newest > time.time() - QUIET_SECONDS
+    except PermissionError:  # a stage of another user, which may be running
+        return True
 
 
 def _remove(path: Path) -> None:
@@ -196,12 +187,12 @@ def _stats(path: Path) -> Iterator[os.stat_result]:
             yield each.lstat()
 
 
-def locks(root: Path, running: Sequence[Path]) -> Iterator[Finding]:
+def locks(root: Path, doubt: str) -> Iterator[Finding]:
     """Find lock files that block later commands or belong to dead processes."""
     for name in RWLOCKS:
         path = root / name
         if path.exists() and (wrong := _wrong(path)):
-            yield _left(root, path, wrong, running)
+            yield _left(root, path, wrong, doubt)
     for name in HARDLINK_LOCKS:
         path = root / name
         # With core.hardlink_lock a second hard link marks the file as locked; otherwise DVC locks the

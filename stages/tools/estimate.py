@@ -213,7 +213,7 @@ def _others(params: Params, images: ImageSource, num_images: int, num_val: int, 
     clustered = num_images
     if params.cluster.kmeans == "sample":
         clustered = min(params.cluster.sample_images, num_images)
-    passes = one.times(views + clustered + num_val) + _kmeans(params, images.device)
+    passes = one.times(views + clustered + num_val) + _kmeans(params, clustered, images.device)
     if params.refine.backend == "none" or images.device.type == "cuda":
         return passes
     rng = np.random.default_rng(0)
@@ -224,10 +224,14 @@ def _others(params: Params, images: ImageSource, num_images: int, num_val: int, 
     return passes + refined.times(num_val / workers)
 
 
-def _kmeans(params: Params, device: torch.device) -> Span:
-    """Both k-means runs of `cluster`, from one iteration."""
+def _kmeans(params: Params, num_images: int, device: torch.device) -> Span:
+    """Both k-means runs of `cluster` on a sample, from one iteration."""
     settings = params.cluster
-    points = F.normalize(torch.randn(settings.sample_pixels, params.train.fpn_dim, device=device), dim=1)
+    if settings.centroids != "fresh" or settings.kmeans != "sample":  # none, or little beside the passes
+        return Span(0, 0)
+    in_images = num_images * (params.size_px // params.train.feature_stride) ** 2
+    num_pixels = min(settings.sample_pixels, in_images)
+    points = F.normalize(torch.randn(num_pixels, params.train.fpn_dim, device=device), dim=1)
     once = KMeans(params.pixel_k, iterations=1, restarts=1)
     one = measure(lambda number: once.fit(points, seed=number), device)
     return one.times(KMEANS_RUNS * settings.restarts * settings.iterations)

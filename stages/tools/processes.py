@@ -1,4 +1,4 @@
-"""Processes of this machine that work in a repository: DVC, its stages, and stages whose DVC is dead."""
+"""Who works in a repository: DVC, its stages, stages whose DVC is dead; and whether others could."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 
 PATIENCE_SECONDS = 10.0
+# File systems of disks that only this machine uses; all others may be of a network.
+OWN_DISKS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "overlay", "tmpfs"}
 
 
 def working(root: Path) -> list[psutil.Process]:
@@ -17,6 +19,14 @@ def working(root: Path) -> list[psutil.Process]:
 def orphaned(root: Path) -> Iterator[psutil.Process]:
     """Yield the stages whose DVC process is dead: their outputs go unrecorded and they lock their state."""
     return _inside(root, orphaned=True)
+
+
+def is_on_shared_disk(path: Path) -> bool:
+    """Whether other machines may use the disk of a folder, whose processes are not seen here."""
+    path = path.resolve()
+    disks = {Path(disk.mountpoint): disk.fstype for disk in psutil.disk_partitions(all=True)}
+    nearest = next((disks[folder] for folder in (path, *path.parents) if folder in disks), "")
+    return nearest not in OWN_DISKS
 
 
 def describe(process: psutil.Process) -> str:

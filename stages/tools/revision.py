@@ -18,7 +18,7 @@ from stages.dataset.truth import read_truth
 from stages.postprocessing.score_maps import open_scores
 from stages.reporting.legend import Legend, read_legend
 from stages.reporting.names import Names, OtherClustersError, lineage, read_names
-from stages.reporting.wall import Split
+from stages.reporting.wall import Split, image_names
 from stages.runtime.watch import summarise
 from stages.settings.errors import UserError
 from stages.settings.params import flat
@@ -161,7 +161,7 @@ def _open_run(revision: str, folder: Path) -> Run:
         settings,
         {**read_metrics(evaluated / "raw.json"), **read_metrics(evaluated / "refined.json")},
         index,
-        Split(images, index["source"].tolist(), truth, scores, refined, has_crf),
+        Split(images, image_names(index["source"]), truth, scores, refined, has_crf),
         read_legend(truth.class_names, read_csv(evaluated / "raw_per_class.csv"), scores.shape[1], names),
     )
 

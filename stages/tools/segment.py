@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(model, photographs, formats, left_out, remarks, log, args)
     for text, names in remarks.items():
         log(f"{names.count:,} images {text} ({names})")
-    _report(left_out, args.out / LISTING, log, is_broken_fine=args.skip_broken)
+    _report(left_out, log, is_broken_fine=args.skip_broken)
 
 
 def _run(
@@ -176,8 +176,8 @@ def _batches(opened: Iterator[Photograph], model: TrainedModel) -> Iterator[list
         yield batch
 
 
-def _report(left_out: LeftOut, listing: Path, log: Callable[[str], None], *, is_broken_fine: bool) -> None:
-    """Say what was not done, and where all of it is; what is broken is said even if the tool is to be quiet.
+def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bool) -> None:
+    """Say what was not done; what is broken is said even if the tool is to be quiet.
 
     Raises:
         SystemExit: some images were not segmented.
@@ -188,8 +188,6 @@ def _report(left_out: LeftOut, listing: Path, log: Callable[[str], None], *, is_
             print(f"segment: left out {names.count:,}: {reason} ({names})", file=sys.stderr)
         else:
             log(f"left out {names.count:,}: {reason} ({names})")
-    if left_out:
-        log(f"{listing} names all of them")
     if broken & set(left_out) and not is_broken_fine:
         raise SystemExit(SOME_LEFT_OUT)
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from stages.runtime.progress import warn
 from stages.settings.errors import UserError
 from stages.tools.experiments import Table
 
@@ -52,7 +53,7 @@ def with_changes(table: Table, changes: Sequence[Change]) -> Table:
 
 
 def say_what_rows_keep(changes: Sequence[Change], table: Table, chosen: Collection[int]) -> None:
-    """Print which of the chosen rows set themselves what a change is to set for them.
+    """Warn which of the chosen rows set themselves what a change is to set for them.
 
     Args:
         changes: of `--set`.
@@ -72,7 +73,8 @@ def say_what_rows_keep(changes: Sequence[Change], table: Table, chosen: Collecti
                 "other rows with --rows"
             )
         if own:
-            print(f"--set {name}: not applied to {', '.join(map(repr, own))}, which set this key themselves")
+            kept = ", ".join(map(repr, own))
+            warn("make table", f"--set {name}: not applied to {kept}, which set this key themselves")
 
 
 def row_numbers(flag: str, text: str, table: Table) -> list[int]:

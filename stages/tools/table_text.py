@@ -7,12 +7,12 @@ import pandas as pd
 
 from stages.settings.params import flat
 from stages.settings.schema import Params
+from stages.settings.schema_pretrain import UNTRAINED
 from stages.tools.experiments import Experiment, Measure, Metrics, Row, Table, measured
 from stages.tools.table_changes import Change
 
 ABSENT = "–"
 BASELINE = "k-means on color and position"
-UNTRAINED = ("none", "supervised")  # methods of `pretrain` that take the model as it is
 # Settings that decide a pretraining and its images; size_px, which is missing, is for those of validation.
 PRETRAINING = ("prepare.", "seed", "precision", "deterministic", "compile", "backbone.", "pretrain.")
 

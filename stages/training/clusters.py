@@ -151,8 +151,8 @@ class PixelClusterer:
         return Clustering(centroids.cpu(), count_members(nearest, self._pixel_k).cpu())
 
     @memory_for(
-        "lower train.clustering.init_batches, whose features are held at once, or batches_per_update; or set "
-        "kmeans: sample",
+        "lower train.clustering.init_batches, whose features are held at once, batches_per_update or "
+        "train.batch_size, or set kmeans: sample",
         "params.yaml: train.clustering: ",
     )
     def _of_all(

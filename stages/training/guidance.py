@@ -89,7 +89,7 @@ class Guidance:
         self._guiding = kept_views.masked_fill(is_held_out, -1)
         self._held_out = kept_views.masked_fill(~is_held_out, -1)
         counts = torch.bincount(self._guiding[self._guiding >= 0], minlength=num_labels)
-        # Labels without a view that guides get none of the weight that smoothing spreads over all.
+        # A label that no view has gets no weight, so smoothing pulls no view to it; only ratios count.
         self._label_weight = cluster_weights(counts, settings.balance) * (counts > 0)
 
     def weight(self, epochs: float) -> float:

@@ -16,9 +16,10 @@ from stages.pretraining.figures import alignment, uniformity
 from stages.pretraining.info_nce import info_nce
 from stages.pretraining.moco import MoCo
 from stages.pretraining.optimizer import warmup_cosine
-from stages.pretraining.views import Views, render
+from stages.pretraining.views import render
 from stages.settings.params import load
 from tests.datasets import REPOSITORY
+from tests.pretraining.drawn_views import drawn_views
 
 
 def _unit(count: int, dim: int, seed: int, device: torch.device) -> torch.Tensor:
@@ -116,11 +117,6 @@ def test_momentum_update() -> None:
     assert not any(parameter.requires_grad for parameter in moco.key_encoder.parameters())
 
 
-def _views() -> Views:
-    photometric = load(REPOSITORY / "params.yaml", "pretrain").pretrain.photometric
-    return Views(photometric, 0.75, torch.Generator().manual_seed(5))
-
-
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_whole_step(symmetric: bool) -> None:
     """Loss, accuracy and queue after a step, from the embeddings: queries of one view, keys of the other."""
@@ -131,11 +127,11 @@ def test_a_whole_step(symmetric: bool) -> None:
             value.add_(0.1 * torch.randn(value.shape, generator=generator))
     networks, queue = copy.deepcopy((moco.encoder, moco.key_encoder)), moco.queue.clone()
     image = torch.rand(4, 3, 40, 40, generator=generator)
-    measured = moco(image, moco.draw(_views(), 4, Moment(0, 0, 1)))
+    measured = moco(image, moco.draw(drawn_views(), 4, Moment(0, 0, 1)))
     moco.after_step()
 
     low, high = moco._settings.crop_area
-    views = render(image, _views().draw(4, (low, high), 32, 2), 32)
+    views = render(image, drawn_views().draw(4, (low, high), 32, 2), 32)
     queries, keys = ([net(view).embedding.detach() for view in views] for net in networks)
     results = [
         _plain_info_nce(queries[own].tolist(), keys[1 - own].tolist(), queue.tolist(), 0.5, True)

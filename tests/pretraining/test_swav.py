@@ -15,6 +15,7 @@ from stages.pretraining.swav import SwAV, sinkhorn, swapped_prediction
 from stages.pretraining.views import Views, render
 from stages.settings.params import load
 from tests.datasets import REPOSITORY
+from tests.pretraining.drawn_views import drawn_views
 
 
 def _scores(count: int, prototypes: int, seed: int = 0) -> torch.Tensor:
@@ -106,11 +107,6 @@ def _step(swav: SwAV, epoch: int) -> None:
     swav.after_step()
 
 
-def _views() -> Views:
-    photometric = load(REPOSITORY / "params.yaml", "pretrain").pretrain.photometric
-    return Views(photometric, 0.75, torch.Generator().manual_seed(5))
-
-
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_whole_step(epoch: int) -> None:
     """Loss and queue after a step, from the embeddings of all views; epoch 2 is the first with the queue."""
@@ -119,10 +115,10 @@ def test_a_whole_step(epoch: int) -> None:
     image = torch.rand(4, 3, 40, 40, generator=rng)
     swav.queue.copy_(F.normalize(torch.randn(2, 8, 5, generator=rng), dim=2))
     encoder, queue, own = copy.deepcopy(swav.encoder), swav.queue.clone(), swav._settings.swav
-    measured = swav(image, swav.draw(_views(), 4, Moment(epoch, 0, 1)))
+    measured = swav(image, swav.draw(drawn_views(), 4, Moment(epoch, 0, 1)))
     swav.after_step()
 
-    views = _views()
+    views = drawn_views()
     shown = [
         render(image, views.draw(4, (low, high), side, 2), side).transpose(0, 1)
         for (low, high), side in ((own.crop_area, 16), (own.local_area, 8))

@@ -14,20 +14,10 @@ from stages.segmenter.network import FPN
 from stages.settings.params import load
 from stages.train import KEYS
 from stages.training.building import build_segmenter
+from tests.tensors import enlarging
 
 # Of ImageNet, as in torchvision's documentation of its models.
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-def _enlarging(source: int, target: int) -> np.ndarray:
-    """Bilinear weights of one side: half-pixel centers, and the nearest cell beyond the border."""
-    weight = np.zeros((target, source))
-    for cell in range(target):
-        place = min(max((cell + 0.5) * source / target - 0.5, 0.0), source - 1.0)
-        low = int(place)
-        weight[cell, low] += 1 - (place - low)
-        weight[cell, min(low + 1, source - 1)] += place - low
-    return weight
 
 
 def _averaging(source: int, target: int) -> np.ndarray:
@@ -37,7 +27,7 @@ def _averaging(source: int, target: int) -> np.ndarray:
 
 def _resized(feature: np.ndarray, size: Sequence[int]) -> np.ndarray:
     rows, columns = (
-        _enlarging(source, target) if target >= source else _averaging(source, target)
+        enlarging(source, target) if target >= source else _averaging(source, target)
         for source, target in zip(feature.shape[2:], size, strict=True)
     )
     return np.einsum("rh,ndhw,cw->ndrc", rows, feature, columns)

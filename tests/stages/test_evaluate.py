@@ -13,6 +13,7 @@ from stages import evaluate
 from stages.core.artefacts import read_metrics
 from stages.dataset.truth import write_classes
 from stages.settings.errors import UserError
+from tests.tensors import enlarging
 
 SIZE = 8
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -185,11 +186,7 @@ def test_without_truth_the_label_free_figures_are_all(
 def test_scores_are_upsampled_before_the_best_is_taken(folder: Path) -> None:
     """Bilinearly, with half-pixel centers; the best of the small scores, enlarged, has other borders."""
     small = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float16)
-    weight = np.zeros((SIZE, 3))
-    for row in range(SIZE):
-        place = min(max((row + 0.5) * 3 / SIZE - 0.5, 0.0), 2.0)
-        low = min(int(place), 1)
-        weight[row, low], weight[row, low + 1] = 1 - (place - low), place - low
+    weight = enlarging(3, SIZE)
     best = np.einsum("rh,nkhw,cw->nkrc", weight, small.astype(np.float64), weight).argmax(1)
     enlarged = small.argmax(1)[:, np.arange(SIZE) * 3 // SIZE][:, :, np.arange(SIZE) * 3 // SIZE]
     assert (best == enlarged).mean() < 0.95

@@ -9,7 +9,9 @@ import torch
 
 from stages import label
 from stages.core.artefacts import read_metrics
-from stages.pseudo_labels.centres import Space
+from stages.pretraining.pretrainer import Pretrainer
+from stages.pseudo_labels.centres import KINDS, Space, choose_centres
+from stages.settings.params import CENTRES, load
 from tests.published_models import classifier
 
 OUTPUTS = ("labels.safetensors", "label.json")
@@ -168,6 +170,20 @@ def test_views_that_are_mapped_in_parts_are_all_views(monkeypatch: pytest.Monkey
     cosines = unit @ unit[[1, 5, 9]].T
     np.testing.assert_array_equal(found, cosines.argmax(1))
     np.testing.assert_allclose(score, cosines.max(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", CENTRES)
+def test_the_heads_of_each_method_are_those_that_settings_are_held_against(bench: Any, method: str) -> None:
+    """Before pretraining only the settings are known; after it the model tells which heads there are."""
+    bench.params(pretrain__method=method)
+    params = load(Path("params.yaml"), "pretrain", "backbone")
+    heads = Pretrainer(
+        params.pretrain, params.backbone, None, num_images=16, seed=0, precision="float32",
+        device=torch.device("cpu"),
+    ).heads  # fmt: skip
+    allowed = {name for name, kind in KINDS.items() if set(kind.needs) <= set(heads)}
+    assert set(CENTRES[method]) == allowed
+    assert choose_centres("auto", heads) == CENTRES[method][0]
 
 
 def test_what_the_model_does_not_have_is_refused(ready: Any) -> None:

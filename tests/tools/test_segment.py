@@ -242,7 +242,7 @@ def test_all_that_is_left_out_is_in_a_table_as_long_as_there_is_something(
     for number in range(5):
         Path(f"photos/{number}.png").write_text("shopping list")
     assert _run() == 1
-    assert "segment: found/left_out.csv names all of them\n" in capsys.readouterr().out
+    assert "segment: found/left_out.csv names every file that was left out\n" in capsys.readouterr().out
     table = pd.read_csv("found/left_out.csv")
     assert table["file"].tolist() == [f"{number}.png" for number in range(5)]
     assert set(table["reason"]) == {

@@ -89,6 +89,8 @@ def write_summaries(
     for text, some in remarks.items():
         log(f"{some.count:,} {text} ({some})")
     log(f"{out} has the label maps of {len(names):,} images, and {', '.join(written)}")
+    if LISTING in written:
+        log(f"{out / LISTING} names every file that was left out")
 
 
 def _current(
