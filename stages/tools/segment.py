@@ -213,7 +213,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="output folder, apart from the folders of images")
     add("--model", type=Path, default=Path("models"), help="folder of the trained model (default: models)")
     add("--names", type=Path, help="names.yaml; default: the legend of the report, or else numbers")
-    add("--format", type=_formats, action="append", default=[], help=f"of {', '.join(FORMATS)}; masks always")
+    add(
+        "--format",
+        type=_formats,
+        action="append",
+        default=[],
+        help=f"pre-annotations for other programs: {', '.join(FORMATS)}; several with commas between",
+    )
     add("--scores", action="store_true", help="write <name>_confidence.png: gray, 255 is a confidence of 1")
     add("--no-overlay", dest="overlay", action="store_false", help="write no <name>_overlay.jpg")
     add("--refine", action="store_true", help="align borders with image edges by the dense CRF; slower")
