@@ -57,8 +57,8 @@ def better(params: Params, data: DataSet) -> Iterator[str]:
         yield (
             f"  {len(data.train):,} training images are few to pretrain on. A published checkpoint, such as "
             "DINO's ResNet-50 (github.com/facebookresearch/dino: dino_resnet50_pretrain.pth), usually gives "
-            "better features (not measured here). In params.yaml, set backbone.arch: resnet50, and in the section "
-            "pretrain:"
+            "better features (not measured here). In params.yaml, set backbone.arch: resnet50, and in the "
+            "section pretrain:"
         )
         yield "    method: none"
         yield "    init: path/to/dino_resnet50_pretrain.pth"
