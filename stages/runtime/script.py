@@ -87,6 +87,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {round(seconds) % 60} s" if minutes else f"{seconds:.0f} s"
 
 
+def rough_duration(seconds: float) -> str:
+    """Format an estimated time span: from two minutes on in minutes, such as 43 min."""
+    return duration(seconds) if seconds < 120 else duration(60 * round(seconds / 60)).removesuffix(" 0 s")
+
+
 def read_times() -> dict[str, float]:
     """Read the seconds of the last run of each stage; a damaged file counts as none, for it is only news."""
     try:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stages.dataset.source import DataSet
-from stages.runtime.script import duration
+from stages.runtime.script import rough_duration
 from stages.settings.errors import UserError
 from stages.settings.schema import Params
 from stages.tools.estimate import MARGIN, Span, estimate
@@ -61,7 +61,7 @@ def fit_into(
         raise UserError(
             f"{minutes:g} minutes are too few for {len(data.train):,} training images: even with half the "
             f"side, channels and epochs of the preset, and {LEAST} epochs of pretraining, this machine may "
-            f"take {duration(needed)}; allow that, or take fewer images"
+            f"take {rough_duration(needed)}; allow that, or take fewer images"
         )
     if "pretrain" not in found:
         return changes, found

@@ -32,7 +32,7 @@ from stages.postprocessing.dense_crf import mean_field
 from stages.pretraining.pretrainer import Pretrainer
 from stages.pseudo_labels.pyramid import VIEWS
 from stages.runtime.pool import count_cores
-from stages.runtime.script import duration
+from stages.runtime.script import rough_duration
 from stages.segmenter.network import Segmenter, pixel_features
 from stages.settings.errors import UserError
 from stages.settings.schema import Params
@@ -96,9 +96,10 @@ def _random_images(params: Params, device: torch.device) -> ImageSource:
 def describe_estimate(found: dict[str, Span]) -> Iterator[str]:
     """The estimate in words."""
     total = sum(found.values(), Span(0, 0))
-    parts = ", ".join(f"{stage} {duration(span.low)}" for stage, span in found.items())
+    parts = ", ".join(f"{stage} {rough_duration(span.low)}" for stage, span in found.items())
     where = "a GPU" if torch.cuda.is_available() else f"a CPU, torch threads: {torch.get_num_threads()}"
-    yield f"`dvc repro` will take {duration(total.low)} to {duration(MARGIN * total.high)} here, on {where}"
+    least, most = rough_duration(total.low), rough_duration(MARGIN * total.high)
+    yield f"`dvc repro` will take {least} to {most} here, on {where}"
     yield f"  (at best {parts}; from a few steps on random images)"
 
 

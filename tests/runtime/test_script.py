@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import DistBackendError
 
-from stages.runtime.script import duration, read_times, run, written_since
+from stages.runtime.script import duration, read_times, rough_duration, run, written_since
 from stages.settings.errors import UserError
 
 
@@ -27,6 +27,14 @@ from stages.settings.errors import UserError
 )
 def test_time_spans_are_told_in_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(41, "41 s"), (101, "1 min 41 s"), (130, "2 min"), (2584, "43 min"), (7384, "2 h 3 min")],
+)
+def test_estimated_time_spans_are_told_in_minutes(seconds: float, text: str) -> None:
+    assert rough_duration(seconds) == text
 
 
 def test_a_stage_says_how_long_it_took_last_time_and_what_it_wrote(
