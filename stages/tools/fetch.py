@@ -6,7 +6,6 @@ counted and stays as it is. Cityscapes requires a login: download it manually.
 """
 
 import argparse
-import hashlib
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from stages.core.artefacts import named_faults
+from stages.core.hashes import file_sha256
 from stages.readers.cocostuff.parts import COCO_PARTS, Part, folder_of
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
@@ -109,8 +109,7 @@ def _check_hash(part: Part, file: Path) -> None:
     if not part.sha256:
         print(f"fetch: {part.name}: no published hash; using the checksums inside the archive", flush=True)
         return
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    found = file_sha256(file)
     if found != part.sha256:
         file.unlink()
         raise UserError(
