@@ -38,7 +38,7 @@ PHASES = {
 KINDS = ("ours", "picie")
 NUM_IMAGES = 64
 # The preset and the number of images of an epoch, for each kind of device.
-SETUPS = {"cpu": ("folder", NUM_IMAGES), "cuda": ("cocostuff27", 512)}
+SETUPS = {"cpu": ("folder", NUM_IMAGES), "cuda": ("cocostuff27", 1024)}
 DEMO_STEPS = 5  # of one turn
 
 

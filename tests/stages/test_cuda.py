@@ -221,8 +221,9 @@ def test_the_exact_crf_of_the_predictions_comes_near_pydensecrf(flow: Flow, devi
         {"precision": "bfloat16"},
         pytest.param({"precision": "tf32"}, marks=pytest.mark.gpu),
         pytest.param({"deterministic": False}, marks=pytest.mark.gpu),
+        pytest.param({"compile": True}, marks=pytest.mark.gpu),
     ],
-    ids=["bfloat16", "tf32", "not deterministic"],
+    ids=["bfloat16", "tf32", "not deterministic", "compiled"],
 )
 def test_other_arithmetic_comes_near_float32(
     flow: Flow, device: torch.device, changes: dict[str, Any]
