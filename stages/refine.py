@@ -14,7 +14,8 @@ from stages.core.device import choose_device
 from stages.core.images import IMAGES, open_images
 from stages.core.memory import memory_for
 from stages.postprocessing.dense_crf import mean_field, probabilities
-from stages.postprocessing.exact_crf import exact_mean_field, require_gpu
+from stages.postprocessing.exact_crf import exact_mean_field
+from stages.postprocessing.gpu_backends import require_gpu, settle
 from stages.postprocessing.score_maps import cluster_maps, open_scores, upsample
 from stages.runtime.pool import call_in_order, count_cores
 from stages.runtime.progress import say, track
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     params = load(args.params, *KEYS, "device", "runtime")
     gpu = choose_gpu(params.refine.backend, params.device)
-    if params.refine.backend == "fused":
+    settings = params.refine if gpu is None else settle(params.refine, gpu)
+    if settings.backend == "fused":
         import stages.postprocessing.fused_crf  # noqa: F401  # needs Triton; `watch` notes what is loaded
 
     watch = Watch("refine", args.params, KEYS, [args.images, args.predictions])
@@ -52,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         refined = (cluster_maps(scores[index : index + 1], images.shape[1])[0] for index in todo)
         work = _write_rows(rows, refined)
     elif gpu is not None:
-        how = ", fused" if params.refine.backend == "fused" else ""
+        how = ", fused" if settings.backend == "fused" else ""
         say("refine", backend=f"exact mean field on the GPU{how}")
-        work = _write_rows(rows, refine_on_gpu(images, scores, todo, params.refine, gpu))
+        work = _write_rows(rows, refine_on_gpu(images, scores, todo, settings, gpu))
     else:
         say("refine", backend="permutohedral lattice on the CPU")
         job = Job(args.images / IMAGES, args.predictions, rows.path, params.refine)

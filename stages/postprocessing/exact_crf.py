@@ -6,12 +6,7 @@ matrix fits into memory, it is computed once per image; otherwise each step reco
 `backend: fused` it is never stored, and blocks of weights that do not matter are left out (`fused_crf`).
 """
 
-import importlib.util
-import os
-import shutil
-import sysconfig
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +15,6 @@ from torch import Tensor
 
 from stages.core.memory import unused_bytes
 from stages.postprocessing.pixel_blocks import appearance_features
-from stages.settings.errors import UserError
 from stages.settings.schema import Refine
 
 BLOCK_BYTES = 1 << 30  # of a block of rows of the appearance kernel, in float32
@@ -118,48 +112,6 @@ def exact_mean_field(
             update = update + settings.appearance_weight * message.T.view(num_clusters, height, width)
         marginals = torch.softmax(update, dim=0)
     return marginals
-
-
-def require_gpu(backend: str, device: torch.device | None, source: str = "params.yaml") -> None:
-    """Check that what `refine.backend` needs is there.
-
-    Args:
-        backend: `refine.backend`.
-        device: where the CRF is to run; None if there is no GPU.
-        source: file with the setting, for messages.
-
-    Raises:
-        UserError: the backend is of GPUs and the device is none, or `fused` lacks a compiler.
-    """
-    key = f"{source}: refine.backend: {backend!r}"
-    if backend not in ("cuda", "fused"):
-        return
-    if device is None or device.type != "cuda":
-        found = f"torch {torch.__version__} finds none" if device is None else f"the device is {device}"
-        raise UserError(
-            f"{key} needs a CUDA GPU, but {found}; set refine.backend: auto or cpu, or install the GPU driver"
-        )
-    if backend == "fused":
-        _require_triton(key)
-
-
-def _require_triton(key: str) -> None:
-    """Triton compiles a kernel itself, but what starts it with the C compiler, when it first runs.
-
-    Raises:
-        UserError: a part is missing.
-    """
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    if importlib.util.find_spec("triton") is None:
-        lack = f"torch {torch.__version__} has come without it"
-    elif not any(map(shutil.which, compilers)):
-        lack = f"{' or '.join(compilers)}, which it compiles with, was not found"
-    elif not header.exists():
-        lack = f"{header}, which it compiles with, was not found"
-    else:
-        return
-    raise UserError(f"{key} needs Triton, but {lack}; install that, or set refine.backend: cuda")
 
 
 def _appearance_message(

@@ -16,6 +16,7 @@ from stages.core.tensors import write_tensors
 from stages.dataset.pack import RECORD, Job, Work, pack
 from stages.dataset.source import DataSet, list_data
 from stages.dataset.truth import write_classes
+from stages.postprocessing.gpu_backends import settle
 from stages.postprocessing.score_maps import open_scores
 from stages.pseudo_labels.pyramid import VIEWS
 from stages.refine import Job as Refinement
@@ -213,9 +214,9 @@ def _refining(folder: Path, params: Params, device: torch.device) -> Observed:
     if gpu is not None:
         array = np.load(images, mmap_mode="r")
         scores = open_scores(folder / "predictions.npy", len(array))
-        todo = range(REFINED)
+        todo, settings = range(REFINED), settle(params.refine, gpu)
         return observe(
-            lambda: lambda _: list(refine_on_gpu(array, scores, todo, params.refine, gpu)), REFINED, gpu
+            lambda: lambda _: list(refine_on_gpu(array, scores, todo, settings, gpu)), REFINED, gpu
         )
     job = Refinement(images, folder / "predictions.npy", folder / "refined.npy", params.refine)
     return observe(lambda: lambda _: list(refine_all(job, range(REFINED), 1)), REFINED, CPU)

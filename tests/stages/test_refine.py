@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from stages import refine
-from stages.postprocessing.exact_crf import require_gpu
+from stages.postprocessing import gpu_backends
+from stages.postprocessing.gpu_backends import require_gpu, settle
 from stages.postprocessing.score_maps import cluster_maps
 from stages.settings.errors import UserError
 from tests.datasets import read_preset, write_params
@@ -141,6 +142,24 @@ def test_the_fused_kernel_asks_for_its_compiler(monkeypatch: pytest.MonkeyPatch)
         "params.yaml: refine.backend: 'fused' needs Triton, but gcc or clang, which it compiles with, was "
         "not found; install that, or set refine.backend: cuda"
     )
+
+
+def test_auto_on_a_gpu_is_the_fused_kernel_or_says_why_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, gpu = read_preset("demo").refine, torch.device("cuda")
+    monkeypatch.setattr(gpu_backends, "_fault_of_fused", lambda *_: None)
+    assert settle(settings, gpu).backend == "fused"
+    assert settle(settings.model_copy(update={"backend": "cuda"}), gpu).backend == "cuda"
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(gpu_backends, "_fault_of_fused", lambda *_: "OSError: no space for its cache")
+    assert settle(settings, gpu).backend == "cuda"
+    assert "slower than fused: OSError: no space for its cache" in capsys.readouterr().err
+
+
+def test_the_kernel_is_tried_before_it_is_taken() -> None:
+    """Triton has no kernels for a CPU, so here it is a kernel that fails."""
+    assert settle(read_preset("demo").refine, torch.device("cpu")).backend == "cuda"
 
 
 def test_what_a_gpu_would_write_is_exact_mean_field(folder: Path) -> None:

@@ -14,7 +14,8 @@ from stages.core.device import choose_device, place
 from stages.core.hashes import file_sha256
 from stages.imaging.batches import to_unit
 from stages.imaging.resample import interpolation_matrix, resample, whole
-from stages.postprocessing.exact_crf import exact_mean_field, require_gpu
+from stages.postprocessing.exact_crf import exact_mean_field
+from stages.postprocessing.gpu_backends import require_gpu, settle
 from stages.reporting.legend import ClusterLegend, plain_legend, read_cluster_legend
 from stages.reporting.names import Names, lineage, read_names
 from stages.segmenter.network import pixel_features
@@ -72,6 +73,8 @@ class TrainedModel:
         self.device = choose_device(device, "--device", keeps_memory=False)  # a photograph may be large
         if self.crf is not None:
             require_gpu(self.crf.backend, self.device, str(refine))
+            if self.device.type == "cuda":
+                self.crf = settle(self.crf, self.device)
         self.segmenter, self.centroids = place(segmenter, self.device), centroids.to(self.device)
         self.size_px: int = about["size_px"]
         self.backbone: dict[str, Any] = about["backbone"]

@@ -1,0 +1,82 @@
+"""Which exact kernel of the dense CRF runs on a GPU: what the settings ask for, and what is there."""
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from stages.postprocessing.pixel_blocks import appearance_features
+from stages.runtime.progress import warn
+from stages.settings.errors import UserError
+from stages.settings.schema import Refine
+
+TRIED_PX = 8  # side of the image that the fused kernel is tried on
+
+
+def require_gpu(backend: str, device: torch.device | None, source: str = "params.yaml") -> None:
+    """Check that what `refine.backend` needs is there.
+
+    Args:
+        backend: `refine.backend`.
+        device: where the CRF is to run; None if there is no GPU.
+        source: file with the setting, for messages.
+
+    Raises:
+        UserError: the backend is of GPUs and the device is none, or `fused` lacks a compiler.
+    """
+    key = f"{source}: refine.backend: {backend!r}"
+    if backend not in ("cuda", "fused"):
+        return
+    if device is None or device.type != "cuda":
+        found = f"torch {torch.__version__} finds none" if device is None else f"the device is {device}"
+        raise UserError(
+            f"{key} needs a CUDA GPU, but {found}; set refine.backend: auto or cpu, or install the GPU driver"
+        )
+    if backend == "fused" and (lack := _lacks_of_triton()):
+        raise UserError(f"{key} needs Triton, but {lack}; install that, or set refine.backend: cuda")
+
+
+def settle(settings: Refine, gpu: torch.device) -> Refine:
+    """The settings with the kernel for a GPU in place of `auto`: fused, or cuda where Triton cannot run.
+
+    Both are the same up to rounding and weights below 1e-6; fused is faster, and needs a compiler. A warning
+    says why where it is not taken.
+
+    Args:
+        settings: `refine` of params.yaml.
+        gpu: where the CRF runs.
+    """
+    if settings.backend != "auto":
+        return settings
+    fault = _lacks_of_triton() or _fault_of_fused(settings, gpu)
+    if fault:
+        warn("refine", f"the CRF runs with backend: cuda, which is slower than fused: {fault}")
+    return settings.model_copy(update={"backend": "cuda" if fault else "fused"})
+
+
+def _lacks_of_triton() -> str | None:
+    """Triton compiles a kernel itself, but what starts it with the C compiler, when it first runs."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if importlib.util.find_spec("triton") is None:
+        return f"torch {torch.__version__} has come without it"
+    if not any(map(shutil.which, compilers)):
+        return f"{' or '.join(compilers)}, which it compiles with, was not found"
+    if not header.exists():
+        return f"{header}, which it compiles with, was not found"
+    return None
+
+
+def _fault_of_fused(settings: Refine, gpu: torch.device) -> str | None:
+    """What a first small product ends with, if it fails."""
+    from stages.postprocessing.fused_crf import FusedKernel  # needs Triton, and nothing else here does
+
+    image = torch.zeros(TRIED_PX, TRIED_PX, 3, dtype=torch.uint8, device=gpu)
+    try:
+        FusedKernel(appearance_features(image, settings.appearance_px, settings.appearance_color))
+    except Exception as error:  # of Triton, of the compiler, of the disk that holds its cache
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return None
