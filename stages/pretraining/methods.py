@@ -7,7 +7,8 @@ from stages.core.device import torch_generator
 from stages.pretraining.densecl import DenseCL
 from stages.pretraining.encoder import DenseEncoder, Encoder, MultiCropEncoder, dilate
 from stages.pretraining.moco import MoCo, choose_key_momentum, choose_queue_size
-from stages.pretraining.slotcon import SlotCon, SlotEncoder
+from stages.pretraining.slot_networks import SlotEncoder
+from stages.pretraining.slotcon import SlotCon
 from stages.pretraining.swav import SwAV
 from stages.runtime.progress import say, warn
 from stages.settings.schema_pretrain import DENSE_METHODS, Pretrain

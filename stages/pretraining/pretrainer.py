@@ -19,13 +19,17 @@ from stages.core.step import Drawn, Moment
 from stages.pretraining.figures import Moments, explain, find_faults, is_settled, summarise
 from stages.pretraining.methods import build_method
 from stages.pretraining.optimizer import build_optimizer, warmup_cosine
-from stages.pretraining.slotcon import SlotCon
+from stages.pretraining.slotcon import MOST_SLOTS, SlotCon
 from stages.pretraining.views import Views
 from stages.runtime.progress import warn
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 
 FIGURES = ("loss", "instance_accuracy", "alignment", "uniformity")
+TOO_MANY_SLOTS = (
+    f"pretrain.batch_size times slotcon.num_prototypes is more than {MOST_SLOTS}, so the shape of a step "
+    "varies with the number of active slots"
+)
 EPOCH_FIGURES = ("effective_rank", "usage", "lr")
 
 
@@ -60,12 +64,9 @@ class Pretrainer:
         self._replicated = distributed.replicate(self._method)
         parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
-        if settings.method == "slotcon":
+        if isinstance(method, SlotCon) and not method.has_fixed_shape(settings.batch_size):
             if cuda_graph is True:
-                warn(
-                    "pretrain",
-                    "runtime.cuda_graph has no effect on method: slotcon; the number of its slots varies",
-                )
+                warn("pretrain", f"runtime.cuda_graph: true has no effect: {TOO_MANY_SLOTS}")
             cuda_graph = False
         self._optimizer = build_optimizer(settings, parameters, is_capturable=can_record(cuda_graph, device))
         self._run = run_steps(

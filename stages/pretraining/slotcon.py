@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stages.backbone.batch_norm import split_batch_norms
-from stages.backbone.resnet import global_feature
-from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.device import autocast
 from stages.core.step import Drawn, Moment
 from stages.pretraining.figures import Expected, Measured, count_chosen, take_usage, uniformity
 from stages.pretraining.moco import follow
+from stages.pretraining.row_norm import LEAST_ROWS
+from stages.pretraining.slot_networks import Projected, SlotEncoder, SlotPredictor
 from stages.pretraining.slots import (
     Grouped,
     active,
@@ -32,14 +32,9 @@ from stages.pretraining.slots import (
 from stages.pretraining.views import Look, Views, render_overlapping
 from stages.settings.schema_pretrain import Pretrain
 
-HEAD_STD = 0.02  # of the initial weights of projector and predictor, as in DINO
-
-
-class Projected(NamedTuple):
-    """Output of the encoder."""
-
-    feature: Float[Tensor, "N C"]  # global feature of the backbone
-    cell: Float[Tensor, "N D h w"]  # of the projector, float32
+# Most slots of a batch of which all are compared, so that a step has one shape. A third of a gigabyte.
+MOST_SLOTS = 4096
+NO_ALIGNMENT = 2.0  # that of chance
 
 
 class Recognised(NamedTuple):
@@ -48,37 +43,6 @@ class Recognised(NamedTuple):
     loss: Float[Tensor, ""]
     accuracy: Float[Tensor, ""]
     alignment: Float[Tensor, ""]
-
-
-class SlotEncoder(nn.Module):
-    """Backbone, projector of every cell, and prototypes: all that the teacher averages.
-
-    Args:
-        backbone: ResNet to pretrain.
-        hidden_dim: channels between the three layers of the projector.
-        projection_dim: D of cells, slots and prototypes.
-        num_prototypes: K.
-    """
-
-    def __init__(self, backbone: Trunk, hidden_dim: int, projection_dim: int, num_prototypes: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.projector = nn.Sequential(
-            nn.Conv2d(backbone.channels[-1], hidden_dim, 1),
-            nn.BatchNorm2d(hidden_dim),
-            nn.GELU(),
-            nn.Conv2d(hidden_dim, hidden_dim, 1),
-            nn.BatchNorm2d(hidden_dim),
-            nn.GELU(),
-            nn.Conv2d(hidden_dim, projection_dim, 1),
-        )
-        self.projector.apply(_initialise)
-        self.prototypes = nn.Parameter(torch.randn(num_prototypes, projection_dim))
-
-    def forward(self, image: Float[Tensor, "N 3 H W"]) -> Projected:
-        """Global features and projected cells."""
-        feature_map = self.backbone(image).layer4
-        return Projected(global_feature(feature_map), self.projector(feature_map).float())
 
 
 class SlotCon(nn.Module):
@@ -101,24 +65,16 @@ class SlotCon(nn.Module):
     ) -> None:
         super().__init__()
         self._settings, self._own, self._precision = settings, settings.slotcon, precision
-        self._first_momentum, self._momentum = teacher_momentum, teacher_momentum
+        self._first_momentum = teacher_momentum
         dim, hidden = settings.projection_dim, self._own.hidden_dim
         self.encoder = encoder
-        self.predictor = nn.Sequential(
-            nn.Linear(dim, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.GELU(),
-            nn.Linear(hidden, dim),
-        )
-        self.predictor.apply(_initialise)
+        self.predictor = SlotPredictor(dim, hidden)
         split_batch_norms(self, 1)
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(self._own.num_prototypes))
         self.register_buffer("assigned", torch.zeros(self._own.num_prototypes))
-        self._mean_score: Tensor | None = None
+        self._mean_score: Tensor | None = None  # of the step that is made, as is the momentum
+        self._momentum: Tensor | None = None
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The networks to compile; the predictor sees another number of slots at each step."""
@@ -129,8 +85,18 @@ class SlotCon(nn.Module):
         """The number of slots differs from step to step, so there is no fixed chance level."""
         return Expected(num_candidates=None, num_prototypes=self._own.num_prototypes)
 
+    def has_fixed_shape(self, num_images: int) -> bool:
+        """Whether a step has the same shape however many slots are active.
+
+        All slots are compared then, which takes one process, and few slots: with M of them, M^2 cosines.
+
+        Args:
+            num_images: of a batch.
+        """
+        return distributed.world_size() == 1 and num_images * self._own.num_prototypes <= MOST_SLOTS
+
     def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
-        """The views of a step; sets the momentum of the teacher, a number of the host.
+        """The views of a step, and the momentum of the teacher.
 
         Args:
             views: draws them.
@@ -138,10 +104,11 @@ class SlotCon(nn.Module):
             moment: of the step.
         """
         own, (low, high) = self._own, self._settings.crop_area
-        self._momentum = rising_momentum(self._first_momentum, moment.epochs / self._settings.epochs)
+        momentum = rising_momentum(self._first_momentum, moment.epochs / self._settings.epochs)
         looks = list(map(Look, own.blur_probability, own.solarize_probability))
         side = self._settings.dense.image_px
-        return Drawn((views.draw_overlapping(num_images, (low, high), side, own.overlap, looks),))
+        numbers = views.draw_overlapping(num_images, (low, high), side, own.overlap, looks)
+        return Drawn((numbers, torch.tensor(momentum)))
 
     def forward(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Measured:
         """Loss, the sum over both directions, and figures of this process's share of a batch.
@@ -151,7 +118,8 @@ class SlotCon(nn.Module):
             drawn: what `draw` has drawn, on the device.
         """
         own = self._own
-        pair, common = render_overlapping(image, drawn.numbers[0], self._settings.dense.image_px)
+        numbers, self._momentum = drawn.numbers
+        pair, common = render_overlapping(image, numbers, self._settings.dense.image_px)
         projected = [self._project(self.encoder, view) for view in pair]
         student = [self._group(self.encoder, one) for one in projected]
         with torch.no_grad():
@@ -195,10 +163,12 @@ class SlotCon(nn.Module):
         """
         is_known = active(teacher.score)
         is_asked = (active(student.score) & is_known).flatten()
+        if self.has_fixed_shape(len(student.slot)):
+            return self._recognise_among_all(student, teacher, is_asked, is_known.flatten())
         count = distributed.total(is_asked.sum())
-        if count < 2:
+        if count < LEAST_ROWS:
             zero = student.slot.sum() * 0
-            return Recognised(zero, zero.detach(), zero.detach() + 2)  # 2: the alignment of chance
+            return Recognised(zero, zero.detach(), zero.detach() + NO_ALIGNMENT)
         is_key = distributed.gather(is_known.flatten().float()) > 0
         keys = distributed.gather(F.normalize(teacher.slot, dim=2).flatten(0, 1))[is_key]
         start = distributed.rank() * len(is_asked)
@@ -210,6 +180,20 @@ class SlotCon(nn.Module):
         share = distributed.world_size() / count  # of sums: the mean over processes is the global mean
         return Recognised(loss * share, accuracy * share, alignment * share)
 
+    def _recognise_among_all(
+        self, student: Grouped, teacher: Grouped, is_asked: Bool[Tensor, " M"], is_key: Bool[Tensor, " M"]
+    ) -> Recognised:
+        """The same, in the shape of all M slots: those that are no queries or no keys have no part in it."""
+        keys = F.normalize(teacher.slot, dim=2).flatten(0, 1)
+        with autocast(keys.device, self._precision):
+            predicted = self.predictor(student.slot.flatten(0, 1), is_asked)
+        query, target = F.normalize(predicted.float(), dim=1), torch.arange(len(keys), device=keys.device)
+        sums = slot_sums(query, keys, target, self._settings.temperature, is_asked=is_asked, is_key=is_key)
+        count = is_asked.sum()
+        is_enough = count >= LEAST_ROWS
+        loss, accuracy, alignment = (one * is_enough / count.clamp_min(1) for one in sums)
+        return Recognised(loss, accuracy, torch.where(is_enough, alignment, NO_ALIGNMENT))
+
     @torch.no_grad()
     def _remember(self, score: Float[Tensor, "m K h w"]) -> None:
         """Note the teacher's mean score and the prototype of each of its cells."""
@@ -219,8 +203,9 @@ class SlotCon(nn.Module):
     @torch.no_grad()
     def after_step(self) -> None:
         """Update the teacher and the centre of its scores."""
-        follow(self.teacher.parameters(), self.encoder.parameters(), self._momentum)
         assert self._mean_score is not None
+        assert self._momentum is not None
+        follow(self.teacher.parameters(), self.encoder.parameters(), self._momentum)
         self.centre.lerp_(self._mean_score, 1 - self._own.centre_momentum)
 
     def take_usage(self) -> float:
@@ -230,10 +215,3 @@ class SlotCon(nn.Module):
     def heads(self) -> dict[str, Tensor]:
         """None: the prototypes group the cells of an image, and later stages label whole views."""
         return {}
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=HEAD_STD)
-        assert module.bias is not None
-        nn.init.zeros_(module.bias)

@@ -80,7 +80,13 @@ def active(score: Float[Tensor, "N K h w"]) -> Bool[Tensor, "N K"]:
 
 
 def slot_sums(
-    query: Float[Tensor, "M D"], keys: Float[Tensor, "L D"], target: Tensor, temperature: float
+    query: Float[Tensor, "M D"],
+    keys: Float[Tensor, "L D"],
+    target: Tensor,
+    temperature: float,
+    *,
+    is_asked: Bool[Tensor, " M"] | None = None,
+    is_key: Bool[Tensor, " L"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """InfoNCE of slots (SlotCon), right answers, squared distances; each the sum over the queries.
 
@@ -89,10 +95,18 @@ def slot_sums(
         keys: unit slots of the teacher.
         target: index of each query's key, [M].
         temperature: of the softmax; the loss is scaled by twice the temperature.
+        is_asked: which queries count; by default all.
+        is_key: which keys there are; by default all. The keys of queries that count must be among them.
     """
     cosines = query @ keys.T
-    loss = 2 * temperature * F.cross_entropy(cosines / temperature, target, reduction="sum")
+    if is_key is not None:
+        cosines = cosines.masked_fill(~is_key, -torch.inf)
+    loss = 2 * temperature * F.cross_entropy(cosines / temperature, target, reduction="none")
     with torch.no_grad():
-        right = (cosines.argmax(1) == target).to(cosines.dtype).sum()
-        distance = (query - keys[target]).square().sum()
+        right = (cosines.argmax(1) == target).to(cosines.dtype)
+        distance = (query - keys[target]).square().sum(1)
+    parts = [loss, right, distance]
+    if is_asked is not None:  # the others may be infinite
+        parts = [torch.where(is_asked, one, 0) for one in parts]
+    loss, right, distance = (one.sum() for one in parts)
     return loss, right, distance

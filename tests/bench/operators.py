@@ -32,6 +32,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     "mocov2, symmetric": {"method": "mocov2", "symmetric": True},
     "swav": {"method": "swav"},
     "densecl": {"method": "densecl"},
+    "slotcon": {"method": "slotcon"},
 }
 COPIES = ("_to_copy", "copy_")
 # Not of a step's own: torch asks for them around an optimizer's step.

@@ -20,7 +20,7 @@ from stages.imaging.batches import ImageSource
 from stages.pretrain import pretrain
 from stages.pretraining.encoder import DenseEncoder, Encoder
 from stages.pretraining.pretrainer import Pretrainer
-from stages.pretraining.slotcon import SlotEncoder
+from stages.pretraining.slot_networks import SlotEncoder
 from stages.settings.schema import Params
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone

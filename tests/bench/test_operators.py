@@ -32,13 +32,13 @@ MOST = {
     "mocov2, symmetric": (1070, 1085),
     "swav": (625, 635),
     "densecl": (775, 800),
+    "slotcon": (2275, 2290),
     "train": (1900, 2040),
 }
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_a_step_of_pretraining_runs_without_the_host(name: str) -> None:
-    """SlotCon is not among them: it waits by design, for the number of active slots (masks as indices)."""
     with on_meta():
         counted = count_pretraining(META, **PRETRAINING[name])
     assert counted.copies == ["send"]

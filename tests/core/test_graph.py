@@ -58,6 +58,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "lr": 0.05},
     "lars": {"optimizer": "lars", "lr": 0.5},
     "densecl": {"method": "densecl", "densecl": {"warmup_epochs": 2.0}},
+    "slotcon": {"method": "slotcon"},
     "swav": {
         "method": "swav",
         "swav": {"local_crops": 1, "queue_size": 8, "queue_from_epoch": 1, "freeze_epochs": 1},

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 
 from stages.backbone.resnet import ResNet
 from stages.core.step import Moment
+from stages.pretraining import slotcon as slotcon_module
 from stages.pretraining.encoder import dilate
-from stages.pretraining.slotcon import SlotCon, SlotEncoder
+from stages.pretraining.slot_networks import SlotEncoder
+from stages.pretraining.slotcon import MOST_SLOTS, SlotCon
 from stages.pretraining.slots import active, align, group, grouping_loss, rising_momentum, slot_sums
 from stages.pretraining.views import Look, Views, render_overlapping
 from stages.settings.params import load
@@ -109,6 +111,19 @@ def test_slot_sums(device: torch.device) -> None:
     assert distance.item() == pytest.approx(expected_distance, rel=1e-4)
 
 
+def test_slots_that_do_not_count_have_no_part_in_the_sums(device: torch.device) -> None:
+    query, keys = (F.normalize(_random(6, 4, seed=n, device=device), dim=1).requires_grad_() for n in (3, 6))
+    is_asked = torch.tensor([True, False, True, False, False, True], device=device)
+    is_key = torch.tensor([True, False, True, True, False, True], device=device)
+    target = torch.arange(6, device=device)
+    found = slot_sums(query, keys, target, 0.2, is_asked=is_asked, is_key=is_key)
+    places = is_key.long().cumsum(0) - 1
+    expected = slot_sums(query[is_asked], keys[is_key], places[is_asked], 0.2)
+    torch.testing.assert_close(found, expected)
+    gradients = torch.autograd.grad(found[0], (query, keys))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected[0], (query, keys)))
+
+
 def test_gradients() -> None:
     cell, prototypes = _random(1, 3, 2, 2, seed=0).double(), _random(4, 3, seed=1).double()
     teacher, centre = _random(1, 4, 2, 2, seed=2).double(), torch.zeros(4).double()
@@ -174,6 +189,13 @@ def _plain_slot_loss(student: Any, teacher: Any, predictor: Any, temperature: fl
     return sum(losses) / len(losses)
 
 
+@pytest.fixture(params=[MOST_SLOTS, 0], ids=["one shape", "shapes vary"])
+def _most_slots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All slots of a batch with parts for those that count, and these alone."""
+    monkeypatch.setattr(slotcon_module, "MOST_SLOTS", request.param)
+
+
+@pytest.mark.usefixtures("_most_slots")
 @pytest.mark.parametrize("weight", [0.3, 1.0, 0.0])
 def test_a_whole_step(weight: float) -> None:
     """Loss, centre and teacher after one step, from the outputs of the networks."""
@@ -214,6 +236,22 @@ def test_a_whole_step(weight: float) -> None:
     assert float(slotcon.assigned.sum()) == 0
 
 
+def test_a_step_in_one_shape_is_that_whose_shape_varies(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    for most in (MOST_SLOTS, 0):
+        monkeypatch.setattr(slotcon_module, "MOST_SLOTS", most)
+        slotcon = _slotcon().double()
+        with monkeypatch.context() as inner:
+            inner.setattr(torch.Tensor, "float", torch.Tensor.double)
+            measured = slotcon(IMAGE.double(), slotcon.draw(_views(), 4, Moment(0, 0, 1)))
+        measured.loss.backward()
+        slotcon.after_step()
+        gradients = {name: value.grad for name, value in slotcon.named_parameters() if value.requires_grad}
+        steps.append((measured, gradients, dict(slotcon.named_buffers())))
+    torch.testing.assert_close(*steps)
+
+
+@pytest.mark.usefixtures("_most_slots")
 def test_every_part_learns_but_the_teacher() -> None:
     slotcon = _slotcon()
     slotcon(IMAGE, slotcon.draw(_views(), 4, Moment(0, 0, 1))).loss.backward()
@@ -230,6 +268,7 @@ def test_every_part_learns_but_the_teacher() -> None:
     assert slotcon.encoder.backbone.get_parameter("conv1.weight").grad.any()
 
 
+@pytest.mark.usefixtures("_most_slots")
 def test_with_no_slot_in_both_views_there_is_no_slot_loss() -> None:
     slotcon = _slotcon(grouping_weight=0.0)
     with (
@@ -243,5 +282,7 @@ def test_with_no_slot_in_both_views_there_is_no_slot_loss() -> None:
     measured = slotcon(IMAGE, slotcon.draw(_views(), 4, Moment(0, 0, 1)))
     measured.loss.backward()
     assert measured.loss.item() == 0
+    assert all(torch.isfinite(value.grad).all() for value in slotcon.parameters() if value.grad is not None)
+    assert not slotcon.predictor[1].running_mean.any()
     assert measured.instance_accuracy.item() == 0
     assert measured.alignment.item() == 2

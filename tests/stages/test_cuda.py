@@ -159,7 +159,7 @@ def test_every_stage_runs_and_repeats_its_bytes(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", ["mocov2", "swav", "densecl"])
+@pytest.mark.parametrize("method", METHODS)
 def test_steps_from_cuda_graphs_are_those_made_one_by_one(
     flow: Flow, device: torch.device, method: str
 ) -> None:
