@@ -15,7 +15,7 @@ from stages.core.images import IMAGES, open_images
 from stages.core.memory import memory_for
 from stages.postprocessing.dense_crf import mean_field, probabilities
 from stages.postprocessing.exact_crf import exact_mean_field
-from stages.postprocessing.gpu_backends import require_gpu, settle
+from stages.postprocessing.gpu_backends import import_fused, require_gpu, settle
 from stages.postprocessing.score_maps import cluster_maps, open_scores, upsample
 from stages.runtime.pool import call_in_order, count_cores
 from stages.runtime.progress import say, track
@@ -36,16 +36,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     params = load(args.params, *KEYS, "device", "runtime")
     gpu = choose_gpu(params.refine.backend, params.device)
-    settings = params.refine if gpu is None else settle(params.refine, gpu)
-    if settings.backend == "fused":
-        import stages.postprocessing.fused_crf  # noqa: F401  # needs Triton; `watch` notes what is loaded
-
+    if gpu is not None and params.refine.backend == "auto":
+        import_fused()  # `watch` notes what is loaded
     watch = Watch("refine", args.params, KEYS, [args.images, args.predictions])
     images = open_images(args.images)
     scores = open_scores(args.predictions, len(images))
+    settings = params.refine if gpu is None else settle(params.refine, scores.shape[1], gpu)
     if gpu is not None:
         tell_device(gpu)
-    kernels = "approximate" if gpu is None else "exact"  # with `auto` the device decides
+    kernels = "cpu" if gpu is None else settings.backend  # with `auto` the machine decides
     state = StageState(watch, interval_seconds=params.runtime.checkpoint_seconds, data=kernels)
     rows = RowWriter(state, np.uint8, images.shape[:3])
     todo = range(rows.done, len(images))

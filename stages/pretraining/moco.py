@@ -218,11 +218,9 @@ class MoCo(nn.Module):
 
 
 @torch.no_grad()
-def follow(slow: Iterable[Tensor], fast: Iterable[Tensor], momentum: float | Tensor) -> None:
+def follow(slow: Iterable[Tensor], fast: Iterable[Tensor], momentum: float) -> None:
     """slow <- momentum slow + (1 - momentum) fast, for each pair of parameters, in place."""
-    means = list(slow)
-    weight = [1 - momentum] * len(means) if isinstance(momentum, Tensor) else 1 - momentum
-    torch._foreach_lerp_(means, list(fast), weight)
+    torch._foreach_lerp_(list(slow), list(fast), 1 - momentum)
 
 
 def choose_queue_size(settings: Pretrain, num_images: int) -> int:

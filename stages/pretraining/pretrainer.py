@@ -22,6 +22,7 @@ from stages.pretraining.optimizer import build_optimizer, warmup_cosine
 from stages.pretraining.slotcon import MOST_SLOTS, SlotCon
 from stages.pretraining.views import Views
 from stages.runtime.progress import warn
+from stages.settings.errors import UserError
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 
@@ -64,11 +65,12 @@ class Pretrainer:
         self._replicated = distributed.replicate(self._method)
         parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
-        if isinstance(method, SlotCon) and not method.has_fixed_shape(settings.batch_size):
+        is_capturable = can_record(cuda_graph, device)
+        if is_capturable and isinstance(method, SlotCon) and not method.has_fixed_shape(settings.batch_size):
             if cuda_graph is True:
-                warn("pretrain", f"runtime.cuda_graph: true has no effect: {TOO_MANY_SLOTS}")
-            cuda_graph = False
-        self._optimizer = build_optimizer(settings, parameters, is_capturable=can_record(cuda_graph, device))
+                raise UserError(f"params.yaml: runtime.cuda_graph: true: {TOO_MANY_SLOTS}; set it to auto")
+            cuda_graph = is_capturable = False
+        self._optimizer = build_optimizer(settings, parameters, is_capturable=is_capturable)
         self._run = run_steps(
             self._compute, self.state_dict, device, wish=cuda_graph, warn=partial(warn, "pretrain")
         )

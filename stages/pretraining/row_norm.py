@@ -26,10 +26,11 @@ def normalize_rows(
     weight = is_counted[:, None].to(values.dtype)
     count = weight.sum()
     mean = (weight * values).sum(0) / count.clamp_min(1)
-    variance = (weight * (values - mean).square()).sum(0) / count.clamp_min(1)
+    centred = values - mean
+    variance = (weight * centred.square()).sum(0) / count.clamp_min(1)
     with torch.no_grad():
         share = norm.momentum * (count >= LEAST_ROWS).to(values.dtype)
         norm.running_mean.lerp_(mean, share)
         norm.running_var.lerp_(variance * count / (count - 1).clamp_min(1), share)
-    normalized = (values - mean) * (variance + norm.eps).rsqrt()
-    return (normalized * norm.weight + norm.bias).to(x.dtype)
+    scale = (variance + norm.eps).rsqrt() * norm.weight
+    return torch.addcmul(norm.bias, centred, scale).to(x.dtype)

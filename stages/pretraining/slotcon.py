@@ -17,7 +17,6 @@ from stages.core import distributed
 from stages.core.device import autocast
 from stages.core.step import Drawn, Moment
 from stages.pretraining.figures import Expected, Measured, count_chosen, take_usage, uniformity
-from stages.pretraining.moco import follow
 from stages.pretraining.row_norm import LEAST_ROWS
 from stages.pretraining.slot_networks import Projected, SlotEncoder, SlotPredictor
 from stages.pretraining.slots import (
@@ -32,7 +31,8 @@ from stages.pretraining.slots import (
 from stages.pretraining.views import Look, Views, render_overlapping
 from stages.settings.schema_pretrain import Pretrain
 
-# Most slots of a batch of which all are compared, so that a step has one shape. A third of a gigabyte.
+# Most slots of a batch of which all are compared, so that a step has one shape. Their cosines and hidden
+# channels take some 0.5 GB with the channels of the preset `folder`, and 2 GB with SlotCon's.
 MOST_SLOTS = 4096
 NO_ALIGNMENT = 2.0  # that of chance
 
@@ -73,11 +73,11 @@ class SlotCon(nn.Module):
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(self._own.num_prototypes))
         self.register_buffer("assigned", torch.zeros(self._own.num_prototypes))
-        self._mean_score: Tensor | None = None  # of the step that is made, as is the momentum
-        self._momentum: Tensor | None = None
+        self._mean_score: Tensor | None = None  # of the step that is made, as is the weight of the student
+        self._weight: Tensor | None = None
 
     def networks(self) -> tuple[nn.Module, ...]:
-        """The networks to compile; the predictor sees another number of slots at each step."""
+        """The networks to compile; the predictor may see another number of slots at each step."""
         return self.encoder, self.teacher
 
     @property
@@ -86,17 +86,19 @@ class SlotCon(nn.Module):
         return Expected(num_candidates=None, num_prototypes=self._own.num_prototypes)
 
     def has_fixed_shape(self, num_images: int) -> bool:
-        """Whether a step has the same shape however many slots are active.
+        """Whether a step has the same shape however many slots are active, so that it can be a CUDA graph.
 
-        All slots are compared then, which takes one process, and few slots: with M of them, M^2 cosines.
+        All slots are compared then: with M of them, M^2 cosines. A CPU compares those that are active alone,
+        because the others would take it longer.
 
         Args:
             num_images: of a batch.
         """
-        return distributed.world_size() == 1 and num_images * self._own.num_prototypes <= MOST_SLOTS
+        is_alone = distributed.world_size() == 1 and self.centre.device.type != "cpu"
+        return is_alone and num_images * self._own.num_prototypes <= MOST_SLOTS
 
     def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
-        """The views of a step, and the momentum of the teacher.
+        """The views of a step, and the weight of the student in the teacher's means.
 
         Args:
             views: draws them.
@@ -108,7 +110,7 @@ class SlotCon(nn.Module):
         looks = list(map(Look, own.blur_probability, own.solarize_probability))
         side = self._settings.dense.image_px
         numbers = views.draw_overlapping(num_images, (low, high), side, own.overlap, looks)
-        return Drawn((numbers, torch.tensor(momentum)))
+        return Drawn((numbers, torch.tensor(1 - momentum)))
 
     def forward(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Measured:
         """Loss, the sum over both directions, and figures of this process's share of a batch.
@@ -118,7 +120,7 @@ class SlotCon(nn.Module):
             drawn: what `draw` has drawn, on the device.
         """
         own = self._own
-        numbers, self._momentum = drawn.numbers
+        numbers, self._weight = drawn.numbers
         pair, common = render_overlapping(image, numbers, self._settings.dense.image_px)
         projected = [self._project(self.encoder, view) for view in pair]
         student = [self._group(self.encoder, one) for one in projected]
@@ -167,7 +169,9 @@ class SlotCon(nn.Module):
             return self._recognise_among_all(student, teacher, is_asked, is_known.flatten())
         count = distributed.total(is_asked.sum())
         if count < LEAST_ROWS:
-            zero = student.slot.sum() * 0
+            # As where all slots are compared: with gradients of zero, and none that are missing.
+            parts = [student.slot, *self.predictor.parameters()]
+            zero = 0 * torch.stack([one.sum() for one in parts]).sum()
             return Recognised(zero, zero.detach(), zero.detach() + NO_ALIGNMENT)
         is_key = distributed.gather(is_known.flatten().float()) > 0
         keys = distributed.gather(F.normalize(teacher.slot, dim=2).flatten(0, 1))[is_key]
@@ -204,8 +208,12 @@ class SlotCon(nn.Module):
     def after_step(self) -> None:
         """Update the teacher and the centre of its scores."""
         assert self._mean_score is not None
-        assert self._momentum is not None
-        follow(self.teacher.parameters(), self.encoder.parameters(), self._momentum)
+        assert self._weight is not None
+        slow: list[Tensor] = list(self.teacher.parameters())
+        fast: list[Tensor] = list(self.encoder.parameters())
+        moves = torch._foreach_sub(fast, slow)
+        torch._foreach_mul_(moves, self._weight)  # a number of the device, which `follow` would wait for
+        torch._foreach_add_(slow, moves)
         self.centre.lerp_(self._mean_score, 1 - self._own.centre_momentum)
 
     def take_usage(self) -> float:

@@ -214,7 +214,7 @@ def _refining(folder: Path, params: Params, device: torch.device) -> Observed:
     if gpu is not None:
         array = np.load(images, mmap_mode="r")
         scores = open_scores(folder / "predictions.npy", len(array))
-        todo, settings = range(REFINED), settle(params.refine, gpu)
+        todo, settings = range(REFINED), settle(params.refine, params.pixel_k, gpu)
         return observe(
             lambda: lambda _: list(refine_on_gpu(array, scores, todo, settings, gpu)), REFINED, gpu
         )

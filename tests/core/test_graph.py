@@ -22,6 +22,7 @@ from stages.core.graph import MOST_KINDS, WARM_UP, Compute, Graphs, Wish, can_re
 from stages.core.step import Drawn
 from stages.imaging.batches import ImageSource
 from stages.pretraining.pretrainer import Pretrainer
+from stages.pretraining.slotcon import MOST_SLOTS, SlotCon
 from stages.settings.errors import UserError
 from stages.training import clusters
 from stages.training.building import build_segmenter, build_trainer
@@ -101,13 +102,28 @@ def _pretrain(pretrainer: Pretrainer) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
-def test_replayed_steps_of_pretraining_are_those_made_one_by_one(name: str) -> None:
+def test_replayed_steps_of_pretraining_are_those_made_one_by_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlotCon, "has_fixed_shape", lambda *_: True)  # as on a GPU
     eager, taped = _pretrainer(PRETRAINING[name]), _pretrainer(PRETRAINING[name])
     tape = _record(taped)
     assert _equal(_pretrain(taped), _pretrain(eager))
     # Of SwAV, steps with frozen prototypes and steps that use the queue are kinds of their own.
     assert tape.num_records == (2 if name.startswith("swav") else 1)
     assert tape.num_replays == NUM_EPOCHS * NUM_STEPS - WARM_UP * tape.num_records
+
+
+def test_with_many_slots_a_graph_is_refused_and_auto_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.pretraining.pretrainer.can_record", lambda wish, device: wish is not False)
+    changes = {"method": "slotcon", "slotcon": {"num_prototypes": MOST_SLOTS // SIZE + 1}}
+    with pytest.raises(UserError) as raised:
+        _pretrainer(changes, cuda_graph=True)
+    assert str(raised.value) == (
+        "params.yaml: runtime.cuda_graph: true: pretrain.batch_size times slotcon.num_prototypes is more "
+        "than 4096, so the shape of a step varies with the number of active slots; set it to auto"
+    )
+    assert not isinstance(_pretrainer(changes)._run, Graphs)
 
 
 def test_a_learning_rate_that_is_a_number_of_the_host_is_noticed() -> None:

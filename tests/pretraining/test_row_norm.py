@@ -51,3 +51,13 @@ def test_too_few_rows_leave_no_trace(device: torch.device, count: int) -> None:
     found = normalize_rows(norm, torch.randn(4, 5, device=device), is_counted)
     assert found.isfinite().all()
     torch.testing.assert_close(dict(norm.state_dict()), dict(before))
+
+
+def test_in_bfloat16_statistics_keep_float32(device: torch.device) -> None:
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(1)).to(device).bfloat16()
+    is_counted = torch.arange(8, device=device) < 5
+    exact, rounded = _norm(device), _norm(device)
+    expected, found = normalize_rows(exact, x.float(), is_counted), normalize_rows(rounded, x, is_counted)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(rounded.running_var, exact.running_var)

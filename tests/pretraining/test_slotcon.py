@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from stages.backbone.resnet import ResNet
 from stages.core.step import Moment
-from stages.pretraining import slotcon as slotcon_module
 from stages.pretraining.encoder import dilate
 from stages.pretraining.slot_networks import SlotEncoder
 from stages.pretraining.slotcon import MOST_SLOTS, SlotCon
@@ -158,6 +157,16 @@ def _slotcon(**own: Any) -> SlotCon:
     return SlotCon(encoder, settings, teacher_momentum=0.75, precision="float32")
 
 
+@torch.no_grad()
+def _disagree(slotcon: SlotCon) -> None:
+    """All cells belong to the first prototype by the student, to the second by the teacher."""
+    for side, first in ((slotcon.encoder, 1.0), (slotcon.teacher, -1.0)):
+        side.projector[-1].weight.zero_()
+        side.projector[-1].bias.copy_(torch.tensor([first, 0, 0, 0, 0, 0]))
+        side.prototypes.copy_(torch.eye(5, 6) * torch.tensor([1.0, -1, -1, -1, -1])[:, None])
+        side.prototypes[1, 0] = -0.5
+
+
 def _views() -> Views:
     photometric = load(REPOSITORY / "params.yaml", "pretrain").pretrain.photometric
     return Views(photometric, 0.75, torch.Generator().manual_seed(5))
@@ -189,13 +198,13 @@ def _plain_slot_loss(student: Any, teacher: Any, predictor: Any, temperature: fl
     return sum(losses) / len(losses)
 
 
-@pytest.fixture(params=[MOST_SLOTS, 0], ids=["one shape", "shapes vary"])
-def _most_slots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All slots of a batch with parts for those that count, and these alone."""
-    monkeypatch.setattr(slotcon_module, "MOST_SLOTS", request.param)
+@pytest.fixture(params=[True, False], ids=["one shape", "shapes vary"])
+def _shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All slots of a batch, of which some count; and those that count alone."""
+    monkeypatch.setattr(SlotCon, "has_fixed_shape", lambda *_: request.param)
 
 
-@pytest.mark.usefixtures("_most_slots")
+@pytest.mark.usefixtures("_shape")
 @pytest.mark.parametrize("weight", [0.3, 1.0, 0.0])
 def test_a_whole_step(weight: float) -> None:
     """Loss, centre and teacher after one step, from the outputs of the networks."""
@@ -236,11 +245,23 @@ def test_a_whole_step(weight: float) -> None:
     assert float(slotcon.assigned.sum()) == 0
 
 
-def test_a_step_in_one_shape_is_that_whose_shape_varies(monkeypatch: pytest.MonkeyPatch) -> None:
+def _one_active(score: torch.Tensor) -> torch.Tensor:
+    """One slot of the whole batch."""
+    return torch.arange(score.shape[0] * score.shape[1]).view(score.shape[:2]) == 2
+
+
+@pytest.mark.parametrize("queries", ["many", "one", "none"])
+def test_a_step_in_one_shape_is_that_whose_shape_varies(
+    monkeypatch: pytest.MonkeyPatch, queries: str
+) -> None:
+    if queries == "one":
+        monkeypatch.setattr("stages.pretraining.slotcon.active", _one_active)
     steps = []
-    for most in (MOST_SLOTS, 0):
-        monkeypatch.setattr(slotcon_module, "MOST_SLOTS", most)
+    for is_fixed in (True, False):
+        monkeypatch.setattr(SlotCon, "has_fixed_shape", lambda *_, fixed=is_fixed: fixed)
         slotcon = _slotcon().double()
+        if queries == "none":
+            _disagree(slotcon)
         with monkeypatch.context() as inner:
             inner.setattr(torch.Tensor, "float", torch.Tensor.double)
             measured = slotcon(IMAGE.double(), slotcon.draw(_views(), 4, Moment(0, 0, 1)))
@@ -251,7 +272,17 @@ def test_a_step_in_one_shape_is_that_whose_shape_varies(monkeypatch: pytest.Monk
     torch.testing.assert_close(*steps)
 
 
-@pytest.mark.usefixtures("_most_slots")
+def test_only_few_slots_on_a_gpu_have_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    slotcon = _slotcon(num_prototypes=64)
+    assert not slotcon.has_fixed_shape(4)  # on a CPU
+    slotcon.to("meta")
+    assert slotcon.has_fixed_shape(MOST_SLOTS // 64)
+    assert not slotcon.has_fixed_shape(MOST_SLOTS // 64 + 1)
+    monkeypatch.setattr("stages.core.distributed.world_size", lambda: 2)
+    assert not slotcon.has_fixed_shape(4)
+
+
+@pytest.mark.usefixtures("_shape")
 def test_every_part_learns_but_the_teacher() -> None:
     slotcon = _slotcon()
     slotcon(IMAGE, slotcon.draw(_views(), 4, Moment(0, 0, 1))).loss.backward()
@@ -268,17 +299,10 @@ def test_every_part_learns_but_the_teacher() -> None:
     assert slotcon.encoder.backbone.get_parameter("conv1.weight").grad.any()
 
 
-@pytest.mark.usefixtures("_most_slots")
+@pytest.mark.usefixtures("_shape")
 def test_with_no_slot_in_both_views_there_is_no_slot_loss() -> None:
     slotcon = _slotcon(grouping_weight=0.0)
-    with (
-        torch.no_grad()
-    ):  # the student's cells all belong to the first prototype, the teacher's to the second
-        for side, first in ((slotcon.encoder, 1.0), (slotcon.teacher, -1.0)):
-            side.projector[-1].weight.zero_()
-            side.projector[-1].bias.copy_(torch.tensor([first, 0, 0, 0, 0, 0]))
-            side.prototypes.copy_(torch.eye(5, 6) * torch.tensor([1.0, -1, -1, -1, -1])[:, None])
-            side.prototypes[1, 0] = -0.5
+    _disagree(slotcon)
     measured = slotcon(IMAGE, slotcon.draw(_views(), 4, Moment(0, 0, 1)))
     measured.loss.backward()
     assert measured.loss.item() == 0

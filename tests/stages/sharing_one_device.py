@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from stages.core import distributed
 def join(device: torch.device, timeout_seconds: float) -> torch.device:
     """As `distributed.join`, with the same device for all processes."""
     if not dist.is_initialized():
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
     return device
 
 

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 
 from stages import cluster, embed, evaluate, label, predict, pretrain, refine, select_views, train
 from stages.core.artefacts import read_metrics
+from stages.postprocessing.gpu_backends import settle
 from stages.postprocessing.score_maps import open_scores
 from stages.settings.params import load
 from stages.tools import segment
-from tests.datasets import picie, write_image
+from tests.datasets import picie, read_preset, write_image
 
 EVALUATE = (
     "--name {0} --predictions predictions.npy --truth truth {1} --metrics {0}.json "
@@ -199,7 +200,9 @@ def test_from_the_same_files_every_stage_comes_near_the_cpu(
     found = flow.again("predict", device, lambda: np.load("predictions.npy"))
     np.testing.assert_allclose(found, scores, atol=5e-3)
     refined = np.load("refined.npy")
-    assert (flow.again("refine", device, lambda: np.load("refined.npy")) == refined).mean() > 0.9
+    for backend in ("cuda", "fused"):
+        found = flow.again("refine", device, lambda: np.load("refined.npy"), refine__backend=backend)
+        assert (found == refined).mean() > 0.9, backend
     for name in ("raw", "refined"):  # has no device, and no reason to differ
         figures = read_metrics(Path(f"{name}.json"))
         assert flow.again(name, device, lambda name=name: read_metrics(Path(f"{name}.json"))) == figures
@@ -228,7 +231,8 @@ def test_the_exact_crf_of_the_predictions_comes_near_pydensecrf(flow: Flow, devi
 def test_other_arithmetic_comes_near_float32(
     flow: Flow, device: torch.device, changes: dict[str, Any]
 ) -> None:
-    flow.run(device, tuple(FLOW)[:7], **SHORT)
+    # A graph is recorded at the third step of a kind, and an epoch of pretraining has two.
+    flow.run(device, tuple(FLOW)[:7], pretrain__epochs=3, train__epochs=2)
     for name, rates, near in (("pretrain", STILL, 0.05), ("pretrain", {}, 0.15), ("train", {}, 0.05)):
         expected = flow.again(name, device, _loss(name), **rates) if rates else _loss(name)()
         found = flow.again(name, device, _loss(name), **rates, **changes)
@@ -244,6 +248,12 @@ def test_other_arithmetic_comes_near_float32(
 
 
 @pytest.mark.gpu
+def test_auto_takes_the_fused_crf(device: torch.device, capsys: pytest.CaptureFixture[str]) -> None:
+    assert settle(read_preset("cocostuff27").refine, 27, device).backend == "fused"
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.gpu
 def test_segmenting_photographs_comes_near_the_cpu(flow: Flow, device: torch.device) -> None:
     flow.run(CPU, tuple(FLOW)[:6], **SHORT)
     rng = np.random.default_rng(0)
@@ -253,6 +263,10 @@ def test_segmenting_photographs_comes_near_the_cpu(flow: Flow, device: torch.dev
     for one in (CPU, device):
         flow.on(one)
         segment.main([*SEGMENT.split(), "--out", f"on_{one.type}", "--device", str(one), "--overwrite"])
+    given = load(
+        Path("params.yaml"), "refine"
+    ).refine  # and not what `auto` became, of which a resumed run asks
+    assert segment.load(".", device=str(device), refine="params.yaml").crf == given
     for name in ("square", "wide"):
         found, expected = (np.asarray(Image.open(f"on_{one.type}/{name}.png")) for one in (device, CPU))
         assert found.shape == expected.shape

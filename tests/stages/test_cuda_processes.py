@@ -58,7 +58,8 @@ def test_two_processes_on_a_gpu_give_what_one_gives(
     runs += [("embed", "embeddings", {}), ("predict", "predictions", {})]
     lines = []
     for stage, name, changes in runs:
-        bench.params(device=device.type, runtime__cuda_graph=False, **SLOW, **changes)
+        how = {"runtime__cuda_graph": False, "runtime__timeout_seconds": 120}
+        bench.params(device=device.type, **how, **SLOW, **changes)
         Path("params.yaml").rename(f"{name}.yaml")
         lines.append(f"{stage} --params {name}.yaml {LINES[stage].format(name)}")
     ended = subprocess.run(
@@ -72,6 +73,8 @@ def test_two_processes_on_a_gpu_give_what_one_gives(
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("epoch 1/1") == len(PRETRAINED) + len(TRAINED), "one process speaks for both"
+    assert bench.saved_states() == []
     shared = {name: _read(name) for _, name, _ in runs}
     run_all(lines)
     for stage, name, _ in runs:

@@ -392,18 +392,6 @@ def test_a_graph_without_a_gpu_ends_with_its_remedy(bench: Any) -> None:
     )
 
 
-def test_of_many_slots_no_graph_is_made_and_it_says_so(
-    bench: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changes = {"pretrain__method": "slotcon", "pretrain__epochs": 1}
-    bench.params(runtime__cuda_graph=True, pretrain__slotcon__num_prototypes=513, **changes)
-    pretrain.main(ARGV)
-    assert (
-        "runtime.cuda_graph: true has no effect: pretrain.batch_size times slotcon.num_prototypes is more "
-        "than 4096, so the shape of a step varies with the number of active slots"
-    ) in capsys.readouterr().err
-
-
 def test_a_truncated_array_is_named(bench: Any) -> None:
     path = Path("images/train/images.npy")
     path.write_bytes(path.read_bytes()[:5000])

@@ -1,5 +1,6 @@
 """`refine` through its command line, on four images of two colours."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from stages import refine
-from stages.postprocessing import gpu_backends
+from stages.postprocessing import fused_crf, gpu_backends
 from stages.postprocessing.gpu_backends import require_gpu, settle
 from stages.postprocessing.score_maps import cluster_maps
 from stages.settings.errors import UserError
@@ -149,17 +150,39 @@ def test_auto_on_a_gpu_is_the_fused_kernel_or_says_why_not(
 ) -> None:
     settings, gpu = read_preset("demo").refine, torch.device("cuda")
     monkeypatch.setattr(gpu_backends, "_fault_of_fused", lambda *_: None)
-    assert settle(settings, gpu).backend == "fused"
-    assert settle(settings.model_copy(update={"backend": "cuda"}), gpu).backend == "cuda"
+    assert settle(settings, 9, gpu).backend == "fused"
+    assert settle(settings.model_copy(update={"backend": "cuda"}), 9, gpu).backend == "cuda"
     assert not capsys.readouterr().err
-    monkeypatch.setattr(gpu_backends, "_fault_of_fused", lambda *_: "OSError: no space for its cache")
-    assert settle(settings, gpu).backend == "cuda"
-    assert "slower than fused: OSError: no space for its cache" in capsys.readouterr().err
+    with monkeypatch.context() as inner:  # Triton is there, and cannot be imported
+        inner.setitem(sys.modules, "stages.postprocessing.fused_crf", None)
+        assert settle(settings, 9, gpu).backend == "cuda"
+    assert "slower than fused: ModuleNotFoundError: import of stages.post" in capsys.readouterr().err
 
 
-def test_the_kernel_is_tried_before_it_is_taken() -> None:
+def test_the_kernel_is_tried_before_it_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     """Triton has no kernels for a CPU, so here it is a kernel that fails."""
-    assert settle(read_preset("demo").refine, torch.device("cpu")).backend == "cuda"
+    assert settle(read_preset("demo").refine, 9, torch.device("cpu")).backend == "cuda"
+    assert "Error: " in capsys.readouterr().err
+
+
+def test_a_kernel_whose_product_is_wrong_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, cpu = read_preset("demo").refine, torch.device("cpu")
+    for factor, backend in ((1.0, "fused"), (1.1, "cuda")):
+        monkeypatch.setattr(fused_crf, "FusedKernel", lambda features, one=factor: _Stored(features, one))
+        assert settle(settings, 9, cpu).backend == backend
+    assert "a product of it is wrong by 0.1" in capsys.readouterr().err
+
+
+class _Stored:
+    """As FusedKernel, from all distances at once, times a factor."""
+
+    def __init__(self, features: torch.Tensor, factor: float) -> None:
+        self._kernel = factor * (-torch.cdist(features, features).square() / 2).exp()
+
+    def product(self, values: torch.Tensor) -> torch.Tensor:
+        return self._kernel @ values
 
 
 def test_what_a_gpu_would_write_is_exact_mean_field(folder: Path) -> None:

@@ -73,8 +73,9 @@ class TrainedModel:
         self.device = choose_device(device, "--device", keeps_memory=False)  # a photograph may be large
         if self.crf is not None:
             require_gpu(self.crf.backend, self.device, str(refine))
+            self._settled = self.crf
             if self.device.type == "cuda":
-                self.crf = settle(self.crf, self.device)
+                self._settled = settle(self.crf, len(centroids), self.device)
         self.segmenter, self.centroids = place(segmenter, self.device), centroids.to(self.device)
         self.size_px: int = about["size_px"]
         self.backbone: dict[str, Any] = about["backbone"]
@@ -127,7 +128,7 @@ class TrainedModel:
         unary = torch.softmax(cosines / self.crf.temperature, dim=0)
         colours = (image * 255).round().byte().permute(1, 2, 0).contiguous()
         if self.device.type == "cuda" and self.crf.backend != "cpu":
-            return exact_mean_field(colours.to(self.device), unary, self.crf)
+            return exact_mean_field(colours.to(self.device), unary, self._settled)
         from stages.postprocessing.dense_crf import mean_field  # needs pydensecrf, and nothing else here does
 
         return torch.from_numpy(mean_field(colours.numpy(), unary.cpu().numpy(), self.crf))
@@ -201,7 +202,9 @@ def _read_refine(path: Path) -> Refine:
         raise UserError(f"{path}: not found; --refine takes its settings from there: pass --params FILE")
     settings: Refine = load_params(path, "refine").refine
     if settings.backend == "none":
-        raise UserError(f"{path}: refine.backend: none leaves no CRF for --refine; set auto, cpu or cuda")
+        raise UserError(
+            f"{path}: refine.backend: none leaves no CRF for --refine; set auto, cpu, cuda or fused"
+        )
     return settings
 
 
