@@ -14,9 +14,9 @@ import torch
 from tests.datasets import REPOSITORY, picie
 from tests.stages.sharing_one_device import run_all
 
-# All methods; batch norm over both processes and in groups of their own; both bases; an uneven last batch.
 # At the rate of other tests (0.06) a second step makes rounding a thousand times as large.
 SLOW = {"pretrain__epochs": 1, "pretrain__lr": 0.001, "train__epochs": 1}
+# All methods; batch norm over both processes and in groups of their own; both bases; an uneven last batch.
 PRETRAINED: dict[str, dict[str, Any]] = {
     "mocov2": {"pretrain__bn_splits": 1},
     "mocov2_in_groups": {"pretrain__bn_splits": 2},
