@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stages.core.artefacts import read_json, write_json
+from stages.runtime.pool import heed_quota
 from stages.runtime.progress import say, warn, write_line
 from stages.settings.errors import UserError
 
@@ -27,6 +28,7 @@ def run(main: Callable[[], None]) -> None:
     is_first = "RANK" not in os.environ  # not one of several processes that a stage has started
     if is_first and stage in (known := read_times()):
         say(stage, starts=f"its last run took {duration(known[stage])}")
+    heed_quota()
     try:
         main()
     except UserError as error:

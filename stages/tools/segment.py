@@ -11,10 +11,8 @@ import argparse
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from stages.core.device import describe
 from stages.core.memory import memory_for
@@ -29,25 +27,21 @@ from stages.dataset.left_out import (
     UNREADABLE,
     LeftOut,
 )
-from stages.dataset.source import Remark
 from stages.reporting.legend import css
 from stages.runtime.progress import track
 from stages.runtime.script import run
-from stages.settings.errors import UserError
 from stages.tools.segmenting import coco
-from stages.tools.segmenting.decoding import Photograph, choose_bits, open_photograph
+from stages.tools.segmenting.decoding import choose_bits, open_photographs, without_faults
 from stages.tools.segmenting.earlier_run import begin
-from stages.tools.segmenting.label_files import output_names, write_outputs
-from stages.tools.segmenting.output_folder import alone_in, staging
+from stages.tools.segmenting.output_folder import alone_in
 from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs
-from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE, Done, RunManifest, shares
-from stages.tools.segmenting.summaries import CHANGED, FORMATS, formats_to_renew, write_summaries
+from stages.tools.segmenting.pipeline import segment_all, threads_beside
+from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE
+from stages.tools.segmenting.summaries import FORMATS, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
 SOME_LEFT_OUT = 1  # exit code
 SCARCE = "pass --device cpu, or end other programs that use the GPU; what is done is not done again"
-TURNED = "were turned as their EXIF orientation says; their label maps are as displayed"
-GPU_BATCH, BATCH_PIXELS = 16, 1 << 25  # images at once, and pixels at full size that wait for a batch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,7 +94,10 @@ def _run(
         log(f"{before:,} images are done already")
     try:
         with memory_for(SCARCE):
-            _segment_all(model, manifest, photographs, todo, bits, left_out, remarks, args)
+            names = todo if args.quiet else track(todo, "segment", unit="image")
+            opened = open_photographs(photographs.root, names, bits, threads_beside(model))
+            sound = without_faults(opened, left_out, remarks)
+            segment_all(model, sound, manifest, left_out, bits, scores=args.scores, overlay=args.overlay)
         write_summaries(args.out, model, manifest, photographs, formats, left_out, log)
     finally:
         manifest.save()
@@ -115,65 +112,6 @@ def _made_by(model: TrainedModel, photographs: Photographs) -> dict[str, str]:
         "list of colors and merged clusters": hashlib.sha256(legend.encode()).hexdigest()[:12],
         "choice of --refine": "none" if model.crf is None else model.crf.model_dump_json(),
     }
-
-
-def _segment_all(
-    model: TrainedModel,
-    manifest: RunManifest,
-    photographs: Photographs,
-    todo: Sequence[str],
-    bits: int,
-    left_out: LeftOut,
-    remarks: LeftOut,
-    args: argparse.Namespace,
-) -> None:
-    """Segment the images that are yet to be done, and write their files."""
-
-    def opened() -> Iterator[Photograph]:
-        for name in todo if args.quiet else track(todo, "segment", unit="image"):
-            try:
-                one = open_photograph(photographs.root, name, bits)
-            except UserError as fault:
-                left_out.add(BAD, name, str(fault))
-                continue
-            for remark in (remark for remark in Remark if remark in one.remarks):
-                remarks.add(remark.text(), name)
-            if one.is_turned:
-                remarks.add(TURNED, name)
-            yield one
-
-    for batch in _batches(opened(), model):
-        for one, found in zip(batch, model.segment([one.pixels for one in batch]), strict=True):
-            file = one.file
-            outputs = output_names(file.name, scores=args.scores, overlay=args.overlay)
-            height, width = found.ids.shape
-            confidence = round(float(found.confidence.mean(dtype=np.float64)), 6)
-            with staging(args.out) as folder:
-                write_outputs(folder, outputs, one.pixels, found, model.legend.colours)
-                for changed in manifest.take_all(folder, outputs):
-                    left_out.add(CHANGED, changed)
-            for old in set(output_names(file.name, scores=True)) - set(outputs):
-                manifest.drop(old)
-            state = (file.size_bytes, file.modified_ns, bits if one.is_deep else 0)
-            manifest.add(file.name, Done(*state, width, height, confidence, shares(found.ids)))
-
-
-def _batches(opened: Iterator[Photograph], model: TrainedModel) -> Iterator[list[Photograph]]:
-    """Group images that follow each other and have one working size; on a CPU one by one: as fast."""
-    most = GPU_BATCH if model.device.type == "cuda" else 1
-    batch: list[Photograph] = []
-    for one in opened:
-        pixels = sum(each.pixels.shape[0] * each.pixels.shape[1] for each in [*batch, one])
-        if batch and (
-            len(batch) == most
-            or pixels > BATCH_PIXELS
-            or model.working_size(batch[0].pixels) != model.working_size(one.pixels)
-        ):
-            yield batch
-            batch = []
-        batch.append(one)
-    if batch:
-        yield batch
 
 
 def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bool) -> None:

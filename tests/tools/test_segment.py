@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from stages.postprocessing.dense_crf import mean_field
 from stages.reporting.legend import plain_legend, write_cluster_legend
 from stages.reporting.names import Names, lineage
 from stages.segmenter.segmenter_file import load_segmenter
+from stages.settings.errors import UserError
 from stages.tools import segment
-from stages.tools.segmenting import run_manifest, trained_model
+from stages.tools.segmenting import label_files, pipeline, run_manifest, trained_model
 from tests.datasets import REPOSITORY, png16, write_image
 
 FLAGS = ["--out", "found", "--device", "cpu", "--model", "."]
@@ -76,6 +78,62 @@ def test_a_folder_without_images_is_refused(ready: Any) -> None:
     Path("empty").mkdir()
     message = ready.fault(segment.main, ["empty", *FLAGS])
     assert message.startswith("empty: has no images (.jpg, .jpeg, .jpe, .jfif, .png,")
+
+
+def test_an_overlay_is_half_the_image_and_half_the_colors(ready: Any) -> None:
+    rng = np.random.default_rng(1)
+    picture = rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    ids, colours = rng.integers(0, 3, (30, 20), dtype=np.uint8), rng.integers(0, 256, (3, 3), dtype=np.uint8)
+    expected = (picture.astype(int) + colours[ids]) // 2
+    found = label_files._overlay(picture.copy(), ids, colours)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def test_threads_beside_the_network_change_no_file(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a GPU threads decode and write; files, their order and what is said remain."""
+    rng = np.random.default_rng(1)
+    for number in range(12):
+        write_image(Path(f"photos/{number}.png"), rng.integers(0, 256, (20 + number, 40, 3), dtype=np.uint8))
+    Path("photos/3b.png").write_text("shopping list")
+    contents, said = [], []
+    for threads in (0, 3):
+        for module in (segment, pipeline):
+            monkeypatch.setattr(module, "threads_beside", lambda _, threads=threads: threads)
+        assert _run("--scores", "--overwrite") == 1
+        contents.append({path: path.read_bytes() for path in Path("found").rglob("*.*g")})
+        contents.append(list(json.loads(Path("found/segment.json").read_text())["images"].items()))
+        contents.append(Path("found/manifest.csv").read_text())
+        said.append(capsys.readouterr())
+    assert contents[:3] == contents[3:]
+    assert len(contents[0]) == 3 * 15
+    assert said[0].err == said[1].err
+    assert sorted(path.name for path in Path("found").glob(".*")) == []
+
+
+def test_an_image_that_cannot_be_written_ends_the_threads(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault is that of a run without threads; what was written before it is kept, nothing unfinished."""
+    for module in (segment, pipeline):
+        monkeypatch.setattr(module, "threads_beside", lambda _: 2)
+    write = pipeline.write_outputs
+
+    def fill_the_disk(out: Path, names: tuple[str, ...], *rest: Any) -> None:
+        if names[0] == "tiny.png":
+            raise UserError("the disk is full")
+        write(out, names, *rest)
+
+    monkeypatch.setattr(pipeline, "write_outputs", fill_the_disk)
+    assert ready.fault(segment.main, SEGMENT) == "the disk is full"
+    assert list(json.loads(Path("found/segment.json").read_text())["images"]) == ["square.png"]
+    assert sorted(path.name for path in Path("found").iterdir()) == [
+        "segment.json",
+        "square.png",
+        "square_overlay.jpg",
+    ]
+    assert not [one for one in threading.enumerate() if "ThreadPool" in one.name]
 
 
 def _run(*more: str) -> int:
@@ -739,7 +797,7 @@ def test_no_image_replaces_the_map_of_confidence_of_another(
 def test_a_photograph_that_is_edited_meanwhile_is_done_again(
     ready: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, edited = segment.write_outputs, []
+    write, edited = pipeline.write_outputs, []
 
     def edit_and_write(*rest: Any) -> None:
         if not edited:
@@ -748,7 +806,7 @@ def test_a_photograph_that_is_edited_meanwhile_is_done_again(
         write(*rest)
 
     with monkeypatch.context() as inner:
-        inner.setattr(segment, "write_outputs", edit_and_write)
+        inner.setattr(pipeline, "write_outputs", edit_and_write)
         assert _run() == 0
     Path("tiny.bmp").rename("photos/tiny.bmp")
     assert _run() == 0

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from stages.reporting.names import lineage
 from stages.settings.errors import UserError
 from stages.tools import segment
+from stages.tools.segmenting import pipeline
 from tests.datasets import write_image
 
 FLAGS = ["--out", "found", "--device", "cpu", "--model", "."]
@@ -44,7 +45,7 @@ def ready(bench: Any) -> Any:
 def test_a_second_run_into_the_same_folder_is_refused_and_the_first_loses_nothing(
     ready: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, said = segment.write_outputs, []
+    write, said = pipeline.write_outputs, []
 
     def write_and_start_another(*rest: Any) -> None:
         if not said:
@@ -54,7 +55,7 @@ def test_a_second_run_into_the_same_folder_is_refused_and_the_first_loses_nothin
         write(*rest)
 
     with monkeypatch.context() as inner:
-        inner.setattr(segment, "write_outputs", write_and_start_another)
+        inner.setattr(pipeline, "write_outputs", write_and_start_another)
         segment.main(SEGMENT)
     assert said == [
         "found: another run of segment writes there (lock: found/.segment.lock); wait for it to end, or "

@@ -1,6 +1,7 @@
-"""Decoding of one photograph, and the bits of 16-bit channels that become 8."""
+"""Decoding of photographs, ahead of their use, and the bits of 16-bit channels that become 8."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -10,15 +11,18 @@ from PIL import Image
 
 from stages.core.artefacts import read_metrics
 from stages.dataset.decode import decode_image
+from stages.dataset.left_out import BAD, LeftOut
 from stages.dataset.sixteen_bits import BITS, is_deep
 from stages.dataset.source import RawFile, Remark, read_raw
 from stages.dataset.summary import BITS_IN_USE
 from stages.dataset.survey import bits_in_use, describe_bits
+from stages.runtime.pool import call_in_threads
 from stages.runtime.progress import warn
 from stages.settings.errors import UserError
 from stages.tools.segmenting.photographs import Photographs
 
 ORIENTATION = 0x0112  # EXIF tag; 1: as stored
+TURNED = "were turned as their EXIF orientation says; their label maps are as displayed"
 SUMMARY = Path("metrics/prepare.json")  # beside the folder of the model
 
 
@@ -63,6 +67,51 @@ def choose_bits(photographs: Photographs, model: Path, log: Callable[[str], None
     bits = max(found, trained)
     log(describe_bits(bits) + (f", as {path} says of the training images" if bits == trained else ""))
     return bits
+
+
+def open_photographs(
+    root: Path, names: Iterable[str], bits: int, threads: int
+) -> Iterator[tuple[str, Photograph | UserError]]:
+    """Each name with its photograph, or with what is wrong with it; threads decode the next ones.
+
+    Args:
+        root: folder of the photographs.
+        names: relative to it.
+        bits: of `choose_bits`.
+        threads: number of photographs that are decoded ahead.
+    """
+
+    def attempt(name: str) -> tuple[str, Photograph | UserError]:
+        try:
+            return name, open_photograph(root, name, bits)
+        except UserError as fault:
+            return name, fault
+
+    # A thread that ends its own filter of warnings ends those of the others, so there is one around all.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield from call_in_threads(attempt, names, threads)
+
+
+def without_faults(
+    opened: Iterable[tuple[str, Photograph | UserError]], left_out: LeftOut, remarks: LeftOut
+) -> Iterator[Photograph]:
+    """The photographs that could be decoded.
+
+    Args:
+        opened: of `open_photographs`.
+        left_out: takes the others.
+        remarks: takes what the user should know of these.
+    """
+    for name, one in opened:
+        if isinstance(one, UserError):
+            left_out.add(BAD, name, str(one))
+            continue
+        for remark in (remark for remark in Remark if remark in one.remarks):
+            remarks.add(remark.text(), name)
+        if one.is_turned:
+            remarks.add(TURNED, name)
+        yield one
 
 
 def open_photograph(root: Path, name: str, bits: int) -> Photograph:

@@ -7,11 +7,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from stages.core.artefacts import atomic_path
-from stages.reporting.palette import colourise
 from stages.settings.errors import UserError
-from stages.tools.segmenting.trained_model import BAND_ELEMENTS, Segmentation
+from stages.tools.segmenting.trained_model import BAND_ELEMENTS
 
-OVERLAY_SHARE = 0.5  # opacity of the colors over the image
+OPACITY = 0.5  # of the colors over the image
 LONGEST_JPEG = 65_500  # px; JPEG stores sides in 16 bits, and libjpeg stops here
 OVERLAY, CONFIDENCE = "_overlay.jpg", "_confidence.png"  # ends of names
 
@@ -32,21 +31,35 @@ def write_outputs(
     out: Path,
     names: tuple[str, ...],
     picture: UInt8[np.ndarray, "H W 3"],
-    found: Segmentation,
+    ids: UInt8[np.ndarray, "H W"],
+    confidence: UInt8[np.ndarray, "H W"] | None,
     colours: UInt8[np.ndarray, "K 3"],
 ) -> None:
-    """Write the files of `output_names`; `picture` may become the overlay."""
+    """Write the files of `output_names`; `picture` may become the overlay.
+
+    Args:
+        out: folder.
+        names: of the files.
+        picture: the image.
+        ids: cluster id of each pixel.
+        confidence: `to_gray` of that of each pixel, if it is to be written.
+        colours: RGB of each cluster id.
+    """
     label_map, *others = names
-    labels = Image.fromarray(found.ids, mode="P")
-    labels.putpalette(colours.flatten().tolist())
     with atomic_path(out / label_map) as temporary:
-        labels.save(temporary, format="PNG")
+        _with_palette(ids, colours).save(temporary, format="PNG")
     for name in others:
         with atomic_path(out / name) as temporary:
-            if name.endswith(OVERLAY):
-                _overlay(picture, found.ids, colours).save(temporary, format="JPEG", quality=92)
+            if confidence is None or name.endswith(OVERLAY):
+                _overlay(picture, ids, colours).save(temporary, format="JPEG", quality=92)
             else:
-                Image.fromarray(to_gray(found.confidence)).save(temporary, format="PNG")
+                Image.fromarray(confidence).save(temporary, format="PNG")
+
+
+def _with_palette(ids: UInt8[np.ndarray, "H W"], colours: UInt8[np.ndarray, "K 3"]) -> Image.Image:
+    labels = Image.fromarray(ids, mode="P")
+    labels.putpalette(colours.flatten().tolist())
+    return labels
 
 
 def _overlay(
@@ -56,8 +69,8 @@ def _overlay(
     band = max(1, BAND_ELEMENTS // (3 * picture.shape[1]))
     for start in range(0, len(picture), band):
         rows = slice(start, start + band)
-        drawn = colourise(ids[rows], colours)
-        picture[rows] = (1 - OVERLAY_SHARE) * picture[rows] + OVERLAY_SHARE * drawn
+        drawn = _with_palette(ids[rows], colours).convert("RGB")
+        picture[rows] = Image.blend(Image.fromarray(picture[rows]), drawn, OPACITY)
     overlay = Image.fromarray(picture)
     if max(overlay.size) > LONGEST_JPEG:
         overlay.thumbnail((LONGEST_JPEG, LONGEST_JPEG))

@@ -94,8 +94,8 @@ class TrainedModel:
     def segment(self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Segmentation]:
         """Segment images that have one and the same `working_size`, in one batch."""
         size = self.working_size(pictures[0])
-        images = torch.cat([_resize(picture, size) for picture in pictures])
-        pixels = pixel_features(self.segmenter, images.to(self.device), "float32")
+        images = torch.cat([_resize(picture, size, self.device) for picture in pictures])
+        pixels = pixel_features(self.segmenter, images, "float32")
         scores = pixel_logits(pixels, self.centroids, self.segmenter.metric).permute(0, 3, 1, 2)
         found = []
         for picture, image, one in zip(pictures, images, scores, strict=True):
@@ -128,10 +128,10 @@ class TrainedModel:
         unary = torch.softmax(cosines / self.crf.temperature, dim=0)
         colours = (image * 255).round().byte().permute(1, 2, 0).contiguous()
         if self.device.type == "cuda" and self.crf.backend != "cpu":
-            return exact_mean_field(colours.to(self.device), unary, self._settled)
+            return exact_mean_field(colours, unary, self._settled)
         from stages.postprocessing.dense_crf import mean_field  # needs pydensecrf, and nothing else here does
 
-        return torch.from_numpy(mean_field(colours.numpy(), unary.cpu().numpy(), self.crf))
+        return torch.from_numpy(mean_field(colours.cpu().numpy(), unary.cpu().numpy(), self.crf))
 
     def _at_full_size(
         self, values: Float[Tensor, "K h w"], size: tuple[int, ...], temperature: float | None
@@ -227,12 +227,14 @@ def _choose_legend(
     return (numbers, f"numbers: {path} is of other clusters") if legend is None else (legend, str(path))
 
 
-def _resize(picture: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Float[Tensor, "1 3 h w"]:
+def _resize(
+    picture: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], device: torch.device
+) -> Float[Tensor, "1 3 h w"]:
     """`resample` of a whole image, with a band of rows in floating point at a time."""
-    start, length = torch.zeros(1), torch.ones(1)
+    start, length = torch.zeros(1, device=device), torch.ones(1, device=device)
     columns = interpolation_matrix(start, length, picture.shape[1], size[1])[0]
     bands = torch.from_numpy(np.require(picture, requirements=["C", "W"])).split(
         max(1, BAND_ELEMENTS // (3 * picture.shape[1]))
     )
-    narrow = [to_unit(band[None]) @ columns.T for band in bands]
-    return resample(torch.cat(narrow, dim=2), whole(1), size)
+    narrow = [to_unit(band.to(device)[None]) @ columns.T for band in bands]
+    return resample(torch.cat(narrow, dim=2), whole(1).to(device), size)

@@ -1,0 +1,145 @@
+"""Photographs to finished files: threads write the files of the last ones while the network has the next."""
+
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from stages.dataset.left_out import LeftOut
+from stages.runtime.pool import call_in_threads, count_cores
+from stages.tools.segmenting.decoding import Photograph
+from stages.tools.segmenting.label_files import output_names, to_gray, write_outputs
+from stages.tools.segmenting.output_folder import staging
+from stages.tools.segmenting.run_manifest import Done, RunManifest, shares
+from stages.tools.segmenting.summaries import CHANGED
+from stages.tools.segmenting.trained_model import Segmentation, TrainedModel
+
+MOST_THREADS = 8  # beside a GPU, that decode, and as many that write; each has an image in memory
+GPU_BATCH, BATCH_PIXELS = 16, 1 << 25  # images at once, and pixels at full size that wait for a batch
+
+
+class Segmented(NamedTuple):
+    """An image whose files are to be written.
+
+    Attributes:
+        photograph: the image.
+        ids: cluster id of each pixel.
+        confidence: mean over the pixels.
+        map: gray levels of the confidence of each pixel, where they are to be written.
+    """
+
+    photograph: Photograph
+    ids: UInt8[np.ndarray, "H W"]
+    confidence: float
+    map: UInt8[np.ndarray, "H W"] | None
+
+
+class Finished(NamedTuple):
+    """An image whose files are written, but not yet in place.
+
+    Attributes:
+        name: of the image.
+        folder: of the files.
+        outputs: their names.
+        done: what the manifest says of the image.
+    """
+
+    name: str
+    folder: Path
+    outputs: tuple[str, ...]
+    done: Done
+
+
+def threads_beside(model: TrainedModel) -> int:
+    """Number of threads that decode, and of those that write; on a CPU the network has all cores: as fast."""
+    return min(count_cores(), MOST_THREADS) if model.device.type == "cuda" else 0
+
+
+def segment_all(
+    model: TrainedModel,
+    photographs: Iterable[Photograph],
+    manifest: RunManifest,
+    left_out: LeftOut,
+    bits: int,
+    *,
+    scores: bool,
+    overlay: bool,
+) -> None:
+    """Segment images, write their files and note them in the manifest, in their order.
+
+    Args:
+        model: trained model.
+        photographs: images; they may be decoded as they are taken.
+        manifest: of the run; the files go to its output folder.
+        left_out: takes outputs that were changed by hand.
+        bits: of `choose_bits`, with which the images were decoded.
+        scores: whether maps of confidence are written.
+        overlay: whether overlays are written.
+    """
+    with staging(manifest.out) as folder:
+        write = functools.partial(_write, folder, model.legend.colours, bits, has_overlay=overlay)
+        segmented = _segmented(model, photographs, has_map=scores)
+        with closing(call_in_threads(write, segmented, threads_beside(model))) as finished:
+            for one in finished:
+                for changed in manifest.take_all(one.folder, one.outputs):
+                    left_out.add(CHANGED, changed)
+                for old in set(output_names(one.name, scores=True)) - set(one.outputs):
+                    manifest.drop(old)
+                manifest.add(one.name, one.done)
+                shutil.rmtree(one.folder)
+
+
+def _segmented(
+    model: TrainedModel, photographs: Iterable[Photograph], *, has_map: bool
+) -> Iterator[Segmented]:
+    take = functools.partial(_take, has_map=has_map)
+    for batch in _batches(model, photographs):
+        yield from map(take, batch, model.segment([one.pixels for one in batch]))
+
+
+def _take(one: Photograph, found: Segmentation, *, has_map: bool) -> Segmented:
+    """What the files need; the confidence has more bytes than all the rest."""
+    mean = round(float(found.confidence.mean(dtype=np.float64)), 6)
+    return Segmented(one, found.ids, mean, to_gray(found.confidence) if has_map else None)
+
+
+def _batches(model: TrainedModel, photographs: Iterable[Photograph]) -> Iterator[list[Photograph]]:
+    """Group images that follow each other and have one working size; on a CPU one by one: as fast."""
+    most = GPU_BATCH if model.device.type == "cuda" else 0
+    batch: list[Photograph] = []
+    for one in photographs:
+        pixels = sum(each.pixels.shape[0] * each.pixels.shape[1] for each in [*batch, one])
+        if batch and (
+            len(batch) == most
+            or pixels > BATCH_PIXELS
+            or model.working_size(batch[0].pixels) != model.working_size(one.pixels)
+        ):
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _write(
+    unfinished: Path,
+    colours: UInt8[np.ndarray, "K 3"],
+    bits: int,
+    one: Segmented,
+    *,
+    has_overlay: bool,
+) -> Finished:
+    """Write the files of an image to a folder of their own below that of unfinished files."""
+    file, (height, width) = one.photograph.file, one.ids.shape
+    state = (file.size_bytes, file.modified_ns, bits if one.photograph.is_deep else 0)
+    done = Done(*state, width, height, one.confidence, shares(one.ids))
+    outputs = output_names(file.name, scores=one.map is not None, overlay=has_overlay)
+    folder = Path(tempfile.mkdtemp(dir=unfinished))
+    write_outputs(folder, outputs, one.photograph.pixels, one.ids, one.map, colours)
+    return Finished(file.name, folder, outputs, done)
