@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from stages.core.device import choose_device
-from tests.bench import kernels, operators, precision, pretraining, reading, training
+from tests.bench import kernels, operators, precision, pretraining, reading, segmenting, training
 from tests.bench.lines import head
 
 # Each gives one line of the table after the other, as it measures.
@@ -22,6 +22,7 @@ SECTIONS = {
     "operators": operators.measure,
     "clustering": kernels.clustering,
     "crf": kernels.crf,
+    "segmenting": segmenting.measure,
 }
 
 

@@ -13,7 +13,7 @@ from stages.dataset.truth import Truth, write_classes
 from stages.postprocessing.pixel_blocks import appearance_features, pair_blocks
 from stages.segmenter.network import Segmenter
 from stages.settings.schema import Params
-from tests.bench import __main__, kernels, pixels, precision, pretraining, reading, training
+from tests.bench import __main__, kernels, pixels, precision, pretraining, reading, segmenting, training
 from tests.bench.interleaved import Comparison, compare
 from tests.bench.lines import Line
 from tests.bench.probe import presence_precision, scene_accuracy
@@ -190,6 +190,15 @@ def test_reading_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert min(from_disk, from_memory) > 0
     assert line.ratio == pytest.approx(from_disk / from_memory, rel=0.1)
     assert not list(Path("data").iterdir())
+
+
+def test_segmenting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenting, "SIZE", (400, 300))
+    monkeypatch.setitem(segmenting.NUM_PHOTOGRAPHS, "cpu", 2)
+    (line,) = segmenting.measure(CPU, 1)
+    assert line.what == "segment, photographs of 0 megapixels, preset folder"
+    assert float(line.here.removesuffix(" images/s")) > 0
+    assert line.ratio is None
 
 
 def test_the_output_is_one_table_with_a_head(
