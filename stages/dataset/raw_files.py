@@ -150,5 +150,6 @@ def check_manifest(pinned: str, files: Iterable[RawFile]) -> None:
     numbers = f": {Difference.between(before, now)}" if before else ""
     raise UserError(
         f"prepare.manifest_sha256: files were changed, added or removed{numbers}; accept the files as they "
-        f"are with `make pin`, or restore them (pinned {pinned}, found {found})"
+        f"are with `make pin`, or restore them (pinned {pinned}, found {found}); if a setting of this "
+        "experiment alone chooses other files, set prepare.manifest_sha256 to '' with it"
     )

@@ -6,6 +6,7 @@ different hash.
 """
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -146,8 +147,14 @@ class StageState:
 
     def finish(self) -> None:
         """Delete the state after the outputs are written."""
-        shutil.rmtree(self.folder)
         self._lock.close()
+        try:
+            shutil.rmtree(self.folder)
+        except OSError as error:
+            # Network drives keep a file that is deleted while it is open, under a hidden name, until it is
+            # closed. So the folder is not empty as long as arrays of this run are; left over, it does no harm.
+            if error.errno != errno.ENOTEMPTY:
+                raise
 
 
 def common_fingerprint(watch: Watch, data: str = "", pins: Sequence[str] = ()) -> str:

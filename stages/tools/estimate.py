@@ -31,7 +31,7 @@ from stages.imaging.batches import ImageSource, shuffled
 from stages.postprocessing.dense_crf import mean_field
 from stages.pretraining.pretrainer import Pretrainer
 from stages.pseudo_labels.pyramid import VIEWS
-from stages.runtime.pool import count_cores
+from stages.runtime.pool import count_cores, heed_quota
 from stages.runtime.script import rough_duration
 from stages.segmenter.network import Segmenter, pixel_features
 from stages.settings.errors import UserError
@@ -69,6 +69,7 @@ class Span:
 )
 def estimate(params: Params, data: DataSet) -> dict[str, Span]:
     """Seconds of the long stages, and of all others together."""
+    heed_quota()  # torch is loaded by now
     found = {"prepare": _prepare(params, data), "starting the stages": start().times(NUM_STAGES)}
     num_images = len(data.train)
     with contextlib.redirect_stdout(None):  # the lines of a run that is none

@@ -26,7 +26,7 @@ from stages.tools.experiments import (
     read_table,
     succeeds,
 )
-from stages.tools.surroundings import obstacles, uncommitted_code
+from stages.tools.surroundings import git_obstacle, obstacles, uncommitted_code
 from stages.tools.table_changes import numbers, parse_change, row_numbers, say_what_rows_keep, with_changes
 from stages.tools.table_text import announce, as_markdown, compare, describe_run
 
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         _print_commands(args.name, chosen, wanted)
         return
+    if (broken := git_obstacle(Path())) is not None:
+        raise UserError(f"make table: {broken.what}; {broken.remedy}")
     files = {measure.file for measure in table.measures.values()}
     done = finished(files)
     missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]

@@ -1,13 +1,17 @@
-"""The launcher for hosts with ssh, with programs that stand for ssh and torchrun."""
+"""The launchers for hosts with ssh and with SLURM, with programs that stand for ssh, srun and torchrun."""
 
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from stages.runtime.launch import launch
 from tests.datasets import REPOSITORY
 from tests.workbench import heed_sigint
 
@@ -23,7 +27,7 @@ cd / && exec env -i PATH="$PATH" bash -c "${*:2}"
 PYTHON = """#!/bin/bash
 while [[ $1 != --node-rank ]]; do shift; done
 here=$(dirname "$0")
-printf '%s\\n' "$PWD" "OMP_NUM_THREADS=$OMP_NUM_THREADS" "SECRET=$SECRET" "$@" > "$here/$2.part"
+printf '%s\\n' "$PWD" "OMP_NUM_THREADS=$OMP_NUM_THREADS" "$DVC_ROOT" "SECRET=$SECRET" "$@" > "$here/$2.part"
 mv "$here/$2.part" "$here/$2.started"
 trap 'touch "$here/$2.ended"; exit 1' TERM
 source "$here/$2.does"
@@ -47,6 +51,7 @@ def _start(bin_folder: Path, *arguments: str) -> subprocess.Popen[str]:
     folder = bin_folder.parent / "a folder"
     folder.mkdir()
     variables = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "3", "SECRET": "kept"}
+    variables["DVC_ROOT"] = "/the repository"  # relative paths of params.yaml start there
     command = ["bash", str(SCRIPT), *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -69,10 +74,11 @@ def test_every_host_gets_its_command_in_the_same_folder(bin_folder: Path) -> Non
     for rank in range(3):
         words = (bin_folder / f"{rank}.started").read_text().splitlines()
         folder = str(bin_folder.parent / "a folder")
-        assert words[:3] == [folder, "OMP_NUM_THREADS=3", f"SECRET={'kept' if rank == 0 else ''}"]
+        secret = "kept" if rank == 0 else ""
+        assert words[:4] == [folder, "OMP_NUM_THREADS=3", "/the repository", f"SECRET={secret}"]
         options = f"--node-rank {rank} --nproc-per-node 4 --log-dir /dev/null --master-addr one"
         expected = f"{options} --master-port 29500".split()
-        assert words[3:] == [*expected, *STAGE]
+        assert words[4:] == [*expected, *STAGE]
 
 
 @pytest.mark.parametrize("fails", range(3))
@@ -107,3 +113,29 @@ def test_what_it_cannot_read_is_told(bin_folder: Path, arguments: list[str]) -> 
     message = "usage: bash docs/over_ssh.sh PROCESSES_PER_HOST HOST... -m MODULE ARGUMENT...\n"
     assert started.communicate(timeout=60) == ("", message)
     assert started.returncode == 2
+
+
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do [[ $1 == *=* ]] || shift; shift; done
+for node in 0 1; do SLURM_NODEID=$node "$@" || exit; done
+"""
+
+
+def test_the_launcher_for_slurm_gives_each_host_its_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As the page has it; the first host is the one that writes the outputs."""
+    for name, text in (("srun", SRUN), ("torchrun", "#!/bin/bash\nprintf '<%s>' \"$@\"\necho\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    page = (REPOSITORY / "docs/server.md").read_text()
+    written = re.search(r"^  launcher: >-\n(?:    .*\n)+", page, re.MULTILINE)
+    assert written is not None
+    runtime = SimpleNamespace(nproc=1, timeout_seconds=60, **yaml.safe_load(written[0]))
+    assert launch("stages.train", ["--out", "it's here"], runtime, "cpu")
+    expected = (
+        "<--nnodes><2><--node-rank><{}><--nproc-per-node><8><--log-dir></dev/null><--master-addr><first-host>"
+        "<--master-port><29500><-m><stages.train><--out><it's here>\n"
+    )
+    assert capfd.readouterr().out == expected.format(0) + expected.format(1)

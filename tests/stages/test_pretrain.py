@@ -1,6 +1,8 @@
 """`pretrain` through its command line: files, resuming, and every mistake that it knows."""
 
+import errno
 import math
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -436,6 +438,24 @@ def test_state_is_kept_as_it_was_given(bench: Any) -> None:
     assert loaded["flag"] is True
     state.finish()
     assert bench.saved_states() == []
+
+
+def test_a_folder_that_a_network_drive_keeps_for_open_files_does_no_harm(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS gives a deleted file that is open another name, so its folder cannot be removed yet."""
+
+    def keep(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    for _ in range(2):
+        state = StageState(Watch("pretrain", Path("params.yaml"), ["seed"], []), interval_seconds=0)
+        assert state.load() is None
+        state.save({"epoch": 1})
+        with monkeypatch.context() as inner:
+            inner.setattr(os, "rmdir", keep)
+            state.finish()
+        assert bench.saved_states() == []
 
 
 def test_the_state_lies_with_the_repository_and_not_with_a_copy_of_it(
