@@ -35,11 +35,16 @@ KEYS = ("seed", "precision", "deterministic", "compile", "backbone", "pretrain")
 Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbone, heads, history, summary
 
 
-@enough_memory("pretrain.micro_batch")
 def main(argv: Sequence[str] | None = None) -> None:
     """Pretrain on the packed images and write the backbone, the training history and the metrics."""
     args = _parse(argv)
     params = load(args.params, *KEYS)
+    size = "batch_size" if params.pretrain.method == "slotcon" else "micro_batch"  # which slotcon cannot have
+    with enough_memory(f"pretrain.{size}"):
+        _run(args, argv, params)
+
+
+def _run(args: argparse.Namespace, argv: Sequence[str] | None, params: SimpleNamespace) -> None:
     watch = Watch("pretrain", args.params, KEYS, [args.images, start_path(params.pretrain.init)])
     neutral = load(args.params, "device", "runtime")
     array = open_images(args.images)

@@ -29,8 +29,8 @@ def check_sha256(path: Path, pinned: str, key: str) -> str:
         found = file_sha256(path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); set {key} to a checkpoint, absolute or relative to "
-            "the root of the repository"
+            f"{path}: cannot be read ({error.strerror}); set {key} to what is there, absolute or relative "
+            "to the root of the repository"
         ) from error
     if pinned and found != pinned:
         raise UserError(

@@ -34,8 +34,15 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
             raise
 
 
-def read_tensors(path: Path, *needed: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_tensors(
+    path: Path, *needed: str, remedy: str = ""
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read a file of `write_tensors`: the tensors, on the CPU, and `about`.
+
+    Args:
+        path: the file.
+        needed: names of tensors.
+        remedy: what to do if it is missing or another file; empty if a stage makes it.
 
     Raises:
         UserError: the file cannot be read, is truncated, is not of this project, or lacks a `needed` tensor.
@@ -46,7 +53,10 @@ def read_tensors(path: Path, *needed: str) -> tuple[dict[str, torch.Tensor], dic
             about = json.loads((file.metadata() or {})["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(unreadable(path, "a safetensors file of this project", error)) from error
+        remedies = {"absent": remedy, "damaged": remedy} if remedy else {}
+        message = unreadable(path, "a safetensors file of this project", error, **remedies)
+        raise UserError(message) from error
     if missing := [name for name in needed if name not in tensors]:
-        raise UserError(f"{path}: lacks {', '.join(missing)}; delete it and run `dvc repro` to make it again")
+        remedy = remedy or "delete it and run `dvc repro` to make it again"
+        raise UserError(f"{path}: lacks {', '.join(missing)}; {remedy}")
     return tensors, about

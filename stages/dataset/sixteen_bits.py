@@ -42,7 +42,8 @@ def largest_value(path: Path) -> int:
             return -1
         if image.mode in GRAY_MODES:
             return int(np.clip(np.asarray(image), 0, LARGEST).max())
-        return int(_deep_color(path.read_bytes())[..., :3].max())
+        pixels = _deep_color(path.read_bytes())
+        return int(pixels[..., : pixels.shape[2] - _has_alpha(pixels)].max())
 
 
 def is_white_zero(image: Image.Image) -> bool:
@@ -81,7 +82,7 @@ def reduce_color(content: bytes, image: Image.Image, bits: int) -> Image.Image:
             f"({error}); save it with 8 bits per channel"
         ) from error
     shallow = _to_eight_bits(pixels, bits)
-    if pixels.shape[2] % 2 == 0:  # the last channel is alpha, which uses all bits
+    if _has_alpha(pixels):  # which uses all bits
         shallow[..., -1] = pixels[..., -1] >> 8
     reduced = Image.fromarray(shallow)
     reduced.info["exif"] = image.info.get("exif", b"")
@@ -93,13 +94,22 @@ def _to_eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _deep_color(content: bytes) -> np.ndarray:
-    """Colors with 16 bits per channel, uint16 [rows, columns, channels].
+    """Colors or gray with alpha, with 16 bits per channel, uint16 [rows, columns, channels].
 
-    Pillow keeps the high byte of each value. Read in the other byte order, it keeps the low one.
+    Pillow keeps the high byte of each value. Read in the other byte order, it keeps the low one. Of gray with
+    alpha it knows only one order; but its pixels have four bytes, as those of RGBA.
     """
     high, low = Image.open(BytesIO(content)), Image.open(BytesIO(content))
+    if raw_mode(high) == "LA;16B":
+        high.tile = [tile._replace(args="RGBA") for tile in high.tile]
+        values = np.asarray(high).astype(np.uint16)
+        return values[..., ::2] << 8 | values[..., 1::2]
     low.tile = [tile._replace(args=_swapped(tile.args)) for tile in low.tile]
     return np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
+
+
+def _has_alpha(pixels: np.ndarray) -> bool:
+    return pixels.shape[2] % 2 == 0
 
 
 def _swapped(args: Any) -> Any:

@@ -88,7 +88,9 @@ class Moments:
         """exp of the entropy of the singular values (Roy & Vetterli, 2007) of centered features: 1 to C."""
         mean = self.sum / self.count
         covariance = self.gram / self.count - mean[:, None] * mean
-        singular = torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt()
+        squared = torch.linalg.eigvalsh(covariance)
+        rounding = len(squared) * torch.finfo(squared.dtype).eps  # of features of unit length
+        singular = squared.where(squared > rounding, 0).sqrt()
         share = singular / singular.sum().clamp_min(1e-12)
         return float(perplexity(share[None]))
 

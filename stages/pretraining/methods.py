@@ -92,9 +92,10 @@ def _prepare_cells(trunk: Trunk, settings: Pretrain, backbone: Backbone) -> None
     cells = -(-settings.dense.image_px // stride)
     say("pretrain", view_px=settings.dense.image_px, cells=f"{cells} x {cells}")
     if cells < FEW_CELLS:
+        dilation = "" if settings.dense.dilate else ", set pretrain.dense.dilate: true"
         warn(
             "pretrain",
             f"the last feature map has only {cells} x {cells} cells, from which method: {settings.method} "
-            f"learns; raise pretrain.dense.image_px to {(FEW_CELLS - 1) * stride + 1} or more, set "
-            "pretrain.dense.dilate: true, or lower backbone.stem_stride",
+            f"learns; raise pretrain.dense.image_px to {(FEW_CELLS - 1) * stride + 1} or more{dilation}, "
+            "or lower backbone.stem_stride",
         )

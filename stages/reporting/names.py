@@ -156,7 +156,7 @@ def read_names(
         raise OtherClustersError(
             f"{path}: names clusters {file.clusters}, but those in use are {clusters[0]}, made by another "
             "training, where a number means something else; look at the report page, and name them anew "
-            "(make names)"
+            "(make names FORCE=1)"
         )
     raise_faults(_faults(path, file, num_clusters))
     return Names(

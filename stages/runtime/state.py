@@ -151,8 +151,8 @@ class StageState:
         try:
             shutil.rmtree(self.folder)
         except OSError as error:
-            # Network drives keep a file that is deleted while it is open, under a hidden name, until it is
-            # closed. So the folder is not empty as long as arrays of this run are; left over, it does no harm.
+            # A network drive keeps a file that is deleted while it is open, under a hidden name, until it is
+            # closed. So the folder is not empty while arrays of this run are open; left over, it is harmless.
             if error.errno != errno.ENOTEMPTY:
                 raise
 

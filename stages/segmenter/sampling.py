@@ -86,8 +86,14 @@ def estimate_batch_norm(segmenter: Segmenter, images: ImageSource, params: Simpl
     batches = shuffled(len(images), min(params.cluster.batch_size, len(images)), order)
     shares = [distributed.share(rows) for rows in batches]
     source = track(images.batches(shares), "batch norm", total=len(batches), unit="batch")
+    resized = (_at_size_in_float32(image, params.size_px) for image in source)  # called from within autocast
     with autocast(images.device, params.precision):
-        update_bn((at_size(image, params.size_px) for image in source), segmenter)
+        update_bn(resized, segmenter)
+
+
+def _at_size_in_float32(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 3 S S"]:
+    with torch.autocast(image.device.type, enabled=False):
+        return at_size(image, size_px)
 
 
 @torch.no_grad()

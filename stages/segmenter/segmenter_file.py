@@ -19,6 +19,7 @@ from stages.settings.section import Backbone
 
 BATCH_NORM = "batch_norm."  # prefix in the file of `cluster`
 REMEDY = "run `dvc repro cluster`"
+START_REMEDY = "set train.init to the segmenter.safetensors of an earlier run, or to ''"
 PREVIOUS_REMEDY = "copy both files of one run there (`make pin WARM=1` does), or set cluster.previous: ''"
 CLUSTERS = {view: f"clusters.{view}" for view in ("first_view", "second_view")}  # names in the file
 
@@ -49,13 +50,17 @@ def describe_segmenter(backbone: Backbone, settings: Train, size_px: int) -> dic
     }
 
 
-def load_segmenter(path: Path) -> tuple[Segmenter, dict[str, Any]]:
+def load_segmenter(path: Path, remedy: str = "") -> tuple[Segmenter, dict[str, Any]]:
     """Read a network in evaluation mode, and its metadata.
+
+    Args:
+        path: file of `train`.
+        remedy: what to do if it is missing or another file; empty if a stage makes it.
 
     Raises:
         UserError: the file is not a segmenter of this project.
     """
-    tensors, about = read_tensors(path)
+    tensors, about = read_tensors(path, remedy=remedy)
     weights = {name: value for name, value in tensors.items() if name not in CLUSTERS.values()}
     try:
         segmenter = Segmenter(
@@ -142,7 +147,7 @@ def open_earlier(settings: Cluster) -> Earlier | None:
     folder = in_repository(settings.previous)
     files = folder / "segmenter.safetensors", folder / "pixel_centroids.safetensors"
     check_sha256(files[1], settings.previous_sha256, "cluster.previous")
-    segmenter, about = load_segmenter(files[0])
+    segmenter, about = load_segmenter(files[0], PREVIOUS_REMEDY)
     centroids = load_final_clusters(files[1], segmenter, file_sha256(files[0]), PREVIOUS_REMEDY)
     _, before = read_tensors(files[1])
     fingerprints = fingerprint(files[1]), *before.get("continues", [])
@@ -168,7 +173,7 @@ def start_from(path: Path, segmenter: Segmenter, pinned: str) -> dict[str, Any]:
         UserError: the file has another hash, cannot be read, or has no weight that fits.
     """
     sha256 = check_sha256(path, pinned, "train.init")
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(path, remedy=START_REMEDY)
     found = {
         name: value
         for name, value in tensors.items()
@@ -177,10 +182,7 @@ def start_from(path: Path, segmenter: Segmenter, pinned: str) -> dict[str, Any]:
     own = segmenter.state_dict()
     fits = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
     if not fits:
-        raise UserError(
-            f"{path}: has no weight that fits, besides a backbone; set train.init to the "
-            "segmenter.safetensors of an earlier run, or to ''"
-        )
+        raise UserError(f"{path}: has no weight that fits, besides a backbone; {START_REMEDY}")
     segmenter.load_state_dict({**own, **fits})
     return {
         "matched": len(fits),
@@ -224,7 +226,7 @@ def load_final_clusters(
     Raises:
         UserError: the file was made for another network, or does not fit it.
     """
-    tensors, about = read_tensors(path, "centroids")
+    tensors, about = read_tensors(path, "centroids", remedy="" if remedy == REMEDY else remedy)
     check_made_for(path, about, sha256, remedy)
     centroids = tensors.pop("centroids")
     if centroids.shape[1] != segmenter.decoder.dim:

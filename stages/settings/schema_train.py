@@ -22,7 +22,7 @@ from stages.settings.section import (
 class PixelClustering(Section):
     """k-means at the start of each epoch and the cluster assignments used as targets."""
 
-    num_clusters: Annotated[int, Field(ge=0, le=65_535)]
+    num_clusters: Annotated[int, Field(ge=0, le=2_000)]  # figures of health count pairs of clusters
     kmeans: Literal["sample", "minibatch"]
     init_batches: Count
     batches_per_update: Count

@@ -98,7 +98,8 @@ def compare(
         with torch.no_grad():
             _, expected = original(torch.from_numpy(part.copy()))
         scale = max(1.0, float(expected.abs().max()))  # squared distances have no bound
-        difference = max(difference, float(np.abs(scores - expected.numpy()).max()) / scale)
+        apart = float(np.abs(scores - expected.numpy()).max()) / scale
+        difference = float(np.maximum(difference, apart))  # NaN if one is; Python's `max` would drop it
         for image, found in zip(part, ids, strict=True):
             moved += int((model(np.ascontiguousarray(image)).ids != found).sum())
             pixels += found.size

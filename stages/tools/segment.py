@@ -35,7 +35,7 @@ from stages.tools.segmenting.decoding import choose_bits, open_photographs, with
 from stages.tools.segmenting.earlier_run import begin
 from stages.tools.segmenting.output_folder import alone_in
 from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs
-from stages.tools.segmenting.pipeline import segment_all, threads_beside
+from stages.tools.segmenting.pipeline import Pace, segment_all
 from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE
 from stages.tools.segmenting.summaries import FORMATS, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
@@ -95,9 +95,10 @@ def _run(
     try:
         with memory_for(SCARCE):
             names = todo if args.quiet else track(todo, "segment", unit="image")
-            opened = open_photographs(photographs.root, names, bits, threads_beside(model))
+            pace, files = Pace.beside(model.device), {"scores": args.scores, "overlay": args.overlay}
+            opened = open_photographs(photographs.root, names, bits, pace.threads)
             sound = without_faults(opened, left_out, remarks)
-            segment_all(model, sound, manifest, left_out, bits, scores=args.scores, overlay=args.overlay)
+            segment_all(model, sound, manifest, left_out, bits, pace, **files)
         write_summaries(args.out, model, manifest, photographs, formats, left_out, log)
     finally:
         manifest.save()

@@ -29,7 +29,8 @@ NUM_PHOTOGRAPHS = {"cpu": 4, "cuda": 64}
 def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iterator[Line]:
     """Photographs per second: on a GPU with the threads beside it, and without."""
     params, count = read_preset("folder"), NUM_PHOTOGRAPHS[device.type]
-    spent, numbers = [], (None,) if device.type == "cpu" else (None, 0)
+    pace = pipeline.Pace.beside(device)
+    spent, paces = [], (pace,) if device.type == "cpu" else (pace, pace._replace(threads=0))
     with tempfile.TemporaryDirectory(prefix="bench.") as folder:
         _write_model(Path(folder), params)
         photographs = Path(folder) / "photographs"
@@ -39,7 +40,7 @@ def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iter
             picture.save(photographs / f"{number}.jpg", quality=90)
         flags = ["--out", f"{folder}/out", "--model", folder, "--device", device.type]
         for _ in range(turns + 1):  # the first warms up
-            spent.append([_seconds([str(photographs), *flags], threads) for threads in numbers])
+            spent.append([_seconds([str(photographs), *flags], one) for one in paces])
     per_second = (count / np.median(spent[1:], axis=0)).tolist()
     what = f"segment, photographs of {SIZE[0] * SIZE[1] / 1e6:.0f} megapixels, preset folder"
     if device.type == "cpu":
@@ -60,13 +61,9 @@ def _write_model(folder: Path, params: Params) -> None:
     save_final_clusters(folder / CENTROIDS, centroids, None, {}, made_for=made_for)
 
 
-def _seconds(arguments: list[str], threads: int | None) -> float:
-    """Of one run over all photographs, with so many threads; None: those that it takes."""
-    count = mock.DEFAULT if threads is None else threads
-    with (
-        mock.patch.object(segment, "threads_beside", wraps=pipeline.threads_beside, return_value=count),
-        mock.patch.object(pipeline, "threads_beside", wraps=pipeline.threads_beside, return_value=count),
-    ):
+def _seconds(arguments: list[str], pace: pipeline.Pace) -> float:
+    """Of one run over all photographs."""
+    with mock.patch.object(pipeline.Pace, "beside", return_value=pace):
         start = time.perf_counter()
         segment.main([*arguments, "--quiet", "--overwrite"])
     return time.perf_counter() - start

@@ -29,7 +29,9 @@ from stages.dataset.left_out import (
     OTHER_FORMAT,
 )
 from stages.dataset.raw_files import manifest_sha256
+from stages.dataset.sixteen_bits import LARGEST
 from stages.dataset.source import Remark, list_data
+from stages.dataset.survey import bits_in_use
 from stages.dataset.truth import IGNORED, read_truth
 from stages.settings.errors import UserError
 from tests.datasets import noise, png16, prepare_settings, write_image, write_params
@@ -320,6 +322,30 @@ def test_colors_of_twelve_bits_in_sixteen(root: Path, run: Callable[..., Prepare
     found = run()
     image = found.images("train")[found.ids("train").index("deep")]
     np.testing.assert_array_equal(image, values >> 4)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_twelve_bits_of_sixteen_with_alpha_and_without(tmp_path: Path, channels: int) -> None:
+    """Alpha has all bits; its 65,535 does not make those of the colors sixteen."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 1 << 12, (6, 5, channels)).astype(np.uint16)
+    values[0, 0] = (1 << 12) - 1
+    if channels in (2, 4):
+        values[..., -1] = LARGEST
+    (tmp_path / "deep.png").write_bytes(png16(values))
+    assert bits_in_use(tmp_path, ["deep.png"]) == 12
+    found, remarks = decode.decode_image(png16(values), bits=12)
+    colours = values[..., :1].repeat(3, 2) if channels < 3 else values[..., :3]
+    np.testing.assert_array_equal(np.asarray(found), colours >> 4)
+    assert remarks == Remark.NONE
+
+
+def test_half_transparent_gray_of_twelve_bits_lies_over_white() -> None:
+    values = np.full((4, 4, 2), 1 << 11, np.uint16)
+    values[..., 1] = 0x8000
+    found, remarks = decode.decode_image(png16(values), bits=12)
+    assert remarks == Remark.TRANSPARENT
+    assert abs(int(np.asarray(found)[0, 0, 0]) - (128 * 128 + 255 * 127) // 255) <= 1
 
 
 def test_white_is_zero_in_sixteen_bits() -> None:

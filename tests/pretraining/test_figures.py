@@ -51,6 +51,10 @@ def test_features_along_one_line_and_features_that_are_one_point() -> None:
     assert line.effective_rank() == pytest.approx(1, abs=1e-5)
     point.add(torch.tensor([[1.0, 0, 0, 0, 0]] * 3))
     assert point.effective_rank() == pytest.approx(1, abs=1e-5)
+    rounded = Moments(64, torch.device("cpu"))
+    one = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    rounded.add(one.repeat(32, 1))
+    assert rounded.effective_rank() == pytest.approx(1, abs=1e-5), "what is left of a point is rounding"
 
 
 def test_instance_accuracy_by_hand() -> None:

@@ -258,6 +258,7 @@ CROSS = [
         {"size_px": 72, "backbone.stem_stride": 2},
         "size_px: 72 is not a multiple of 16, the total stride of a trunk with backbone.stem_stride 2",
     ),
+    ({"backbone.width": 7}, "backbone.width: a ResNet needs at least 8 channels, got 7"),
     (
         {"train.feature_stride": 8, "backbone.stem_stride": 2},
         "train.feature_stride: must be backbone.stem_stride 2 or twice that, got 8",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stages import cluster, evaluate, predict, pretrain, train
 from stages.core.artefacts import read_metrics
@@ -138,6 +139,9 @@ def test_faults_of_earlier_clusters(earlier: Any) -> None:
     message = earlier.fault(cluster.main, CLUSTER)
     assert message.startswith(f"before/{FINAL}: the clusters were made for another segmenter (SHA-256 ")
     assert message.endswith("(`make pin WARM=1` does), or set cluster.previous: ''")
+    Path("before/segmenter.safetensors").unlink()
+    message = earlier.fault(cluster.main, CLUSTER)
+    assert message.startswith("before/segmenter.safetensors: not found; copy both files of one run there")
 
 
 # Training from an earlier segmenter
@@ -203,6 +207,12 @@ def test_faults_of_an_earlier_segmenter(trained: Any) -> None:
     assert "backbone.safetensors: has no weight that fits" in trained.fault(train.main, TRAIN)
     trained.params(train__init="nowhere")
     assert trained.fault(train.main, TRAIN).startswith("nowhere: cannot be read (No such file or directory)")
+    save_file({"weight": torch.zeros(1)}, "of_others.safetensors")
+    trained.params(train__init="of_others.safetensors")
+    assert trained.fault(train.main, TRAIN) == (
+        "of_others.safetensors: not a safetensors file of this project ('about'); set train.init to the "
+        "segmenter.safetensors of an earlier run, or to ''"
+    )
 
 
 def test_pretraining_starts_from_our_own_backbone(bench: Any) -> None:

@@ -50,6 +50,19 @@ def test_the_size_of_a_pass_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch
     assert not Path("out").exists()
 
 
+def test_a_method_that_cannot_cut_its_batch_is_to_lower_it(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(network: ResNet, image: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError(SAID)
+
+    monkeypatch.setattr(ResNet, "forward", forward)
+    bench.params(pretrain__method="slotcon")
+    message = bench.fault(*STAGES["pretrain"])
+    assert message.startswith("params.yaml: pretrain.batch_size: the memory of the GPU ran out")
+    assert "; lower pretrain.batch_size, set precision: bfloat16," in message
+
+
 def test_labeling_has_a_remedy(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.write_backbone()
     np.save("embeddings.npy", np.ones((16, 6, 8), np.float32))

@@ -168,6 +168,17 @@ def test_maps_of_few_cells_are_pointed_out(
         "raise pretrain.dense.image_px to 49 or more, set pretrain.dense.dilate: true, or lower "
         "backbone.stem_stride\n"
     ) in said.err
+    bench.params(pretrain__method=method, pretrain__epochs=0, pretrain__dense__dilate=True)
+    pretrain.main(ARGV)
+    assert "cells 8 x 8" in capsys.readouterr().out
+    bench.params(
+        pretrain__method=method, pretrain__epochs=0, pretrain__dense={"dilate": True, "image_px": 16}
+    )
+    pretrain.main(ARGV)
+    assert (
+        "raise pretrain.dense.image_px to 25 or more, or lower backbone.stem_stride"
+        in capsys.readouterr().err
+    )
     bench.params(pretrain__method=method, pretrain__epochs=0, pretrain__dense__image_px=49)
     pretrain.main(ARGV)
     said = capsys.readouterr()

@@ -121,6 +121,22 @@ def test_a_file_that_differs_from_the_original_is_not_written(
     assert not Path("model.onnx.md").exists()
 
 
+def test_a_model_that_gives_no_numbers_is_not_written(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = export.compare
+
+    def without_numbers(model: Any, predict: Any, images: Any) -> Any:
+        def spoilt(part: Any) -> Any:
+            ids, scores = predict(part)
+            return ids, scores * np.nan
+
+        return compare(model, spoilt, images)
+
+    monkeypatch.setattr(export, "compare", without_numbers)
+    flags = ["--format", "onnx", "--out", "model.onnx", "--model", ".", "--images", "images/val"]
+    assert "not written, because the scores of the exported model differ" in ready.fault(export.main, flags)
+    assert not Path("model.onnx").exists()
+
+
 def test_files_are_replaced_only_when_asked(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
     Path("model.pt.md").write_text("mine")
     flags = ["--format", "torch", "--out", "model.pt", "--model", "."]

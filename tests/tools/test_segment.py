@@ -98,9 +98,8 @@ def test_threads_beside_the_network_change_no_file(
         write_image(Path(f"photos/{number}.png"), rng.integers(0, 256, (20 + number, 40, 3), dtype=np.uint8))
     Path("photos/3b.png").write_text("shopping list")
     contents, said = [], []
-    for threads in (0, 3):
-        for module in (segment, pipeline):
-            monkeypatch.setattr(module, "threads_beside", lambda _, threads=threads: threads)
+    for pace in (pipeline.Pace(0, 1), pipeline.Pace(3, 4)):
+        monkeypatch.setattr(pipeline.Pace, "beside", lambda _, pace=pace: pace)
         assert _run("--scores", "--overwrite") == 1
         contents.append({path: path.read_bytes() for path in Path("found").rglob("*.*g")})
         contents.append(list(json.loads(Path("found/segment.json").read_text())["images"].items()))
@@ -112,12 +111,32 @@ def test_threads_beside_the_network_change_no_file(
     assert sorted(path.name for path in Path("found").glob(".*")) == []
 
 
+@pytest.mark.parametrize(("pace", "batches"), [(None, [1] * 7), (pipeline.Pace(3, 4), [4, 1, 2])])
+def test_images_of_one_size_wait_for_each_other_on_a_gpu_alone(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, pace: Any, batches: list[int]
+) -> None:
+    """In a batch, the images of which are in memory together."""
+    shutil.rmtree("photos")
+    for number in range(7):
+        write_image(Path(f"photos/{number}.png"), np.zeros((32, 32 + 32 * (number > 4), 3), np.uint8))
+    segmented, sizes = trained_model.TrainedModel.segment, []
+
+    def count(model: Any, pictures: Any) -> Any:
+        sizes.append(len(pictures))
+        return segmented(model, pictures)
+
+    monkeypatch.setattr(trained_model.TrainedModel, "segment", count)
+    if pace is not None:
+        monkeypatch.setattr(pipeline.Pace, "beside", lambda _: pace)
+    assert _run() == 0
+    assert sizes == batches
+
+
 def test_an_image_that_cannot_be_written_ends_the_threads(
     ready: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault is that of a run without threads; what was written before it is kept, nothing unfinished."""
-    for module in (segment, pipeline):
-        monkeypatch.setattr(module, "threads_beside", lambda _: 2)
+    monkeypatch.setattr(pipeline.Pace, "beside", lambda _: pipeline.Pace(2, 1))
     write = pipeline.write_outputs
 
     def fill_the_disk(out: Path, names: tuple[str, ...], *rest: Any) -> None:

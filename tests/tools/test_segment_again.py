@@ -65,6 +65,76 @@ def test_a_second_run_into_the_same_folder_is_refused_and_the_first_loses_nothin
     segment.main(SEGMENT)
 
 
+@pytest.mark.parametrize("given", [["ph/**/*.jpg"], ["ph/**/*.*"]])
+def test_outputs_that_match_a_pattern_move_no_folder(ready: Any, given: list[str]) -> None:
+    """The first run names its files by the photographs alone, so the second finds them done."""
+    for name in ("a", "b"):
+        write_image(Path(f"ph/sub/{name}.jpg"), np.zeros((24, 32, 3), np.uint8))
+    command = [*given, "--out", "ph/out", "--device", "cpu", "--model", "."]
+    segment.main(command)
+    Path("ph/notes.txt").touch()
+    before = {path: path.stat().st_mtime_ns for path in Path("ph/out").glob("*.png")}
+    assert sorted(path.name for path in before) == ["a.png", "b.png"]
+    segment.main(command)
+    assert {path: path.stat().st_mtime_ns for path in Path("ph/out").glob("*.png")} == before
+
+
+@pytest.mark.parametrize("has_shell", [True, False])
+def test_an_output_folder_among_what_matches_is_left_out(
+    ready: Any, has_shell: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_image(Path(f"ph/{name}.jpg"), np.zeros((24, 32, 3), np.uint8))
+    for number in range(2):
+        given = sorted(map(str, Path("ph").iterdir())) if has_shell else ["ph/*"]
+        assert len(given) == (1 if not has_shell else 2 + number)
+        segment.main([*given, "--out", "ph/out", "--device", "cpu", "--model", "."])
+    said = capsys.readouterr().out
+    assert "segment: 2 images are done already" in said
+    assert "segment: left out 1: written by segment (out/)" in said
+    with pytest.raises(UserError, match="is the folder of the images"):
+        segment.main(["ph/out", "--out", "ph/out", "--device", "cpu", "--model", "."])
+
+
+def test_a_map_that_would_have_the_name_of_a_folder_of_maps_is_not_made(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jpg", "a.png/x.png", "b.png/c.jpg", "b.jpg"):
+        write_image(Path("ph") / name, np.zeros((24, 32, 3), np.uint8))
+    with pytest.raises(SystemExit):
+        segment.main(["ph", "--out", "found", "--device", "cpu", "--model", "."])
+    assert "left out 2: its label map would replace a file of another image" in capsys.readouterr().err
+    assert sorted(path.as_posix() for path in Path("found").rglob("*.png") if path.is_file()) == [
+        "found/a.png",
+        "found/b.png",
+    ]
+
+
+def test_files_are_in_the_journal_before_they_are_in_their_places(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the journal is on the disk, so a loss of power leaves no file of unknown origin."""
+    synced: list[str] = []
+    replace, fsync = os.replace, os.fsync
+
+    def sync(handle: int) -> None:
+        fsync(handle)
+        synced[:] = [Path("found/segment.jsonl").read_text()] if Path("found/segment.jsonl").exists() else []
+
+    def move(source: Any, target: Any) -> None:
+        if (
+            not any(part.startswith(".segment.") for part in Path(target).parts)
+            and Path(target).suffix != ".json"
+        ):
+            assert f'"file": "{Path(target).relative_to("found").as_posix()}"' in synced[0]
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", move)
+    segment.main(SEGMENT)
+    assert len(list(Path("found").rglob("*.png"))) == 3
+
+
 def test_the_lock_leaves_nothing_behind_and_a_left_one_is_no_file_of_others(
     ready: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -463,5 +533,5 @@ def test_a_folder_of_the_system_that_a_pattern_matches_is_left_out(ready: Any) -
     assert "left out 1: hidden, or made by the system (@eaDir/)" in message
     write_image(Path("set/a/x.png"), np.zeros((9, 9, 3), dtype=np.uint8))
     segment.main(["set/*", *FLAGS])
-    assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["a/x.png"]
-    assert pd.read_csv("found/left_out.csv")["file"].tolist() == ["@eaDir/"]
+    assert pd.read_csv("found/manifest.csv")["source"].tolist() == ["x.png"]
+    assert pd.read_csv("found/left_out.csv")["file"].tolist() == ["set/@eaDir/"]

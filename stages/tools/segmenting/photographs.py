@@ -2,9 +2,9 @@
 
 import glob
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stages.core.artefacts import LONGEST_NAME
 from stages.dataset.label_map_folders import label_maps_among
@@ -20,7 +20,7 @@ from stages.dataset.left_out import (
     is_odd,
 )
 from stages.dataset.listing import SUFFIXES, list_images, reason_by_suffix
-from stages.dataset.own_outputs import OwnOutputs
+from stages.dataset.own_outputs import JOURNAL, MANIFEST, OwnOutputs
 from stages.settings.errors import UserError, raise_faults
 from stages.tools.segmenting.label_files import output_names
 from stages.tools.segmenting.patterns import Pattern
@@ -56,19 +56,31 @@ def find_photographs(
     Raises:
         UserError: something given is not there, there are no images, or `out` is not apart from a folder.
     """
+    outputs = OwnOutputs()
     folders, files, patterns = _sort(given)
+    earlier = [folder for folder in folders if _is_of_earlier_run(folder, out)]
+    if files or patterns or len(folders) > len(earlier):  # what a shell makes of photos/* has it too
+        folders = [folder for folder in folders if folder not in earlier]
     for folder in folders:
         _check_apart(folder, out)
-    alone = [*files, *(path for pattern in patterns for path in pattern.matches.difference(folders))]
-    bases = [*folders, *(path.parent for path in alone)]
+    named = [(file, _reason(file, outputs)) for file in files]
+    matches = [match for pattern in patterns for match in pattern.files(outputs)]
+    images = [file for file, reason in named if reason is None]
+    images += [path for path, reason, is_match in matches if is_match and reason is None]
+    bases = [*folders, *(path.parent for path in images)]
+    bases = bases or [*(file.parent for file in files), *(pattern.folder for pattern in patterns)]
     root = Path(os.path.commonpath([os.path.abspath(base) for base in bases]))
-    if alone and root.resolve() == out.resolve():
+    if images and root.resolve() == out.resolve():
         raise UserError(f"--out {out}: is the folder of the images; choose another, so that none is replaced")
-    outputs = OwnOutputs()
-    found = set(_files(files, root, left_out, outputs))
+    for folder in [*earlier, *(path for pattern in patterns for path in pattern.folders(hidden=True))]:
+        left_out.add(OWN_OUTPUT if folder in earlier else HIDDEN, f"{_shown(folder, root)}/")
+    found = set(_names(named, root, left_out))
     listed = _listed(folders, root, left_out, outputs)
-    matched, beside = _matched(patterns, root, found, left_out, outputs)
-    listed |= matched
+    by_name = [
+        (path, reason) for path, reason, is_match in matches if is_match and _name(path, root) not in found
+    ]
+    listed.update(_names(by_name, root, left_out))
+    beside = {_name(path, root) for path, reason, is_match in matches if reason is None and not is_match}
     # The folder of a pattern may be above those of all that matches, and their names tell label maps as well.
     top = os.path.commonpath([root, *(os.path.abspath(pattern.folder) for pattern in patterns)])
     below = os.path.relpath(root, top)
@@ -119,40 +131,27 @@ def _listed(folders: Iterable[Path], root: Path, left_out: LeftOut, outputs: Own
     return listed
 
 
-def _matched(
-    patterns: Iterable[Pattern], root: Path, found: Collection[str], left_out: LeftOut, outputs: OwnOutputs
-) -> tuple[set[str], set[str]]:
-    """Names of the images that match, and of those beside them; those `found` are given by their names."""
-    matched: set[str] = set()
-    beside: set[str] = set()
-    for pattern in patterns:
-        for folder in pattern.folders(hidden=True):
-            left_out.add(HIDDEN, f"{_name(folder, root)}/")
-        for path, reason, is_match in pattern.files(outputs):
-            name = _name(path, root)
-            if reason is None:
-                (matched if is_match else beside).add(name)
-            elif is_match and name not in found:
-                left_out.add(reason, name)
-    return matched, beside
-
-
 def _name(path: Path, root: Path) -> str:
     return Path(os.path.relpath(os.path.abspath(path), root)).as_posix()
 
 
-def _files(files: Iterable[Path], root: Path, left_out: LeftOut, outputs: OwnOutputs) -> list[str]:
-    """Names of the files that are images, by their suffix."""
-    names = []
-    for file in files:
-        name = _name(file, root)
-        if file.name in outputs.inside(file.parent):
-            left_out.add(OWN_OUTPUT, name)
-        elif reason := reason_by_suffix(file.suffix.lower()):
-            left_out.add(reason, name)
+def _shown(path: Path, root: Path) -> str:
+    """The name of what is left out, or its path if it is not below the folder of the images."""
+    return _name(path, root) if Path(os.path.abspath(path)).is_relative_to(root) else path.as_posix()
+
+
+def _reason(file: Path, outputs: OwnOutputs) -> str | None:
+    """Why a file that is given by its name is not segmented, or None."""
+    return OWN_OUTPUT if file.name in outputs.inside(file.parent) else reason_by_suffix(file.suffix.lower())
+
+
+def _names(judged: Iterable[tuple[Path, str | None]], root: Path, left_out: LeftOut) -> Iterator[str]:
+    """Names of the files that are images; the others are left out for their reasons."""
+    for path, reason in judged:
+        if reason is None:
+            yield _name(path, root)
         else:
-            names.append(name)
-    return names
+            left_out.add(reason, _shown(path, root))
 
 
 def _one_for_each_output(
@@ -162,21 +161,30 @@ def _one_for_each_output(
     kept = []
     stems: set[str] = set()
     taken: set[str] = set()
+    folders: set[str] = set()  # of the outputs
     for name in names:
         outputs = output_names(name, scores=scores, overlay=overlay)
+        above = [folder.as_posix() for folder in PurePosixPath(name).parents]
         if is_odd(name):
             left_out.add(ODD_NAME, name)
         elif any(len(os.path.basename(one).encode()) > LONGEST_NAME for one in outputs):
             left_out.add(LONG_NAME, name)
         elif os.path.splitext(name)[0] in stems:
             left_out.add(SAME_NAME, name)
-        elif taken.intersection(outputs):
+        elif (taken | folders).intersection(outputs) or taken.intersection(above):
             left_out.add(SAME_OUTPUT, name)
         else:
             stems.add(os.path.splitext(name)[0])
             taken.update(outputs)
+            folders.update(above)
             kept.append(name)
     return kept
+
+
+def _is_of_earlier_run(folder: Path, out: Path) -> bool:
+    """Whether a folder is the output folder, and segment has written to it."""
+    is_written = any((folder / name).is_file() for name in (MANIFEST, JOURNAL))
+    return is_written and folder.resolve() == out.resolve()
 
 
 def _check_apart(images: Path, out: Path) -> None:

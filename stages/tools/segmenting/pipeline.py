@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
 from stages.dataset.left_out import LeftOut
@@ -20,8 +21,25 @@ from stages.tools.segmenting.run_manifest import Done, RunManifest, shares
 from stages.tools.segmenting.summaries import CHANGED
 from stages.tools.segmenting.trained_model import Segmentation, TrainedModel
 
-MOST_THREADS = 8  # beside a GPU, that decode, and as many that write; each has an image in memory
-GPU_BATCH, BATCH_PIXELS = 16, 1 << 25  # images at once, and pixels at full size that wait for a batch
+MOST_THREADS, GPU_BATCH = 8, 16
+BATCH_PIXELS = 1 << 25  # at full size, that wait for a batch
+
+
+class Pace(NamedTuple):
+    """How many images are in work at once.
+
+    Attributes:
+        threads: that decode, and as many that write; each has an image in memory.
+        batch: images of one working size in a pass of the network.
+    """
+
+    threads: int
+    batch: int
+
+    @classmethod
+    def beside(cls, device: torch.device) -> "Pace":
+        """What keeps a GPU busy; on a CPU one image at a time is as fast, for the network has all cores."""
+        return cls(min(count_cores(), MOST_THREADS), GPU_BATCH) if device.type == "cuda" else cls(0, 1)
 
 
 class Segmented(NamedTuple):
@@ -56,17 +74,13 @@ class Finished(NamedTuple):
     done: Done
 
 
-def threads_beside(model: TrainedModel) -> int:
-    """Number of threads that decode, and of those that write; on a CPU the network has all cores: as fast."""
-    return min(count_cores(), MOST_THREADS) if model.device.type == "cuda" else 0
-
-
 def segment_all(
     model: TrainedModel,
     photographs: Iterable[Photograph],
     manifest: RunManifest,
     left_out: LeftOut,
     bits: int,
+    pace: Pace,
     *,
     scores: bool,
     overlay: bool,
@@ -79,13 +93,14 @@ def segment_all(
         manifest: of the run; the files go to its output folder.
         left_out: takes outputs that were changed by hand.
         bits: of `choose_bits`, with which the images were decoded.
+        pace: how many images are in work at once.
         scores: whether maps of confidence are written.
         overlay: whether overlays are written.
     """
     with staging(manifest.out) as folder:
         write = functools.partial(_write, folder, model.legend.colours, bits, has_overlay=overlay)
-        segmented = _segmented(model, photographs, has_map=scores)
-        with closing(call_in_threads(write, segmented, threads_beside(model))) as finished:
+        segmented = _segmented(model, photographs, pace.batch, has_map=scores)
+        with closing(call_in_threads(write, segmented, pace.threads)) as finished:
             for one in finished:
                 for changed in manifest.take_all(one.folder, one.outputs):
                     left_out.add(CHANGED, changed)
@@ -96,10 +111,10 @@ def segment_all(
 
 
 def _segmented(
-    model: TrainedModel, photographs: Iterable[Photograph], *, has_map: bool
+    model: TrainedModel, photographs: Iterable[Photograph], most: int, *, has_map: bool
 ) -> Iterator[Segmented]:
     take = functools.partial(_take, has_map=has_map)
-    for batch in _batches(model, photographs):
+    for batch in _batches(model, photographs, most):
         yield from map(take, batch, model.segment([one.pixels for one in batch]))
 
 
@@ -109,9 +124,8 @@ def _take(one: Photograph, found: Segmentation, *, has_map: bool) -> Segmented:
     return Segmented(one, found.ids, mean, to_gray(found.confidence) if has_map else None)
 
 
-def _batches(model: TrainedModel, photographs: Iterable[Photograph]) -> Iterator[list[Photograph]]:
-    """Group images that follow each other and have one working size; on a CPU one by one: as fast."""
-    most = GPU_BATCH if model.device.type == "cuda" else 0
+def _batches(model: TrainedModel, photographs: Iterable[Photograph], most: int) -> Iterator[list[Photograph]]:
+    """Group images that follow each other and have one working size."""
     batch: list[Photograph] = []
     for one in photographs:
         pixels = sum(each.pixels.shape[0] * each.pixels.shape[1] for each in [*batch, one])

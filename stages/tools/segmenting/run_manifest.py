@@ -113,26 +113,26 @@ class RunManifest:
     def take_all(self, folder: Path, names: Sequence[str]) -> list[str]:
         """Move finished files from a folder to their places.
 
+        The journal has them before they are there, so that neither a kill nor a loss of power leaves a file
+        whose origin is unknown.
+
         Returns:
             Those that are not moved, because they were changed where they are.
         """
         changed = [name for name in names if self.is_changed(name)]
-        for name in names:
-            if name not in changed:
-                self.take(folder / name, name)
+        own = {
+            name: Written((folder / name).stat().st_mtime_ns, file_sha256(folder / name))
+            for name in names
+            if name not in changed
+        }
+        self._note(*({"file": name, **asdict(one)} for name, one in own.items()))
+        for name, one in own.items():
+            target = self.out / name
+            with named_faults(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(folder / name, target)
+            self.files[name] = one
         return changed
-
-    def take(self, written: Path, name: str) -> None:
-        """Move a finished file to its place in the output folder.
-
-        The journal has it before it is there, so that a kill leaves no file whose origin is unknown.
-        """
-        target, now = self.out / name, Written(written.stat().st_mtime_ns, file_sha256(written))
-        self._note({"file": name, **asdict(now)})
-        with named_faults(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(written, target)
-        self.files[name] = now
 
     def drop(self, name: str) -> None:
         """Delete a file of an earlier result of an image, if it is segment's own."""
@@ -145,10 +145,12 @@ class RunManifest:
         self._note({"image": name, "done": asdict(done)})
         self.images[name] = done
 
-    def _note(self, line: Mapping[str, object]) -> None:
+    def _note(self, *lines: Mapping[str, object]) -> None:
         path = self.out / JOURNAL
         with named_faults(path), path.open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(line) + "\n")
+            journal.writelines(json.dumps(line) + "\n" for line in lines)
+            journal.flush()
+            os.fsync(journal.fileno())
 
     def save(self) -> None:
         """Write segment.json, which replaces the journal."""
