@@ -8,8 +8,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from stages.dataset.label_maps import decode_labels
-from stages.dataset.opening import RAW_MODE, has_pages, opened
-from stages.dataset.sixteen_bits import GRAY_MODES, is_deep_color, is_white_zero, reduce_color, reduce_gray
+from stages.dataset.opening import ORIENTATION, ORIENTATION_TAG, RAW_MODE, has_pages, opened
+from stages.dataset.sixteen_bits import (
+    GRAY_MODES,
+    is_deep,
+    is_deep_color,
+    is_white_zero,
+    reduce_color,
+    reduce_gray,
+)
 from stages.dataset.source import Decoded, Item, RawFile, Remark, read_raw
 from stages.dataset.taxonomy import Taxonomy
 from stages.settings.errors import DamagedFileError, UserError
@@ -32,11 +39,13 @@ def decode_image(content: bytes, *, upright: bool = True, bits: int = 16) -> tup
     remarks = Remark.PAGES if has_pages(content, image.format) else Remark.NONE
     if image.mode == "F":
         raise UserError("has 32-bit floating-point pixels; save it with 8 or 16 bits per channel")
+    if is_deep(image.mode, image.info[RAW_MODE]):
+        remarks |= Remark.DEEP
     is_inverted = is_white_zero(image)
     if bits < 16 and is_deep_color(image.mode, image.info[RAW_MODE]):
         image = reduce_color(content, image, bits)
-    if upright:
-        _turn_upright(image)
+    if upright and _turn_upright(image):
+        remarks |= Remark.TURNED
     if image.mode in GRAY_MODES:
         image = reduce_gray(image, bits, is_inverted=is_inverted)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -48,9 +57,14 @@ def decode_image(content: bytes, *, upright: bool = True, bits: int = 16) -> tup
     return image if image.mode == "RGB" else image.convert("RGB"), remarks
 
 
-def _turn_upright(image: Image.Image) -> None:
+def _turn_upright(image: Image.Image) -> bool:
+    """Apply the EXIF orientation; whether there is one."""
+    orientation = image.info.get(ORIENTATION, 1)
     with contextlib.suppress(Exception):  # ignore a damaged EXIF block
+        if orientation == 1:
+            orientation = image.getexif().get(ORIENTATION_TAG, 1)
         ImageOps.exif_transpose(image, in_place=True)  # no copy of what is upright already
+    return orientation in range(2, 9)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from stages.dataset.left_out import MOST_EXAMPLES, SUSPECT
 from stages.dataset.pack import Packed
-from stages.dataset.source import DataSet, Remark, listed
+from stages.dataset.source import REMARKS, DataSet, Remark, listed
 from stages.dataset.truth import IGNORED
 
 WORTH_A_WARNING = 0.05  # share of files that are left out although they may be pictures
@@ -21,11 +21,11 @@ def doubts_of_files(data: DataSet, train: Sequence[Packed], val: Sequence[Packed
             f"{names.count:,} {reason}" for reason, names in data.left_out.items() if reason in SUSPECT
         )
         yield f"{suspects:,} of {total:,} files that may be pictures are left out ({reasons})"
-    for remark in Remark:
+    for remark, text in REMARKS.items():
         marked = [one.item for one in (*train, *val) if remark in one.remarks]
         names = [str(item.labels if remark == Remark.GRAY_PALETTE else item.source) for item in marked]
         if names:
-            yield f"{len(names):,} files {remark.text()} ({', '.join(names[:MOST_EXAMPLES])})"
+            yield f"{len(names):,} files {text} ({', '.join(names[:MOST_EXAMPLES])})"
     yield from _duplicates(train, val)
 
 

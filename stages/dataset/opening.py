@@ -8,7 +8,11 @@ from PIL import Image, UnidentifiedImageError
 from stages.dataset.sixteen_bits import raw_mode
 from stages.settings.errors import DamagedFileError
 
-RAW_MODE = "raw mode of the file"  # key in the info of an opened image
+RAW_MODE, ORIENTATION = (
+    "raw mode of the file",
+    "orientation in the file",
+)  # keys in the info of an opened image
+ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1: as stored
 
 
 def opened(content: bytes) -> Image.Image:
@@ -26,6 +30,9 @@ def opened(content: bytes) -> Image.Image:
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError  # Pillow itself only warns up to twice as many
             stored = raw_mode(image)
+            turned = getattr(image, "tag_v2", {}).get(
+                ORIENTATION_TAG, 1
+            )  # of a TIFF, which turns as it is loaded
             image.load()
     except Image.DecompressionBombError as error:
         raise DamagedFileError(
@@ -37,7 +44,7 @@ def opened(content: bytes) -> Image.Image:
     except Exception as error:  # decoders raise many exception types on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedFileError(f"cannot be decoded ({reason}); replace or remove it") from error
-    image.info[RAW_MODE] = stored
+    image.info[RAW_MODE], image.info[ORIENTATION] = stored, turned
     return image
 
 

@@ -30,15 +30,15 @@ def is_deep_color(mode: str, stored: str) -> bool:
     return mode in ("RGB", "RGBA", "RGBX", "LA") and ";16" in stored
 
 
-def is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether an image file that is open, and not yet decoded, has 16 bits per channel."""
-    return image.mode in GRAY_MODES or is_deep_color(image.mode, raw_mode(image))
+def is_deep(mode: str, stored: str) -> bool:
+    """Whether an image of this mode and raw mode has 16 bits per channel."""
+    return mode in GRAY_MODES or is_deep_color(mode, stored)
 
 
 def largest_value(path: Path) -> int:
     """The largest value of an image with 16 bits per channel; -1 for any other image."""
     with Image.open(path) as image:
-        if not is_deep(image):
+        if not is_deep(image.mode, raw_mode(image)):
             return -1
         if image.mode in GRAY_MODES:
             return int(np.clip(np.asarray(image), 0, LARGEST).max())

@@ -54,19 +54,18 @@ class RawFile:
 
 
 class Remark(enum.IntFlag):
-    """What a user should know of a file that was read; the text follows a number of files."""
+    """What was seen in a file that was read."""
 
     NONE = 0
     PAGES = 1
     TRANSPARENT = 2
     CONSTANT = 4
     GRAY_PALETTE = 8
-
-    def text(self) -> str:
-        """The remark in words."""
-        return REMARKS[self]
+    TURNED = 16  # as its EXIF orientation says
+    DEEP = 32  # 16 bits per channel
 
 
+# What a user should know; the text follows a number of files.
 REMARKS = {
     Remark.PAGES: "have several pages or frames; only the first is used",
     Remark.TRANSPARENT: "have transparent pixels; they are laid over white",

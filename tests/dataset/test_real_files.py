@@ -337,14 +337,14 @@ def test_twelve_bits_of_sixteen_with_alpha_and_without(tmp_path: Path, channels:
     found, remarks = decode.decode_image(png16(values), bits=12)
     colours = values[..., :1].repeat(3, 2) if channels < 3 else values[..., :3]
     np.testing.assert_array_equal(np.asarray(found), colours >> 4)
-    assert remarks == Remark.NONE
+    assert remarks == Remark.DEEP
 
 
 def test_half_transparent_gray_of_twelve_bits_lies_over_white() -> None:
     values = np.full((4, 4, 2), 1 << 11, np.uint16)
     values[..., 1] = 0x8000
     found, remarks = decode.decode_image(png16(values), bits=12)
-    assert remarks == Remark.TRANSPARENT
+    assert remarks == Remark.TRANSPARENT | Remark.DEEP
     assert abs(int(np.asarray(found)[0, 0, 0]) - (128 * 128 + 255 * 127) // 255) <= 1
 
 

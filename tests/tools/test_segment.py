@@ -642,10 +642,13 @@ def test_another_folder_never_replaces_label_maps_of_the_same_names(ready: Any) 
     assert "another folder of photographs" in ready.fault(segment.main, ["two", *FLAGS])
 
 
-def test_the_exif_orientation_is_applied_and_said(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_the_exif_orientation_is_applied_and_said(
+    ready: Any, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save("photos/turned.jpg", exif=exif)
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(f"photos/turned.{suffix}", exif=exif)
     assert _run() == 0
     assert Image.open("found/turned.png").size == (20, 30)
     assert "segment: 1 images were turned as their EXIF orientation says" in capsys.readouterr().out

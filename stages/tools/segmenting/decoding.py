@@ -2,18 +2,16 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from stages.core.artefacts import read_metrics
 from stages.dataset.decode import decode_image
 from stages.dataset.left_out import BAD, LeftOut
-from stages.dataset.sixteen_bits import BITS, is_deep
-from stages.dataset.source import RawFile, Remark, read_raw
+from stages.dataset.sixteen_bits import BITS
+from stages.dataset.source import REMARKS, RawFile, Remark, read_raw
 from stages.dataset.summary import BITS_IN_USE
 from stages.dataset.survey import bits_in_use, describe_bits
 from stages.runtime.pool import call_in_threads
@@ -21,7 +19,6 @@ from stages.runtime.progress import warn
 from stages.settings.errors import UserError
 from stages.tools.segmenting.photographs import Photographs
 
-ORIENTATION = 0x0112  # EXIF tag; 1: as stored
 TURNED = "were turned as their EXIF orientation says; their label maps are as displayed"
 SUMMARY = Path("metrics/prepare.json")  # beside the folder of the model
 
@@ -32,16 +29,12 @@ class Photograph(NamedTuple):
     Attributes:
         file: the file as it was when read.
         pixels: RGB uint8 [H, W, 3], as displayed.
-        remarks: what the user should know of it.
-        is_turned: whether its EXIF orientation turned it.
-        is_deep: whether it has 16 bits per channel.
+        remarks: what was seen in the file.
     """
 
     file: RawFile
     pixels: np.ndarray
     remarks: Remark
-    is_turned: bool
-    is_deep: bool
 
 
 def choose_bits(photographs: Photographs, model: Path, log: Callable[[str], None], *, is_quiet: bool) -> int:
@@ -107,10 +100,9 @@ def without_faults(
         if isinstance(one, UserError):
             left_out.add(BAD, name, str(one))
             continue
-        for remark in (remark for remark in Remark if remark in one.remarks):
-            remarks.add(remark.text(), name)
-        if one.is_turned:
-            remarks.add(TURNED, name)
+        for remark, text in {**REMARKS, Remark.TURNED: TURNED}.items():
+            if remark in one.remarks:
+                remarks.add(text, name)
         yield one
 
 
@@ -125,13 +117,4 @@ def open_photograph(root: Path, name: str, bits: int) -> Photograph:
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})") from error
     picture, remarks = decode_image(content, bits=bits)
-    with Image.open(BytesIO(content)) as image:
-        has_deep = is_deep(image)  # first, because to read the EXIF block of a PNG decodes it
-        return Photograph(file, np.array(picture), remarks, _is_turned(image), has_deep)
-
-
-def _is_turned(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(ORIENTATION, 1) in range(2, 9)
-    except Exception:  # a damaged EXIF block, which the decoder ignores as well
-        return False
+    return Photograph(file, np.array(picture), remarks)

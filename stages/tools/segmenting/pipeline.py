@@ -13,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 
 from stages.dataset.left_out import LeftOut
+from stages.dataset.source import Remark
 from stages.runtime.pool import call_in_threads, count_cores
 from stages.tools.segmenting.decoding import Photograph
 from stages.tools.segmenting.label_files import output_names, to_gray, write_outputs
@@ -151,7 +152,7 @@ def _write(
 ) -> Finished:
     """Write the files of an image to a folder of their own below that of unfinished files."""
     file, (height, width) = one.photograph.file, one.ids.shape
-    state = (file.size_bytes, file.modified_ns, bits if one.photograph.is_deep else 0)
+    state = (file.size_bytes, file.modified_ns, bits if Remark.DEEP in one.photograph.remarks else 0)
     done = Done(*state, width, height, one.confidence, shares(one.ids))
     outputs = output_names(file.name, scores=one.map is not None, overlay=has_overlay)
     folder = Path(tempfile.mkdtemp(dir=unfinished))
