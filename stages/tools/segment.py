@@ -78,6 +78,7 @@ def _run(
     formats = [*formats, *formats_to_renew(args.out, formats, log)]
     if "coco" in formats:
         coco.require_pycocotools()
+    files = {"scores": args.scores, "overlay": args.overlay}
     extra = [LEGEND, TABLE, LISTING, *(file for name in formats for file in FORMATS[name][1])]
     manifest, todo = begin(
         args.out,
@@ -86,16 +87,15 @@ def _run(
         [css(colour) for colour in model.legend.colours],
         extra,
         bits=bits,
-        scores=args.scores,
-        overlay=args.overlay,
         overwrite=args.overwrite,
+        **files,
     )
     if before := len(photographs.names) - len(todo):
         log(f"{before:,} images are done already")
     try:
         with memory_for(SCARCE):
             names = todo if args.quiet else track(todo, "segment", unit="image")
-            pace, files = Pace.beside(model.device), {"scores": args.scores, "overlay": args.overlay}
+            pace = Pace.beside(model.device)
             opened = open_photographs(photographs.root, names, bits, pace.threads)
             sound = without_faults(opened, left_out, remarks)
             segment_all(model, sound, manifest, left_out, bits, pace, **files)
