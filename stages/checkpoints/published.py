@@ -28,8 +28,7 @@ from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 
 HEADS = ("projection.", "prototypes.", "classifier.")
-
-
+REMEDY = "set pretrain.init to a checkpoint, absolute or relative to the root of the repository"
 LEAST_MATCHED = 0.99  # minimum share of the trunk's tensors in the file
 COUNTER = "num_batches_tracked"  # batch-norm step counter, unused
 MOST_NAMES = 5  # maximum number of names in a message
@@ -103,7 +102,7 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str, key: str 
         UserError: the file has another hash, cannot be read, has another architecture, or contains less than
             99 % of the trunk.
     """
-    sha256 = check_sha256(path, pinned_sha256, "pretrain.init")
+    sha256 = check_sha256(path, pinned_sha256, "pretrain.init", REMEDY)
     networks = {
         keys: {_unchunked(name): value for name, value in tensors.items()}
         for keys, tensors in read_networks(path).items()

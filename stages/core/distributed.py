@@ -6,7 +6,6 @@ summed. Without torchrun, every function behaves as rank 0 of 1.
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -208,8 +207,6 @@ def replicate(module: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    # Some steps leave parameters unused: without guidance, with frozen prototypes. torch warns at the others.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     replicated = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
     replicated.broadcast_buffers = False  # the argument has another name in each version of torch
     return replicated

@@ -14,13 +14,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_sha256(path: Path, pinned: str, key: str) -> str:
+def check_sha256(path: Path, pinned: str, key: str, remedy: str) -> str:
     """The SHA-256 of a file that a setting names; must equal `pinned` unless that is empty.
 
     Args:
         path: of the file.
         pinned: value of the setting `<key>_sha256`.
         key: dotted key of the setting that names the file.
+        remedy: what to do if the file is missing or cannot be read.
 
     Raises:
         UserError: the file is missing, unreadable, or has another hash.
@@ -28,10 +29,7 @@ def check_sha256(path: Path, pinned: str, key: str) -> str:
     try:
         found = file_sha256(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); set {key} to what is there, absolute or relative "
-            "to the root of the repository"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     if pinned and found != pinned:
         raise UserError(
             f"{key}_sha256: is {pinned}, but {path} has the SHA-256 {found}; the file differs or is "

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from stages.dataset.label_maps import decode_labels
-from stages.dataset.opening import ORIENTATION, ORIENTATION_TAG, RAW_MODE, has_pages, opened
+from stages.dataset.opening import ORIENTATION_TAG, RAW_MODE, has_pages, opened
 from stages.dataset.sixteen_bits import (
     GRAY_MODES,
+    ORIENTATION,
     is_deep,
     is_deep_color,
     is_white_zero,

@@ -5,13 +5,10 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-from stages.dataset.sixteen_bits import raw_mode
+from stages.dataset.sixteen_bits import ORIENTATION, raw_mode
 from stages.settings.errors import DamagedFileError
 
-RAW_MODE, ORIENTATION = (
-    "raw mode of the file",
-    "orientation in the file",
-)  # keys in the info of an opened image
+RAW_MODE = "raw mode of the file"  # key in the info of an opened image
 ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1: as stored
 
 
@@ -30,9 +27,8 @@ def opened(content: bytes) -> Image.Image:
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError  # Pillow itself only warns up to twice as many
             stored = raw_mode(image)
-            turned = getattr(image, "tag_v2", {}).get(
-                ORIENTATION_TAG, 1
-            )  # of a TIFF, which turns as it is loaded
+            # A TIFF is turned as it is loaded, and then does not say so.
+            turned = getattr(image, "tag_v2", {}).get(ORIENTATION_TAG, 1)
             image.load()
     except Image.DecompressionBombError as error:
         raise DamagedFileError(

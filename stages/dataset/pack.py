@@ -41,7 +41,7 @@ class Packed:
         files: files that were read, the image first.
         faults: reasons why packing failed; empty on success.
         is_damaged: a file cannot be read or decoded, and nothing else is wrong.
-        remarks: what the user should know of the image.
+        remarks: what was seen in the files.
     """
 
     item: Item

@@ -14,6 +14,8 @@ GRAY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 SUFFIXES = (".png", ".tif", ".tiff")  # of formats that can have 16 bits per channel
 BITS = (8, 10, 12, 14, 16)  # that cameras and microscopes use of 16
 LARGEST = 65_535
+ORIENTATION = "orientation in the file"  # key in the info of an opened image
+KEPT = ("exif", ORIENTATION)  # keys of what is said of the image, not of its pixels
 WHITE_IS_ZERO = (262, 0)  # TIFF tag PhotometricInterpretation and its value
 
 
@@ -85,7 +87,7 @@ def reduce_color(content: bytes, image: Image.Image, bits: int) -> Image.Image:
     if _has_alpha(pixels):  # which uses all bits
         shallow[..., -1] = pixels[..., -1] >> 8
     reduced = Image.fromarray(shallow)
-    reduced.info["exif"] = image.info.get("exif", b"")
+    reduced.info = {key: image.info[key] for key in KEPT if key in image.info}
     return reduced
 
 

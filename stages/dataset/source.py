@@ -83,7 +83,7 @@ class Decoded:
         image: RGB.
         labels: class ids uint8 [rows, columns] of the same size, 255 = ignored; None without a label map.
         files: files that were read, the image first.
-        remarks: what the user should know of them.
+        remarks: what was seen in them.
     """
 
     image: Image.Image

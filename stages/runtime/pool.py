@@ -109,10 +109,22 @@ def call_in_threads(
 def _in_order(
     pool: Executor, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], most: int
 ) -> Iterator[Result]:
-    """Results in the order of the calls, of which at most so many are pending."""
+    """Results in the order of the calls, of which at most so many are pending.
+
+    If there is no next call because of a fault, the results of those before come first.
+    """
     pending: deque[Future[Result]] = deque()
+    following = iter(calls)
     try:
-        for arguments in calls:
+        while True:
+            try:
+                arguments = next(following)
+            except StopIteration:
+                break
+            except Exception:
+                while pending:
+                    yield pending.popleft().result()
+                raise
             pending.append(pool.submit(function, *arguments))
             if len(pending) >= most:
                 yield pending.popleft().result()

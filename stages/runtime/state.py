@@ -147,14 +147,14 @@ class StageState:
 
     def finish(self) -> None:
         """Delete the state after the outputs are written."""
-        self._lock.close()
         try:
             shutil.rmtree(self.folder)
         except OSError as error:
             # A network drive keeps a file that is deleted while it is open, under a hidden name, until it is
-            # closed. So the folder is not empty while arrays of this run are open; left over, it is harmless.
+            # closed. So the folder stays while lock and arrays of this run are open; empty, it is harmless.
             if error.errno != errno.ENOTEMPTY:
                 raise
+        self._lock.close()
 
 
 def common_fingerprint(watch: Watch, data: str = "", pins: Sequence[str] = ()) -> str:

@@ -146,7 +146,7 @@ def open_earlier(settings: Cluster) -> Earlier | None:
         return None
     folder = in_repository(settings.previous)
     files = folder / "segmenter.safetensors", folder / "pixel_centroids.safetensors"
-    check_sha256(files[1], settings.previous_sha256, "cluster.previous")
+    check_sha256(files[1], settings.previous_sha256, "cluster.previous", PREVIOUS_REMEDY)
     segmenter, about = load_segmenter(files[0], PREVIOUS_REMEDY)
     centroids = load_final_clusters(files[1], segmenter, file_sha256(files[0]), PREVIOUS_REMEDY)
     _, before = read_tensors(files[1])
@@ -172,7 +172,7 @@ def start_from(path: Path, segmenter: Segmenter, pinned: str) -> dict[str, Any]:
     Raises:
         UserError: the file has another hash, cannot be read, or has no weight that fits.
     """
-    sha256 = check_sha256(path, pinned, "train.init")
+    sha256 = check_sha256(path, pinned, "train.init", START_REMEDY)
     tensors, _ = read_tensors(path, remedy=START_REMEDY)
     found = {
         name: value
@@ -213,7 +213,7 @@ def check_made_for(path: Path, about: Mapping[str, Any], sha256: str, remedy: st
 
 
 def load_final_clusters(
-    path: Path, segmenter: Segmenter, sha256: str, remedy: str = REMEDY
+    path: Path, segmenter: Segmenter, sha256: str, remedy: str = ""
 ) -> Float[Tensor, "K D"]:
     """Read the centroids of `cluster`; batch-norm statistics in the file replace those of the network.
 
@@ -221,13 +221,13 @@ def load_final_clusters(
         path: file of `cluster`.
         segmenter: network that it was made for.
         sha256: of the file of that network.
-        remedy: what to do if it was made for another one.
+        remedy: what to do if it is missing or was made for another one; empty if a stage makes it.
 
     Raises:
         UserError: the file was made for another network, or does not fit it.
     """
-    tensors, about = read_tensors(path, "centroids", remedy="" if remedy == REMEDY else remedy)
-    check_made_for(path, about, sha256, remedy)
+    tensors, about = read_tensors(path, "centroids", remedy=remedy)
+    check_made_for(path, about, sha256, remedy or REMEDY)
     centroids = tensors.pop("centroids")
     if centroids.shape[1] != segmenter.decoder.dim:
         raise UserError(

@@ -360,7 +360,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_or_not_the_pinned_one(tmp_path: Path) -> None:
     path = tmp_path / "none.pth"
-    remedy = "set pretrain.init to what is there, absolute or relative to the root of the repository"
+    remedy = "set pretrain.init to a checkpoint, absolute or relative to the root of the repository"
     assert _fault(path) == f"{path}: cannot be read (No such file or directory); {remedy}"
     assert _fault(tmp_path) == f"{tmp_path}: cannot be read (Is a directory); {remedy}"
     write_checkpoint(path, "swav")

@@ -29,7 +29,7 @@ from stages.dataset.left_out import (
     OTHER_FORMAT,
 )
 from stages.dataset.raw_files import manifest_sha256
-from stages.dataset.sixteen_bits import LARGEST
+from stages.dataset.sixteen_bits import LARGEST, ORIENTATION, reduce_color
 from stages.dataset.source import Remark, list_data
 from stages.dataset.survey import bits_in_use
 from stages.dataset.truth import IGNORED, read_truth
@@ -346,6 +346,17 @@ def test_half_transparent_gray_of_twelve_bits_lies_over_white() -> None:
     found, remarks = decode.decode_image(png16(values), bits=12)
     assert remarks == Remark.TRANSPARENT | Remark.DEEP
     assert abs(int(np.asarray(found)[0, 0, 0]) - (128 * 128 + 255 * 127) // 255) <= 1
+
+
+def test_a_turned_tiff_of_twelve_bits_is_known_as_turned() -> None:
+    """It is turned as it is loaded, and does not say so any more."""
+    found, remarks = decode.decode_image(_tiff16(np.full((3, 4), 4000), tiffinfo={274: 6}), bits=12)
+    assert found.size == (3, 4)
+    assert remarks == Remark.DEEP | Remark.TURNED
+    image = Image.new("RGB", (4, 3))
+    image.info[ORIENTATION] = 6  # as of a TIFF with colors, which Pillow does not write
+    deep = png16(np.zeros((3, 4, 3), np.uint16))
+    assert reduce_color(deep, image, bits=12).info[ORIENTATION] == 6
 
 
 def test_white_is_zero_in_sixteen_bits() -> None:

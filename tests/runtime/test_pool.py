@@ -38,8 +38,7 @@ def test_a_container_has_no_more_cores_than_its_cgroup(
 
 
 HEED = """
-import sys
-import torch, threadpoolctl, faiss
+import torch, faiss
 from stages.runtime import pool
 torch.set_num_threads(4)
 faiss.omp_set_num_threads(4)
@@ -88,7 +87,20 @@ def test_a_call_that_fails_ends_the_others() -> None:
             raise ValueError("five")
         return number
 
-    found = []
+    found: list[int] = []
     with pytest.raises(ValueError, match="five"):
         found.extend(call_in_threads(fail_at_five, range(1000), 2))
     assert max(called) <= 8
+    assert found == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_what_is_under_way_comes_before_the_fault_of_what_follows(threads: int) -> None:
+    def numbers() -> Iterator[int]:
+        yield from range(5)
+        raise ValueError("no more")
+
+    found: list[int] = []
+    with pytest.raises(ValueError, match="no more"):
+        found.extend(call_in_threads(_square_after_a_while, numbers(), threads))
+    assert found == [0, 1, 4, 9, 16]

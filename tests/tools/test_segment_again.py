@@ -96,6 +96,24 @@ def test_an_output_folder_among_what_matches_is_left_out(
         segment.main(["ph/out", "--out", "ph/out", "--device", "cpu", "--model", "."])
 
 
+def test_label_maps_beside_photographs_that_are_given_twice_are_left_out(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abcd":
+        write_image(Path(f"ph/{name}.jpg"), np.zeros((24, 32, 3), np.uint8))
+        write_image(Path(f"ph/labels/{name}.png"), np.zeros((24, 32), np.uint8))
+    segment.main(["ph/**/*.*", *(f"ph/{name}.jpg" for name in "abcd"), *FLAGS])
+    assert "left out 4: label map among the images" in capsys.readouterr().out
+    assert pd.read_csv("found/manifest.csv")["source"].tolist() == [f"{name}.jpg" for name in "abcd"]
+
+
+def test_an_empty_output_folder_among_what_is_given_is_left_out(ready: Any) -> None:
+    write_image(Path("ph/a.jpg"), np.zeros((24, 32, 3), np.uint8))
+    Path("ph/out").mkdir()
+    segment.main(["ph/a.jpg", "ph/out", "--out", "ph/out", "--device", "cpu", "--model", "."])
+    assert pd.read_csv("ph/out/manifest.csv")["source"].tolist() == ["a.jpg"]
+
+
 def test_a_map_that_would_have_the_name_of_a_folder_of_maps_is_not_made(
     ready: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +121,10 @@ def test_a_map_that_would_have_the_name_of_a_folder_of_maps_is_not_made(
         write_image(Path("ph") / name, np.zeros((24, 32, 3), np.uint8))
     with pytest.raises(SystemExit):
         segment.main(["ph", "--out", "found", "--device", "cpu", "--model", "."])
-    assert "left out 2: its label map would replace a file of another image" in capsys.readouterr().err
+    assert (
+        "left out 2: its outputs would have the names of files or folders of another"
+        in capsys.readouterr().err
+    )
     assert sorted(path.as_posix() for path in Path("found").rglob("*.png") if path.is_file()) == [
         "found/a.png",
         "found/b.png",

@@ -1,5 +1,6 @@
 """Decoding of photographs, ahead of their use, and the bits of 16-bit channels that become 8."""
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -80,9 +81,10 @@ def open_photographs(
         except UserError as fault:
             return name, fault
 
-    # A thread that ends its own filter of warnings ends those of the others, so there is one around all.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with contextlib.ExitStack() as stack:
+        if threads:  # one that ends its own filter of warnings ends those of the others: one around all
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
         yield from call_in_threads(attempt, names, threads)
 
 

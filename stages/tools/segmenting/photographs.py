@@ -76,10 +76,9 @@ def find_photographs(
         left_out.add(OWN_OUTPUT if folder in earlier else HIDDEN, f"{_shown(folder, root)}/")
     found = set(_names(named, root, left_out))
     listed = _listed(folders, root, left_out, outputs)
-    by_name = [
-        (path, reason) for path, reason, is_match in matches if is_match and _name(path, root) not in found
-    ]
-    listed.update(_names(by_name, root, left_out))
+    matched = [(path, reason) for path, reason, is_match in matches if is_match]
+    new = [(path, reason) for path, reason in matched if reason is None or _name(path, root) not in found]
+    listed.update(_names(new, root, left_out))
     beside = {_name(path, root) for path, reason, is_match in matches if reason is None and not is_match}
     # The folder of a pattern may be above those of all that matches, and their names tell label maps as well.
     top = os.path.commonpath([root, *(os.path.abspath(pattern.folder) for pattern in patterns)])
@@ -182,9 +181,10 @@ def _one_for_each_output(
 
 
 def _is_of_earlier_run(folder: Path, out: Path) -> bool:
-    """Whether a folder is the output folder, and segment has written to it."""
-    is_written = any((folder / name).is_file() for name in (MANIFEST, JOURNAL))
-    return is_written and folder.resolve() == out.resolve()
+    """Whether a folder is the output folder, and segment has written to it, or nobody has."""
+    if folder.resolve() != out.resolve():
+        return False
+    return any((folder / name).is_file() for name in (MANIFEST, JOURNAL)) or not os.listdir(folder)
 
 
 def _check_apart(images: Path, out: Path) -> None:

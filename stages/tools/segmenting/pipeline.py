@@ -3,7 +3,7 @@
 import functools
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +13,13 @@ import torch
 from jaxtyping import UInt8
 
 from stages.dataset.left_out import LeftOut
+from stages.dataset.own_outputs import Written
 from stages.dataset.source import Remark
 from stages.runtime.pool import call_in_threads, count_cores
 from stages.tools.segmenting.decoding import Photograph
 from stages.tools.segmenting.label_files import output_names, to_gray, write_outputs
 from stages.tools.segmenting.output_folder import staging
-from stages.tools.segmenting.run_manifest import Done, RunManifest, shares
+from stages.tools.segmenting.run_manifest import Done, RunManifest, shares, written_in
 from stages.tools.segmenting.summaries import CHANGED
 from stages.tools.segmenting.trained_model import Segmentation, TrainedModel
 
@@ -65,13 +66,13 @@ class Finished(NamedTuple):
     Attributes:
         name: of the image.
         folder: of the files.
-        outputs: their names.
+        written: the files, by their names.
         done: what the manifest says of the image.
     """
 
     name: str
     folder: Path
-    outputs: tuple[str, ...]
+    written: Mapping[str, Written]
     done: Done
 
 
@@ -103,9 +104,9 @@ def segment_all(
         segmented = _segmented(model, photographs, pace.batch, has_map=scores)
         with closing(call_in_threads(write, segmented, pace.threads)) as finished:
             for one in finished:
-                for changed in manifest.take_all(one.folder, one.outputs):
+                for changed in manifest.take_all(one.folder, one.written):
                     left_out.add(CHANGED, changed)
-                for old in set(output_names(one.name, scores=True)) - set(one.outputs):
+                for old in set(output_names(one.name, scores=True)) - set(one.written):
                     manifest.drop(old)
                 manifest.add(one.name, one.done)
                 shutil.rmtree(one.folder)
@@ -157,4 +158,4 @@ def _write(
     outputs = output_names(file.name, scores=one.map is not None, overlay=has_overlay)
     folder = Path(tempfile.mkdtemp(dir=unfinished))
     write_outputs(folder, outputs, one.photograph.pixels, one.ids, one.map, colours)
-    return Finished(file.name, folder, outputs, done)
+    return Finished(file.name, folder, written_in(folder, outputs), done)

@@ -9,7 +9,7 @@ longer its own. No file that is not its own is ever replaced.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -110,8 +110,8 @@ class RunManifest:
         mask = output_names(name, scores=False)[0]
         return (root / name).is_file() and (self.out / mask).is_file()
 
-    def take_all(self, folder: Path, names: Sequence[str]) -> list[str]:
-        """Move finished files from a folder to their places.
+    def take_all(self, folder: Path, written: Mapping[str, Written]) -> list[str]:
+        """Move finished files from a folder to their places; `written` has their names, as of `written_in`.
 
         The journal has them before they are there, so that neither a kill nor a loss of power leaves a file
         whose origin is unknown.
@@ -119,13 +119,9 @@ class RunManifest:
         Returns:
             Those that are not moved, because they were changed where they are.
         """
-        changed = [name for name in names if self.is_changed(name)]
-        own = {
-            name: Written((folder / name).stat().st_mtime_ns, file_sha256(folder / name))
-            for name in names
-            if name not in changed
-        }
-        self._note(*({"file": name, **asdict(one)} for name, one in own.items()))
+        changed = [name for name in written if self.is_changed(name)]
+        own = {name: one for name, one in written.items() if name not in changed}
+        self._note(*({"file": name, **asdict(one)} for name, one in own.items()), is_synced=True)
         for name, one in own.items():
             target = self.out / name
             with named_faults(target):
@@ -145,12 +141,13 @@ class RunManifest:
         self._note({"image": name, "done": asdict(done)})
         self.images[name] = done
 
-    def _note(self, *lines: Mapping[str, object]) -> None:
+    def _note(self, *lines: Mapping[str, object], is_synced: bool = False) -> None:
         path = self.out / JOURNAL
         with named_faults(path), path.open("a", encoding="utf-8") as journal:
             journal.writelines(json.dumps(line) + "\n" for line in lines)
-            journal.flush()
-            os.fsync(journal.fileno())
+            if is_synced:
+                journal.flush()
+                os.fsync(journal.fileno())
 
     def save(self) -> None:
         """Write segment.json, which replaces the journal."""
@@ -164,6 +161,11 @@ class RunManifest:
         indent = 2 if len(self.files) <= MOST_INDENTED else None
         write_text(self.out / MANIFEST, json.dumps(content, indent=indent, allow_nan=False) + "\n")
         (self.out / JOURNAL).unlink(missing_ok=True)
+
+
+def written_in(folder: Path, names: Iterable[str]) -> dict[str, Written]:
+    """The state of finished files of a folder, by their names."""
+    return {name: Written((folder / name).stat().st_mtime_ns, file_sha256(folder / name)) for name in names}
 
 
 def shares(ids: np.ndarray) -> dict[str, float]:

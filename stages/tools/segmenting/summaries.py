@@ -16,7 +16,15 @@ from stages.tools.segmenting.formats import Annotated, Label, Write, unique_labe
 from stages.tools.segmenting.label_files import merge, output_names, read_ids
 from stages.tools.segmenting.output_folder import staging
 from stages.tools.segmenting.photographs import Photographs
-from stages.tools.segmenting.run_manifest import LEGEND, TABLE, Done, RunManifest, shares, write_table
+from stages.tools.segmenting.run_manifest import (
+    LEGEND,
+    TABLE,
+    Done,
+    RunManifest,
+    shares,
+    write_table,
+    written_in,
+)
 from stages.tools.segmenting.trained_model import TrainedModel
 
 CORRECTED = "label maps were corrected by hand and are kept"
@@ -78,7 +86,7 @@ def write_summaries(
             write, files = FORMATS[name]
             write(folder, images, labels, model.fingerprint)
             written += files
-        changed = manifest.take_all(folder, written)
+        changed = manifest.take_all(folder, written_in(folder, written))
     if not left_out:
         manifest.drop(LISTING)
     for name in changed:
