@@ -22,8 +22,6 @@ from stages.settings.section import (
     Sha256,
 )
 
-LEAST_WIDTH = 8  # of a ResNet: with 7 channels or fewer, the backward pass of torch 2.15 crashes on a CPU
-
 
 class Demo(Section):
     """The generated data set."""
@@ -233,10 +231,8 @@ class Params(Section):
 
     def _check_stem(self) -> None:
         stem, feature = self.backbone.stem_stride, self.train.feature_stride
-        if self.backbone.width < LEAST_WIDTH:
-            raise ValueError(
-                f"backbone.width: a ResNet needs at least {LEAST_WIDTH} channels, got {self.backbone.width}"
-            )
+        if (width := self.backbone.width) < (least := Backbone.LEAST_WIDTH):
+            raise ValueError(f"backbone.width: a ResNet needs at least {least} channels, got {width}")
         if self.size_px % (8 * stem):
             raise ValueError(
                 f"size_px: {self.size_px} is not a multiple of {8 * stem}, the total stride of a trunk "

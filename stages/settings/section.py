@@ -1,6 +1,6 @@
 """Building blocks of the schema: types with a range, and sections used by several stages."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -75,6 +75,8 @@ class Section(BaseModel):
 
 class Backbone(Section):
     """Trunk architecture shared by pretraining, embedding and segmentation."""
+
+    LEAST_WIDTH: ClassVar[int] = 8  # of a ResNet: with fewer, backward passes of torch 2.15 crash on a CPU
 
     arch: Literal["resnet18", "resnet50", "vit_small", "vit_base"]
     width: Count

@@ -51,8 +51,10 @@ def obstacles(root: Path) -> Iterator[Obstacle]:
 def uncommitted_code(root: Path) -> str:
     """A hash of how the code that stages run differs from the last commit; empty if it does not.
 
-    Of files that git does not track, the names count.
+    Of files that git does not track, the names count. Where git does not work (`git_obstacle`), it is empty.
     """
+    if git_obstacle(root) is not None:
+        return ""
     places = ("dvc.yaml", "stages", ":(exclude)stages/tools")
     changed = git(root, "diff", "HEAD", "--", *places).stdout
     changed += git(root, "ls-files", "--others", "--exclude-standard", "--", *places).stdout

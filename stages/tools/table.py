@@ -37,8 +37,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run or queue the missing experiments, collect the finished ones, write Markdown and CSV."""
     args = _parse(argv)
 
-    if (broken := git_obstacle(Path())) is not None:
-        raise UserError(f"make table: {broken.what}; {broken.remedy}")
     written = read_table(args.tables / f"{args.name}.yaml")
     changes = [parse_change(text, written) for text in args.set]
     every = range(1, len(written.rows) + 1)
@@ -56,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         _print_commands(args.name, chosen, wanted)
         return
+    if (broken := git_obstacle(Path())) is not None:
+        raise UserError(f"make table: {broken.what}; {broken.remedy}")
     files = {measure.file for measure in table.measures.values()}
     done = finished(files)
     missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]

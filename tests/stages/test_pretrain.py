@@ -159,26 +159,18 @@ def test_densecl_without_cells_is_moco(bench: Any) -> None:
 def test_maps_of_few_cells_are_pointed_out(
     bench: Any, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
-    bench.params(pretrain__method=method, pretrain__epochs=0)
-    pretrain.main(ARGV)
-    said = capsys.readouterr()
-    assert "pretrain: view_px 32  cells 4 x 4" in said.out
-    assert (
-        f"pretrain: warning: the last feature map has only 4 x 4 cells, from which method: {method} learns; "
-        "raise pretrain.dense.image_px to 49 or more, set pretrain.dense.dilate: true, or lower "
-        "backbone.stem_stride\n"
-    ) in said.err
-    bench.params(pretrain__method=method, pretrain__epochs=0, pretrain__dense__dilate=True)
-    pretrain.main(ARGV)
-    assert "cells 8 x 8" in capsys.readouterr().out
-    bench.params(
-        pretrain__method=method, pretrain__epochs=0, pretrain__dense={"dilate": True, "image_px": 16}
-    )
-    pretrain.main(ARGV)
-    assert (
-        "raise pretrain.dense.image_px to 25 or more, or lower backbone.stem_stride"
-        in capsys.readouterr().err
-    )
+    for dilate, cells, remedy in (
+        (True, 4, "raise pretrain.dense.image_px to 49 or more, or lower"),
+        (False, 2, "raise pretrain.dense.image_px to 97 or more, set pretrain.dense.dilate: true, or lower"),
+    ):
+        bench.params(pretrain__method=method, pretrain__epochs=0, pretrain__dense__dilate=dilate)
+        pretrain.main(ARGV)
+        said = capsys.readouterr()
+        assert f"pretrain: view_px 32  cells {cells} x {cells}" in said.out
+        assert (
+            f"pretrain: warning: the last feature map has only {cells} x {cells} cells, from which method: "
+            f"{method} learns; {remedy} backbone.stem_stride\n"
+        ) in said.err
     bench.params(pretrain__method=method, pretrain__epochs=0, pretrain__dense__image_px=49)
     pretrain.main(ARGV)
     said = capsys.readouterr()

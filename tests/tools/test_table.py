@@ -414,6 +414,20 @@ def test_mistakes(folder: Path, bench_fault: Any, argv: list[str], expected: str
     assert bench_fault([*argv, "--tables", "tables"]) == expected
 
 
+@pytest.mark.parametrize("programs", [None, "no such folder"], ids=["no history", "no git"])
+def test_without_git_the_remedy_is_said_before_dvc_is_asked(
+    folder: Path, bench_fault: Any, monkeypatch: pytest.MonkeyPatch, programs: str | None
+) -> None:
+    if programs is not None:
+        monkeypatch.setenv("PATH", programs)
+    said = bench_fault(["1", "--tables", "tables"])
+    assert said.startswith(
+        "make table: git is not installed; "
+        if programs
+        else "make table: this folder has no git history, as after the download of a ZIP file; git init"
+    )
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
