@@ -237,4 +237,4 @@ def _resize(
         max(1, BAND_ELEMENTS // (3 * picture.shape[1]))
     )
     narrow = [to_unit(band.to(device)[None]) @ columns.T for band in bands]
-    return resample(torch.cat(narrow, dim=2), whole(1).to(device), size)
+    return resample(torch.cat(narrow, dim=2), whole(1, device), size)
