@@ -1,6 +1,7 @@
 """Stage `pretrain`: train a self-supervised backbone, or load one from a checkpoint (4.1, 5.1)."""
 
 import argparse
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from stages.backbone.checkpoint import save_backbone
 from stages.backbone.trunk import Trunk
-from stages.checkpoints.published import Published, read_start, start_trunk
+from stages.checkpoints.published import Published, as_start, read_start, start_trunk
 from stages.core import distributed
 from stages.core.artefacts import write_csv, write_metrics
 from stages.core.device import torch_generator
@@ -27,7 +28,7 @@ from stages.runtime.environment import describe_environment
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.start import start_stage
-from stages.runtime.state import StageState
+from stages.runtime.state import StageState, restore
 from stages.runtime.watch import Watch
 from stages.settings.params import check_data_size, check_heads, load
 
@@ -76,27 +77,33 @@ def _run(args: argparse.Namespace, argv: Sequence[str] | None, params: SimpleNam
 
 
 def pretrain(
-    pretrainer: Pretrainer, images: ImageSource, params: SimpleNamespace, state: StageState
-) -> pd.DataFrame:
-    """Train up to the last epoch; resume from the saved state of an interrupted run.
+    pretrainer: Pretrainer,
+    images: ImageSource,
+    history: History,
+    state: StageState,
+    seed: int,
+    *,
+    before: int = 0,
+    at: tuple[int, int] = (0, 0),
+) -> None:
+    """Train one phase up to its last epoch.
 
     Args:
         pretrainer: networks and optimizer.
         images: all training images.
-        params: `seed` and `pretrain` of params.yaml.
-        state: saved state to resume from and to update.
-
-    Returns:
-        One row of training metrics per epoch.
+        history: gets one row of training metrics per epoch.
+        state: saved state to update.
+        seed: `seed` of params.yaml.
+        before: epochs of earlier phases.
+        at: next epoch and step of this phase.
 
     Raises:
         UserError: the loss is not a number.
     """
-    settings, history = params.pretrain, History(FIGURES, images.device)
+    settings, (epoch, step) = pretrainer.settings, at
     remedy = NAN_CURES[settings.method]
-    epoch, step = state.resume(pretrainer, history)
     while epoch < settings.epochs:
-        order = torch_generator(params.seed, "pretrain", "order", epoch)
+        order = torch_generator(seed, "pretrain", "order", epoch)
         batches = shuffled(len(images), settings.batch_size, order)
         left = [distributed.share(rows) for rows in batches[step:]]
         what = f"pretrain epoch {epoch + 1}"
@@ -105,13 +112,12 @@ def pretrain(
             step += 1
             if state.is_due():
                 history.check_finite("pretrain", step, remedy)
-                state.save_step(pretrainer, history, epoch, step)
+                state.save_step(pretrainer, history, before + epoch, step)
         history.check_finite("pretrain", step, remedy)
         row = history.end_epoch(pretrainer.epoch_figures(), len(batches))
         epoch, step = epoch + 1, 0
         say("pretrain", **{**row, "epoch": f"{epoch}/{settings.epochs}"})
         pretrainer.warn(epoch, row)
-    return history.table(EPOCH_FIGURES)
 
 
 def _trained(
@@ -122,21 +128,33 @@ def _trained(
     *,
     cuda_graph: Wish,
 ) -> Result:
-    pretrainer = Pretrainer(
-        params.pretrain,
-        params.backbone,
-        start,
-        num_images=len(images),
-        seed=params.seed,
-        precision=params.precision,
-        device=images.device,
-        compiled=params.compile,
-        cuda_graph=cuda_graph,
-    )
-    history = pretrain(pretrainer, images, params, state)
-    # Training changes the features, so the heads of the initial checkpoint no longer apply.
-    heads = pretrainer.heads if not history.empty else {} if start is None else start.heads
-    return pretrainer.backbone, heads, history, pretrainer.summary(history)
+    """Train all phases, each from the backbone of the one before it; resume an interrupted run."""
+    history, saved, before = History(FIGURES, images.device), state.load(), 0
+    for settings in params.pretrain.phases():
+        if saved is None or saved["epoch"] < before + settings.epochs:
+            say("pretrain", method=settings.method, epochs=settings.epochs)
+            pretrainer = Pretrainer(
+                settings,
+                params.backbone,
+                start,
+                num_images=len(images),
+                seed=params.seed,
+                precision=params.precision,
+                device=images.device,
+                compiled=params.compile,
+                cuda_graph=cuda_graph,
+            )
+            epoch, step = restore(saved, pretrainer, history)
+            at, saved = (max(0, epoch - before), step), None
+            pretrain(pretrainer, images, history, state, params.seed, before=before, at=at)
+            # Training changes the features, so the heads of the initial checkpoint no longer apply.
+            heads = pretrainer.heads if settings.epochs else {} if start is None else start.heads
+            backbone, summary = pretrainer.backbone, pretrainer.summary(history.table(EPOCH_FIGURES, before))
+            start = as_start(backbone, heads)
+            del pretrainer
+            gc.collect()  # a pretrainer and the graph of its step hold each other, and memory of the device
+        before += settings.epochs
+    return backbone, heads, history.table(EPOCH_FIGURES), summary
 
 
 def _untrained(start: Published | None, params: SimpleNamespace) -> Result:

@@ -21,7 +21,7 @@ from stages.runtime.environment import describe_environment
 from stages.runtime.progress import say, track
 from stages.runtime.script import run
 from stages.runtime.start import start_stage
-from stages.runtime.state import StageState
+from stages.runtime.state import StageState, restore
 from stages.runtime.watch import Watch
 from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter, start_from
 from stages.settings.errors import UserError
@@ -103,7 +103,7 @@ def train(
         UserError: the loss is not a number.
     """
     settings, history = params.train, History(FIGURES, images.device, MEASURED_IN)
-    epoch, step = state.resume(trainer, history)
+    epoch, step = restore(state.load(), trainer, history)
     while epoch < settings.epochs:
         order = torch_generator(params.seed, "train", "order", epoch)
         batches = shuffled(len(images), settings.batch_size, order)

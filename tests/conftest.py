@@ -70,6 +70,7 @@ TINY: dict[str, Any] = {
     "pretrain.swav.queue_from_epoch": 1,
     "pretrain.dense.image_px": SIZE_PX,
     "pretrain.dense.dilate": True,
+    "pretrain.dense.mocov2_epochs": 0,
     "pretrain.densecl.weight": 0.5,
     "pretrain.densecl.warmup_epochs": 0.0,
     "pretrain.slotcon.num_prototypes": 5,

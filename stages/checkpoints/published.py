@@ -219,6 +219,15 @@ def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
     return start
 
 
+def as_start(trunk: Trunk, heads: Mapping[str, Tensor]) -> Published:
+    """A trunk and heads that were just trained, as they would be read from their file."""
+    kept, heads = (
+        {name: value.cpu() for name, value in tensors.items() if not name.endswith(COUNTER)}
+        for tensors in (trunk.state_dict(), heads)
+    )
+    return Published(kept, heads, sha256="", name="", missing=(), unexpected=())
+
+
 def start_trunk(backbone: Backbone, start: Published | None, seed: int) -> Trunk:
     """The trunk before training: initialized from the seed, then from the checkpoint if there is one."""
     torch.manual_seed(derive(seed, "pretrain", "weights"))

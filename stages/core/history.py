@@ -54,9 +54,15 @@ class History:
         self._sums.zero_()
         return row
 
-    def table(self, more: Sequence[str]) -> pd.DataFrame:
-        """One row per epoch: its number, the step figures, and the epoch figures `more`."""
-        return pd.DataFrame(self._rows, columns=["epoch", *self._figures, *more])
+    def table(self, more: Sequence[str], before: int = 0) -> pd.DataFrame:
+        """One row per epoch: its number, the step figures, and the epoch figures `more`.
+
+        Args:
+            more: names of the epoch figures.
+            before: number of first epochs to leave out; the next one has number 1.
+        """
+        rows = pd.DataFrame(self._rows[before:], columns=["epoch", *self._figures, *more])
+        return rows.assign(epoch=rows["epoch"] - before)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums and rows."""

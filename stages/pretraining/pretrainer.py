@@ -39,6 +39,9 @@ class Pretrainer:
 
     Every random number depends only on (seed, epoch, step). A resumed run therefore gives the same bytes as
     an uninterrupted one, and several processes draw the same numbers as one.
+
+    Attributes:
+        settings: `pretrain` of params.yaml, for the method that this trains with.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Pretrainer:
         cuda_graph: Wish = "auto",
     ) -> None:
         torch.manual_seed(derive(seed, "pretrain", "weights"))
-        self._settings, self._seed, self._device = settings, seed, device
+        self.settings, self._seed, self._device = settings, seed, device
         method = build_method(
             settings, backbone, start, num_images=num_images, seed=seed, precision=precision
         )
@@ -111,9 +114,9 @@ class Pretrainer:
     def _draw(self, num_images: int, moment: Moment) -> Drawn:
         """The learning rate of a step, then all that the method draws for it."""
         generator = torch_generator(self._seed, "pretrain", "views", moment.epoch, moment.step)
-        views = Views(self._settings.photometric, self._settings.crop_aspect, generator)
+        views = Views(self.settings.photometric, self.settings.crop_aspect, generator)
         drawn = self._method.draw(views, num_images, moment)
-        return drawn.after(torch.tensor(self._settings.lr * self._lr_factor(moment)))
+        return drawn.after(torch.tensor(self.settings.lr * self._lr_factor(moment)))
 
     def _compute(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> Float[Tensor, " F"]:
         """What the device does in a step; `drawn` is on the device, and all state changes in place."""
@@ -130,7 +133,7 @@ class Pretrainer:
         self, image: Float[Tensor, "n 3 H W"], drawn: Drawn
     ) -> tuple[Float[Tensor, " F"], Float[Tensor, "n C"]]:
         """Compute the gradients of a batch in passes of the same size; return figures and features."""
-        passes = distributed.passes(len(image), self._settings.micro_batch)
+        passes = distributed.passes(len(image), self.settings.micro_batch)
         if len(passes) == 1:
             measured = self._replicated(image, drawn)
             measured.loss.backward()
@@ -154,15 +157,15 @@ class Pretrainer:
             figures: figures of the last epoch.
         """
         expected = self._method.expected
-        faults = find_faults(figures, expected) if is_settled(epoch, self._settings) else []
+        faults = find_faults(figures, expected) if is_settled(epoch, self.settings) else []
         for fault in faults:
             if fault not in self._faults:
-                warn("pretrain", explain(fault, figures, expected, self._settings.method))
+                warn("pretrain", explain(fault, figures, expected, self.settings.method))
         self._faults = faults
 
     def summary(self, history: pd.DataFrame) -> dict[str, Any]:
         """Summary of the whole run."""
-        return summarise(history, self._settings, self._method.expected)
+        return summarise(history, self.settings, self._method.expected)
 
     def epoch_figures(self) -> dict[str, float]:
         """`EPOCH_FIGURES`; resets their accumulators."""
@@ -173,8 +176,8 @@ class Pretrainer:
     def _lr_factor(self, moment: Moment) -> float:
         return warmup_cosine(
             moment.steps,
-            total_steps=self._settings.epochs * moment.num_steps,
-            warmup_steps=round(self._settings.warmup_epochs * moment.num_steps),
+            total_steps=self.settings.epochs * moment.num_steps,
+            warmup_steps=round(self.settings.warmup_epochs * moment.num_steps),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -94,21 +94,8 @@ class StageState:
         found = distributed.object_from_leader(found)
         return None if found is None else unflatten(found[1]["tree"], found[0])
 
-    def resume(self, trainer: Saved, history: Saved) -> tuple[int, int]:
-        """Restore trainer and history from the last saved step.
-
-        Returns:
-            Next epoch and next step; (0, 0) if no state was saved.
-        """
-        saved = self.load()
-        if saved is not None:
-            trainer.load_state_dict(saved["trainer"])
-            history.load_state_dict(saved["history"])
-        distributed.barrier()  # no process may save before all have loaded
-        return (0, 0) if saved is None else (saved["epoch"], saved["step"])
-
     def save_step(self, trainer: Saved, history: Saved, epoch: int, step: int) -> None:
-        """Save the state for `resume`; `epoch` and `step` are the next ones to run."""
+        """Save the state for `restore`; `epoch` and `step` are the next ones to run."""
         self.save(
             {
                 "trainer": trainer.state_dict(),
@@ -155,6 +142,19 @@ class StageState:
             if error.errno != errno.ENOTEMPTY:
                 raise
         self._lock.close()
+
+
+def restore(saved: Any | None, trainer: Saved, history: Saved) -> tuple[int, int]:
+    """Restore trainer and history from what `load` has read.
+
+    Returns:
+        Next epoch and next step; (0, 0) if no state was saved.
+    """
+    if saved is None:
+        return 0, 0
+    trainer.load_state_dict(saved["trainer"])
+    history.load_state_dict(saved["history"])
+    return saved["epoch"], saved["step"]
 
 
 def common_fingerprint(watch: Watch, data: str = "", pins: Sequence[str] = ()) -> str:

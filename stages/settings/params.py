@@ -14,7 +14,6 @@ from ruamel.yaml.error import YAMLError
 
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.schema import Params
-from stages.settings.schema_pretrain import QUEUE_METHODS
 
 TYPES = {
     "int_type": "int",
@@ -161,7 +160,7 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
     too_many = f"is more than the {num_images} training images"
     if params.pretrain.trains and params.pretrain.batch_size > num_images:
         yield f"pretrain.batch_size: {params.pretrain.batch_size} {too_many}; lower it, or add images"
-    if params.pretrain.method in QUEUE_METHODS and params.pretrain.queue_size > num_images:
+    if params.pretrain.has_queue and params.pretrain.queue_size > num_images:
         yield (
             f"pretrain.queue_size: {params.pretrain.queue_size} {too_many}, so images would be their own "
             "negatives; about half of the images is a good size"

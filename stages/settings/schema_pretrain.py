@@ -44,6 +44,7 @@ class Dense(Section):
 
     image_px: Annotated[int, Field(ge=16)]
     dilate: bool
+    mocov2_epochs: Annotated[int, Field(ge=0)]
 
 
 class DenseCL(Section):
@@ -116,7 +117,7 @@ class Pretrain(Section):
                 f"micro_batch: {self.micro_batch} is not possible with method: slotcon, whose predictor sees "
                 "the slots of the whole batch; set it to 0"
             )
-        if self.method in QUEUE_METHODS and self.queue_size % self.batch_size:
+        if self.has_queue and self.queue_size % self.batch_size:
             raise ValueError(
                 f"queue_size: {self.queue_size} is not a multiple of batch_size {self.batch_size}; "
                 "the queue stores whole batches, so set it to a multiple"
@@ -137,6 +138,19 @@ class Pretrain(Section):
     def trains(self) -> bool:
         """Whether the method trains; the others use the initial model as it is."""
         return self.method not in UNTRAINED
+
+    def phases(self) -> list["Pretrain"]:
+        """What trains, one after another: MoCo v2 if a dense method is to start from it, then the method."""
+        if not self.trains:
+            return []
+        first = self.dense.mocov2_epochs if self.method in DENSE_METHODS and self.epochs else 0
+        mocov2 = self.model_copy(update={"method": "mocov2", "epochs": first})
+        return [mocov2, self] if first else [self]
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether a phase has a queue of keys of `queue_size`."""
+        return any(phase.method in QUEUE_METHODS for phase in self.phases())
 
     def num_passes(self, num_processes: int) -> int:
         """Number of passes of each process for a batch."""

@@ -25,6 +25,7 @@ SIZES: tuple[Key, ...] = (
 )  # fmt: skip
 BANDWIDTH: Key = ("refine", "appearance_px")
 EPOCHS: Key = ("pretrain", "epochs")
+FIRST_EPOCHS: Key = ("pretrain", "dense", "mocov2_epochs")  # in proportion to the others
 AMOUNTS: tuple[Key, ...] = (("backbone", "width"), ("train", "epochs"))
 STEP: Key = ("train", "context", "stride")  # all sizes are multiples of it, as two of them must be
 LEAST, MOST = 5, 400  # epochs of pretraining; more than 400 were never tried
@@ -67,7 +68,10 @@ def fit_into(
         return changes, found
     epochs = min(MOST, math.floor((seconds - others) / _upper(epoch)))
     why = "what the time allows" if epochs < MOST else "the most"
-    return (*changes, Fit(EPOCHS, epochs, why)), found | {"pretrain": epoch.times(epochs)}
+    changes = (*changes, Fit(EPOCHS, epochs, why))
+    if first := at(params, FIRST_EPOCHS):
+        changes = (*changes, Fit(FIRST_EPOCHS, math.floor(first * epochs / at(params, EPOCHS)), why))
+    return changes, found | {"pretrain": epoch.times(epochs)}
 
 
 def _reduced(params: Mapping[str, Any], amount: float) -> Iterator[Fit]:

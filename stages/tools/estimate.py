@@ -76,8 +76,9 @@ def estimate(params: Params, data: DataSet) -> dict[str, Span]:
         device = choose_device(params.device)
         set_numerics(params.precision, deterministic=params.deterministic)
         images = _random_images(params, device)
-        if params.pretrain.trains:
-            found["pretrain"] = _pretrain(params, images, num_images)
+        if phases := params.pretrain.phases():
+            spans = [_pretrain(params, phase, images, num_images) for phase in phases]
+            found["pretrain"] = sum(spans, Span(0, 0))
         segmenter = build_untrained(params, images.device)
         found["train"] = _train(params, images, num_images, segmenter)
         found["others"] = _others(params, images, num_images, len(data.val), segmenter)
@@ -145,22 +146,24 @@ def start() -> Span:
     return Span(one, one)
 
 
-def _pretrain(params: Params, images: ImageSource, num_images: int) -> Span:
+def _pretrain(params: Params, phase: Pretrain, images: ImageSource, num_images: int) -> Span:
     size = len(images) // 2
-    pretrainer = build_pretrainer(params, size, num_images, images.device)
+    pretrainer = build_pretrainer(params, phase, size, num_images, images.device)
     (image,) = images.batches([torch.arange(size)])
     step = measure(lambda number: pretrainer.train_step(image, 0, number, 100), images.device)
-    return step.times(params.pretrain.epochs * num_images / size)
+    return step.times(phase.epochs * num_images / size)
 
 
-def build_pretrainer(params: Params, size: int, num_images: int, device: torch.device) -> Pretrainer:
+def build_pretrainer(
+    params: Params, phase: Pretrain, size: int, num_images: int, device: torch.device
+) -> Pretrainer:
     """A pretrainer for batches of `size` images; in a smaller batch than that of params.yaml as one group."""
-    if size == params.pretrain.batch_size:
-        return _pretrainer(params, params.pretrain, num_images, device)
-    queue = max(1, params.pretrain.queue_size // size) * size
-    swav = params.pretrain.swav.model_copy(update={"queue_size": 0})
+    if size == phase.batch_size:
+        return _pretrainer(params, phase, num_images, device)
+    queue = max(1, phase.queue_size // size) * size
+    swav = phase.swav.model_copy(update={"queue_size": 0})
     changes: dict[str, Any] = {"batch_size": size, "queue_size": queue, "bn_splits": 1, "swav": swav}
-    return _pretrainer(params, params.pretrain.model_copy(update=changes), max(num_images, 2 * size), device)
+    return _pretrainer(params, phase.model_copy(update=changes), max(num_images, 2 * size), device)
 
 
 def _pretrainer(params: Params, settings: Pretrain, num_images: int, device: torch.device) -> Pretrainer:

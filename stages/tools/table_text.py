@@ -7,7 +7,7 @@ import pandas as pd
 
 from stages.settings.params import flat
 from stages.settings.schema import Params
-from stages.settings.schema_pretrain import UNTRAINED
+from stages.settings.schema_pretrain import DENSE_METHODS, UNTRAINED
 from stages.tools.experiments import Experiment, Measure, Metrics, Row, Table, measured
 from stages.tools.table_changes import Change
 
@@ -60,6 +60,8 @@ def describe_run(params: Params, table: Table, changes: Sequence[Change]) -> str
     start = f"pretraining {method}" + (f" from {Path(init).name}" if init else "")
     if method not in UNTRAINED:
         start += f", {values['pretrain.epochs']} epochs"
+        if (first := values["pretrain.dense.mocov2_epochs"]) and method in DENSE_METHODS:
+            start += f" after {first} of mocov2"
     changed = f"; changed: {', '.join(change.text for change in changes)}" if changes else ""
     return (
         f"Data: {data} (preset {params.preset}). {values['backbone.arch']} of width "

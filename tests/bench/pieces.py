@@ -16,6 +16,7 @@ from stages.imaging.batches import ImageSource, in_order, shuffled
 from stages.predict import score_images
 from stages.segmenter.sampling import sample_pixel_features
 from stages.settings.schema import Params
+from stages.settings.schema_pretrain import Pretrain
 from stages.tools.estimate import CPU_BATCH, build_pretrainer, build_untrained
 from stages.training.clusters import PixelClusterer
 from tests.bench.clock import Clock
@@ -42,8 +43,9 @@ def measure_networks(params: Params, device: torch.device) -> Iterator[tuple[str
     set_numerics(params.precision, deterministic=params.deterministic)
     yield "read", _reading(params, device, is_cached=True)
     yield "read from disk", _reading(params, device, is_cached=False)
-    if params.pretrain.trains and params.pretrain.epochs:
-        yield "pretrain", _pretraining(params, device)
+    if params.pretrain.epochs:
+        for phase in params.pretrain.phases():
+            yield f"pretrain {phase.method}", _pretraining(params, phase, device)
     yield "embed", _embedding(params, device)
     yield from _training(params, device)
     yield "cluster", _clustering(params, device)
@@ -86,12 +88,12 @@ def _reading(params: Params, device: torch.device, *, is_cached: bool) -> Observ
         return observe(lambda: step, count, device)
 
 
-def _pretraining(params: Params, device: torch.device) -> Observed:
-    size = _size(params.pretrain.batch_size, device)
+def _pretraining(params: Params, phase: Pretrain, device: torch.device) -> Observed:
+    size = _size(phase.batch_size, device)
 
     def build() -> Step:
-        num_images = max(params.pretrain.queue_size, 2 * size)
-        pretrainer = build_pretrainer(params, size, num_images, device)
+        num_images = max(phase.queue_size, 2 * size)
+        pretrainer = build_pretrainer(params, phase, size, num_images, device)
         (image,) = _images(size, params.prepare.train_px, device).batches(in_order(size, size))
         return lambda number: pretrainer.train_step(image, 0, number, NUM_STEPS)
 

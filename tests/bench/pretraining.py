@@ -16,10 +16,11 @@ from torch import nn
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import autocast, place
 from stages.core.graph import Wish
+from stages.core.history import History
 from stages.imaging.batches import ImageSource
 from stages.pretrain import pretrain
 from stages.pretraining.encoder import DenseEncoder, Encoder
-from stages.pretraining.pretrainer import Pretrainer
+from stages.pretraining.pretrainer import FIGURES, Pretrainer
 from stages.pretraining.slot_networks import SlotEncoder
 from stages.settings.schema import Params
 from stages.settings.schema_pretrain import Pretrain
@@ -54,8 +55,7 @@ METHODS = ("mocov2", "swav", "densecl", "slotcon")
 # Of one turn. The more they are, the less the end of an epoch weighs; on a CPU each takes seconds.
 NUM_STEPS = {"cpu": 2, "cuda": 16}
 
-# A run that is neither resumed nor saved.
-NO_STATE: Any = SimpleNamespace(resume=lambda *_: (0, 0), is_due=lambda: False)
+NO_STATE: Any = SimpleNamespace(load=lambda: None, is_due=lambda: False)  # of a run that is never saved
 
 
 def measure(device: torch.device, turns: int, compiled: bool = False) -> Iterator[Line]:
@@ -122,7 +122,7 @@ def _compare(
 
     def whole() -> None:
         with contextlib.redirect_stdout(None):
-            pretrain(pretrainer, images, SimpleNamespace(seed=0, pretrain=settings), NO_STATE)
+            pretrain(pretrainer, images, History(FIGURES, device), NO_STATE, seed=0)
 
     def bare() -> None:
         for _ in range(num_steps):

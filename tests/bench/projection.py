@@ -92,16 +92,18 @@ class Projection:
 
     def _pretrain(self) -> Row:
         settings = self._params.pretrain
-        if "pretrain" not in self._measured:
+        phases = {f"pretrain {phase.method}": phase.epochs for phase in settings.phases() if settings.epochs}
+        if not phases:
             return self._row("pretrain", 0, (0.0, 0.0), self._file_bytes[0], "no training")
-        steps = settings.epochs * (self._at.num_train // settings.batch_size)
-        seconds = steps * settings.batch_size * self._image_seconds("pretrain")
-        memory = self._memory("pretrain", settings.batch_size, image_bytes=self._train_bytes)
-        basis = (
-            f"{self._measured['pretrain'].items} of {settings.batch_size} images, x {steps:,} steps "
-            f"({settings.epochs} epochs)"
-        )
-        return self._row("pretrain", seconds, memory, self._file_bytes[0], basis)
+        seconds, memories, basis = 0.0, [], []
+        for name, epochs in phases.items():
+            steps = epochs * (self._at.num_train // settings.batch_size)
+            seconds += steps * settings.batch_size * self._image_seconds(name)
+            memories.append(self._memory(name, settings.batch_size, image_bytes=self._train_bytes))
+            items = self._measured[name].items
+            basis.append(f"{items} of {settings.batch_size} images, x {steps:,} steps ({epochs} epochs)")
+        device, host = (max(memory) for memory in zip(*memories, strict=True))
+        return self._row("pretrain", seconds, (device, host), self._file_bytes[0], "; ".join(basis))
 
     def _embed(self) -> Row:
         seconds = self._at.num_train * self._image_seconds("embed")

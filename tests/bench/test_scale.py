@@ -56,7 +56,7 @@ def test_memory_is_what_stays_and_what_a_step_needs() -> None:
 def _costs() -> dict[str, Observed]:
     """A millisecond an image everywhere, a nanosecond a point, and round numbers of bytes."""
     image = Observed(1e-3, 8, kept_bytes=1e9, working_bytes=8e8)
-    names = ["read", "pretrain", "embed", "train passes", "train start", "train", "cluster", "predict"]
+    names = ["read", "pretrain mocov2", "embed", "train passes", "train start", "train", "cluster", "predict"]
     costs = {name: image for name in [*names, "refine", "prepare train", "prepare val"]}
     costs |= {f"{name} k-means": Observed(1e-9, 1000) for name in ("label", "train", "cluster")}
     costs |= {"mini-batch": Observed(2e-9, 1000), "select_views": Observed(1e-6, 1000)}
@@ -91,6 +91,20 @@ def test_a_run_of_the_paper_is_its_steps_times_their_cost() -> None:
         "report": 30 + 6 * (2_175 - 60) / 60,
     }
     assert {name: row.seconds for name, row in rows.items()} == pytest.approx(expected)
+
+
+def test_two_phases_of_pretraining_are_added() -> None:
+    params = read_preset("cocostuff27")
+    dense = params.pretrain.dense.model_copy(update={"mocov2_epochs": 50})
+    changes = {"method": "slotcon", "epochs": 100, "dense": dense}
+    params = params.model_copy(update={"pretrain": params.pretrain.model_copy(update=changes)})
+    costs = _costs()
+    costs["pretrain slotcon"] = Observed(4e-3, 8, kept_bytes=1e9, working_bytes=16e8)
+    at = Setting(49_629, 2_175, cores=2, start_seconds=0.0, base_bytes=1e9)
+    projection = Projection(params, at, costs, dim=2048, file_bytes=(1e8, 2e8))
+    row = {row.stage: row for row in projection.rows()}["pretrain"]
+    assert row.seconds == pytest.approx((50 * 1e-3 + 100 * 4e-3) * 193 * 256)
+    assert row.host_bytes == pytest.approx(1e9 + 1e9 + 256 * 2e8), "the larger of both"
 
 
 def test_disk_is_that_of_the_arrays() -> None:

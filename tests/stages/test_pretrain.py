@@ -288,7 +288,7 @@ def test_settings_that_change_no_result_keep_the_state(
 def test_a_second_process_on_the_same_state_is_refused(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = []
 
-    def run(*_: Any) -> None:
+    def run(*_: Any, **__: Any) -> None:
         messages.append(bench.fault(pretrain.main, ARGV))
         raise KeyboardInterrupt
 

@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "densecl": {"pretrain__method": "densecl", "pretrain__bn_splits": 1},
     "densecl_in_groups": {"pretrain__method": "densecl", "pretrain__bn_splits": 2},
     "slotcon": {"pretrain__method": "slotcon"},
+    "phases": {"pretrain__method": "slotcon", "pretrain__dense__mocov2_epochs": 2, "pretrain__bn_splits": 1},
     "passes": {
         **{"backbone__arch": "vit_small", "backbone__width": 2, "pretrain__head_batch_norm": False},
         "pretrain__micro_batch": 2,
@@ -52,7 +53,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(bench: Any, in_float64
     )
     assert ended.returncode == 0, ended.stderr
     log = ended.stdout
-    assert log.count("epoch 2/2") == len(CASES), "one process speaks for both"
+    assert log.count("epoch 2/2") == len(CASES) + 1, "one process speaks for both; `phases` has two ends"
     for name, (history, weights) in alone.items():
         pd.testing.assert_frame_equal(pd.read_csv(f"{name}.csv"), history, rtol=1e-5)
         assert history["loss"].iloc[0] != pytest.approx(history["loss"].iloc[1], rel=1e-3), "it learns"

@@ -144,3 +144,11 @@ def test_steps_are_estimated_in_the_precision_of_the_run(
     finally:
         set_numerics("float32", deterministic=True)
     assert seen == [(True, False)] * 3 + [(False, True)] * 3
+
+
+@pytest.mark.usefixtures("machine")
+def test_both_phases_of_pretraining_share_the_time(data: DataSet) -> None:
+    """At the preset 20 epochs and 10 before them take 12 s times 20; so 60 and 30 fit into 12 minutes."""
+    dense = plain(compose("folder", REPOSITORY / "presets"))["pretrain"]["dense"]
+    found = _chosen(20, data, dense={**dense, "mocov2_epochs": 10})
+    assert found == {"pretrain.epochs": 60, "pretrain.dense.mocov2_epochs": 30}
