@@ -225,7 +225,7 @@ def find_reader(settings: Prepare) -> ModuleType:
 
 
 def list_data(settings: Prepare) -> DataSet:
-    """List all images of the data set in params.yaml without opening them.
+    """List all images of the data set in params.yaml without decoding them.
 
     Args:
         settings: `prepare` of params.yaml.

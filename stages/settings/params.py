@@ -168,13 +168,13 @@ def _faults(params: Params, num_images: int) -> Iterator[str]:
     yield from _label_faults(params, num_images)
     if params.train.batch_size > num_images:
         yield f"train.batch_size: {params.train.batch_size} {too_many}; lower it, or add images"
-    pixels = _sampled_pixels(params, num_images)
+    pixels, keys = _first_pixels(params, num_images)
     clusters = params.train.clusters_per_view(params.pixel_k)
     if clusters > pixels:
         key = "train.clustering.num_clusters" if params.train.clustering.num_clusters else "pixel_k"
         yield (
-            f"{key}: {clusters} clusters need at least as many pixels, but an epoch samples {pixels} "
-            f"(train.clustering.sample_images, sample_pixels); lower {key}, or raise the sample size"
+            f"{key}: {clusters} clusters need at least as many pixels, but k-means starts from {pixels} "
+            f"(train.clustering.{keys}); lower {key}, or raise these"
         )
 
 
@@ -194,13 +194,13 @@ def _centres(params: Params) -> str:
     return allowed[0] if params.label.centres == "auto" and allowed else params.label.centres
 
 
-def _sampled_pixels(params: Params, num_images: int) -> int:
-    """Return the number of pixels per view that each epoch clusters."""
+def _first_pixels(params: Params, num_images: int) -> tuple[int, str]:
+    """Number of pixels per view that k-means of an epoch starts from, and the keys that say so."""
     clustering, batch_size = params.train.clustering, params.train.batch_size
     in_image = (params.size_px // params.train.feature_stride) ** 2
     if clustering.kmeans == "minibatch":
         first = clustering.init_batches * clustering.batches_per_update
         batches = min(first, num_images // batch_size)
-        return batches * batch_size * in_image
+        return batches * batch_size * in_image, "init_batches, batches_per_update"
     images = max(batch_size, min(clustering.sample_images, num_images) // batch_size * batch_size)
-    return images * min(max(1, clustering.sample_pixels // images), in_image)
+    return images * min(max(1, clustering.sample_pixels // images), in_image), "sample_images, sample_pixels"

@@ -20,7 +20,10 @@ from stages.settings.section import (
 QUEUE_METHODS = ("mocov2", "densecl")  # methods with a queue of keys of `queue_size`
 UNTRAINED = ("none", "supervised")  # methods that take the model of `init` as it is
 DENSE_METHODS = ("densecl", "slotcon")  # methods that learn from the cells of the last feature map
-PerView = Annotated[list[Fraction], Field(min_length=2, max_length=2)]  # of the first and of the second view
+PerView = Annotated[
+    list[Fraction],
+    Field(min_length=2, max_length=2, json_schema_extra={"entries": "first view, second view"}),
+]
 
 
 class SwAV(Section):

@@ -209,7 +209,7 @@ def _train(params: Params, images: ImageSource, num_images: int, segmenter: Segm
 
 
 def _others(params: Params, images: ImageSource, num_images: int, num_val: int, segmenter: Segmenter) -> Span:
-    """Passes without gradients of embed, cluster and predict, the last k-means, and the CRF."""
+    """Passes without gradients of embed, cluster and predict, the last k-means, and on a CPU the CRF."""
     side, size = params.size_px, len(images) // 2
     image = torch.rand(size, 3, side, side, device=images.device)
     segmenter.eval()

@@ -117,7 +117,8 @@ def describe_range(part: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return " or ".join(describe_range(_resolved(one, schema), schema) for one in part["anyOf"])
     if part["type"] == "array":
         inside = describe_range(_resolved(part["items"], schema), schema)
-        return f"[low, high], each {inside}" if part.get("maxItems") == 2 else f"list of: {inside}"
+        entries = part.get("entries", "low, high")
+        return f"[{entries}], each {inside}" if part.get("maxItems") == 2 else f"list of: {inside}"
     limits = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     bounds = [f"{sign} {part[name]:g}" for name, sign in limits.items() if name in part]
     return f"{TYPES[part['type']]} {' and '.join(bounds)}".strip()

@@ -73,9 +73,15 @@ def _changed(content: dict[str, Any], changes: Mapping[str, str]) -> dict[str, A
     return content
 
 
+def is_active(path: Path) -> bool:
+    """Whether the file is the params.yaml of the repository, not another that a tool was told to write."""
+    return path.resolve() == in_repository("params.yaml").resolve()
+
+
 def remember_written(path: Path) -> None:
-    """Store that the file is as a tool wrote it, so that its difference to git is no edit of the user."""
-    write_text(_memory(), file_sha256(path) + "\n")
+    """Store that params.yaml is as a tool wrote it, so that its difference to git is no edit of the user."""
+    if is_active(path):
+        write_text(_memory(), file_sha256(path) + "\n")
 
 
 def is_as_written(path: Path) -> bool:

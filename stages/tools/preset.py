@@ -22,7 +22,7 @@ from stages.settings.schema import Params, Prepare
 from stages.tools import answers
 from stages.tools.composing import as_text, compose, lay_base, plain
 from stages.tools.fitting import LEAST_IMAGES, Fit, at, fits
-from stages.tools.params_text import is_as_written, remember_written
+from stages.tools.params_text import is_active, is_as_written, remember_written
 from stages.tools.surroundings import git, git_obstacle
 
 OUTPUTS = ("data/images", "data/truth", "models", "metrics", ".dvc", ".state", ".git")
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files = raw_files(data)
         params["prepare"]["manifest_sha256"] = hash_files(files)
         whole = _write(params, args.params)
-        if data.root is not None:
+        if data.root is not None and is_active(args.params):
             write_listing(data.root, files)
         print("\n".join([*answers.split(whole), *answers.classes(whole, data), *answers.better(whole, data)]))
         if times is None and reader == "folder" and not args.no_estimate:

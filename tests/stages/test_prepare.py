@@ -94,6 +94,23 @@ def faults(root: Path, out: Path, **changes: Any) -> tuple[str, ...]:
     return found
 
 
+@pytest.mark.parametrize("images", ["images/part", "part"])
+def test_labels_that_come_later_leave_the_images_as_they_are(tmp_path: Path, images: str) -> None:
+    """So that a training without labels can be scored afterwards."""
+    labels = tmp_path / "set/labels" / Path(images).relative_to("images" if images != "part" else ".")
+    for index in range(20):
+        write_image(tmp_path / "set" / images / f"{index}.png", noise(index, 40, 40))
+    first = hashes(run(tmp_path / "set", tmp_path / "first", prepare__split__by="fraction"))
+    names = read_index(tmp_path / "first/images/val")["source"]
+    assert 0 < len(names) < 20
+    for name in names:
+        write_image(labels / Path(name).with_suffix(".png").name, np.ones((40, 40), np.uint8))
+    (tmp_path / "set/classes.txt").write_text("a\nb\n")
+    second = hashes(run(tmp_path / "set", tmp_path / "second", prepare__split__by="fraction"))
+    changed = {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
+    assert {name.partition("/")[0] for name in changed} == {"truth", "prepare.json"}
+
+
 def test_settings_that_the_data_is_too_small_for_are_refused_at_once(root: Path, tmp_path: Path) -> None:
     found = faults(root, tmp_path / "out", pretrain__batch_size=8, pretrain__queue_size=16, global_k=7)
     params = tmp_path / "out" / "params.yaml"

@@ -362,8 +362,15 @@ def test_a_sample_that_is_smaller_than_a_batch_is_taken_whole_or_refused(ready: 
 def test_fewer_pixels_than_clusters_are_refused_at_once(ready: Any) -> None:
     ready.params(pixel_k=200, train__clustering__sample_pixels=40)
     assert ready.fault(train.main, ARGV) == (
-        "params.yaml: pixel_k: 200 clusters need at least as many pixels, but an epoch samples 36 "
-        "(train.clustering.sample_images, sample_pixels); lower pixel_k, or raise the sample size"
+        "params.yaml: pixel_k: 200 clusters need at least as many pixels, but k-means starts from 36 "
+        "(train.clustering.sample_images, sample_pixels); lower pixel_k, or raise these"
+    )
+    minibatch = {"train__clustering__kmeans": "minibatch", "train__clustering__init_batches": 1}
+    ready.params(**minibatch, train__clustering__num_clusters=2000)
+    assert ready.fault(train.main, ARGV) == (
+        "params.yaml: train.clustering.num_clusters: 2000 clusters need at least as many pixels, but k-means "
+        "starts from 1024 (train.clustering.init_batches, batches_per_update); lower "
+        "train.clustering.num_clusters, or raise these"
     )
 
 

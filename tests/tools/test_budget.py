@@ -29,17 +29,17 @@ def data(tmp_path: Path) -> DataSet:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve seconds of pretraining an epoch; everything else takes eight minutes at 128 px.
+    """Twelve seconds of MoCo v2 an epoch, 36 of SlotCon; everything else takes eight minutes at 128 px.
 
     That is with 64 channels and six epochs of training.
     """
 
     def estimate(params: Params, _: DataSet) -> dict[str, Span]:
-        epochs = params.pretrain.epochs if params.pretrain.method == "mocov2" else 0
         training = 480 / MARGIN * (params.size_px / 128) ** 2 * params.train.epochs / 6
         found = {"train": Span(1, training)}
-        each = 12 / MARGIN * params.backbone.width / 64
-        return found | ({"pretrain": Span(1, each * epochs)} if epochs else {})
+        each = {"mocov2": 12 / MARGIN, "slotcon": 36 / MARGIN}
+        phases = [phase.epochs * each[phase.method] for phase in params.pretrain.phases()]
+        return found | ({"pretrain": Span(1, sum(phases) * params.backbone.width / 64)} if phases else {})
 
     monkeypatch.setattr("stages.tools.budget.estimate", estimate)
 
@@ -50,9 +50,10 @@ def _folder(**prepare: Any) -> Params:
     return Params.model_validate(settings)
 
 
-def _chosen(minutes: float, data: DataSet, **pretrain: Any) -> dict[str, float]:
+def _chosen(minutes: float, data: DataSet, **own: dict[str, Any]) -> dict[str, float]:
     settings = plain(compose("folder", REPOSITORY / "presets"))
-    settings["pretrain"] |= pretrain
+    for section, values in own.items():
+        settings[section] |= values
     before = repr(settings)
     changes, times = fit_into(minutes, settings, data)
     assert repr(settings) == before
@@ -63,7 +64,30 @@ def _chosen(minutes: float, data: DataSet, **pretrain: Any) -> dict[str, float]:
 @pytest.mark.usefixtures("machine")
 def test_what_is_left_goes_to_pretraining(data: DataSet) -> None:
     assert _chosen(20, data) == {"pretrain.epochs": 60}  # 8 minutes of 20 are others; 12 minutes / 12 s
-    assert _chosen(1000, data) == {"pretrain.epochs": 400}  # never more
+    assert _chosen(1000, data, pretrain={"init": "model.pth"}) == {"pretrain.epochs": 400}  # never more
+
+
+@pytest.mark.usefixtures("machine")
+def test_in_a_long_time_slotcon_follows_mocov2(data: DataSet) -> None:
+    """50 epochs of 48 s in 40 minutes, beside 8 minutes of others."""
+    assert _chosen(47, data) == {"pretrain.epochs": 195}
+    both = {"pretrain.method": "slotcon", "pretrain.dense.mocov2_epochs": 55, "pretrain.epochs": 55}
+    assert _chosen(52, data) == both
+    assert _chosen(1000, data) == both | {"pretrain.dense.mocov2_epochs": 100, "pretrain.epochs": 100}
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"pretrain": {"init": "model.pth"}},
+        {"pretrain": {"micro_batch": 8}},
+        {"label": {"centres": "kmeans"}},
+        {"backbone": {"arch": "vit_small"}},
+    ],
+)
+def test_what_a_preset_says_of_pretraining_stays(data: DataSet, own: dict[str, Any]) -> None:
+    assert "pretrain.method" not in _chosen(1000, data, **own)
 
 
 @pytest.mark.usefixtures("machine")
@@ -83,8 +107,8 @@ def test_images_become_smaller_until_half_of_the_time_is_left(data: DataSet) -> 
 
 @pytest.mark.usefixtures("machine")
 def test_without_pretraining_the_time_belongs_to_the_others(data: DataSet) -> None:
-    assert _chosen(8, data, method="none") == {}
-    assert _chosen(5, data, method="none")["size_px"] == 96
+    assert _chosen(8, data, pretrain={"method": "none"}) == {}
+    assert _chosen(5, data, pretrain={"method": "none"})["size_px"] == 96
 
 
 @pytest.mark.usefixtures("machine")
@@ -98,15 +122,18 @@ def test_too_few_minutes_are_refused(data: DataSet) -> None:
 def test_the_written_settings_fit_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A real measurement, of four images: an hour is more than 400 epochs of these take on any machine."""
+    """A real measurement, of four images: an hour is more than all epochs of these take on any machine."""
     shutil.copytree(REPOSITORY / "presets", tmp_path / "presets")
     (tmp_path / "presets" / "small.yaml").write_text("extends: folder\nsize_px: 64\nbackbone: {width: 16}\n")
     monkeypatch.chdir(tmp_path)
     make_folder(tmp_path / "photos", num_train=4, num_val=2)
     preset.main(["small", "--data", "photos", "--minutes", "60"])
-    assert read(Path("params.yaml")).pretrain.epochs == 400
+    pretrain = read(Path("params.yaml")).pretrain
+    assert (pretrain.method, pretrain.dense.mocov2_epochs, pretrain.epochs) == ("slotcon", 100, 100)
     out = capsys.readouterr().out
-    assert "  pretrain.epochs: 20 -> 400, the most" in out
+    why = "50 epochs each of MoCo v2 and then SlotCon fit"
+    assert f"  pretrain.method: mocov2 -> slotcon, {why}" in out
+    assert f"  pretrain.epochs: 20 -> 100, {why}" in out
     assert re.search(r"`dvc repro` will take \d.* here, on a", out)
 
 
@@ -147,8 +174,8 @@ def test_steps_are_estimated_in_the_precision_of_the_run(
 
 
 @pytest.mark.usefixtures("machine")
-def test_both_phases_of_pretraining_share_the_time(data: DataSet) -> None:
-    """At the preset 20 epochs and 10 before them take 12 s times 20; so 60 and 30 fit into 12 minutes."""
+def test_both_phases_of_a_preset_share_the_time(data: DataSet) -> None:
+    """With 20 epochs of 36 s and 10 of 12 s before them, an epoch costs 42 s: 17 fit into 12 minutes."""
     dense = plain(compose("folder", REPOSITORY / "presets"))["pretrain"]["dense"]
-    found = _chosen(20, data, dense={**dense, "mocov2_epochs": 10})
-    assert found == {"pretrain.epochs": 60, "pretrain.dense.mocov2_epochs": 30}
+    found = _chosen(20, data, pretrain={"method": "slotcon", "dense": {**dense, "mocov2_epochs": 10}})
+    assert found == {"pretrain.dense.mocov2_epochs": 8, "pretrain.epochs": 17}

@@ -45,6 +45,10 @@ def test_comments_are_read_with_the_lines_that_continue_them() -> None:
         ({"enum": [1, 2]}, "1, 2"),
         ({"type": "boolean"}, "true, false"),
         ({"type": "array", "maxItems": 2, "items": {"type": "number"}}, "[low, high], each number"),
+        (
+            {"type": "array", "maxItems": 2, "items": {"type": "number"}, "entries": "first, second"},
+            "[first, second], each number",
+        ),
         ({"type": "array", "items": {"enum": ["a"]}}, "list of: a"),
     ],
 )

@@ -532,6 +532,17 @@ def test_a_file_outside_of_the_repository_is_not_overwritten_unseen(
     assert other.read_text() == "mine"
 
 
+def test_settings_written_elsewhere_leave_what_belongs_to_the_active_ones(repository: Path) -> None:
+    make_folder(repository / "photos", num_train=40, num_val=2)
+    make_folder(repository / "others", num_train=50, num_val=2)
+    preset.main(["folder", "--data", "photos", "--no-estimate"])
+    before = {path: path.read_bytes() for path in Path(".state").iterdir() if path.is_file()}
+    assert len(before) == 2
+    preset.main(["folder", "--data", "others", "--params", "elsewhere.yaml", "--no-estimate", "--force"])
+    assert read(Path("elsewhere.yaml")).prepare.path == "others"
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
     edited = Path("params.yaml").read_text().replace("seed: 0 ", "seed: 7 ")
     Path("params.yaml").write_text(edited)

@@ -35,7 +35,7 @@ NO_CLASS = "__ignore__"  # labelme's name of id -1, the first line of its class 
 
 
 def list_data(root: Path, settings: Prepare) -> DataSet:
-    """List the images in the folder without opening them.
+    """List the images in the folder; a split by content reads every file, but decodes none.
 
     Args:
         root: folder of the data set.
