@@ -151,8 +151,10 @@ def _trained(
             heads = pretrainer.heads if settings.epochs else {} if start is None else start.heads
             backbone, summary = pretrainer.backbone, pretrainer.summary(history.table(EPOCH_FIGURES, before))
             start = as_start(backbone, heads)
+            # A pretrainer and the graph of its step hold each other, and gradients lie in the graph's memory.
             del pretrainer
-            gc.collect()  # a pretrainer and the graph of its step hold each other, and memory of the device
+            backbone.zero_grad()
+            gc.collect()
         before += settings.epochs
     return backbone, heads, history.table(EPOCH_FIGURES), summary
 

@@ -7,7 +7,9 @@ import torch
 
 from stages.settings.errors import UserError
 
-STEPS_IN_MEMORY = 2.5  # that of a CUDA graph and that of a step beside it; the rest for gaps
+STEPS_BESIDE = (
+    1.5  # memory for a step that is not recorded, beside that of a CUDA graph; the rest is for gaps
+)
 
 
 @contextlib.contextmanager
@@ -43,9 +45,16 @@ def memory_for(remedy: str, what: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).partition(". ")[0]
+    except RuntimeError as error:
+        if not has_run_out(error):
+            raise
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise UserError(f"{what}the memory of the GPU ran out ({reason}); {remedy}") from error
+
+
+def has_run_out(error: RuntimeError) -> bool:
+    """Whether the memory of a GPU ran out; torch, CUDA and NCCL raise errors of their own of it."""
+    return "out of memory" in str(error)
 
 
 def unused_bytes(device: torch.device) -> int:
@@ -54,16 +63,27 @@ def unused_bytes(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def require_memory(device: torch.device) -> None:
-    """Check that a CUDA graph can keep the memory of a step to itself, beside what other steps take.
+def transient_bytes(device: torch.device) -> int:
+    """Memory of a GPU that was in use since the peak was last reset, and no longer is; resets the peak."""
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak - torch.cuda.memory_allocated(device)
+
+
+def require_memory(device: torch.device, step: int, between: int) -> None:
+    """Check that a CUDA graph can keep the memory of a step to itself.
 
     Steps that are not recorded, and work between steps, cannot use the memory of a graph.
+
+    Args:
+        device: a GPU.
+        step: bytes of a step.
+        between: bytes of the work between steps, such as a clustering.
 
     Raises:
         RuntimeError: the GPU has less.
     """
-    step = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    needed, unused = STEPS_IN_MEMORY * step, unused_bytes(device)
+    needed, unused = step + max(STEPS_BESIDE * step, between), unused_bytes(device)
     if needed > unused:
         raise RuntimeError(
             f"with its memory {needed / 1e9:.1f} GB are needed, and {unused / 1e9:.1f} are left"

@@ -104,17 +104,18 @@ class FusedKernel:
         missing = (0, -values.shape[1] % clusters, 0, len(self._pairs.order) - self._count)
         given = F.pad(values.to(self._dtype), missing)[self._pairs.order]
         products = torch.empty(given.shape, dtype=torch.float32, device=given.device)
-        multiply_blocks[(len(self._pairs.schedule), given.shape[1] // clusters)](
-            self._features,
-            given,
-            products,
-            self._pairs.offsets,
-            self._pairs.partners,
-            self._pairs.schedule,
-            *given.shape,
-            BLOCK,
-            clusters,
-        )
+        with torch.cuda.device_of(given):  # Triton starts kernels on the current GPU of the thread
+            multiply_blocks[(len(self._pairs.schedule), given.shape[1] // clusters)](
+                self._features,
+                given,
+                products,
+                self._pairs.offsets,
+                self._pairs.partners,
+                self._pairs.schedule,
+                *given.shape,
+                BLOCK,
+                clusters,
+            )
         return products[self._place, : values.shape[1]]
 
     def message(self, marginals: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:

@@ -92,6 +92,8 @@ def _fault_of_fused(settings: Refine, num_clusters: int, gpu: torch.device) -> s
         exact = AppearanceKernel(image, appearance_px=px, appearance_color=settings.appearance_color)
         expected = exact.product(values)
         difference = float((found - expected).abs().max() / expected.abs().max())
+    except torch.OutOfMemoryError:  # tells nothing of Triton
+        raise
     except Exception as error:  # of Triton, of the compiler, of the disk that holds its cache
         return _told(error)
     return None if difference <= TOLERANCE else f"a product of it is wrong by {difference:.2g}"

@@ -38,8 +38,9 @@ def run(main: Callable[[], None]) -> None:
         if is_first or not _is_lost(error):
             raise
         write_line(
-            f"error: {_where()}another process has ended, or did not answer for runtime.timeout_seconds; its "
-            f"own messages say why; run `dvc repro` again to go on ({str(error).splitlines()[0]})"
+            f"error: {_where()}another process has ended, could not be reached, or did not answer for "
+            "runtime.timeout_seconds; the messages of all processes say why; run `dvc repro` again to go on "
+            f"({'; '.join(filter(None, map(str.strip, str(error).splitlines())))})"
         )
         sys.exit(FAILED)
     except KeyboardInterrupt:

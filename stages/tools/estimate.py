@@ -8,6 +8,7 @@ things too.
 
 import contextlib
 import functools
+import gc
 import subprocess
 import sys
 import time
@@ -76,9 +77,10 @@ def estimate(params: Params, data: DataSet) -> dict[str, Span]:
         device = choose_device(params.device)
         set_numerics(params.precision, deterministic=params.deterministic)
         images = _random_images(params, device)
-        if phases := params.pretrain.phases():
-            spans = [_pretrain(params, phase, images, num_images) for phase in phases]
-            found["pretrain"] = sum(spans, Span(0, 0))
+        for phase in params.pretrain.phases():
+            span = _pretrain(params, phase, images, num_images)
+            found["pretrain"] = found.get("pretrain", Span(0, 0)) + span
+            gc.collect()  # a pretrainer and the graph of its step hold each other
         segmenter = build_untrained(params, images.device)
         found["train"] = _train(params, images, num_images, segmenter)
         found["others"] = _others(params, images, num_images, len(data.val), segmenter)

@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         coco.require_pycocotools()
     photographs = find_photographs(args.photos, args.out, left_out, scores=args.scores, overlay=args.overlay)
     params = (args.params or args.model.absolute().parent / PARAMS) if args.refine else None
-    model = load(args.model, device=args.device, names=args.names, refine=params)
+    with memory_for(SCARCE):
+        model = load(args.model, device=args.device, names=args.names, refine=params)
     log(f"device: {describe(model.device)}")
     log(f"names of clusters: {model.named_by}")
     with alone_in(args.out):

@@ -2,22 +2,22 @@
 
 import pytest
 import torch
+from torch.distributed import DistBackendError
 
 from stages.core import distributed
 from stages.core.device import choose_device, restore_optimizer
-from stages.core.memory import require_memory, unused_bytes
+from stages.core.memory import memory_for, require_memory, transient_bytes, unused_bytes
 from stages.settings.errors import UserError
 
 GPU = torch.device("cuda", 1)
 GB = 10**9
 
 
-def _memory(patch: pytest.MonkeyPatch, *, free: int, kept: int, used: int, most: int = 0) -> None:
-    """Bytes that are free, that torch keeps, and of these those that tensors use, now and at most so far."""
+def _memory(patch: pytest.MonkeyPatch, *, free: int, kept: int, used: int) -> None:
+    """Bytes that are free, that torch keeps, and of these those that tensors use."""
     patch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * GB))
     patch.setattr(torch.cuda, "memory_reserved", lambda device: kept)
     patch.setattr(torch.cuda, "memory_allocated", lambda device: used)
-    patch.setattr(torch.cuda, "max_memory_allocated", lambda device: most)
 
 
 def test_what_torch_keeps_without_use_is_there_to_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,12 +26,40 @@ def test_what_torch_keeps_without_use_is_there_to_be_taken(monkeypatch: pytest.M
 
 
 def test_a_graph_is_refused_where_it_and_a_step_beside_it_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step takes 20 GB beside what stays; 50 are needed."""
-    _memory(monkeypatch, free=20 * GB, kept=40 * GB, used=5 * GB, most=25 * GB)
-    require_memory(GPU)
-    _memory(monkeypatch, free=10 * GB, kept=40 * GB, used=5 * GB, most=25 * GB)
+    """Of a step that takes 20 GB, 50 are needed; with 35 GB of work between steps, 55."""
+    _memory(monkeypatch, free=15 * GB, kept=40 * GB, used=5 * GB)
+    require_memory(GPU, 20 * GB, 10 * GB)
+    with pytest.raises(RuntimeError, match=r"with its memory 55\.0 GB are needed, and 50\.0 are left"):
+        require_memory(GPU, 20 * GB, 35 * GB)
+    _memory(monkeypatch, free=10 * GB, kept=40 * GB, used=5 * GB)
     with pytest.raises(RuntimeError, match=r"with its memory 50\.0 GB are needed, and 45\.0 are left"):
-        require_memory(GPU)
+        require_memory(GPU, 20 * GB, 10 * GB)
+
+
+def test_what_is_no_longer_in_use_is_counted_since_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = [25 * GB]
+    _memory(monkeypatch, free=0, kept=0, used=5 * GB)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.__setitem__(0, 5 * GB))
+    assert transient_bytes(GPU) == 20 * GB
+    assert transient_bytes(GPU) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "has_run_out"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might ..."), True),
+        (DistBackendError("NCCL error in: a.cpp:1\nFailed to CUDA calloc 8 bytes: out of memory"), True),
+        (RuntimeError("shapes differ"), False),
+    ],
+)
+def test_memory_runs_out_in_the_words_of_torch_cuda_and_nccl(fault: RuntimeError, has_run_out: bool) -> None:
+    with pytest.raises(UserError if has_run_out else RuntimeError) as raised, memory_for("lower it"):
+        raise fault
+    if has_run_out:
+        reason = str(fault).partition("\n")[0].partition(". ")[0]
+        assert str(raised.value) == f"the memory of the GPU ran out ({reason}); lower it"
 
 
 @pytest.mark.parametrize(("name", "current"), [("cuda:1", [GPU]), ("cuda", []), ("auto", [])])

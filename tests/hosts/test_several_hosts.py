@@ -142,7 +142,10 @@ def _kill_all(pair: Pair) -> None:
             process.kill()
 
 
-LOST = r"error: process 0 on fs4-a: another process has ended, or did not answer for runtime\.timeout_seconds"
+LOST = (
+    r"error: process 0 on fs4-a: another process has ended, could not be reached, or did not answer for "
+    r"runtime\.timeout_seconds"
+)
 WAYS: dict[str, tuple[Callable[[Pair], Any], str]] = {
     "a process is killed": (lambda pair: _worker(pair.second).kill(), r"Signal 9 \(SIGKILL\)"),
     "torchrun is killed": (lambda pair: _torchrun(pair.second).kill(), r"Killed .*--node-rank 1"),

@@ -105,14 +105,17 @@ def test_one_of_several_processes_says_which_it_is(
     monkeypatch.setenv("RANK", "3")
     here = f"error: process 3 on {socket.gethostname()}: "
     assert _ended(UserError("images: not found"), capsys) == (2, f"{here}images: not found\n")
-    lost = [RuntimeError("[gloo/transport/tcp/pair.cc:5] Read error\nmore"), DistBackendError("NCCL error")]
+    lost = [
+        RuntimeError("[gloo/transport/tcp/pair.cc:5] Read error\nmore"),
+        DistBackendError("NCCL error\nthe cause"),
+    ]
     for fault in lost:
         code, shown = _ended(fault, capsys)
         assert code == 1
         assert shown.startswith(
-            f"{here}another process has ended, or did not answer for runtime.timeout_seconds"
+            f"{here}another process has ended, could not be reached, or did not answer for "
         )
-        assert shown.endswith(f" ({str(fault).splitlines()[0]})\n")
+        assert shown.endswith(f" ({'; '.join(str(fault).splitlines())})\n")
 
 
 @pytest.mark.parametrize(("rank", "text"), [("0", "shapes differ"), (None, "gloo/transport")])
