@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from stages.core import distributed
 from stages.core.device import pack, unpack
-from stages.core.memory import has_run_out, require_memory, transient_bytes
+from stages.core.memory import StepMemory, has_run_out
 from stages.core.step import Drawn, Left, difference
 from stages.settings.errors import UserError
 
@@ -209,31 +209,26 @@ class CudaRecorder:
     """
 
     def __init__(self, compute: Compute, device: torch.device) -> None:
-        self._compute, self._device = compute, device
+        self._compute, self._device, self._memory = compute, device, StepMemory(device)
         self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         self._image: Tensor | None = None  # from which all graphs read
-        self._between: int | None = None  # most bytes of the work before the first step, such as a clustering
-        self._step = 0  # most bytes of a step
 
     def make(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Make a step on the stream that records, to which autograd and cuBLAS attach what they keep."""
-        before = transient_bytes(self._device)
-        self._between = before if self._between is None else self._between
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         try:
-            with torch.cuda.stream(self._stream), warnings.catch_warnings():
+            with torch.cuda.stream(self._stream), self._memory.measured(), warnings.catch_warnings():
                 # Capturable optimizers warn about steps that are not captured, such as these that warm up.
                 warnings.filterwarnings("ignore", ".*constructed with capturable=True")
                 figures = self._compute(image, drawn.to(self._device))
         finally:  # after a fault the state is restored on the current stream
             current.wait_stream(self._stream)
-        self._step = max(self._step, transient_bytes(self._device))
         return figures
 
     def record(self, image: Tensor, drawn: Drawn) -> Compute:
         """Record the kernels of a step without running them."""
-        require_memory(self._device, self._step, self._between or 0)
+        self._memory.require()
         shown = self._image = torch.empty_like(image) if self._image is None else self._image
         numbers = pack(drawn.numbers).to(self._device)
         own = drawn._replace(numbers=tuple(unpack(numbers, drawn.numbers)))

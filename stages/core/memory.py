@@ -63,28 +63,43 @@ def unused_bytes(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def transient_bytes(device: torch.device) -> int:
-    """Memory of a GPU that was in use since the peak was last reset, and no longer is; resets the peak."""
-    peak = torch.cuda.max_memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    return peak - torch.cuda.memory_allocated(device)
-
-
-def require_memory(device: torch.device, step: int, between: int) -> None:
-    """Check that a CUDA graph can keep the memory of a step to itself.
-
-    Steps that are not recorded, and work between steps, cannot use the memory of a graph.
+class StepMemory:
+    """Memory of a GPU that steps take for a while, and the work before the first, such as a clustering.
 
     Args:
         device: a GPU.
-        step: bytes of a step.
-        between: bytes of the work between steps, such as a clustering.
-
-    Raises:
-        RuntimeError: the GPU has less.
     """
-    needed, unused = step + max(STEPS_BESIDE * step, between), unused_bytes(device)
-    if needed > unused:
-        raise RuntimeError(
-            f"with its memory {needed / 1e9:.1f} GB are needed, and {unused / 1e9:.1f} are left"
-        )
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._between: int | None = None
+        self._step = 0
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure the step that is made inside."""
+        before = self._take_peak()
+        self._between = before if self._between is None else self._between
+        yield
+        self._step = max(self._step, self._take_peak())
+
+    def require(self) -> None:
+        """Check that a CUDA graph can keep the memory of a step to itself.
+
+        Steps that are not recorded, and work between steps, cannot use the memory of a graph.
+
+        Raises:
+            RuntimeError: the GPU has less.
+        """
+        beside = max(STEPS_BESIDE * self._step, self._between or 0)
+        needed, unused = self._step + beside, unused_bytes(self._device)
+        if needed > unused:
+            raise RuntimeError(
+                f"with its memory {needed / 1e9:.1f} GB are needed, and {unused / 1e9:.1f} are left"
+            )
+
+    def _take_peak(self) -> int:
+        """Bytes that were in use since the last call, and no longer are."""
+        peak = torch.cuda.max_memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return peak - torch.cuda.memory_allocated(self._device)

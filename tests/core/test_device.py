@@ -1,12 +1,14 @@
 """What is asked of a GPU, on a machine that has none: torch's answers are replaced."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.distributed import DistBackendError
 
 from stages.core import distributed
 from stages.core.device import choose_device, restore_optimizer
-from stages.core.memory import memory_for, require_memory, transient_bytes, unused_bytes
+from stages.core.memory import StepMemory, memory_for, unused_bytes
 from stages.settings.errors import UserError
 
 GPU = torch.device("cuda", 1)
@@ -25,24 +27,30 @@ def test_what_torch_keeps_without_use_is_there_to_be_taken(monkeypatch: pytest.M
     assert unused_bytes(GPU) == 36 * GB
 
 
-def test_a_graph_is_refused_where_it_and_a_step_beside_it_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a step that takes 20 GB, 50 are needed; with 35 GB of work between steps, 55."""
-    _memory(monkeypatch, free=15 * GB, kept=40 * GB, used=5 * GB)
-    require_memory(GPU, 20 * GB, 10 * GB)
-    with pytest.raises(RuntimeError, match=r"with its memory 55\.0 GB are needed, and 50\.0 are left"):
-        require_memory(GPU, 20 * GB, 35 * GB)
-    _memory(monkeypatch, free=10 * GB, kept=40 * GB, used=5 * GB)
-    with pytest.raises(RuntimeError, match=r"with its memory 50\.0 GB are needed, and 45\.0 are left"):
-        require_memory(GPU, 20 * GB, 10 * GB)
-
-
-def test_what_is_no_longer_in_use_is_counted_since_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    peak = [25 * GB]
-    _memory(monkeypatch, free=0, kept=0, used=5 * GB)
+@pytest.mark.parametrize(
+    ("between", "free", "fault"),
+    [
+        (10, 15, None),
+        (10, 10, r"with its memory 50\.0 GB are needed, and 45\.0 are left"),
+        (35, 15, r"with its memory 55\.0 GB are needed, and 50\.0 are left"),
+    ],
+)
+def test_a_graph_is_refused_where_it_and_what_runs_beside_it_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, between: int, free: int, fault: str | None
+) -> None:
+    """Steps take 20 and 12 GB beside what stays, and the work before the first `between`; later work any."""
+    _memory(monkeypatch, free=free * GB, kept=40 * GB, used=5 * GB)
+    peak = [0]
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0])
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.__setitem__(0, 5 * GB))
-    assert transient_bytes(GPU) == 20 * GB
-    assert transient_bytes(GPU) == 0
+    memory = StepMemory(GPU)
+    for before, step in ((between, 20), (70, 12)):
+        peak[0] = (5 + before) * GB
+        with memory.measured():
+            assert peak[0] == 5 * GB
+            peak[0] = (5 + step) * GB
+    with contextlib.nullcontext() if fault is None else pytest.raises(RuntimeError, match=fault):
+        memory.require()
 
 
 @pytest.mark.parametrize(
