@@ -28,8 +28,8 @@ PYTHON = """#!/bin/bash
 while [[ $1 != --node-rank ]]; do shift; done
 here=$(dirname "$0")
 printf '%s\\n' "$PWD" "OMP_NUM_THREADS=$OMP_NUM_THREADS" "$DVC_ROOT" "SECRET=$SECRET" "$@" > "$here/$2.part"
-mv "$here/$2.part" "$here/$2.started"
 trap 'touch "$here/$2.ended"; exit 1' TERM
+mv "$here/$2.part" "$here/$2.started"
 source "$here/$2.does"
 """
 WAITS = "for second in {1..600}; do sleep 0.1; done"

@@ -401,9 +401,9 @@ def test_more_clusters_in_training_than_in_the_end(ready: Any, kmeans: str) -> N
 def test_too_many_clusters_of_training_are_refused_by_their_key(ready: Any) -> None:
     ready.params(train__clustering__num_clusters=200, train__clustering__sample_pixels=40)
     assert ready.fault(train.main, ARGV) == (
-        "params.yaml: train.clustering.num_clusters: 200 clusters need at least as many pixels, but an epoch "
-        "samples 36 (train.clustering.sample_images, sample_pixels); lower train.clustering.num_clusters, or "
-        "raise the sample size"
+        "params.yaml: train.clustering.num_clusters: 200 clusters need at least as many pixels, but k-means "
+        "starts from 36 (train.clustering.sample_images, sample_pixels); lower train.clustering.num_clusters, "
+        "or raise these"
     )
 
 
