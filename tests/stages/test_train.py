@@ -402,8 +402,8 @@ def test_too_many_clusters_of_training_are_refused_by_their_key(ready: Any) -> N
     ready.params(train__clustering__num_clusters=200, train__clustering__sample_pixels=40)
     assert ready.fault(train.main, ARGV) == (
         "params.yaml: train.clustering.num_clusters: 200 clusters need at least as many pixels, but k-means "
-        "starts from 36 (train.clustering.sample_images, sample_pixels); lower train.clustering.num_clusters, "
-        "or raise these"
+        "starts from 36 (train.clustering.sample_images, sample_pixels); lower "
+        "train.clustering.num_clusters, or raise these"
     )
 
 
