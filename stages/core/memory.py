@@ -7,9 +7,7 @@ import torch
 
 from stages.settings.errors import UserError
 
-STEPS_BESIDE = (
-    1.5  # memory for a step that is not recorded, beside that of a CUDA graph; the rest is for gaps
-)
+STEPS_BESIDE = 1.5  # memory beside a CUDA graph, in steps: for one that is not recorded, and for gaps
 
 
 @contextlib.contextmanager
