@@ -142,6 +142,11 @@ class Pretrain(Section):
         """Whether the method trains; the others use the initial model as it is."""
         return self.method not in UNTRAINED
 
+    @property
+    def view_px(self) -> int:
+        """Side of the views that the method trains on."""
+        return self.dense.image_px if self.method in DENSE_METHODS else self.image_px
+
     def phases(self) -> list["Pretrain"]:
         """What trains, one after another: MoCo v2 if a dense method is to start from it, then the method."""
         if not self.trains:

@@ -132,11 +132,13 @@ def _file_bytes(network: torch.nn.Module) -> float:
 
 def _heading(params: Params, at: Setting) -> Iterator[str]:
     pretrain, train, backbone = params.pretrain, params.train, params.backbone
-    phases = ", then ".join(f"{one.method}: {one.epochs} epochs" for one in pretrain.phases() or [pretrain])
+    phases = ", then ".join(
+        f"{one.method}: {one.epochs} epochs, {one.view_px} px" for one in pretrain.phases() or [pretrain]
+    )
     yield (
         f"**{params.preset}**: {at.num_train:,} training images, stored at {params.prepare.train_px} px, and "
         f"{at.num_val:,} validation images at {params.size_px} px; {backbone.arch}, {params.precision}; "
-        f"{phases}, batch {pretrain.batch_size}, {pretrain.image_px} px; "
+        f"{phases}, batch {pretrain.batch_size}; "
         f"train: {train.epochs} epochs, batch {train.batch_size}, {params.size_px} px."
     )
 

@@ -107,6 +107,17 @@ def test_two_phases_of_pretraining_are_added() -> None:
     assert row.host_bytes == pytest.approx(1e9 + 1e9 + 256 * 2e8), "the larger of both"
 
 
+def test_the_heading_gives_the_views_of_each_phase() -> None:
+    params = read_preset("cocostuff27")
+    dense = params.pretrain.dense.model_copy(update={"mocov2_epochs": 50, "image_px": 112})
+    changes = {"method": "slotcon", "epochs": 100, "image_px": 64, "dense": dense}
+    params = params.model_copy(update={"pretrain": params.pretrain.model_copy(update=changes)})
+    at = Setting(49_629, 2_175, cores=2, start_seconds=0.0, base_bytes=1e9)
+    assert "mocov2: 50 epochs, 64 px, then slotcon: 100 epochs, 112 px, batch 256;" in "".join(
+        scale._heading(params, at)
+    )
+
+
 def test_disk_is_that_of_the_arrays() -> None:
     rows = _rows(read_preset("cocostuff27"))
     assert rows["prepare"].disk_bytes == 49_629 * 640 * 640 * 3 + 2_175 * 320 * 320 * 4
