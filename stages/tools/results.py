@@ -3,12 +3,16 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from stages.core.artefacts import read_metrics
 from stages.runtime.script import duration, read_times, run
+from stages.runtime.watch import summarise
 from stages.settings.params import read
+from stages.tools.changes import changed_stages
 
+PIPELINE = Path("dvc.yaml")
 WIDTH = 80  # terminal columns
 NAMES = {
     "colour_position": "k-means on color and position",
@@ -31,17 +35,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     params = read(args.params)
+    stale = changed_stages() if PIPELINE.exists() else []
     raw = read_metrics(args.metrics / "evaluate/raw.json")
     refined = read_metrics(args.metrics / "evaluate/refined.json")
     figures = {**raw, **(refined if params.refine.backend != "none" else {})}
     data = read_metrics(args.metrics / "prepare.json")["prepare"]
-    print(
-        f"\nPreset {params.preset}: {data['train_images']:,} training images, {data['val_images']:,} "
-        f"validation images,\n{params.pixel_k} pixel clusters, seed {params.seed}.\n"
-    )
+    images = f"{data['train_images']:,} training images, {data['val_images']:,} validation images"
+    if stale:
+        print(f"\n{_of_an_earlier_run(stale)}\n{images}.\n")
+    else:
+        print(f"\nPreset {params.preset}: {images},\n{params.pixel_k} pixel clusters, seed {params.seed}.\n")
     print("\n".join(_table(figures)))
     print("\n".join(_times(read_times())))
     print(f"Report: {args.metrics / 'report/index.html'}")
+
+
+def _of_an_earlier_run(stale: Sequence[str]) -> str:
+    """What the results are if settings, code or data have changed since: not those of params.yaml."""
+    text = (
+        f"Results of an earlier run: {summarise(stale)} would run again (see `dvc status`); run `dvc repro`."
+    )
+    return "\n".join(wrap(text, WIDTH))
 
 
 def _table(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
 from dvc_data.index import DataIndexError
 from ruamel.yaml import YAML
 
@@ -22,6 +21,7 @@ from stages.reporting.wall import Split, image_names
 from stages.runtime.watch import summarise
 from stages.settings.errors import UserError
 from stages.settings.params import flat
+from stages.tools.changes import changed_stages
 from stages.tools.dvc_lock import LOCK, outdated, read_lock
 
 NEEDED = (
@@ -95,11 +95,9 @@ def _check_up_to_date() -> None:
         UserError: a stage would run again.
     """
     try:
-        with Repo() as repo:
-            status = repo.status()
-    except DvcException as error:
+        stale = [name for name in changed_stages() if name not in UNSEEN]
+    except UserError as error:
         raise UserError(f"{WORKSPACE}: {error}") from error
-    stale = [name for name, what in status.items() if name not in UNSEEN and what != ["always changed"]]
     if stale:
         raise UserError(
             f"{WORKSPACE}: has changed since its last run, at {summarise(stale)} (see `dvc status`); "

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from stages.core.artefacts import write_json, write_metrics
 from stages.runtime import script
@@ -51,6 +52,20 @@ def test_scores_beside_the_baseline_and_where_the_time_went(show: Callable[..., 
     assert "Last run time of each stage: 2 h 4 min in total" in text
     assert "  pretrain 2 h 3 min, train 1 min 0 s, prepare 8 s, evaluate@refined 3 s," in text
     assert lines[-1] == "Report: metrics/report/index.html"
+
+
+def test_results_of_other_settings_are_not_shown_as_those_of_params_yaml(
+    show: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `make preset`, before the first run: the scores are those that lie there."""
+    Repo.init(str(tmp_path), no_scm=True).close()
+    (tmp_path / "dvc.yaml").write_text("stages: {train: {cmd: 'true', deps: [params.yaml]}}\n")
+    text = show(SCORES, {"accuracy": 0.4512, "miou": 0.2431})
+    assert text.startswith("\nResults of an earlier run: train would run again (see `dvc status`); run `dvc")
+    assert "Preset" not in text
+    assert "118,287 training images" in text
+    assert "43.6 %" in text
+    assert max(map(len, text.splitlines())) <= results.WIDTH
 
 
 def test_without_labels_it_says_what_can_be_said(show: Callable[..., str]) -> None:
