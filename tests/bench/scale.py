@@ -22,6 +22,7 @@ from stages.core.device import choose_device
 from stages.readers.cityscapes.cityscapes import CITYSCAPES_IMAGES, LONG_TILES
 from stages.runtime.pool import count_cores
 from stages.runtime.script import read_times, run
+from stages.runtime.watch import summarise
 from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Params
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n".join(machine(device)), flush=True)
     if args.check:
         params = read(Path("params.yaml"))
+        _check_up_to_date()
         data = read_metrics(Path("metrics/prepare.json"))["prepare"]
         counts = data["train_images"], data["val_images"]
         rows, _ = _project(params, counts, device, {})
@@ -61,6 +63,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(
             "\n".join(["", *_heading(params, at), "", *table(rows), "", *_assumptions(params, at)]),
             flush=True,
+        )
+
+
+def _check_up_to_date() -> None:
+    """Refuse to hold a projection of params.yaml against a run of something else.
+
+    Raises:
+        UserError: a stage would run again.
+    """
+    from stages.tools.changes import changed_stages  # here, because the rest needs no DVC
+
+    if stale := changed_stages():
+        raise UserError(
+            f"--check: {summarise(stale)} would run again (see `dvc status`), so the last run was one of "
+            "other settings, code or data; run `dvc repro` first"
         )
 
 

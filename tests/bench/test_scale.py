@@ -267,6 +267,8 @@ def test_a_projection_is_held_against_the_last_run(
     monkeypatch.setattr(scale, "_project", lambda *_: (rows, None))
     monkeypatch.chdir(tmp_path)
     write_metrics(Path("metrics/prepare.json"), {"prepare": {"train_images": 16, "val_images": 4}})
+    stale: list[str] = []
+    monkeypatch.setattr("stages.tools.changes.changed_stages", lambda: stale)
     with pytest.raises(
         UserError, match=r"\.state/seconds\.json: no stage has run here; run `dvc repro` first"
     ):
@@ -279,3 +281,6 @@ def test_a_projection_is_held_against_the_last_run(
         "| evaluate | 10.0 | 5.0 | 2.00 |",
         "| **total** | 20.0 | 13.0 | 1.54 |",
     ]
+    stale.append("train")
+    with pytest.raises(UserError, match=r"--check: train would run again .* run `dvc repro` first"):
+        scale.main(["--check", "--device", "cpu"])
