@@ -45,9 +45,9 @@ def classes(params: Params, data: DataSet) -> Iterator[str]:
     """Where the number of classes comes from, if there are no labels to say it."""
     if not data.class_names:
         yield (
-            f"  pixel_k: {params.pixel_k}, the default: without labels nothing says how many classes there "
-            "are. Change it in params.yaml to about the number of things and materials to tell apart; "
-            "docs/photographs.md says how to choose"
+            f"  pixel_k: {params.pixel_k}, as the preset has it: without labels nothing says how many "
+            "classes there are. Change it in params.yaml to about the number of things and materials to tell "
+            "apart; docs/photographs.md says how to choose"
         )
 
 

@@ -70,7 +70,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.tools.preset", description=__doc__)
     parser.add_argument("name", help="name of a file in presets/, without .yaml")
     parser.add_argument(
-        "--data", type=Path, help="folder of the data set (absolute, or relative to the repository)"
+        "--data",
+        type=lambda text: Path(text).expanduser(),  # within quotes, as in the Makefile, no shell does it
+        help="folder of the data set (absolute, or relative to the repository)",
     )
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="output file (default: params.yaml)"

@@ -409,7 +409,10 @@ def test_a_flat_folder_is_enough_and_the_answer_says_what_to_expect(
     assert f"photos: {len(data.train)} training images, {len(data.val)} validation images" in said
     assert "left out 1: picture of a format that is not read; convert it to PNG or JPEG (film.mov)" in said
     assert "prepare.split: each image by its content, about 20% for validation" in said
-    assert f"pixel_k: {params.pixel_k}, the default: without labels nothing says how many classes" in said
+    assert (
+        f"pixel_k: {params.pixel_k}, as the preset has it: without labels nothing says how many classes"
+        in said
+    )
     (line,) = [line for line in said.splitlines() if line.startswith("`dvc repro` will take ")]
     spans = re.match(r"`dvc repro` will take (.+) to (.+) here, on a", line)
     assert spans is not None
@@ -614,6 +617,13 @@ def test_a_key_that_does_not_exist_is_named(repository: Path) -> None:
     with pytest.raises(UserError) as raised:
         preset.main(["mine"])
     assert str(raised.value) == "presets/mine.yaml: train.epocs: unknown key; did you mean 'epochs'?"
+
+
+def test_a_tilde_is_the_home_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(repository))
+    make_folder(repository / "photos", num_train=40, num_val=2)
+    preset.main(["folder", "--data", "~/photos", "--no-estimate"])
+    assert read(Path("params.yaml")).prepare.path == str(repository / "photos")
 
 
 def test_a_folder_that_is_not_there_is_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
