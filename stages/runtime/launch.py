@@ -70,7 +70,13 @@ def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> b
     try:
         elastic_launch(local, sys.executable)("-m", module, *argv)
     except ChildFailedError as error:
-        sys.exit(error.get_first_failure()[1].exitcode)  # the process has already printed its error
+        code = error.get_first_failure()[1].exitcode
+        if code < 0:  # it could print nothing
+            raise UserError(
+                f"a process was ended by {signal.Signals(-code).name}, as by the system when memory runs out "
+                "(SIGKILL); run `dvc repro` again to go on"
+            ) from error
+        sys.exit(code)  # the process has already printed its error
     except SignalException as error:  # torch has ended the processes
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from error

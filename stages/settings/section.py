@@ -1,5 +1,6 @@
 """Building blocks of the schema: types with a range, and sections used by several stages."""
 
+import shlex
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -126,6 +127,14 @@ class Runtime(Section):
 
     @model_validator(mode="after")
     def _one_launcher(self) -> "Runtime":
+        try:
+            words = shlex.split(self.launcher)
+        except ValueError as error:
+            raise ValueError(
+                f"launcher: {self.launcher!r} is no command ({error}); close the quotation"
+            ) from error
+        if self.launcher and not words:
+            raise ValueError("launcher: is blank; set it to a command such as torchrun, or to ''")
         if self.launcher and self.nproc != 1:
             raise ValueError(
                 f"launcher: starts the processes itself, so it requires nproc: 1, got {self.nproc}; "

@@ -26,12 +26,14 @@ from pathlib import Path
 from stages.runtime.locks import try_lock
 from stages.runtime.script import run
 from stages.settings.errors import UserError
+from stages.tools.dvc_lock import LOCK, read_lock
 from stages.tools.processes import describe, end, is_on_shared_disk, orphaned, working
 from stages.tools.surroundings import git, git_obstacle, obstacles
 
 FOUND = 1
-ARTEFACTS = ("data", "models", "metrics", ".state")
-TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # name pattern of stages.core.artefacts
+STATES = ".state"
+ARTEFACTS = ("data", "models", "metrics", STATES)
+TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # name pattern of stages.core.artefacts, with the final name
 EXPERIMENTS = (".dvc/tmp/exps/standalone", ".dvc/tmp/exps")
 RWLOCKS = (".dvc/tmp/rwlock", ".dvc/tmp/exps/rwlock")
 HARDLINK_LOCKS = (".dvc/tmp/lock", ".dvc/tmp/rwlock.lock")
@@ -89,12 +91,29 @@ def _findings(root: Path) -> Iterator[Finding]:
 
 
 def temporaries(root: Path, doubt: str) -> Iterator[Finding]:
-    """Find partially written temporary files and folders next to the outputs."""
+    """Find partially written temporary files and folders next to the outputs.
+
+    Hidden files of other names may be the user's own, such as photographs in a folder below data/.
+    """
+    outputs = _outputs(root)
     for top in ARTEFACTS:
         for path in sorted((root / top).rglob(".*")):
-            if TEMPORARY.fullmatch(path.name) and path.exists():
-                what = f"incomplete temporary data ({_size(path)}); nothing reads it"
-                yield _left(root, path, what, doubt)
+            match = TEMPORARY.fullmatch(path.name)
+            if match and path.exists():
+                is_ours = top == STATES or path.with_name(match[1]).relative_to(root).as_posix() in outputs
+                if is_ours:
+                    what = f"incomplete temporary data ({_size(path)}); nothing reads it"
+                    yield _left(root, path, what, doubt)
+
+
+def _outputs(root: Path) -> set[str]:
+    """Paths that stages write: those in dvc.yaml, and those of the last run, with all names filled in."""
+    pipeline, lock = root / "dvc.yaml", root / LOCK
+    found = set(re.findall(r"[\w./-]+", pipeline.read_text(encoding="utf-8"))) if pipeline.exists() else set()
+    if lock.exists():
+        with suppress(UserError):  # `dvc repro` says that it is damaged
+            found |= {out["path"] for stage in read_lock(lock).values() for out in stage.get("outs", [])}
+    return found
 
 
 def states(root: Path, running: Sequence[Path], doubt: str) -> Iterator[Finding]:

@@ -62,8 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             from stages.tools.estimate import describe_estimate
 
             print("\n".join(describe_estimate(times)))
-    active = f"{args.params}: preset {args.name} is active; next: dvc repro"
-    print("\n".join([*answers.start(whole), active]))
+    done = (
+        "is active; next: dvc repro"
+        if is_active(args.params)
+        else "is written; `dvc repro` reads params.yaml"
+    )
+    print("\n".join([*answers.start(whole), f"{args.params}: preset {args.name} {done}"]))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -200,7 +204,7 @@ def _check_committed(params: Path) -> None:
             f"{params}: exists, and whether it has edits cannot be seen: {obstacle.what}; pass FORCE=1 "
             f"(--force) to overwrite it, or first: {obstacle.remedy}"
         )
-    status = git(Path(), "status", "--porcelain", "--", str(params))
+    status = git(Path(), "status", "--porcelain", "--ignored", "--", str(params))
     if status.returncode:
         raise UserError(
             f"{params}: exists, and git does not say whether it has edits ({status.stderr.strip()}); pass "
@@ -209,7 +213,7 @@ def _check_committed(params: Path) -> None:
     if status.stdout.strip():
         raise UserError(
             f"{params}: has uncommitted edits, which a preset would overwrite; "
-            "commit them (git commit params.yaml), or pass FORCE=1 (--force)"
+            f"commit them (git commit {params}), or pass FORCE=1 (--force)"
         )
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import psutil
 
 PATIENCE_SECONDS = 10.0
+ASKING = "stages.tools.doctor"
 # File systems of disks that only this machine uses; all others may be of a network.
 OWN_DISKS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "overlay", "tmpfs"}
 
 
 def working(root: Path) -> list[psutil.Process]:
-    """List running DVC and stage processes in the repository and its copies, without orphans."""
+    """List running DVC, stages and commands in the repository and its copies, without orphans."""
     return [process for process in _inside(root, orphaned=False) if _is_dvc(process) or _is_stage(process)]
 
 
@@ -55,13 +56,17 @@ def _is_stage(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         words = process.cmdline()
         module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
-        return module.startswith("stages.") and not module.startswith("stages.tools.")
+        return module.startswith("stages.") and module != ASKING  # commands write beside the outputs as well
     return False
 
 
 def _is_orphan(process: psutil.Process) -> bool:
-    started_by_dvc = "DVC_STAGE" in process.environ()
-    return _is_stage(process) and started_by_dvc and not any(_is_dvc(parent) for parent in process.parents())
+    environment = process.environ()
+    if "DVC_STAGE" not in environment or not _is_stage(process):
+        return False
+    if "SLURM_PROCID" in environment:  # srun passes the environment on: its DVC may run on another host
+        return False
+    return not any(_is_dvc(parent) for parent in process.parents())
 
 
 def end(process: psutil.Process) -> None:

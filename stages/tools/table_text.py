@@ -60,7 +60,8 @@ def describe_run(params: Params, table: Table, changes: Sequence[Change]) -> str
     start = f"pretraining {method}" + (f" from {Path(init).name}" if init else "")
     if method not in UNTRAINED:
         start += f", {values['pretrain.epochs']} epochs"
-        if (first := values["pretrain.dense.mocov2_epochs"]) and method in DENSE_METHODS:
+        first = values["pretrain.dense.mocov2_epochs"]  # text, if a change has set it
+        if str(first) != "0" and method in DENSE_METHODS:
             start += f" after {first} of mocov2"
     changed = f"; changed: {', '.join(change.text for change in changes)}" if changes else ""
     return (

@@ -163,6 +163,14 @@ def test_a_key_that_is_no_text(path: Path) -> None:
 # Rules that hold two or more keys against each other.
 CROSS = [
     (
+        {"runtime.launcher": 'torchrun "x'},
+        "runtime.launcher: 'torchrun \"x' is no command (No closing quotation); close the quotation",
+    ),
+    (
+        {"runtime.launcher": " "},
+        "runtime.launcher: is blank; set it to a command such as torchrun, or to ''",
+    ),
+    (
         {"runtime.cuda_graph": True, "runtime.nproc": 2},
         "runtime.cuda_graph: true needs one process for each stage; set it to auto, or set nproc: 1 and "
         "launcher: ''",

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +102,33 @@ Ask = Callable[..., tuple[int, str]]
 def test_a_healthy_repository(ask: Ask) -> None:
     assert ask() == (0, "no problems found\n")
     assert ask("--fix") == (0, "all findings are fixed\n")
+
+
+def test_hidden_files_of_the_user_are_left_alone(ask: Ask) -> None:
+    """Their names may look like those of temporary files, but no stage writes what these would become."""
+    for name in ("models/.backup.20240101/weights", "data/photos/.holiday.original", "data/.first.abcdefgh"):
+        _write(name)
+    code, shown = ask("--fix")
+    assert code == 0
+    assert shown.count("- ") == 1
+    assert "data/.first.abcdefgh: incomplete" in shown
+    assert Path("models/.backup.20240101/weights").exists()
+    assert Path("data/photos/.holiday.original").exists()
+
+
+def test_nothing_is_mended_while_a_command_writes(ask: Ask, repository: Path) -> None:
+    Path("stages/tools").mkdir()
+    Path("stages/tools/slow.py").write_text("import time\nprint('started', flush=True)\ntime.sleep(60)\n")
+    _write("models/.second.txt.abc12_xy")
+    command = [sys.executable, "-m", "stages.tools.slow"]
+    with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        code, shown = ask("--fix")
+        process.kill()
+    assert code == 1
+    assert f"process {process.pid} (" in shown
+    assert Path("models/.second.txt.abc12_xy").exists()
 
 
 def test_what_is_no_repository(tmp_path: Path) -> None:

@@ -546,6 +546,18 @@ def test_settings_written_elsewhere_leave_what_belongs_to_the_active_ones(reposi
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_file_that_git_ignores_is_kept(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(".gitignore").write_text("mine.yaml\n")
+    Path("mine.yaml").write_text("seed: 7\n")
+    with pytest.raises(UserError, match=r"^mine\.yaml: has uncommitted edits, .* \(git commit mine\.yaml\)"):
+        preset.main(["demo", "--params", "mine.yaml"])
+    assert Path("mine.yaml").read_text() == "seed: 7\n"
+    preset.main(["demo", "--params", "mine.yaml", "--force"])
+    assert capsys.readouterr().out.endswith(
+        "mine.yaml: preset demo is written; `dvc repro` reads params.yaml\n"
+    )
+
+
 def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
     edited = Path("params.yaml").read_text().replace("seed: 0 ", "seed: 7 ")
     Path("params.yaml").write_text(edited)

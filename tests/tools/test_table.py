@@ -140,6 +140,9 @@ def test_the_head_says_what_all_rows_share() -> None:
         f"{demo.select_ratio}; changed: train.lr=0.1, base=ours, 2,3:select_ratio=1.0."
     )
     assert head(demo).startswith("Data: demo (preset demo). ")
+    slotcon = ["pretrain.method=slotcon", "pretrain.epochs=9"]
+    assert "slotcon, 9 epochs after 5 of mocov2, " in head(demo, *slotcon, "pretrain.dense.mocov2_epochs=5")
+    assert "slotcon, 9 epochs, training" in head(demo, *slotcon, "pretrain.dense.mocov2_epochs=0")
     changes = ["pretrain.method=none", "pretrain.init=/tmp/dino.pth", "train.epochs=3", "size_px=96"]
     assert "width 16, 96 px, float32, pretraining none from dino.pth, training 3 epochs, " in head(
         demo, *changes
