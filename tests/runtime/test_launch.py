@@ -66,6 +66,21 @@ def test_a_process_that_dies_ends_the_stage_and_one_process_goes_on(bench: Any) 
     resumed.communicate()
 
 
+def test_a_process_that_the_system_ends_is_named(bench: Any) -> None:
+    """As when memory runs out: it can print nothing itself."""
+    bench.params(
+        pretrain__bn_splits=2, pretrain__epochs=400, runtime__nproc=2, runtime__checkpoint_seconds=0.0
+    )
+    running = _start(bench)
+    _wait_for(lambda: list(Path(".state").rglob("state.safetensors")))
+    processes = [one for one in psutil.Process(running.pid).children(recursive=True) if _rank(one) == "1"]
+    processes[-1].send_signal(signal.SIGKILL)
+    _, log = running.communicate(timeout=300)
+    assert running.returncode == 2
+    assert "error: a process was ended by SIGKILL, as by the system when memory runs out" in log
+    assert "Traceback" not in log
+
+
 def _rank(process: psutil.Process) -> str | None:
     return process.environ().get("RANK")
 
