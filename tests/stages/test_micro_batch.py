@@ -57,7 +57,8 @@ def test_pretraining_in_passes_gives_the_weights_of_the_whole_batch(
     bench.params(**changes, pretrain__micro_batch=size)
     found, in_passes = _results(pretrain, PRETRAIN)
     pd.testing.assert_frame_equal(found, history, rtol=1e-6)
-    assert_near(in_passes, weights, 2**-22)  # they are stored as float32, and some may round the other way
+    # Up to 5e-7 of a tensor's length was seen, with AVX-512; a lost pass or a wrong scale makes far more.
+    assert_near(in_passes, weights, 4e-6)
 
 
 @pytest.mark.parametrize("name", TRAINING)
