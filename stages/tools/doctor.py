@@ -99,11 +99,10 @@ def temporaries(root: Path, doubt: str) -> Iterator[Finding]:
     for top in ARTEFACTS:
         for path in sorted((root / top).rglob(".*")):
             match = TEMPORARY.fullmatch(path.name)
-            if match and path.exists():
-                is_ours = top == STATES or path.with_name(match[1]).relative_to(root).as_posix() in outputs
-                if is_ours:
-                    what = f"incomplete temporary data ({_size(path)}); nothing reads it"
-                    yield _left(root, path, what, doubt)
+            final = path.with_name(match[1]).relative_to(root).as_posix() if match else ""
+            if match and path.exists() and (top == STATES or final in outputs):
+                what = f"incomplete temporary data ({_size(path)}); nothing reads it"
+                yield _left(root, path, what, doubt)
 
 
 def _outputs(root: Path) -> set[str]:

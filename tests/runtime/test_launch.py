@@ -40,12 +40,8 @@ def test_the_launcher_starts_the_processes_of_a_stage(bench: Any) -> None:
 def test_a_process_that_dies_ends_the_stage_and_one_process_goes_on(bench: Any) -> None:
     changes = {"pretrain__epochs": 400, "runtime__checkpoint_seconds": 0.0}
     bench.params(**{**TWO, **changes})
-    running = _start(bench)
-    _wait_for(lambda: list(Path(".state").rglob("state.safetensors")))
-    processes = [one for one in psutil.Process(running.pid).children(recursive=True) if _rank(one) == "1"]
-    processes[-1].send_signal(signal.SIGKILL)
-    _, log = running.communicate(timeout=300)
-    assert running.returncode == 1
+    code, log = _kill_rank_1(bench)
+    assert code == 1
     assert re.search(r"rank\s*: 1 .*Signal 9 \(SIGKILL\)", log, re.DOTALL), log
     assert not Path("out").exists()
     (saved,) = Path(".state").rglob("state.safetensors")
@@ -71,14 +67,20 @@ def test_a_process_that_the_system_ends_is_named(bench: Any) -> None:
     bench.params(
         pretrain__bn_splits=2, pretrain__epochs=400, runtime__nproc=2, runtime__checkpoint_seconds=0.0
     )
+    code, log = _kill_rank_1(bench)
+    assert code == 2
+    assert "error: a process was ended by SIGKILL, as by the system when memory runs out" in log
+    assert "Traceback" not in log
+
+
+def _kill_rank_1(bench: Any) -> tuple[int, str]:
+    """Start the stage, kill its second process once a state is saved; the exit code and what was said."""
     running = _start(bench)
     _wait_for(lambda: list(Path(".state").rglob("state.safetensors")))
     processes = [one for one in psutil.Process(running.pid).children(recursive=True) if _rank(one) == "1"]
     processes[-1].send_signal(signal.SIGKILL)
     _, log = running.communicate(timeout=300)
-    assert running.returncode == 2
-    assert "error: a process was ended by SIGKILL, as by the system when memory runs out" in log
-    assert "Traceback" not in log
+    return running.returncode, log
 
 
 def _rank(process: psutil.Process) -> str | None:
