@@ -446,10 +446,34 @@ def test_a_palette_that_was_numbered_anew_is_read_by_its_colors(ready: Any) -> N
     ]
     _repaint([1, 2, 3, *colours[0].tolist()], ids)
     assert ready.fault(segment.main, SEGMENT) == (
-        "found/a.png: has another palette than it was written with, and in it a color of no cluster or of "
-        "several, so its ids may mean others; save it with its own palette or as a gray PNG of ids, or "
-        "delete it"
+        "found/a.png: has other colors than it was written with, and among them one of no cluster or of "
+        "several (#010203); save it with its own palette or as a gray PNG of ids, or delete it"
     )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_corrected_map_that_was_saved_in_rgb_is_read_by_its_colors(ready: Any, mode: str) -> None:
+    segment.main(SEGMENT)
+    ids = np.zeros((24, 32), np.uint8)
+    ids[18:] = 2
+    with Image.open("found/a.png") as written:
+        palette = written.getpalette() or []
+    _repaint(palette, ids)
+    with Image.open("found/a.png") as painted:
+        painted.convert(mode).save("found/a.png")
+    segment.main(SEGMENT)
+    assert _shares() == [0.75, 0.0, 0.25]
+
+
+def test_all_label_maps_that_cannot_be_read_are_named_at_once(ready: Any) -> None:
+    segment.main(SEGMENT)
+    smooth = np.arange(24 * 32 * 3, dtype=np.uint32).reshape(24, 32, 3).astype(np.uint8)
+    smooth[..., 1] = np.arange(24)[:, None]
+    Image.fromarray(smooth).save("found/a.png")
+    Image.new("RGBA", (32, 24)).save("found/b.png")
+    first, second = ready.fault(segment.main, SEGMENT).splitlines()
+    assert first.startswith("found/a.png: has 768 colors, more than there are clusters; edges were smoothed")
+    assert second.startswith("found/b.png: is a label map of mode RGBA and 32 x 24 px; expected cluster ids")
 
 
 @pytest.mark.parametrize(("names", "is_clear"), [("sky", True), ("road", False)])
@@ -473,7 +497,7 @@ def test_a_color_of_several_clusters_is_clear_if_they_are_merged(
         segment.main([*SEGMENT, *NAMED])
         assert _shares() == [0.25, 0.75]
     else:
-        assert "a color of no cluster or of several" in ready.fault(segment.main, [*SEGMENT, *NAMED])
+        assert "one of no cluster or of several (#102030)" in ready.fault(segment.main, [*SEGMENT, *NAMED])
 
 
 def test_a_corrected_map_keeps_its_ids_when_names_give_its_clusters_other_colors(ready: Any) -> None:

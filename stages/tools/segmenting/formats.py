@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
 from stages.reporting.legend import ClusterLegend, css
-from stages.tools.segmenting.label_files import merge, read_ids
+from stages.tools.segmenting.reading_back import merge, read_ids
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from stages.core.artefacts import atomic_path
-from stages.settings.errors import UserError
 from stages.tools.segmenting.trained_model import BAND_ELEMENTS
 
 OPACITY = 0.5  # of the colors over the image
@@ -75,86 +74,6 @@ def _overlay(
     if max(overlay.size) > LONGEST_JPEG:
         overlay.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
     return overlay
-
-
-def read_ids(
-    path: Path,
-    size: tuple[int, int],
-    colours: UInt8[np.ndarray, "K 3"],
-    merged: UInt8[np.ndarray, " N"],
-) -> UInt8[np.ndarray, "H W"]:
-    """Read a label map, which may have been corrected by hand.
-
-    Args:
-        path: palette or gray PNG.
-        size: (width, height) of its image.
-        colours: RGB of each cluster id, with which it was written.
-        merged: the cluster that now stands for each cluster.
-
-    Raises:
-        UserError: it is no such label map.
-    """
-    try:
-        with Image.open(path) as image:
-            mode, found, ids = image.mode, image.size, np.asarray(image)
-            palette = np.array(image.getpalette() if mode == "P" else (), np.uint8).reshape(-1, 3)
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: is no label map that can be read ({error}); mend or delete it") from error
-    if mode not in ("P", "L") or found != size:
-        raise UserError(
-            f"{path}: is a label map of mode {mode} and {found[0]} x {found[1]} px; expected cluster ids as "
-            f"a palette (P) or gray (L) PNG of {size[0]} x {size[1]} px; mend or delete it"
-        )
-    if mode == "L" or _fits(ids, palette, colours):
-        return ids
-    return _by_colour(path, ids, palette, colours, merged)
-
-
-def _fits(
-    ids: UInt8[np.ndarray, "H W"], palette: UInt8[np.ndarray, "P 3"], colours: UInt8[np.ndarray, "K 3"]
-) -> bool:
-    """Whether the ids have the colors with which they were written."""
-    used = np.unique(ids)
-    used = used[used < len(colours)]
-    return used.max(initial=0) < len(palette) and np.array_equal(palette[used], colours[used])
-
-
-def _by_colour(
-    path: Path,
-    ids: UInt8[np.ndarray, "H W"],
-    palette: UInt8[np.ndarray, "P 3"],
-    colours: UInt8[np.ndarray, "K 3"],
-    merged: UInt8[np.ndarray, " N"],
-) -> UInt8[np.ndarray, "H W"]:
-    """The ids as they were written; a program that builds a palette of its own numbers the colors anew.
-
-    Raises:
-        UserError: the palette has a color of no cluster, or one of several that are not merged.
-    """
-    stands, table = _stands(merged), np.zeros(1 << 8, np.uint8)
-    for one in np.unique(ids):
-        same = (colours == palette[one]).all(1) if one < len(palette) else np.zeros(len(colours), bool)
-        places = np.flatnonzero(same)
-        if len(np.unique(stands[places])) != 1:
-            raise UserError(
-                f"{path}: has another palette than it was written with, and in it a color of no cluster or "
-                "of several, so its ids may mean others; save it with its own palette or as a gray PNG of "
-                "ids, or delete it"
-            )
-        table[one] = places[0]
-    return table[ids]
-
-
-def merge(ids: UInt8[np.ndarray, "H W"], merged: UInt8[np.ndarray, " K"]) -> UInt8[np.ndarray, "H W"]:
-    """The ids with merged clusters as one; a corrected map may have ids that later names have merged."""
-    return _stands(merged)[ids]
-
-
-def _stands(merged: UInt8[np.ndarray, " K"]) -> UInt8[np.ndarray, "256"]:
-    """What stands for each id, also for those of no cluster."""
-    stands = np.arange(1 << 8, dtype=np.uint8)
-    stands[: len(merged)] = merged
-    return stands
 
 
 def to_gray(confidence: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:

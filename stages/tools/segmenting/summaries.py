@@ -11,11 +11,13 @@ from stages.core.artefacts import write_csv
 from stages.dataset.left_out import LISTING, LeftOut
 from stages.dataset.own_outputs import read_manifest
 from stages.reporting.legend import rgb, write_cluster_legend
+from stages.settings.errors import UserError, raise_faults
 from stages.tools.segmenting import coco, cvat, label_studio
 from stages.tools.segmenting.formats import Annotated, Label, Write, unique_labels
-from stages.tools.segmenting.label_files import merge, output_names, read_ids
+from stages.tools.segmenting.label_files import output_names
 from stages.tools.segmenting.output_folder import staging
 from stages.tools.segmenting.photographs import Photographs
+from stages.tools.segmenting.reading_back import merge, read_ids
 from stages.tools.segmenting.run_manifest import (
     LEGEND,
     TABLE,
@@ -111,20 +113,28 @@ def _current(
         manifest: of the run.
         photographs: of the run; earlier runs may have done others.
         corrected: takes the label maps that were corrected, with what is to be known of them.
+
+    Raises:
+        UserError: corrected label maps cannot be read; the error names all of them.
     """
-    current, given = [], set(photographs.names)
+    current, faults, given = [], list[str](), set(photographs.names)
     for name in sorted({*manifest.images, *given}):
         mask = output_names(name, scores=False)[0]
         is_done = name in manifest.images and manifest.is_current(name, photographs.root)
         if is_done and manifest.is_own(mask):
             current.append(name)
         elif is_done:
-            reason = _take_over(model, manifest, name, photographs.root)
+            try:
+                reason = _take_over(model, manifest, name, photographs.root)
+            except UserError as error:
+                faults.append(str(error))
+                continue
             corrected.add(reason, mask)
             if reason != OTHER_CLUSTERS:
                 current.append(name)
         elif name in given and manifest.is_changed(mask):
             corrected.add(UNKNOWN, mask)
+    raise_faults(faults)
     return current
 
 
