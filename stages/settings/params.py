@@ -46,10 +46,21 @@ def read(path: Path) -> Params:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, got {type(raw).__name__}")
     try:
+        return validated(raw)
+    except UserError as error:
+        raise UserError(f"{path}:", *(f"  {fault}" for fault in error.faults)) from error
+
+
+def validated(raw: dict[str, Any]) -> Params:
+    """Validate settings, as sections of keys and values.
+
+    Raises:
+        UserError: they are invalid; the error lists every fault with its dotted key.
+    """
+    try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        faults = sorted(set(_fault(detail, raw) for detail in error.errors()))
-        raise UserError(f"{path}:", *(f"  {fault}" for fault in faults)) from error
+        raise UserError(*sorted(set(_fault(detail, raw) for detail in error.errors()))) from error
 
 
 @lru_cache(maxsize=1)  # a stage reads the file several times, and parsing takes a tenth of a second

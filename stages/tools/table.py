@@ -27,7 +27,14 @@ from stages.tools.experiments import (
     succeeds,
 )
 from stages.tools.surroundings import git_obstacle, obstacles, uncommitted_code
-from stages.tools.table_changes import numbers, parse_change, row_numbers, say_what_rows_keep, with_changes
+from stages.tools.table_changes import (
+    check_settings,
+    numbers,
+    parse_change,
+    row_numbers,
+    say_what_rows_keep,
+    with_changes,
+)
 from stages.tools.table_text import announce, as_markdown, compare, describe_run
 
 PARAMS = Path("params.yaml")  # DVC's experiments know no other
@@ -50,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = {number: written.rows[number - 1] for number in asked}
     names = {row.name for row in chosen.values()}
     wanted = [experiment for experiment in all_rows if experiment.row in names]
+    check_settings(params, wanted)
     _check_guidance(chosen.values(), wanted)
     if args.dry_run:
         _print_commands(args.name, chosen, wanted)

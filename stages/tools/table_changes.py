@@ -1,11 +1,15 @@
 """What `--set` of `make table` changes: settings of all rows, or of some."""
 
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
 
 from stages.runtime.progress import warn
-from stages.settings.errors import UserError
-from stages.tools.experiments import Table
+from stages.settings.errors import UserError, raise_faults
+from stages.settings.params import validated
+from stages.settings.schema import Params
+from stages.tools.experiments import Experiment, Table
 
 
 class Change(NamedTuple):
@@ -75,6 +79,36 @@ def say_what_rows_keep(changes: Sequence[Change], table: Table, chosen: Collecti
         if own:
             kept = ", ".join(map(repr, own))
             warn("make table", f"--set {name}: not applied to {kept}, which set this key themselves")
+
+
+def check_settings(params: Params, experiments: Iterable[Experiment]) -> None:
+    """Refuse keys and values that params.yaml cannot have: the stages would, once earlier rows have run.
+
+    Args:
+        params: settings before the changes.
+        experiments: those that are to run.
+
+    Raises:
+        UserError: there are such; the error lists all of them.
+    """
+    yaml, faults = YAML(typ="safe", pure=True), list[str]()
+    for experiment in experiments:
+        raw = params.model_dump()
+        for key, text in experiment.changes:
+            _put(raw, key, yaml.load(text))
+        try:
+            validated(raw)
+        except UserError as error:
+            faults += error.faults
+    raise_faults(dict.fromkeys(faults))
+
+
+def _put(raw: dict[str, Any], key: str, value: Any) -> None:
+    section, dot, rest = key.partition(".")
+    if dot and isinstance(raw.get(section), dict):
+        _put(raw[section], rest, value)
+    else:
+        raw[key] = value
 
 
 def row_numbers(flag: str, text: str, table: Table) -> list[int]:

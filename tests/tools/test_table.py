@@ -492,6 +492,22 @@ def test_where_a_row_runs_is_no_other_experiment(
     assert commands(capsys)[0].split()[5] != plain.split()[5]
 
 
+def test_settings_that_params_cannot_have_are_refused_before_anything_runs(
+    folder: Path, dvc: FakeDvc, bench_fault: Any
+) -> None:
+    argv = ["1", "--tables", "tables", "--out", "out", "--seeds", "0,1"]
+    for how in ([], ["--dry-run"], ["--queue"]):
+        said = bench_fault(
+            [*argv, *how, "--set", "train.epoch=3", "--set", "2:train.lr=-1", "--set", "seeds.a=2"]
+        )
+        assert said.splitlines() == [
+            "seeds.a: unknown key; did you mean 'seed'?",
+            "train.epoch: unknown key; did you mean 'epochs'?",
+            "train.lr: must be > 0.0, got -1",
+        ]
+    assert dvc.ran == []
+
+
 GUIDED = "  - {name: guided, paper: {}, changes: {train.image_loss.head: classical}}\n"
 
 
