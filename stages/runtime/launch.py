@@ -73,7 +73,7 @@ def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> b
         code = error.get_first_failure()[1].exitcode
         if code < 0:  # it could print nothing
             raise UserError(
-                f"a process was ended by {signal.Signals(-code).name}, as by the system when memory runs out "
+                f"a process was ended by {_signal_name(-code)}, as by the system when memory runs out "
                 "(SIGKILL); run `dvc repro` again to go on"
             ) from error
         sys.exit(code)  # the process has already printed its error
@@ -82,6 +82,11 @@ def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> b
             raise KeyboardInterrupt from error
         sys.exit(KILLED + error.sigval)
     return True
+
+
+def _signal_name(number: int) -> str:
+    """Such as SIGKILL; most real-time signals have no name."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def _run(command: Sequence[str]) -> None:
@@ -101,7 +106,7 @@ def _run(command: Sequence[str]) -> None:
         signal.signal(signal.SIGTERM, previous)
     if code < 0:
         raise UserError(
-            f"params.yaml: runtime.launcher: {command[0]} was ended by {signal.Signals(-code).name}; "
+            f"params.yaml: runtime.launcher: {command[0]} was ended by {_signal_name(-code)}; "
             "run `dvc repro` again to go on"
         )
     if code:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             one, other = (read_run(name, Path(scratch) / str(n)) for n, name in enumerate(args.revisions))
         has_truth = one.split.truth.has_labels and other.split.truth.has_labels
         places = shared_images(one, other, args.images)
-        with atomic_folder(args.out) as folder:
+        with atomic_folder(args.out.resolve()) as folder:  # a link stays, and its folder is replaced
             walls = [
                 list(
                     track(

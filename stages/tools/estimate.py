@@ -211,7 +211,7 @@ def _train(params: Params, images: ImageSource, num_images: int, segmenter: Segm
 
 
 def _others(params: Params, images: ImageSource, num_images: int, num_val: int, segmenter: Segmenter) -> Span:
-    """Passes without gradients of embed, cluster and predict, the last k-means, and on a CPU the CRF."""
+    """Passes without gradients of embed, cluster and predict, the last k-means, and the CRF of a CPU."""
     side, size = params.size_px, len(images) // 2
     image = torch.rand(size, 3, side, side, device=images.device)
     segmenter.eval()
@@ -221,7 +221,8 @@ def _others(params: Params, images: ImageSource, num_images: int, num_val: int, 
     if params.cluster.kmeans == "sample":
         clustered = min(params.cluster.sample_images, num_images)
     passes = one.times(views + clustered + num_val) + _kmeans(params, clustered, images.device)
-    if params.refine.backend == "none" or images.device.type == "cuda":
+    backend = params.refine.backend
+    if backend == "none" or (images.device.type == "cuda" and backend != "cpu"):  # on a GPU it takes little
         return passes
     rng = np.random.default_rng(0)
     noise, unary = rng.integers(0, 256, (side, side, 3), np.uint8), rng.random((params.pixel_k, side, side))

@@ -179,18 +179,40 @@ def finished(files: Collection[str]) -> dict[str, Metrics]:
     Raises:
         UserError: DVC cannot show the experiments.
     """
+    found: dict[str, Metrics] = {}
+    for name, revision in parse(_shown()).items():
+        contents = {file: content for file in files if (content := _committed(revision, file))}
+        if contents:
+            found[name] = contents
+    return found
+
+
+def waiting() -> set[str]:
+    """Names of the experiments that are queued or running.
+
+    Raises:
+        UserError: DVC cannot show the experiments.
+    """
+    return {
+        str(experiment["name"])
+        for commit in _shown()
+        for experiment in commit["experiments"] or []
+        if _state(experiment) in ("queued", "running")
+    }
+
+
+def _shown() -> list[Mapping[str, Any]]:
     command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     if shown.returncode:
         raise UserError(
             f"`dvc exp show` failed with exit code {shown.returncode}: {shown.stderr.strip()[-500:]}"
         )
-    found: dict[str, Metrics] = {}
-    for name, revision in parse(json.loads(shown.stdout)).items():
-        contents = {file: content for file in files if (content := _committed(revision, file))}
-        if contents:
-            found[name] = contents
-    return found
+    return list(json.loads(shown.stdout))
+
+
+def _state(experiment: Mapping[str, Any]) -> str:
+    return (experiment.get("executor") or {}).get("state") or ""
 
 
 def _committed(revision: str, file: str) -> Metrics | None:
@@ -210,8 +232,7 @@ def parse(shown: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         for experiment in commit["experiments"] or []:
             last = (experiment["revs"] or [{}])[0]
             metrics = (last.get("data") or {}).get("metrics")
-            state = (experiment.get("executor") or {}).get("state")
-            if metrics and state not in ("queued", "running", "failed"):
+            if metrics and _state(experiment) not in ("queued", "running", "failed"):
                 found[str(experiment["name"])] = last["rev"]
     return found
 

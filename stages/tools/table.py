@@ -25,6 +25,7 @@ from stages.tools.experiments import (
     finished,
     read_table,
     succeeds,
+    waiting,
 )
 from stages.tools.surroundings import git_obstacle, obstacles, uncommitted_code
 from stages.tools.table_changes import (
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"make table: {broken.what}; {broken.remedy}")
     files = {measure.file for measure in table.measures.values()}
     done = finished(files)
-    missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in done]
+    there = {*done, *waiting()} if args.queue else done.keys()
+    missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in there]
     if missing:
         raise_faults(f"make table: {one.what}; {one.remedy}" for one in obstacles(Path()))
         print("\n".join(announce(args.name, chosen, missing)), flush=True)

@@ -205,6 +205,12 @@ def test_a_launcher_ends_if_the_stage_is_killed(bench: Any) -> None:
     _wait_for(Path("ended").exists)
 
 
+def test_a_signal_without_a_name_is_named_by_its_number(bench: Any) -> None:
+    bench.params(runtime__launcher="bash -c 'kill -40 $$' bash")
+    said = bench.fault(pretrain.main, ARGV)
+    assert said.startswith("params.yaml: runtime.launcher: bash was ended by signal 40; run `dvc repro`")
+
+
 def test_the_launcher_leaves_the_handling_of_signals_as_it_was(bench: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
     bench.params(runtime__launcher=f"{sys.executable} -c pass")

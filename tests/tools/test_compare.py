@@ -113,6 +113,10 @@ def test_two_runs_side_by_side(repository: Path, tmp_path: Path) -> None:
     assert (repository / "params.yaml").read_text() == "not: read\n"
     compare.main(["flat", "steep", "--out", str(tmp_path / "page"), "--images", "1"])
     assert (tmp_path / "page/compare.html").read_text().count("<h3>") == 1
+    (tmp_path / "link").symlink_to("page")
+    compare.main(["flat", "steep", "--out", str(tmp_path / "link"), "--images", "2"])
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "page/compare.html").read_text().count("<h3>") == 2
 
 
 def test_without_a_crf_the_page_speaks_of_none(repository: Path, tmp_path: Path) -> None:

@@ -81,10 +81,15 @@ class FakeDvc:
             for place, command in enumerate(self.ran)
             if command[0] == "--temp" and not self.forgets
         ]
-        queued = {"name": "queued", "revs": [{"data": None}], "executor": {"state": "queued"}}
+        queued = [
+            {"name": name, "revs": [{"data": None}], "executor": {"state": "queued"}}
+            for name in (
+                command[command.index("--name") + 1] for command in self.ran if command[0] == "--queue"
+            )
+        ]
         return [
             {"rev": "workspace", "experiments": None},
-            {"rev": "abc", "name": "main", "experiments": [*done, queued]},
+            {"rev": "abc", "name": "main", "experiments": [*done, *queued]},
         ]
 
     def _one(self, name: str, miou: float) -> dict[str, Any]:
@@ -322,6 +327,9 @@ def test_collect_and_queue_run_nothing(
     table.main(["1", "--tables", "tables", "--out", "out", "--seeds", "0", "--queue"])
     assert {command[0] for command in dvc.ran} == {"--queue"}
     assert "next: dvc queue start" in capsys.readouterr().out
+    before = list(dvc.ran)
+    table.main(["1", "--tables", "tables", "--out", "out", "--seeds", "0", "--queue"])
+    assert dvc.ran == before, "what is queued was queued again"
 
 
 def test_after_a_failed_experiment_the_others_run(
