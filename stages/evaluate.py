@@ -20,7 +20,7 @@ from stages.runtime.progress import say, tell, track
 from stages.runtime.script import run
 from stages.runtime.watch import Watch
 from stages.scoring.colour_baseline import tally_colour_position
-from stages.scoring.confusion import Tally, tally, truth_image_share
+from stages.scoring.confusion import Tally, tally, truth_figures
 from stages.scoring.metrics import match_by_overlap
 from stages.scoring.outputs import Counted, headline, write_outputs
 from stages.scoring.stored import read_counted
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.images, truth, params.evaluate, num_clusters=params.pixel_k, seed=params.seed
         )
         metrics["colour_position"] = headline(baseline, match_by_overlap(baseline.confusion))
-        if (share := truth_image_share(truth.maps, len(truth.class_names))) is not None:
-            metrics["truth"] = {"image_share": share}
+        if of_truth := truth_figures(truth.maps, len(truth.class_names)):
+            metrics["truth"] = {**of_truth}
     watch.check()
     shown = SCORES if truth.has_labels else LABEL_FREE
     write_metrics(args.metrics, metrics, {args.name: shown})

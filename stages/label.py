@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "agreement_with_order": agreement_with_order(pseudo_label[::num_views], params.global_k),
     }
     say("label", **figures)
-    for weakness in weaknesses(figures, params.global_k, params.label.weak):
+    for weakness in weaknesses(figures, params.global_k, kind, params.label.weak):
         warn("label", weakness)
     shape = (num_images, num_views)
     tensors = {
@@ -108,13 +108,16 @@ def agreement_with_order(pseudo_label: Int[np.ndarray, " N"], num_blocks: int) -
     return agreement(pseudo_label, blocks)
 
 
-def weaknesses(figures: Mapping[str, float], global_k: int, limits: WeakLabels) -> Iterator[str]:
+def weaknesses(
+    figures: Mapping[str, float], global_k: int, centres: str, limits: WeakLabels
+) -> Iterator[str]:
     """Yield each weakness of the pseudo-labels with its remedies.
 
     Args:
         figures: stability, agreement_with_position and agreement_with_order (1: perfect, 0: chance), and
             effective_clusters.
         global_k: number of pseudo-labels.
+        centres: kind of the centers.
         limits: thresholds of each figure.
     """
     stability, position, order = (
@@ -124,8 +127,9 @@ def weaknesses(figures: Mapping[str, float], global_k: int, limits: WeakLabels) 
         yield f"a second clustering agrees by only {stability:.2f}; pretrain longer, or lower global_k"
     if position > limits.position_above:
         yield (
-            f"pseudo-labels follow the position of the view ({position:.2f}); pretrain longer, set "
-            "select_views.pool: whole, or lower train.image_loss.weight"
+            f"pseudo-labels follow the position of the view ({position:.2f}), which matters unless whole "
+            "images alone guide (select_views.pool: whole); set this, pretrain longer, or lower "
+            "train.image_loss.weight"
         )
     if order > limits.order_above:
         yield (
@@ -133,9 +137,10 @@ def weaknesses(figures: Mapping[str, float], global_k: int, limits: WeakLabels) 
             "sorted by content, lower global_k or train.image_loss.weight"
         )
     if (used := figures["effective_clusters"]) < limits.used_below * global_k:
+        other = "" if centres == "kmeans" else ", or set label.centres: kmeans"
         yield (
-            f"only {used:.1f} of {global_k} pseudo-labels are effectively in use; pretrain longer, "
-            "lower global_k, or set label.centres: kmeans"
+            f"only {used:.1f} of {global_k} pseudo-labels are effectively in use; pretrain longer, or lower "
+            f"global_k{other}"
         )
 
 

@@ -13,10 +13,10 @@ from stages.core.artefacts import read_array
 from stages.core.device import choose_device
 from stages.core.images import IMAGES, open_images
 from stages.core.memory import memory_for
-from stages.postprocessing.dense_crf import mean_field, probabilities
+from stages.postprocessing.dense_crf import mean_field
 from stages.postprocessing.exact_crf import exact_mean_field
 from stages.postprocessing.gpu_backends import import_fused, require_gpu, settle
-from stages.postprocessing.score_maps import cluster_maps, open_scores, upsample
+from stages.postprocessing.score_maps import cluster_maps, open_scores, probabilities, upsample
 from stages.runtime.pool import call_in_order, count_cores
 from stages.runtime.progress import say, track
 from stages.runtime.rows import RowWriter
@@ -113,7 +113,7 @@ def refine_on_gpu(
     """Yield the refined cluster ids of each image, computed by exact mean-field inference."""
     for index in todo:
         cosines = upsample(scores[index : index + 1], images.shape[1])[0].to(gpu)
-        unary = torch.softmax(cosines / settings.temperature, dim=0)
+        unary = probabilities(cosines, settings.temperature)
         marginals = exact_mean_field(torch.from_numpy(images[index].copy()).to(gpu), unary, settings)
         yield marginals.argmax(0).byte().cpu().numpy()
 
@@ -162,8 +162,8 @@ def _use_one_thread() -> None:
 def _refine_one(job: Job, index: int) -> None:
     """Refine image `index` and write it to its row."""
     image = read_array(job.images, memory_map=True)[index]
-    scores = read_array(job.predictions, memory_map=True)[index]
-    unary = probabilities(scores, image.shape[0], job.settings.temperature)
+    scores = read_array(job.predictions, memory_map=True)[index : index + 1]
+    unary = probabilities(upsample(scores, image.shape[0])[0], job.settings.temperature).numpy()
     refined = np.load(job.refined, mmap_mode="r+", allow_pickle=False)
     refined[index] = mean_field(image, unary, job.settings).argmax(0)
 

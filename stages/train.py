@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     check_data_size(args.params, len(array))
     label_figures = read_label_figures(args.label_metrics)
-    weight = guidance_weight(params.train.image_loss.weight, label_figures)
+    weight = guidance_weight(params.train.image_loss.weight, label_figures, kept_views)
     segmenter = build_segmenter(load_backbone(args.backbone, params.backbone), params, weight)
     init: dict[str, Any] = {}
     if init_path is not None:
@@ -108,7 +108,8 @@ def train(
         order = torch_generator(params.seed, "train", "order", epoch)
         batches = shuffled(len(images), settings.batch_size, order)
         if step == 0:
-            trainer.start_epoch(images, batches, epoch)
+            with enough_memory("train.batch_size"):  # k-means takes whole batches, whatever micro_batch is
+                trainer.start_epoch(images, batches, epoch)
         left = [distributed.share(rows) for rows in batches[step:]]
         what = f"train epoch {epoch + 1}"
         for image in track(images.batches(left), what, total=len(left), unit="batch"):

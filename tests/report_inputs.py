@@ -103,7 +103,11 @@ def write_report_inputs(root: Path) -> None:
     )
     (root / "pretrain.csv").write_text("epoch,loss\n")
     write_metrics(root / "prepare.json", {"prepare": DATA})
-    raw = {"raw": FIGURES | FREE, "colour_position": FIGURES | FREE, "truth": {"image_share": 0.125}}
+    raw = {
+        "raw": FIGURES | FREE,
+        "colour_position": FIGURES | FREE,
+        "truth": {"effective_clusters": 1.5, "image_share": 0.125},
+    }
     write_metrics(root / "raw.json", raw, {"raw": ["accuracy", "miou"]})
     write_metrics(root / "refined.json", {"refined": FIGURES | FREE})
     for name in ("raw", "refined"):

@@ -5,31 +5,10 @@ cluster scores; the pairwise kernels favor equal labels for pixels with similar 
 """
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from pydensecrf.densecrf import DenseCRF2D
 
-from stages.postprocessing.score_maps import upsample
 from stages.settings.schema import Refine
-
-
-def probabilities(
-    scores: Float[np.ndarray, "K h w"], size_px: int, temperature: float
-) -> Float[np.ndarray, "K S S"]:
-    """Probability of each cluster at each pixel, for the unary terms of 4.4.
-
-    The paper gives no formula; ours is softmax(cosine / temperature) over upsampled cosines.
-
-    Args:
-        scores: cosine to each center, in [-1, 1], at feature resolution.
-        size_px: side of the result.
-        temperature: low values give confident unaries, so the pairwise terms have less influence.
-
-    Returns:
-        float32, in [0, 1], sums to 1 over K.
-    """
-    cosines = upsample(np.asarray(scores)[None], size_px)[0]
-    return torch.softmax(cosines / temperature, dim=0).numpy()
 
 
 def mean_field(

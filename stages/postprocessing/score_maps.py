@@ -54,6 +54,21 @@ def upsample(scores: np.ndarray, size_px: int) -> Float[Tensor, "B K S S"]:
     return functional.interpolate(values, size=(size_px, size_px), mode="bilinear", align_corners=False)
 
 
+def probabilities(cosines: Float[Tensor, "K H W"], temperature: float) -> Float[Tensor, "K H W"]:
+    """Probability of each cluster at each pixel, for the unary terms of 4.4.
+
+    The paper gives no formula; ours is softmax(cosine / temperature) over upsampled cosines.
+
+    Args:
+        cosines: to each center, in [-1, 1].
+        temperature: low values give confident unaries, so the pairwise terms have less influence.
+
+    Returns:
+        In [0, 1], sums to 1 over K.
+    """
+    return torch.softmax(cosines / temperature, dim=0)
+
+
 def cluster_maps(scores: np.ndarray, size_px: int) -> UInt8[np.ndarray, "B S S"]:
     """The cluster with the highest upsampled score at each pixel; ties go to the lower id."""
     return upsample(scores, size_px).argmax(1).to(torch.uint8).numpy()

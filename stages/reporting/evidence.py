@@ -36,6 +36,8 @@ class Evidence:
         num_clusters: K of the pixel clusters.
         global_k: number of pseudo-labels.
         guidance: train.image_loss.weight.
+        parts_guide: whether views other than whole images guide.
+        balance: train.pixel_loss.balance.
         trains: whether pretraining trains the backbone.
         is_published: whether it starts from a published model (pretrain.init).
         weak: limits of the figures of `label`.
@@ -50,6 +52,8 @@ class Evidence:
     num_clusters: int
     global_k: int
     guidance: float
+    parts_guide: bool
+    balance: str
     trains: bool
     is_published: bool
     weak: WeakLabels

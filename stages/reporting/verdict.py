@@ -18,6 +18,8 @@ FEW_TRAIN_IMAGES = 400
 FEW_VAL_IMAGES = 50
 # IoU below which a class counts as not found: about what two unrelated tenths of the pixels have.
 LOST_BELOW = 0.05
+# Share of the truth's own effective number, from which on clusters count as in use where classes are uneven.
+TRUTH_SHARE = 0.5
 # Points of accuracy that the CRF may cost before it counts as harmful.
 CRF_COST = 0.01
 
@@ -89,14 +91,16 @@ def _against_baseline(evidence: Evidence) -> Iterator[Finding]:
 def _collapse(evidence: Evidence) -> Iterator[Finding]:
     """Whether most pixels are in a few clusters; the limit is that of `train`."""
     effective, count = float(evidence.metrics["raw"]["effective_clusters"] or 0), evidence.num_clusters
+    limit, truth = evidence.collapse_below, evidence.metrics.get("truth", {}).get("effective_clusters")
+    if truth is not None:  # clusters as uneven as the classes are right
+        limit = min(limit, TRUTH_SHARE * (truth - 1) / (count - 1))
     text = f"Effectively {effective:.1f} of {count} clusters are in use"
     remedy = _one_of(
-        "set train.pixel_loss.balance: inverse",
+        "" if evidence.balance == "inverse" else "set train.pixel_loss.balance: inverse",
         "lower train.lr",
-        "lower train.image_loss.weight" if evidence.guidance > 0 else "",
         "pretrain longer" if evidence.trains else "",
     )
-    if (effective - 1) / (count - 1) >= evidence.collapse_below:
+    if (effective - 1) / (count - 1) >= limit:
         yield Finding("good", f"{text}.")
     elif evidence.data["val_images"] < count:
         text += ". Either these few validation images show little else, or the clusters have collapsed."
@@ -148,7 +152,7 @@ def _lost_classes(per_class: pd.DataFrame) -> Iterator[Finding]:
     if lost:
         yield Finding(
             "wrong",
-            f"{len(lost)} of {len(per_class)} classes not found: {', '.join(lost)}.",
+            f"{len(lost)} of {(pixels > 0).sum()} classes not found: {', '.join(lost)}.",
             "The confusion matrix shows which clusters hold their pixels. Small classes need a larger "
             "pixel_k or a larger size_px.",
         )
@@ -166,7 +170,7 @@ def _pseudo_labels(evidence: Evidence) -> Iterator[Finding]:
             "Unless your folders are sorted by content, lower global_k or train.image_loss.weight.",
         ),
         (
-            label["agreement_with_position"] > weak.position_above,
+            label["agreement_with_position"] > weak.position_above and evidence.parts_guide,
             "The pseudo-labels follow the position of a view in its image "
             f"({label['agreement_with_position']:.2f}; 0 is chance, 1 is identical)",
             _one_of(longer, "set select_views.pool: whole", "lower train.image_loss.weight"),

@@ -103,18 +103,22 @@ def tally(
     return Tally(confusion, counts.sum(0), image_share(counts))
 
 
-def truth_image_share(truth: UInt8[np.ndarray, "M S S"], num_classes: int) -> float | None:
-    """How closely classes follow whole images (`usage.image_share`), for comparison with clusters.
+def truth_figures(truth: UInt8[np.ndarray, "M S S"], num_classes: int) -> dict[str, float]:
+    """Figures of the classes themselves, for comparison with those of clusters.
 
     Args:
         truth: class ids, a memory map; 255 is ignored.
         num_classes: 0 without truth.
 
     Returns:
-        None if no pixel is labeled.
+        `effective_clusters` and `image_share`; nothing if fewer than two classes have a pixel, because one
+        class tells nothing of either.
     """
     by_image = clusters_by_image(truth, num_classes)
-    return image_share(by_image) if by_image.any() else None
+    pixels = by_image.sum(0)
+    if np.count_nonzero(pixels) < 2:
+        return {}
+    return {"effective_clusters": effective_number(pixels), "image_share": image_share(by_image)}
 
 
 def _check_clusters(clusters: np.ndarray, num_clusters: int) -> None:

@@ -144,20 +144,21 @@ class ContextModule(nn.Module):
     def affinity(
         self, feature_map: Float[Tensor, "N D H W"], image: Float[Tensor, "N 3 H W"]
     ) -> Float[Tensor, "N P P"]:
-        """w_ij, the attention weights; by `norm`, rows sum to 1 (l1, softmax) or are divided by P (count)."""
+        """w_ij, the attention weights; by `norm`, rows sum to 1 (l1, softmax) or are divided by P (count).
+
+        Negative cosines count as 0: the paper's formula is lost, and weights must not be negative (ours).
+        """
         similarity, settings = self._settings.similarity, self._settings
-        semantic = cosine_similarity(feature_map.flatten(2).transpose(1, 2)).relu()
-        if similarity == "cnn":
-            combined = semantic
+        if similarity == "raw":
+            combined = self.raw_similarity(image)
         else:
+            combined = cosine_similarity(feature_map.flatten(2).transpose(1, 2)).relu()
+        if similarity == "both":
             raw = self.raw_similarity(image)
-            if similarity == "raw":
-                combined = raw
-            elif settings.combine == "log_sum":
+            if settings.combine == "log_sum":
                 # As an attention bias: the softmax yields the product of exp(f^s / temperature) and f^r.
-                return torch.softmax(semantic / settings.temperature + (raw + EPSILON).log(), dim=2)
-            else:
-                combined = semantic * raw if settings.combine == "product" else semantic + raw
+                return torch.softmax(combined / settings.temperature + (raw + EPSILON).log(), dim=2)
+            combined = combined * raw if settings.combine == "product" else combined + raw
         if settings.norm == "softmax":
             return torch.softmax(combined / settings.temperature, dim=2)
         if settings.norm == "l1":
@@ -178,7 +179,12 @@ class ContextModule(nn.Module):
         )
 
     def kernels(self) -> dict[str, float]:
-        """The five kernel parameters: weights, and bandwidths in shorter image sides and color units."""
+        """The five kernel parameters: weights, and bandwidths in shorter image sides and color units.
+
+        Empty where no kernel takes part (`similarity: cnn`).
+        """
+        if self._settings.similarity == "cnn":
+            return {}
         return dict(zip(KERNELS, self.log_kernel.exp().tolist(), strict=True))
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -35,22 +36,27 @@ class LabelFigures(NamedTuple):
     agreement_with_position: float  # with the position of the view in its image
 
 
-def guidance_weight(weight: float | Literal["auto"], figures: LabelFigures) -> float:
+def guidance_weight(
+    weight: float | Literal["auto"], figures: LabelFigures, kept_views: Int[np.ndarray, "N V"]
+) -> float:
     """The weight of guidance, lambda of Eq. 5; `auto` takes it from the pseudo-labels (ours).
 
     Guidance is worth as much as the pseudo-labels are. Those that a second k-means does not find again are
     chance: the weight is 0 up to STABILITY_FROM, and rises linearly to MOST_WEIGHT at STABILITY_TO. Those
     that follow the position of a view name places in the frame, and no kinds of images: from POSITION_FROM
-    on the weight falls, to 0 at POSITION_TO.
+    on the weight falls, to 0 at POSITION_TO. Where only whole images guide, positions do not matter.
 
     Args:
         weight: `train.image_loss.weight` of params.yaml.
         figures: of `label`.
+        kept_views: pseudo-label of each kept view, -1 elsewhere; the whole image comes first.
     """
     if weight != "auto":
         return weight
     stable = (figures.stability - STABILITY_FROM) / (STABILITY_TO - STABILITY_FROM)
     placed = (figures.agreement_with_position - POSITION_FROM) / (POSITION_TO - POSITION_FROM)
+    if not (kept_views[:, 1:] >= 0).any():
+        placed = 0.0
     return MOST_WEIGHT * min(1.0, max(0.0, stable)) * min(1.0, max(0.0, 1 - placed))
 
 

@@ -13,10 +13,7 @@ from stages.clustering.usage import clusters_by_image, effective_number, image_s
 from stages.core import distributed
 from stages.runtime.progress import warn
 
-CURES = (
-    "lower train.lr, pretrain longer, raise train.image_loss.weight where pseudo-labels are stable "
-    "(metrics/label.json), or set train.pixel_loss.balance: inverse"
-)
+CURES = "lower train.lr, pretrain longer, or set train.pixel_loss.balance: inverse, unless it is set"
 SIGNS = ("effective_clusters", "largest_cluster", "image_share", "moved_share", "view_agreement")
 
 

@@ -21,7 +21,6 @@ from stages.core.graph import Wish, can_record, run_steps
 from stages.core.step import Drawn, Moment
 from stages.imaging.batches import ImageSource
 from stages.runtime.progress import warn
-from stages.segmenter.context import KERNELS
 from stages.segmenter.network import Segmenter
 from stages.settings.schema_train import Train
 from stages.training.clusters import PixelClusterer
@@ -97,7 +96,7 @@ class Trainer:
     def names_of_epoch_figures(self) -> list[str]:
         """Keys of `epoch_figures`, in order."""
         held_out = ["held_out_accuracy"] if self._settings.image_loss.held_out else []
-        return [*held_out, *SIGNS, *(KERNELS if self._segmenter.context is not None else ())]
+        return [*held_out, *SIGNS, *self._kernels()]
 
     def clusters(self) -> dict[str, Any]:
         """Pixel share of each cluster in the last epoch, and whether the clusters have collapsed."""
@@ -211,8 +210,11 @@ class Trainer:
         return {
             **({} if held_out is None else {"held_out_accuracy": held_out}),
             **self._health.figures(),
-            **({} if self._segmenter.context is None else self._segmenter.context.kernels()),
+            **self._kernels(),
         }
+
+    def _kernels(self) -> dict[str, float]:
+        return {} if self._segmenter.context is None else self._segmenter.context.kernels()
 
     def state_dict(self) -> dict[str, Any]:
         """All state that the next step depends on."""

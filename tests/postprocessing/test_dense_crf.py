@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
-from stages.postprocessing.dense_crf import mean_field, probabilities
+from stages.postprocessing.dense_crf import mean_field
+from stages.postprocessing.score_maps import probabilities, upsample
 from stages.settings.schema import Refine
 
 SETTINGS = [
@@ -144,7 +146,7 @@ def test_rows_and_columns_are_not_mixed_up() -> None:
 
 def test_probabilities_are_a_tempered_softmax_of_upsampled_cosines() -> None:
     scores = np.random.default_rng(0).uniform(-1, 1, (3, 2, 2)).astype(np.float16)
-    found = probabilities(scores, 4, temperature=0.5)
+    found = probabilities(upsample(scores[None], 4)[0], temperature=0.5)
     # Half-pixel centres: output cell r lies at (r + 0.5) / 2 - 0.5 in the input, clamped at the border.
     weight = np.zeros((4, 2))
     for row, place in enumerate(np.clip((np.arange(4) + 0.5) / 2 - 0.5, 0, 1)):
@@ -152,12 +154,12 @@ def test_probabilities_are_a_tempered_softmax_of_upsampled_cosines() -> None:
     upsampled = np.einsum("ri,kij,cj->krc", weight, scores.astype(np.float64), weight)
     expected = np.exp(upsampled / 0.5) / np.exp(upsampled / 0.5).sum(0)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert found.dtype == np.float32
+    assert found.dtype == torch.float32
 
 
 @pytest.mark.parametrize("temperature", [0.001, 100.0])
 def test_temperature_changes_how_sure_the_unary_is_and_not_what_it_says(temperature: float) -> None:
     scores = np.random.default_rng(1).uniform(-1, 1, (4, 3, 3)).astype(np.float16)
-    found = probabilities(scores, 3, temperature)
-    assert np.isfinite(found).all()
+    found = probabilities(torch.from_numpy(scores.astype(np.float32)), temperature)
+    assert torch.isfinite(found).all()
     np.testing.assert_array_equal(found.argmax(0), scores.argmax(0))

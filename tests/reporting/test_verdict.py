@@ -31,6 +31,8 @@ GOOD = {
     "num_clusters": 11,
     "global_k": 20,
     "guidance": 0.1,
+    "parts_guide": True,
+    "balance": "none",
     "trains": True,
     "is_published": False,
     "weak": WEAK,
@@ -83,6 +85,19 @@ SIGNS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
         "train.pixel_loss.balance: inverse",
     ),
     (
+        # Of classes that are effectively 1.2, half of 0.2 is the least.
+        {"metrics__raw__effective_clusters": 1.05, "metrics__truth__effective_clusters": 1.2},
+        {"metrics__raw__effective_clusters": 1.15, "metrics__truth__effective_clusters": 1.2},
+        "The clusters have collapsed: effectively 1.1 of 11 clusters are in use.",
+        "train.pixel_loss.balance: inverse",
+    ),
+    (
+        {"metrics__raw__effective_clusters": 2.9, "metrics__truth__effective_clusters": 10.0},
+        {"metrics__raw__effective_clusters": 3.1, "metrics__truth__effective_clusters": 10.0},
+        "The clusters have collapsed: effectively 2.9 of 11",
+        "lower train.lr",
+    ),
+    (
         {"metrics__raw__image_share": 0.66},
         {"metrics__raw__image_share": 0.64},
         "Clusters follow whole images instead of what is in them: 66 %",
@@ -95,7 +110,11 @@ SIGNS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
         "refine.",
     ),
     (
-        {"per_class": pd.DataFrame({"class": ["sky", "cow"], "iou": [0.5, 0.04], "pixels": [9, 9]})},
+        {
+            "per_class": pd.DataFrame(
+                {"class": ["sky", "cow", "car"], "iou": [0.5, 0.04, ""], "pixels": [9, 9, 0]}
+            )
+        },
         {"per_class": pd.DataFrame({"class": ["sky", "cow"], "iou": [0.5, ""], "pixels": [9, 0]})},
         "1 of 2 classes not found: cow.",
         "pixel_k",
@@ -193,6 +212,13 @@ def test_no_remedy_is_one_that_cannot_be_taken() -> None:
     collapsed = _verdict(trains=False, guidance=0.0, metrics__raw__effective_clusters=1.0)
     (found,) = [one for one in collapsed if "collapsed" in one.text]
     assert found.remedy == "Set train.pixel_loss.balance: inverse or lower train.lr."
+    collapsed = _verdict(balance="inverse", metrics__raw__effective_clusters=1.0)
+    (found,) = [one for one in collapsed if "collapsed" in one.text]
+    assert found.remedy == "Lower train.lr or pretrain longer."
+
+
+def test_the_position_of_views_is_no_fault_where_whole_images_guide() -> None:
+    assert _wrong(parts_guide=False, label__agreement_with_position=0.9) == []
 
 
 def test_pseudo_labels_without_guidance_do_not_matter() -> None:

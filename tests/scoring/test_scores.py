@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.scoring.colour_baseline import assign_colour_position, fit_colour_position
-from stages.scoring.confusion import confusion_matrix, partition_stats, tally
+from stages.scoring.confusion import confusion_matrix, partition_stats, tally, truth_figures
 from stages.scoring.metrics import match_by_overlap, score
 from stages.scoring.outputs import confusion_table, headline, per_class_table
 from stages.settings.errors import UserError
@@ -51,6 +51,16 @@ def test_chunks_add_up_and_unlabelled_pixels_count_as_pixels_of_their_cluster() 
     assert found.pixels.sum() > found.confusion.sum()
     entropies = [_entropy(image) for image in clusters]
     assert found.image_share == pytest.approx(1 - np.mean(entropies) / _entropy(clusters))
+
+
+def test_figures_of_the_truth_need_two_classes() -> None:
+    truth = np.full((2, 4, 4), 255, np.uint8)
+    assert truth_figures(truth, 0) == {}
+    assert truth_figures(truth, 3) == {}
+    truth[0] = 1
+    assert truth_figures(truth, 3) == {}, "of one class nothing can be told"
+    truth[1] = 2
+    assert truth_figures(truth, 3) == pytest.approx({"effective_clusters": 2, "image_share": 1})
 
 
 def test_ids_out_of_range_are_told() -> None:

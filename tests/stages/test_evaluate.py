@@ -158,7 +158,10 @@ def test_colour_and_position_stand_beside_it(folder: Path) -> None:
     # Sky and grass: 32 and 32 pixels of one image, 32 and 24 of the other.
     of_images = (64 * _entropy(32, 32) + 56 * _entropy(32, 24)) / 120
     expected = pytest.approx(1 - of_images / _entropy(64, 56), abs=1e-6)
-    assert figures["truth"] == {"image_share": expected}
+    assert figures["truth"] == {
+        "effective_clusters": pytest.approx(math.exp(_entropy(64, 56)), abs=1e-6),
+        "image_share": expected,
+    }
     first = (folder / "out/scores.json").read_bytes()
     _run(folder, "raw", "--images", str(folder / "images"))
     assert (folder / "out/scores.json").read_bytes() == first

@@ -11,6 +11,7 @@ import torch
 from stages import cluster, embed, label, predict, pretrain, train
 from stages.backbone.resnet import ResNet
 from stages.clustering.kmeans import MiniBatchKMeans
+from stages.training.trainer import Trainer
 from tests.workbench import TRAIN_INPUTS
 
 IMAGES, SEGMENTER = ["--images", "images/train"], ["--segmenter", "segmenter.safetensors"]
@@ -42,12 +43,26 @@ def test_the_size_of_a_pass_is_named(bench: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ResNet, "forward", forward)
     main, argv = STAGES[stage]
     message = bench.fault(main, argv)
-    is_trained = stage in ("pretrain", "train")
-    key = f"{stage}.micro_batch" if is_trained else f"{stage}.batch_size"
+    # The first pass of `train` is for k-means, which takes whole batches.
+    is_part = stage == "pretrain"
+    key = f"{stage}.micro_batch" if is_part else f"{stage}.batch_size"
     assert message.startswith(f"params.yaml: {key}: the memory of the GPU ran out (CUDA out of memory); ")
-    remedy = f"set {key} to a smaller part of batch_size than now" if is_trained else f"lower {key}"
+    remedy = f"set {key} to a smaller part of batch_size than now" if is_part else f"lower {key}"
     assert f"; {remedy}, set precision: bfloat16," in message
     assert not Path("out").exists()
+
+
+def test_a_step_of_training_names_the_size_of_its_passes(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.write_backbone()
+    bench.write_kept_views()
+
+    def step(*_: object) -> None:
+        raise torch.OutOfMemoryError(SAID)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    message = bench.fault(*STAGES["train"])
+    assert message.startswith("params.yaml: train.micro_batch: the memory of the GPU ran out")
+    assert "; set train.micro_batch to a smaller part of batch_size than now, set precision" in message
 
 
 def test_a_method_that_cannot_cut_its_batch_is_to_lower_it(

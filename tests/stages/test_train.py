@@ -151,8 +151,14 @@ def test_batches_without_a_kept_view_do_not_dilute_the_image_loss(ready: Any) ->
     ],
 )
 def test_the_weight_auto_follows_the_pseudo_labels(stability: float, position: float, weight: float) -> None:
-    assert guidance_weight("auto", LabelFigures(stability, position)) == pytest.approx(weight)
-    assert guidance_weight(0.25, LabelFigures(stability, position)) == 0.25
+    parts = np.array([[0, 1, -1], [-1, -1, -1]])
+    assert guidance_weight("auto", LabelFigures(stability, position), parts) == pytest.approx(weight)
+    assert guidance_weight(0.25, LabelFigures(stability, position), parts) == 0.25
+
+
+def test_the_position_of_views_does_not_matter_where_whole_images_guide() -> None:
+    whole = np.array([[0, -1, -1], [-1, -1, -1]])
+    assert guidance_weight("auto", LabelFigures(0.75, 0.9), whole) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(("stability", "position", "weight"), [(0.675, 0.15, 0.075), (0.6, 0.0, 0.0)])
@@ -191,6 +197,13 @@ def test_label_metrics_that_lack_a_figure_are_refused(ready: Any, figure: str) -
     assert ready.fault(train.main, ARGV) == (
         f"label.json: has no label.{figure}; run `dvc repro label` to make it again"
     )
+
+
+def test_without_raw_similarity_there_are_no_figures_of_its_kernels(ready: Any) -> None:
+    ready.params(**SHORT, train__context__similarity="cnn")
+    train.main(ARGV)
+    assert set(KERNELS).isdisjoint(pd.read_csv(OUTPUTS[1]).columns)
+    assert set(KERNELS).isdisjoint(read_metrics(Path(OUTPUTS[2]))["train"])
 
 
 def test_without_context_there_is_no_module(ready: Any) -> None:

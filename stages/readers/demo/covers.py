@@ -32,8 +32,8 @@ def spots(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def gores(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Vertical panels, as of a hot-air balloon."""
-    return _stripes(u, rng.uniform(11, 13))
+    """Vertical panels, as of a hot-air balloon: three times as wide as blades of grass."""
+    return _stripes(u, rng.uniform(14, 16))
 
 
 def _stripes(along: np.ndarray, period: float) -> np.ndarray:

@@ -77,7 +77,7 @@ def grass(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Upright blades."""
     lean = rng.uniform(-0.2, 0.2)
     bend = 2.5 * noise(rng, u, v, 9, 14)
-    return _ridges(u + lean * v + bend, rng.uniform(6.5, 8))
+    return _ridges(u + lean * v + bend, rng.uniform(4.5, 5.5))
 
 
 def water(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from stages.imaging.batches import to_unit
 from stages.imaging.resample import interpolation_matrix, resample, whole
 from stages.postprocessing.exact_crf import exact_mean_field
 from stages.postprocessing.gpu_backends import require_gpu, settle
+from stages.postprocessing.score_maps import probabilities
 from stages.reporting.legend import ClusterLegend, plain_legend, read_cluster_legend
 from stages.reporting.names import Names, lineage, read_names
 from stages.segmenter.network import pixel_features
@@ -125,7 +126,7 @@ class TrainedModel:
         assert self.crf is not None
         size = (image.shape[1], image.shape[2])
         cosines = functional.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
-        unary = torch.softmax(cosines / self.crf.temperature, dim=0)
+        unary = probabilities(cosines, self.crf.temperature)
         colours = (image * 255).round().byte().permute(1, 2, 0).contiguous()
         if self.device.type == "cuda" and self.crf.backend != "cpu":
             return exact_mean_field(colours, unary, self._settled)
