@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from stages.core.artefacts import atomic_folder, create_array, write_csv, write_
 from stages.core.images import COLUMNS, IMAGES, INDEX
 from stages.dataset.faults import check_faults
 from stages.dataset.left_out import LISTING
-from stages.dataset.pack import RECORD, Job, Packed, Work, pack, record
+from stages.dataset.pack import MAPS, TRAIN, VAL, Packed
 from stages.dataset.raw_files import check_manifest, pinned_files, raw_files
 from stages.dataset.source import (
     DataSet,
@@ -28,10 +27,9 @@ from stages.dataset.source import (
 from stages.dataset.summary import summarise
 from stages.dataset.survey import decoding, survey
 from stages.dataset.truth import write_classes
-from stages.runtime.progress import say, tell, track, warn
-from stages.runtime.rows import link
+from stages.runtime.links import link
+from stages.runtime.progress import say, tell, warn
 from stages.runtime.script import run
-from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
 from stages.settings.errors import UserError
 from stages.settings.params import check_data_size, check_heads, load
@@ -39,11 +37,15 @@ from stages.settings.params import check_data_size, check_heads, load
 KEYS = ("size_px", "prepare")
 PINS = ["prepare.manifest_sha256", "prepare.most_damaged"]  # checks, which change no packed image
 SPARE_BYTES = 1 << 24  # disk space for the index files and the file system, besides the arrays
-TRAIN, VAL, MAPS = "train.npy", "val.npy", "maps.npy"  # arrays in the state folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pack both splits; replace existing outputs only after all checks pass."""
+    # Worker processes import this module anew, and torch, which the state needs and they do not, takes each
+    # of them seconds and 0.4 GB. So these two are imported here.
+    from stages.dataset.packed_splits import pack_splits
+    from stages.runtime.state import StageState
+
     args = _parse(argv)
     params = load(args.params, *KEYS, "runtime")
     find_reader(params.prepare)  # so that its code is watched too
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     interval = params.runtime.checkpoint_seconds
     state = StageState(watch, interval_seconds=interval, data=names, pins=PINS)
     _check_disk_space(args.train_images, state.folder, data, params)
-    train, val = _pack(state, data, params)
+    train, val = pack_splits(state, data, params)
     packed = (*train, *val)
     files = (*(file for one in packed for file in one.files), *data.other_files)
     most, listing = params.prepare.most_damaged, state.folder / LISTING
@@ -106,45 +108,6 @@ def _check_disk_space(folder: Path, half_done: Path, data: DataSet, params: Any)
 def _size_on_disk(folder: Path) -> int:
     """Return the disk usage of the files of an earlier run, in bytes."""
     return sum(file.stat().st_blocks * 512 for file in folder.iterdir())
-
-
-def _pack(state: StageState, data: DataSet, params: Any) -> tuple[list[Packed], list[Packed]]:
-    """Pack both splits into arrays and records in the state folder; return one result per image."""
-    is_new, settings, arrays, jobs = state.load() is None, params.prepare, [], []
-    for items, images, labels, side_px in (
-        (data.train, TRAIN, None, settings.train_px),
-        (data.val, VAL, state.folder / MAPS, params.size_px),
-    ):
-        work = Work(data.decode, data.root, state.folder / images, labels, side_px, settings.protocol)
-        for path, shape in work.shapes.items():
-            arrays.append(state.array(path.name, np.uint8, (len(items), *shape), is_new=is_new))
-        jobs.append(Job(work, items, state.array(f"record_{images}", RECORD, (len(items),), is_new=is_new)))
-    records = np.concatenate([job.finished for job in jobs])
-    if known := int((records["width"] > 0).sum()):
-        tell(f"prepare: {known:,} of {len(records):,} images are already packed by an earlier run")
-    results: list[Packed] = []
-
-    def save() -> None:
-        """Flush arrays before records, so that after a power loss no record refers to an unwritten row."""
-        for array in arrays:
-            array.flush()
-        for job, first in zip(jobs, (0, len(data.train)), strict=True):
-            for place, one in enumerate(results[first : first + len(job.items)]):
-                job.finished[place] = record(one)
-            job.finished.flush()
-        state.save({})
-
-    start = time.monotonic()
-    packing = pack(jobs, params.runtime.num_workers)
-    try:
-        for one in track(packing, "prepare", total=len(records), unit="image"):
-            results.append(one)
-            if state.is_due():
-                save()
-    finally:
-        save()
-    say("prepare", images_per_second=(len(records) - known) / (time.monotonic() - start))
-    return results[: len(data.train)], results[len(data.train) :]
 
 
 def _changes(data: DataSet, files: Sequence[RawFile]) -> Iterator[str]:

@@ -33,6 +33,7 @@ from stages.runtime.watch import Watch
 from stages.settings.params import check_data_size, check_heads, load
 
 KEYS = ("seed", "precision", "deterministic", "compile", "backbone", "pretrain")
+PINS = ["pretrain.init_sha256"]  # a check, which changes no weight
 Result = tuple[Trunk, dict[str, Tensor], pd.DataFrame, dict[str, Any]]  # backbone, heads, history, summary
 
 
@@ -56,7 +57,7 @@ def _run(args: argparse.Namespace, argv: Sequence[str] | None, params: SimpleNam
     if device is None:
         return
     distributed.check_batch("pretrain", params.pretrain.batch_size, params.pretrain.micro_batch)
-    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
+    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds, pins=PINS)
     if params.pretrain.trains:
         images = ImageSource(array, device)
         backbone, heads, history, figures = _trained(

@@ -35,6 +35,7 @@ KEYS = (
     "seed", "size_px", "global_k", "pixel_k", "crop_ratio", "precision", "deterministic", "compile",
     "backbone", "train",
 )  # fmt: skip
+PINS = ["train.init_sha256"]  # a check, which changes no weight
 REMEDY = "lower train.lr"  # for a loss of NaN or infinity
 
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if device is None:
         return
     distributed.check_batch("train", params.train.batch_size, params.train.micro_batch)
-    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds)
+    state = StageState(watch, interval_seconds=neutral.runtime.checkpoint_seconds, pins=PINS)
     trainer = build_trainer(
         place(segmenter, device), kept_views, params, weight, cuda_graph=neutral.runtime.cuda_graph
     )

@@ -29,7 +29,6 @@ from stages.settings.section import Backbone
 
 HEADS = ("projection.", "prototypes.", "classifier.")
 REMEDY = "set pretrain.init to a checkpoint, absolute or relative to the root of the repository"
-LEAST_MATCHED = 0.99  # minimum share of the trunk's tensors in the file
 COUNTER = "num_batches_tracked"  # batch-norm step counter, unused
 MOST_NAMES = 5  # maximum number of names in a message
 # Name parts of known tensors outside the trunk; they are not reported as unexpected.
@@ -49,7 +48,6 @@ class Published:
         heads: projection head, prototypes, classifier, by the names of `heads`.
         sha256: of the file.
         name: of the network in the file: keys, then the prefix of its tensor names.
-        missing: trunk tensors that the file lacks; they keep their initialization.
         unexpected: tensors of the file with unknown names.
     """
 
@@ -57,11 +55,10 @@ class Published:
     heads: dict[str, Tensor]
     sha256: str
     name: str
-    missing: tuple[str, ...]
     unexpected: tuple[str, ...]
 
     def fill(self, trunk: Trunk) -> None:
-        """Load the tensors into a trunk; missing ones keep their values."""
+        """Load the tensors into a trunk."""
         trunk.load_state_dict({**trunk.state_dict(), **self.trunk})
 
     def fill_head(self, kind: str, head: nn.Module) -> bool:
@@ -82,7 +79,6 @@ class Published:
         """Counts of matched tensors, and the heads found."""
         return {
             "matched": len(self.trunk),
-            "missing": len(self.missing),
             "unexpected": len(self.unexpected),
             "heads": " ".join(sorted({name.split(".")[0] for name in self.heads})) or "none",
             "sha256": self.sha256,
@@ -99,8 +95,8 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str, key: str 
         key: part of the name of the network to take, if the file has several; '' for a choice by name.
 
     Raises:
-        UserError: the file has another hash, cannot be read, has another architecture, or contains less than
-            99 % of the trunk.
+        UserError: the file has another hash, cannot be read, has another architecture, or lacks a tensor of
+            the trunk.
     """
     sha256 = check_sha256(path, pinned_sha256, "pretrain.init", REMEDY)
     networks = {
@@ -117,12 +113,11 @@ def read_published(path: Path, settings: Backbone, pinned_sha256: str, key: str 
     trunk = {name: tensors[prefix + name].float() for name in expected if prefix + name in tensors}
     if "pos_embed" in trunk:
         trunk["pos_embed"] = _fit_positions(trunk["pos_embed"], expected["pos_embed"].shape[1])
-    missing = [name for name in expected if name not in trunk]
-    _check_match(path, trunk, expected, missing)
+    _check_match(path, trunk, expected)
     others = [name for name in tensors if name.removeprefix(prefix) not in trunk]
     unexpected = [name for name in others if not BESIDE & set(name.split("."))]
     heads = _heads({name.removeprefix(prefix): tensors[name] for name in others}, prefix)
-    return Published(trunk, heads, sha256, found.name, tuple(missing), tuple(unexpected))
+    return Published(trunk, heads, sha256, found.name, tuple(unexpected))
 
 
 def _unchunked(name: str) -> str:
@@ -141,9 +136,7 @@ def _check_architecture(path: Path, found: Mapping[str, Any], settings: Backbone
         )
 
 
-def _check_match(
-    path: Path, trunk: Mapping[str, Tensor], expected: Mapping[str, Tensor], missing: list[str]
-) -> None:
+def _check_match(path: Path, trunk: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     if wrong := [name for name in trunk if trunk[name].shape != expected[name].shape]:
         shapes = [
             f"{name} {list(trunk[name].shape)} instead of {list(expected[name].shape)}" for name in wrong
@@ -152,10 +145,10 @@ def _check_match(
             f"{path}: tensor shapes differ from the backbone in params.yaml ({_some(shapes)}); "
             "the `backbone` settings do not support this architecture"
         )
-    if len(trunk) < LEAST_MATCHED * len(expected):
+    if missing := [name for name in expected if name not in trunk]:
         raise UserError(
-            f"{path}: lacks {len(missing)} of the backbone's {len(expected)} tensors ({_some(missing)}), but "
-            f"{LEAST_MATCHED:.0%} are required; the file is truncated or of another architecture"
+            f"{path}: lacks {len(missing)} of the backbone's {len(expected)} tensors ({_some(missing)}); the "
+            "file is truncated or of another architecture"
         )
 
 
@@ -208,9 +201,8 @@ def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
         return None
     start = read_published(path, backbone, settings.init_sha256, settings.init_key)
     say("pretrain", init=path, network=repr(start.name), **start.report())
-    for kind, names in (("missing", start.missing), ("unexpected", start.unexpected)):
-        if names:
-            say("pretrain", **{kind: ", ".join(names)})
+    if start.unexpected:
+        say("pretrain", unexpected=", ".join(start.unexpected))
     if settings.method == "supervised" and "classifier.weight" not in start.heads:
         raise UserError(
             f"{path}: has no classifier (fc.weight), but pretrain.method: supervised needs one for its "
@@ -225,7 +217,7 @@ def as_start(trunk: Trunk, heads: Mapping[str, Tensor]) -> Published:
         {name: value.cpu() for name, value in tensors.items() if not name.endswith(COUNTER)}
         for tensors in (trunk.state_dict(), heads)
     )
-    return Published(kept, heads, sha256="", name="", missing=(), unexpected=())
+    return Published(kept, heads, sha256="", name="", unexpected=())
 
 
 def start_trunk(backbone: Backbone, start: Published | None, seed: int) -> Trunk:

@@ -1,17 +1,15 @@
 """Decoding of an image and its label map, with a clear message for every fault."""
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from stages.dataset.label_maps import decode_labels
-from stages.dataset.opening import ORIENTATION_TAG, RAW_MODE, has_pages, opened
+from stages.dataset.opening import RAW_MODE, has_pages, opened, orientation
 from stages.dataset.sixteen_bits import (
     GRAY_MODES,
-    ORIENTATION,
     is_deep,
     is_deep_color,
     is_white_zero,
@@ -43,29 +41,21 @@ def decode_image(content: bytes, *, upright: bool = True, bits: int = 16) -> tup
     if is_deep(image.mode, image.info[RAW_MODE]):
         remarks |= Remark.DEEP
     is_inverted = is_white_zero(image)
+    is_turned, turn = orientation(image)
     if bits < 16 and is_deep_color(image.mode, image.info[RAW_MODE]):
-        image = reduce_color(content, image, bits)
-    if upright and _turn_upright(image):
+        image = reduce_color(content, bits)
+    if upright and is_turned:
         remarks |= Remark.TURNED
+        image = image if turn is None else image.transpose(turn)
     if image.mode in GRAY_MODES:
         image = reduce_gray(image, bits, is_inverted=is_inverted)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         if np.asarray(layer)[..., 3].min() < 255:
             remarks |= Remark.TRANSPARENT
-            flat = Image.new("RGBA", layer.size, (*BACKGROUND, 255))
-            image = Image.alpha_composite(flat, layer)
+            layer = Image.alpha_composite(Image.new("RGBA", layer.size, (*BACKGROUND, 255)), layer)
+        image = layer
     return image if image.mode == "RGB" else image.convert("RGB"), remarks
-
-
-def _turn_upright(image: Image.Image) -> bool:
-    """Apply the EXIF orientation; whether there is one."""
-    orientation = image.info.get(ORIENTATION, 1)
-    with contextlib.suppress(Exception):  # ignore a damaged EXIF block
-        if orientation == 1:
-            orientation = image.getexif().get(ORIENTATION_TAG, 1)
-        ImageOps.exif_transpose(image, in_place=True)  # no copy of what is upright already
-    return orientation in range(2, 9)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from stages.dataset.opening import RAW_MODE, opened
-from stages.dataset.sixteen_bits import GRAY_MODES
+from stages.dataset.sixteen_bits import GRAY_MODES, is_deep_color
 from stages.dataset.source import Remark, listed
 from stages.dataset.taxonomy import Taxonomy, written
 from stages.settings.errors import UserError
@@ -29,6 +29,8 @@ def decode_labels(content: bytes, taxonomy: Taxonomy, *, by_gray: bool = False) 
     image = opened(content)
     if taxonomy.colors and image.mode in ("RGB", "RGBA", "P"):
         return _by_color(image, taxonomy), Remark.NONE
+    if is_deep_color(image.mode, image.info[RAW_MODE]):
+        raise UserError(f"has colors of 16 bits per channel, of which 8 are lost; {ONE_ID_PER_PIXEL}")
     ids, remark = _ids(image, by_gray=by_gray)
     beyond = None if ids is None else taxonomy.unknown(ids)
     if ids is None or (beyond is not None and beyond.size and image.mode not in ("P", "L", "1", *GRAY_MODES)):

@@ -1,15 +1,26 @@
 """Opening of image files, with a clear message for every fault."""
 
+import contextlib
 import warnings
 from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-from stages.dataset.sixteen_bits import ORIENTATION, raw_mode
+from stages.dataset.sixteen_bits import raw_mode
 from stages.settings.errors import DamagedFileError
 
-RAW_MODE = "raw mode of the file"  # key in the info of an opened image
+# Keys in the info of an opened image.
+RAW_MODE, APPLIED = "raw mode of the file", "orientation that is applied"
 ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1: as stored
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def opened(content: bytes) -> Image.Image:
@@ -40,8 +51,18 @@ def opened(content: bytes) -> Image.Image:
     except Exception as error:  # decoders raise many exception types on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedFileError(f"cannot be decoded ({reason}); replace or remove it") from error
-    image.info[RAW_MODE], image.info[ORIENTATION] = stored, turned
+    image.info[RAW_MODE], image.info[APPLIED] = stored, turned
     return image
+
+
+def orientation(image: Image.Image) -> tuple[bool, Image.Transpose | None]:
+    """Whether a camera says that an opened image is turned, and the turn that is left to make."""
+    if image.info[APPLIED] in TURNS:
+        return True, None
+    turn = None
+    with contextlib.suppress(Exception):  # a damaged EXIF block
+        turn = TURNS.get(image.getexif().get(ORIENTATION_TAG, 1))
+    return turn is not None, turn
 
 
 def has_pages(content: bytes, form: str | None) -> bool:

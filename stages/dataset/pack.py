@@ -17,6 +17,7 @@ from stages.runtime.pool import call_in_order, count_cores
 from stages.settings.errors import DamagedFileError, UserError
 
 CHUNK_IMAGES = 16
+TRAIN, VAL, MAPS = "train.npy", "val.npy", "maps.npy"  # arrays in the state folder
 # Size of the original in px, then file info of the image and its label map. Zeros: not packed yet.
 RECORD = np.dtype(
     [

@@ -14,8 +14,6 @@ GRAY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 SUFFIXES = (".png", ".tif", ".tiff")  # of formats that can have 16 bits per channel
 BITS = (8, 10, 12, 14, 16)  # that cameras and microscopes use of 16
 LARGEST = 65_535
-ORIENTATION = "orientation in the file"  # key in the info of an opened image
-KEPT = ("exif", ORIENTATION)  # keys of what is said of the image, not of its pixels
 WHITE_IS_ZERO = (262, 0)  # TIFF tag PhotometricInterpretation and its value
 
 
@@ -70,8 +68,8 @@ def reduce_gray(image: Image.Image, bits: int, *, is_inverted: bool) -> Image.Im
     return Image.fromarray(255 - reduced if is_inverted else reduced)
 
 
-def reduce_color(content: bytes, image: Image.Image, bits: int) -> Image.Image:
-    """Scale colors of `bits` bits per channel to 8; `image` is the file as Pillow opens it.
+def reduce_color(content: bytes, bits: int) -> Image.Image:
+    """Scale colors of `bits` bits per channel to 8.
 
     Raises:
         UserError: Pillow cannot give the low bytes of this format.
@@ -86,9 +84,7 @@ def reduce_color(content: bytes, image: Image.Image, bits: int) -> Image.Image:
     shallow = _to_eight_bits(pixels, bits)
     if _has_alpha(pixels):  # which uses all bits
         shallow[..., -1] = pixels[..., -1] >> 8
-    reduced = Image.fromarray(shallow)
-    reduced.info = {key: image.info[key] for key in KEPT if key in image.info}
-    return reduced
+    return Image.fromarray(shallow)
 
 
 def _to_eight_bits(values: np.ndarray, bits: int) -> np.ndarray:

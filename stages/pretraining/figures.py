@@ -134,10 +134,10 @@ CURES = {
     "mocov2": _MOCO,
     "densecl": _MOCO,
     "swav": {
-        "stuck_at_chance": "lower pretrain.swav.epsilon to 0.03, raise pretrain.swav.freeze_epochs, "
-        "lower pretrain.swav.local_crops, or set pretrain.head_batch_norm: false",
-        "collapsed": "lower pretrain.swav.epsilon to 0.03, lower pretrain.lr, or start the queue later "
-        "(pretrain.swav.queue_from_epoch)",
+        "stuck_at_chance": "raise pretrain.swav.freeze_epochs, lower pretrain.swav.epsilon (SwAV: 0.05, or "
+        "0.03), lower pretrain.swav.local_crops, or set pretrain.head_batch_norm: false",
+        "collapsed": "lower pretrain.lr, lower pretrain.swav.epsilon (SwAV: 0.05, or 0.03), or start the "
+        "queue later (pretrain.swav.queue_from_epoch)",
         "one_direction": "lower pretrain.lr, or lower pretrain.swav.num_prototypes",
     },
     "slotcon": {

@@ -1,8 +1,5 @@
 """An array that a stage writes row by row, alone or with several processes."""
 
-import errno
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +10,8 @@ from torch import Tensor
 
 from stages.core import distributed
 from stages.core.artefacts import atomic_path
+from stages.runtime.links import link
 from stages.runtime.state import StageState
-
-NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)  # other disk, or no hard links
 
 
 class RowWriter:
@@ -72,13 +68,3 @@ class RowWriter:
         with atomic_path(path) as temporary:
             temporary.unlink()
             link(self.path, temporary)
-
-
-def link(source: Path, target: Path) -> None:
-    """Create a hard link to a file, or a copy if the file system does not support it."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        shutil.copyfile(source, target)

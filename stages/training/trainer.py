@@ -206,12 +206,9 @@ class Trainer:
         """Diagnostics after an epoch; logs a warning if the clusters have collapsed."""
         batch_size = self._settings.batch_size
         held_out = self._guidance.held_out_accuracy(self._segmenter, images, batch_size)
+        own = {} if held_out is None else {"held_out_accuracy": held_out}
         self._health.warn()
-        return {
-            **({} if held_out is None else {"held_out_accuracy": held_out}),
-            **self._health.figures(),
-            **self._kernels(),
-        }
+        return {**own, **self._health.figures(), **self._kernels()}
 
     def _kernels(self) -> dict[str, float]:
         return {} if self._segmenter.context is None else self._segmenter.context.kernels()

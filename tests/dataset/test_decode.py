@@ -1,6 +1,7 @@
 """Decoding and working size against slow oracles, and what must hold for the demo whatever it draws."""
 
 import struct
+import warnings
 import zlib
 from io import BytesIO
 from typing import Any
@@ -128,9 +129,12 @@ def test_images_of_every_mode_become_rgb(mode: str) -> None:
     np.testing.assert_array_equal(np.asarray(decoded), np.repeat(grey[..., None], 3, 2))
 
 
-def test_a_palette_with_transparency_becomes_rgb() -> None:
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_a_palette_with_transparency_becomes_rgb(alpha: int) -> None:
     image = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
-    assert decode_image(encoded(image, transparency=bytes([0, 255]))).mode == "RGB"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow's would stand in the log of the stage
+        assert decode_image(encoded(image, transparency=bytes([alpha, 255]))).mode == "RGB"
 
 
 def test_the_rotation_of_a_camera_is_applied() -> None:

@@ -17,6 +17,7 @@ from stages import prepare
 from stages.core.artefacts import read_metrics
 from stages.core.images import open_images, read_index
 from stages.dataset import decode
+from stages.dataset.label_maps import decode_labels
 from stages.dataset.left_out import (
     BROKEN_LINK,
     ELSEWHERE,
@@ -29,9 +30,10 @@ from stages.dataset.left_out import (
     OTHER_FORMAT,
 )
 from stages.dataset.raw_files import manifest_sha256
-from stages.dataset.sixteen_bits import LARGEST, ORIENTATION, reduce_color
+from stages.dataset.sixteen_bits import LARGEST
 from stages.dataset.source import Remark, list_data
 from stages.dataset.survey import bits_in_use
+from stages.dataset.taxonomy import plain
 from stages.dataset.truth import IGNORED, read_truth
 from stages.settings.errors import UserError
 from tests.datasets import noise, png16, prepare_settings, write_image, write_params
@@ -353,10 +355,14 @@ def test_a_turned_tiff_of_twelve_bits_is_known_as_turned() -> None:
     found, remarks = decode.decode_image(_tiff16(np.full((3, 4), 4000), tiffinfo={274: 6}), bits=12)
     assert found.size == (3, 4)
     assert remarks == Remark.DEEP | Remark.TURNED
-    image = Image.new("RGB", (4, 3))
-    image.info[ORIENTATION] = 6  # as of a TIFF with colors, which Pillow does not write
-    deep = png16(np.zeros((3, 4, 3), np.uint16))
-    assert reduce_color(deep, image, bits=12).info[ORIENTATION] == 6
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_label_map_with_colors_of_sixteen_bits_is_refused(channels: int) -> None:
+    """Pillow keeps the high bytes, which are 0 for all class ids."""
+    ids = np.repeat(np.array([[0, 1], [2, 255]], np.uint16)[..., None], channels, 2)
+    with pytest.raises(UserError, match=r"^has colors of 16 bits per channel, of which 8 are lost; "):
+        decode_labels(png16(ids), plain(("a", "b", "c")))
 
 
 def test_white_is_zero_in_sixteen_bits() -> None:

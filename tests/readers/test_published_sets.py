@@ -196,6 +196,19 @@ def test_a_list_that_is_none(tmp_path: Path, run: Callable[..., Path], text: str
     assert f"{path}: {rule}, expected one image id per line" in str(raised.value)
 
 
+def test_a_list_of_another_name_is_no_leave_to_take_all_images(
+    tmp_path: Path, run: Callable[..., Path]
+) -> None:
+    root = make_coco(tmp_path / "coco")
+    (root / f"curated/train2017/{LIST}.txt").unlink()
+    with pytest.raises(UserError) as raised:
+        run(COCO, root)
+    assert (
+        f"{root}/curated/train2017/{LIST}.txt: not found, but there are curated/val2017/{LIST}.txt; "
+        in str(raised.value)
+    )
+
+
 def test_a_label_that_no_taxonomy_knows(tmp_path: Path, run: Callable[..., Path]) -> None:
     root = make_coco(tmp_path / "coco")
     write_image(root / "stuffthingmaps/val2017/000000000000.png", np.full((40, 50), 182, np.uint8))

@@ -20,7 +20,7 @@ from PIL import Image
 from stages import prepare
 from stages.core.artefacts import read_metrics
 from stages.core.images import open_images, read_index
-from stages.dataset import source
+from stages.dataset import packed_splits, source
 from stages.dataset.raw_files import manifest_sha256, raw_files, write_listing
 from stages.dataset.source import DataSet, Decode, Decoded, Item, list_data
 from stages.dataset.survey import decoding, survey
@@ -379,7 +379,7 @@ def test_images_that_were_added_are_named_before_anything_is_packed(
     pinned = manifest_sha256(data)
     assert run(root, tmp_path / "out", prepare__manifest_sha256=pinned).exists()
     write_image(root / "images/train/new.png", noise(1, SIZE_PX, SIZE_PX))
-    monkeypatch.setattr(prepare, "pack", lambda *_: pytest.fail("packing has begun"))
+    monkeypatch.setattr(packed_splits, "pack", lambda *_: pytest.fail("packing has begun"))
     (message,) = faults(root, tmp_path / "out", prepare__manifest_sha256=pinned)
     assert "added or removed: 1 added (images/train/new.png), 0 gone, 0 changed; accept" in message
 
@@ -655,7 +655,7 @@ def test_files_that_change_after_they_were_read(
 ) -> None:
     """The next run packs these alone."""
     root, names = make_folder(tmp_path / "set"), ["images/train/part/001.png", "labels/val/part/002.png"]
-    pack = prepare.pack
+    pack = packed_splits.pack
 
     def pack_and_change(*args: Any) -> Any:
         yield from pack(*args)
@@ -664,7 +664,7 @@ def test_files_that_change_after_they_were_read(
         (root / "images/train/part/003.png").unlink()
 
     with monkeypatch.context() as inner:
-        inner.setattr(prepare, "pack", pack_and_change)
+        inner.setattr(packed_splits, "pack", pack_and_change)
         found = faults(root, tmp_path / "out")
     changed = [names[0], "images/train/part/003.png", names[1], "classes.txt"]
     shown = f"{', '.join(changed[:3])}, ... (4 files)"
@@ -734,7 +734,7 @@ def test_two_at_a_time_are_refused(root: Path, tmp_path: Path, monkeypatch: pyte
         messages.extend(faults(root, tmp_path / "out"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "pack", pack_and_run)
+    monkeypatch.setattr(packed_splits, "pack", pack_and_run)
     with pytest.raises(KeyboardInterrupt):
         run(root, tmp_path / "out")
     (lock,) = (tmp_path / ".state").rglob("lock")
@@ -742,3 +742,9 @@ def test_two_at_a_time_are_refused(root: Path, tmp_path: Path, monkeypatch: pyte
         f"prepare: another process is running this stage (lock: {lock}); wait for it to end or stop it, "
         "then run `dvc repro` again"
     ]
+
+
+def test_a_worker_does_not_load_torch() -> None:
+    """It imports the script of the stage anew; torch would take each worker seconds and 0.4 GB."""
+    program = "import sys; import stages.prepare, stages.dataset.pack; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -81,7 +81,7 @@ def test_more_epochs_go_on_from_the_checkpoint(bench: Any, capsys: pytest.Captur
     bench.params(**changes, pretrain__lr=1e-6)
     pretrain.main(ARGV)
     said = capsys.readouterr().out
-    assert "pretrain: init model.pth  network 'state_dict.module.encoder_q.'  matched 100  missing 0" in said
+    assert "pretrain: init model.pth  network 'state_dict.module.encoder_q.'  matched 100  unexpected" in said
     assert "pretrain: projection_of_checkpoint False" in said, "it has other sizes here"
     near, heads = _trunk_and_heads(bench)
     assert heads == {"projection"}, "others speak of features that have moved"

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages import embed, predict, refine
-from stages.runtime import rows, state
+from stages import embed, predict, pretrain, refine
+from stages.core.hashes import file_sha256
+from stages.runtime import links, rows, state
 from stages.runtime.watch import Watch
 from tests.datasets import REPOSITORY
 
@@ -88,6 +89,21 @@ def test_rows_of_other_settings_are_not_used(
     capsys.readouterr()
     stage.main(argv)
     assert "resuming from" not in capsys.readouterr().out
+
+
+def test_pinning_a_file_leaves_the_saved_state(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hash in params.yaml is a check: it changes no weight."""
+    bench.write_backbone()
+    changes = {"pretrain__init": "backbone.safetensors", "pretrain__epochs": 2}
+    bench.params(**changes)
+    argv = ["--images", "images/train", "--out", "out", "--history", "h.csv", "--metrics", "m.json"]
+    bench.interrupt(pretrain.main, argv, 1, monkeypatch)
+    bench.params(**changes, pretrain__init_sha256=file_sha256(Path("backbone.safetensors")))
+    capsys.readouterr()
+    pretrain.main(argv)
+    assert "pretrain: resuming from the state in" in capsys.readouterr().out
 
 
 def test_rows_of_one_crf_are_not_gone_on_with_by_the_other(
@@ -177,7 +193,7 @@ def test_a_result_on_another_disk_is_copied(ready: Any, monkeypatch: pytest.Monk
     def refuse(source: Path, target: Path) -> None:
         raise OSError(18, "Invalid cross-device link", str(source), None, str(target))
 
-    monkeypatch.setattr(rows.os, "link", refuse)
+    monkeypatch.setattr(links.os, "link", refuse)
     stage.main(argv)
     assert ready.hashes("out.npy") == linked
     assert ready.saved_states() == []

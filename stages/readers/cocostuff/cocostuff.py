@@ -72,6 +72,11 @@ def _list_split(root: Path, split: str, list_name: str, found: Findings) -> tupl
 def _read_list(root: Path, split: str, list_name: str, found: Findings) -> set[str] | None:
     name = f"curated/{split}/{list_name}.txt"
     if not (root / name).is_file():
+        if others := sorted(str(one.relative_to(root)) for one in root.glob("curated/*/*.txt")):
+            found.faults.append(
+                f"{root / name}: not found, but there are {listed(others)}; correct "
+                "prepare.cocostuff.list, or fetch the list; to use all images, move curated/ away"
+            )
         return None
     text, part = found.read_text(root, name), COCO_PARTS[f"{split} list"]
     ids = text.split()
