@@ -23,6 +23,7 @@ from stages.core.memory import enough_memory
 from stages.core.repository import start_path
 from stages.imaging.batches import ImageSource, shuffled
 from stages.pretraining.figures import NAN_CURES
+from stages.pretraining.methods import phases
 from stages.pretraining.pretrainer import EPOCH_FIGURES, FIGURES, Pretrainer
 from stages.runtime.environment import describe_environment
 from stages.runtime.progress import say, track
@@ -131,7 +132,7 @@ def _trained(
 ) -> Result:
     """Train all phases, each from the backbone of the one before it; resume an interrupted run."""
     history, saved, before = History(FIGURES, images.device), state.load(), 0
-    for settings in params.pretrain.phases():
+    for settings in phases(params.pretrain):
         if saved is None or saved["epoch"] < before + settings.epochs:
             say("pretrain", method=settings.method, epochs=settings.epochs)
             pretrainer = Pretrainer(

@@ -218,6 +218,11 @@ def passes(num_images: int, micro_batch: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, num_images, size)]
 
 
+def num_passes(batch_size: int, micro_batch: int) -> int:
+    """Number of passes of each process for a batch of all of them."""
+    return len(passes(batch_size // world_size(), micro_batch))
+
+
 def gradients_of(module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
     """Context of one pass of a replicated module: the last one averages the gradients of all passes."""
     if is_last or not isinstance(module, DistributedDataParallel):

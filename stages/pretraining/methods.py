@@ -18,6 +18,14 @@ Method = MoCo | SwAV | SlotCon
 FEW_CELLS = 7  # along a side of the last feature map; both papers of dense methods have 7
 
 
+def phases(settings: Pretrain) -> list[Pretrain]:
+    """What trains, one after another: MoCo v2 if a dense method is to start from it, then the method."""
+    if not settings.trains:
+        return []
+    mocov2 = settings.model_copy(update={"method": "mocov2", "epochs": settings.first_epochs})
+    return [mocov2, settings] if settings.first_epochs else [settings]
+
+
 def build_method(
     settings: Pretrain,
     backbone: Backbone,

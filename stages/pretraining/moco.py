@@ -63,7 +63,9 @@ class MoCo(nn.Module):
         self.encoder = encoder
         split_batch_norms(encoder, settings.bn_splits)
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        set_groups_of_pass(encoder, settings.bn_splits, settings.num_passes(distributed.world_size()))
+        set_groups_of_pass(
+            encoder, settings.bn_splits, distributed.num_passes(settings.batch_size, settings.micro_batch)
+        )
         self._settings, self._key_momentum, self._precision = settings, key_momentum, precision
         for name in self.QUEUES:
             keys = torch.randn(queue_size, settings.projection_dim, generator=generator)

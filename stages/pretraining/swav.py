@@ -44,7 +44,9 @@ class SwAV(nn.Module):
         super().__init__()
         self.encoder = encoder
         split_batch_norms(encoder, settings.bn_splits)
-        set_groups_of_pass(encoder, settings.bn_splits, settings.num_passes(distributed.world_size()))
+        set_groups_of_pass(
+            encoder, settings.bn_splits, distributed.num_passes(settings.batch_size, settings.micro_batch)
+        )
         self._settings, self._own, self._precision = settings, settings.swav, precision
         self.prototypes = nn.Linear(settings.projection_dim, self._own.num_prototypes, bias=False)
         shape = (NUM_WHOLE, self._own.queue_size, settings.projection_dim)

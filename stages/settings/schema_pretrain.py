@@ -147,22 +147,15 @@ class Pretrain(Section):
         """Side of the views that the method trains on."""
         return self.dense.image_px if self.method in DENSE_METHODS else self.image_px
 
-    def phases(self) -> list["Pretrain"]:
-        """What trains, one after another: MoCo v2 if a dense method is to start from it, then the method."""
-        if not self.trains:
-            return []
-        first = self.dense.mocov2_epochs if self.method in DENSE_METHODS and self.epochs else 0
-        mocov2 = self.model_copy(update={"method": "mocov2", "epochs": first})
-        return [mocov2, self] if first else [self]
+    @property
+    def first_epochs(self) -> int:
+        """Epochs of MoCo v2 before those of a dense method; 0: it starts from `init`, or at random."""
+        return self.dense.mocov2_epochs if self.method in DENSE_METHODS and self.epochs else 0
 
     @property
     def has_queue(self) -> bool:
         """Whether a phase has a queue of keys of `queue_size`."""
-        return any(phase.method in QUEUE_METHODS for phase in self.phases())
-
-    def num_passes(self, num_processes: int) -> int:
-        """Number of passes of each process for a batch."""
-        return max(1, self.batch_size // num_processes // self.micro_batch) if self.micro_batch else 1
+        return self.method in QUEUE_METHODS or self.first_epochs > 0
 
     def check_vit(self, arch: str) -> None:
         """Refuse a vision transformer for methods that would leave its class token untrained.

@@ -30,6 +30,7 @@ from stages.dataset.protocols import square_image
 from stages.dataset.source import DataSet
 from stages.imaging.batches import ImageSource, shuffled
 from stages.postprocessing.dense_crf import mean_field
+from stages.pretraining.methods import phases
 from stages.pretraining.pretrainer import Pretrainer
 from stages.pseudo_labels.pyramid import VIEWS
 from stages.runtime.pool import count_cores, heed_quota
@@ -77,7 +78,7 @@ def estimate(params: Params, data: DataSet) -> dict[str, Span]:
         device = choose_device(params.device)
         set_numerics(params.precision, deterministic=params.deterministic)
         images = _random_images(params, device)
-        for phase in params.pretrain.phases():
+        for phase in phases(params.pretrain):
             span = _pretrain(params, phase, images, num_images)
             found["pretrain"] = found.get("pretrain", Span(0, 0)) + span
             gc.collect()  # a pretrainer and the graph of its step hold each other

@@ -14,6 +14,7 @@ from stages.core.device import place, set_numerics, torch_generator
 from stages.embed import embed_views
 from stages.imaging.batches import ImageSource, in_order, shuffled
 from stages.predict import score_images
+from stages.pretraining.methods import phases
 from stages.segmenter.sampling import sample_pixel_features
 from stages.settings.schema import Params
 from stages.settings.schema_pretrain import Pretrain
@@ -44,7 +45,7 @@ def measure_networks(params: Params, device: torch.device) -> Iterator[tuple[str
     yield "read", _reading(params, device, is_cached=True)
     yield "read from disk", _reading(params, device, is_cached=False)
     if params.pretrain.epochs:
-        for phase in params.pretrain.phases():
+        for phase in phases(params.pretrain):
             yield f"pretrain {phase.method}", _pretraining(params, phase, device)
     yield "embed", _embedding(params, device)
     yield from _training(params, device)

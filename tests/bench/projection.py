@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from stages.imaging.batches import DEVICE_SHARE, LOOK_AHEAD
+from stages.pretraining.methods import phases
 from stages.pseudo_labels.pyramid import VIEWS
 from stages.settings.schema import Params
 from tests.bench.meter import Observed
@@ -92,11 +93,11 @@ class Projection:
 
     def _pretrain(self) -> Row:
         settings = self._params.pretrain
-        phases = {f"pretrain {phase.method}": phase.epochs for phase in settings.phases() if settings.epochs}
-        if not phases:
+        epochs_of = {f"pretrain {one.method}": one.epochs for one in phases(settings) if settings.epochs}
+        if not epochs_of:
             return self._row("pretrain", 0, (0.0, 0.0), self._file_bytes[0], "no training")
         seconds, memories, basis = 0.0, [], []
-        for name, epochs in phases.items():
+        for name, epochs in epochs_of.items():
             steps = epochs * (self._at.num_train // settings.batch_size)
             seconds += steps * settings.batch_size * self._image_seconds(name)
             memories.append(self._memory(name, settings.batch_size, image_bytes=self._train_bytes))

@@ -19,6 +19,7 @@ import torch
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.artefacts import read_metrics
 from stages.core.device import choose_device
+from stages.pretraining.methods import phases
 from stages.readers.cityscapes.cityscapes import CITYSCAPES_IMAGES, LONG_TILES
 from stages.runtime.pool import count_cores
 from stages.runtime.script import read_times, run
@@ -149,13 +150,13 @@ def _file_bytes(network: torch.nn.Module) -> float:
 
 def _heading(params: Params, at: Setting) -> Iterator[str]:
     pretrain, train, backbone = params.pretrain, params.train, params.backbone
-    phases = ", then ".join(
-        f"{one.method}: {one.epochs} epochs, {one.view_px} px" for one in pretrain.phases() or [pretrain]
+    pretraining = ", then ".join(
+        f"{one.method}: {one.epochs} epochs, {one.view_px} px" for one in phases(pretrain) or [pretrain]
     )
     yield (
         f"**{params.preset}**: {at.num_train:,} training images, stored at {params.prepare.train_px} px, and "
         f"{at.num_val:,} validation images at {params.size_px} px; {backbone.arch}, {params.precision}; "
-        f"{phases}, batch {pretrain.batch_size}; "
+        f"{pretraining}, batch {pretrain.batch_size}; "
         f"train: {train.epochs} epochs, batch {train.batch_size}, {params.size_px} px."
     )
 

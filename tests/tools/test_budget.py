@@ -10,6 +10,7 @@ import torch
 
 from stages.core.device import set_numerics
 from stages.dataset.source import DataSet, list_data
+from stages.pretraining.methods import phases
 from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Params
@@ -38,8 +39,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
         training = 480 / MARGIN * (params.size_px / 128) ** 2 * params.train.epochs / 6
         found = {"train": Span(1, training)}
         each = {"mocov2": 12 / MARGIN, "slotcon": 36 / MARGIN}
-        phases = [phase.epochs * each[phase.method] for phase in params.pretrain.phases()]
-        return found | ({"pretrain": Span(1, sum(phases) * params.backbone.width / 64)} if phases else {})
+        spans = [phase.epochs * each[phase.method] for phase in phases(params.pretrain)]
+        return found | ({"pretrain": Span(1, sum(spans) * params.backbone.width / 64)} if spans else {})
 
     monkeypatch.setattr("stages.tools.budget.estimate", estimate)
 
