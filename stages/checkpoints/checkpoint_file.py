@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.backbone.resnet import BLOCKS
 from stages.backbone.vit import DEPTH, NUM_HEADS
 from stages.runtime.progress import say
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, listed
 from stages.settings.section import Backbone
 
 NO_NETWORKS = ("optimizer", "optimizer_state_dict", "optimizers", "scheduler", "amp", "scaler")
@@ -147,7 +147,7 @@ def choose(path: Path, networks: Mapping[str, dict[str, Tensor]], settings: Back
         names = max(networks.values(), key=len)
         raise UserError(
             f"{path}: its tensor names match neither a ResNet nor a ViT "
-            f"({', '.join([*names][:MOST_NAMES])}); pretrain.init supports only these two"
+            f"({listed([*names], MOST_NAMES)}); pretrain.init supports only these two"
         )
     chosen = next((one for one in found if key in one.name), None)
     if chosen is None:

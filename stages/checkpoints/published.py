@@ -23,7 +23,7 @@ from stages.core.hashes import check_sha256
 from stages.core.repository import start_path
 from stages.core.seeds import derive
 from stages.runtime.progress import say
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, listed
 from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 
@@ -142,13 +142,13 @@ def _check_match(path: Path, trunk: Mapping[str, Tensor], expected: Mapping[str,
             f"{name} {list(trunk[name].shape)} instead of {list(expected[name].shape)}" for name in wrong
         ]
         raise UserError(
-            f"{path}: tensor shapes differ from the backbone in params.yaml ({_some(shapes)}); "
+            f"{path}: tensor shapes differ from the backbone in params.yaml ({listed(shapes, MOST_NAMES)}); "
             "the `backbone` settings do not support this architecture"
         )
     if missing := [name for name in expected if name not in trunk]:
         raise UserError(
-            f"{path}: lacks {len(missing)} of the backbone's {len(expected)} tensors ({_some(missing)}); the "
-            "file is truncated or of another architecture"
+            f"{path}: lacks {len(missing)} of the backbone's {len(expected)} tensors "
+            f"({listed(missing, MOST_NAMES)}); the file is truncated or of another architecture"
         )
 
 
@@ -184,10 +184,6 @@ def _heads(others: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     if several:  # DeepCluster-v2 has several prototype sets in one space
         heads["prototypes.weight"] = torch.cat([heads.pop(name) for name in several])
     return heads
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
 def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:

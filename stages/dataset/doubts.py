@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from stages.dataset.left_out import MOST_EXAMPLES, SUSPECT
 from stages.dataset.pack import Packed
-from stages.dataset.source import REMARKS, DataSet, Remark, listed
+from stages.dataset.source import REMARKS, DataSet, Remark
 from stages.dataset.truth import IGNORED
+from stages.settings.errors import listed
 
 WORTH_A_WARNING = 0.05  # share of files that are left out although they may be pictures
 SUSPICIOUS_IGNORED = 0.1  # share of ignored pixels, beside a class without a pixel
@@ -25,7 +26,7 @@ def doubts_of_files(data: DataSet, train: Sequence[Packed], val: Sequence[Packed
         marked = [one.item for one in (*train, *val) if remark in one.remarks]
         names = [str(item.labels if remark == Remark.GRAY_PALETTE else item.source) for item in marked]
         if names:
-            yield f"{len(names):,} files {text} ({', '.join(names[:MOST_EXAMPLES])})"
+            yield f"{len(names):,} files {text} ({listed(names, MOST_EXAMPLES)})"
     yield from _duplicates(train, val)
 
 
@@ -47,7 +48,7 @@ def _duplicates(train: Sequence[Packed], val: Sequence[Packed]) -> Iterator[str]
     ):
         if pairs:
             kind = "training" if pairs is within else "validation"
-            yield f"{len(pairs):,} {kind} images {where} ({', '.join(pairs[:MOST_EXAMPLES])}); {remedy}"
+            yield f"{len(pairs):,} {kind} images {where} ({listed(pairs, MOST_EXAMPLES)}); {remedy}"
 
 
 def doubts_of_labels(class_shares: Mapping[str, float], ignored_share: float) -> Iterator[str]:

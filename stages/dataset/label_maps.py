@@ -5,9 +5,9 @@ from PIL import Image
 
 from stages.dataset.opening import RAW_MODE, opened
 from stages.dataset.sixteen_bits import GRAY_MODES, is_deep_color
-from stages.dataset.source import Remark, listed
+from stages.dataset.source import Remark
 from stages.dataset.taxonomy import Taxonomy, written
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, listed
 
 # Pillow scales 2-bit and 4-bit gray values to 0..255; class ids must be scaled back.
 STRETCHED = {"L;2": 85, "L;4": 17}

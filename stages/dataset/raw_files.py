@@ -6,7 +6,7 @@ there when DVC has deleted the outputs of `prepare`. It decides nothing: without
 
 import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from stages.core.repository import in_repository
 from stages.dataset.left_out import MOST_EXAMPLES, printable
 from stages.dataset.source import DataSet, RawFile, hash_files, is_unchanged, read_raw
 from stages.runtime.progress import track
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, listed
 
 LISTING = Path(".state/raw_files.csv")
 NUM_THREADS = 8  # disks and network drives serve several readers faster than one
@@ -43,16 +43,11 @@ class Difference:
 
     def __str__(self) -> str:
         parts = (
-            f"{len(names):,} {what}" + (f" ({_first(names)})" if names else "")
+            f"{len(names):,} {what}"
+            + (f" ({listed(list(map(printable, names)), MOST_EXAMPLES)})" if names else "")
             for what, names in (("added", self.added), ("gone", self.gone), ("changed", self.changed))
         )
         return ", ".join(parts)
-
-
-def _first(names: Sequence[str]) -> str:
-    """The first names, for a message."""
-    shown = [printable(name) for name in names[:MOST_EXAMPLES]]
-    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
 
 
 def hash_names(root: Path, names: Iterable[str], known: Mapping[str, RawFile]) -> dict[str, RawFile]:

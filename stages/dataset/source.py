@@ -4,7 +4,7 @@ import enum
 import hashlib
 import importlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -126,7 +126,6 @@ class DataSet:
 
 
 MOST_BYTES = 1 << 30  # per file; larger images would exceed the pixel limit of Pillow
-MOST_NAMES = 10  # names listed in a message
 
 
 def read_raw(root: Path, name: str) -> tuple[RawFile, bytes]:
@@ -204,11 +203,6 @@ class Findings:
             UserError: there is a fault.
         """
         raise_faults(self.faults)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Join the first names of a list for a message."""
-    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
 def data_root(settings: Prepare) -> Path:

@@ -25,6 +25,11 @@ class DamagedFileError(UserError):
     files: tuple[Any, ...] = ()
 
 
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Join the first names of a list for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 def grouped(faults: Sequence[str]) -> tuple[str, ...]:
     """Faults of files as lines; many files with one fault become one line with examples and their number.
 

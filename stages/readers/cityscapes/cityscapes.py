@@ -12,9 +12,9 @@ from pathlib import Path
 
 from stages.dataset.decode import FileDecoder
 from stages.dataset.listing import walk
-from stages.dataset.source import DataSet, Findings, Item, listed
+from stages.dataset.source import DataSet, Findings, Item
 from stages.dataset.taxonomy import read_taxonomy
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, listed
 from stages.settings.schema import Prepare
 
 CITYSCAPES = "https://www.cityscapes-dataset.com/downloads"

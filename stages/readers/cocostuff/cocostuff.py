@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 
 from stages.dataset.decode import FileDecoder
-from stages.dataset.source import DataSet, Findings, Item, listed
+from stages.dataset.source import DataSet, Findings, Item
 from stages.dataset.taxonomy import read_taxonomy
 from stages.readers.cocostuff.parts import COCO_PARTS, LIST, Part, folder_of
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, listed
 from stages.settings.schema import Prepare
 
 FETCH = "python -m stages.tools.fetch cocostuff --to"

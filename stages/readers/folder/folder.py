@@ -21,12 +21,12 @@ from stages.dataset.label_map_folders import label_maps_among
 from stages.dataset.left_out import ELSEWHERE, MASK, SPARE_LABELS, TRAIN_LABELS, UNLISTED, is_odd, printable
 from stages.dataset.listing import SUFFIXES, list_images
 from stages.dataset.raw_files import hash_names, known_files
-from stages.dataset.source import DataSet, Findings, Item, RawFile, listed
+from stages.dataset.source import DataSet, Findings, Item, RawFile
 from stages.dataset.taxonomy import Taxonomy, mapped, plain
 from stages.dataset.truth import IGNORED
 from stages.readers.folder.nearest import nearest, normal
 from stages.readers.folder.splitting import SPLITS, by_content, by_lists
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, listed
 from stages.settings.schema import Prepare
 
 CLASSES, MAPPING = "classes.txt", "labels.csv"

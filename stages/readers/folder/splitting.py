@@ -4,8 +4,9 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from stages.dataset.source import Findings, Item, RawFile, listed
+from stages.dataset.source import Findings, Item, RawFile
 from stages.readers.folder.nearest import nearest, normal
+from stages.settings.errors import listed
 
 SPLITS = ("train", "val")
 
