@@ -68,8 +68,7 @@ def find_photographs(
     images = [file for file, reason in named if reason is None]
     images += [path for path, reason, is_match in matches if is_match and reason is None]
     bases = [*folders, *(path.parent for path in images)]
-    bases = bases or [*(file.parent for file in files), *(pattern.folder for pattern in patterns)]
-    root = Path(os.path.commonpath([os.path.abspath(base) for base in bases]))
+    root = _common(bases or [*(file.parent for file in files), *(pattern.folder for pattern in patterns)])
     if images and root.resolve() == out.resolve():
         raise UserError(f"--out {out}: is the folder of the images; choose another, so that none is replaced")
     for folder in [*earlier, *(path for pattern in patterns for path in pattern.folders(hidden=True))]:
@@ -80,11 +79,7 @@ def find_photographs(
     new = [(path, reason) for path, reason in matched if reason is None or _name(path, root) not in found]
     listed.update(_names(new, root, left_out))
     beside = {_name(path, root) for path, reason, is_match in matches if reason is None and not is_match}
-    # The folder of a pattern may be above those of all that matches, and their names tell label maps as well.
-    top = os.path.commonpath([root, *(os.path.abspath(pattern.folder) for pattern in patterns)])
-    below = os.path.relpath(root, top)
-    places = {os.path.normpath(os.path.join(below, name)): name for name in listed | beside}
-    masks = {places[place] for place in label_maps_among(sorted(places))}
+    masks = _masks(listed | beside, root, patterns)
     for name in sorted(masks & listed - found):  # what is given by its own name is meant
         left_out.add(MASK, name)
     names = _one_for_each_output(sorted(found | listed - masks), left_out, scores=scores, overlay=overlay)
@@ -92,6 +87,21 @@ def find_photographs(
         suffixes = ", ".join(SUFFIXES)
         raise UserError(f"{' '.join(given)}: has no images ({suffixes}){left_out.sentence()}; {HELP}")
     return Photographs(root, names)
+
+
+def _common(folders: Iterable[Path]) -> Path:
+    """The deepest folder that has all of them."""
+    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+
+
+def _masks(names: Iterable[str], root: Path, patterns: Iterable[Pattern]) -> set[str]:
+    """The images that are label maps of others by their names.
+
+    The folder of a pattern may be above those of all that matches, and its name tells label maps as well.
+    """
+    below = os.path.relpath(root, _common([root, *(pattern.folder for pattern in patterns)]))
+    places = {os.path.normpath(os.path.join(below, name)): name for name in names}
+    return {places[place] for place in label_maps_among(sorted(places))}
 
 
 def _sort(given: Sequence[str]) -> tuple[list[Path], list[Path], list[Pattern]]:
