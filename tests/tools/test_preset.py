@@ -579,7 +579,7 @@ def test_edits_that_are_not_committed_are_kept(repository: Path) -> None:
             ["cocoo"],
             "presets/cocoo.yaml: not found; available: cityscapes27, cityscapes27_picie, cityscapes27_stego, "
             "cocostuff15, cocostuff27, cocostuff27_imagenet, cocostuff27_picie, cocostuff27_slotcon, "
-            "cocostuff27_swav, demo, folder",
+            "cocostuff27_swav, demo, folder, folder_slotcon",
         ),
         (["demo", "--base", "piecie"], "presets/bases/piecie.yaml: not found; available: ours, picie"),
         (["folder"], "preset folder reads images from a folder; set it with DATA=... (--data)"),
