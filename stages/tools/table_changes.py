@@ -95,7 +95,7 @@ def check_settings(params: Params, experiments: Iterable[Experiment]) -> None:
     for experiment in experiments:
         raw = params.model_dump()
         for key, text in experiment.changes:
-            _put(raw, key, yaml.load(text))
+            _put(raw, key, yaml.load(text) if text else "")  # as DVC takes it
         try:
             validated(raw)
         except UserError as error:

@@ -514,6 +514,7 @@ def test_settings_that_params_cannot_have_are_refused_before_anything_runs(
             "train.lr: must be > 0.0, got -1",
         ]
     assert dvc.ran == []
+    table.main([*argv, "--dry-run", "--set", "prepare.manifest_sha256="])  # nothing after = is an empty text
 
 
 GUIDED = "  - {name: guided, paper: {}, changes: {train.image_loss.head: classical}}\n"
