@@ -1,6 +1,7 @@
 """Entry point of all scripts: errors of users without a traceback, what was written, the run time."""
 
 import os
+import select
 import socket
 import sys
 import time
@@ -14,6 +15,7 @@ from stages.settings.errors import UserError
 
 EXIT_CODE = 2
 FAILED = 1
+STDOUT = 1  # file descriptor
 INTERRUPTED = 130  # exit code for Ctrl-C in shells
 CLOCK_GRAIN_SECONDS = 0.1  # file systems round times
 TIMES = Path(".state/seconds.json")  # last run time of each stage; not a tracked output
@@ -22,13 +24,28 @@ TIMES = Path(".state/seconds.json")  # last run time of each stage; not a tracke
 def run(main: Callable[[], None]) -> None:
     """Run a script. A `UserError` is printed and exits with code 2; any other exception is a bug.
 
-    Ctrl-C exits without a traceback.
+    Ctrl-C, and a reader such as `head` that has read enough, end it without a traceback.
     """
     stage, start, clock = _stage(), time.monotonic(), time.time()
     is_first = "RANK" not in os.environ  # not one of several processes that a stage has started
     if is_first and stage in (known := read_times()):
         say(stage, starts=f"its last run took {duration(known[stage])}")
     heed_quota()
+    _in_plain_words(main, is_first=is_first)
+    seconds = time.monotonic() - start
+    if stage and is_first:
+        say(
+            stage, done_in=duration(seconds), wrote=", ".join(written_since(sys.argv[1:], clock)) or "nothing"
+        )
+    if stage and is_first and "DVC_EXP_NAME" not in os.environ:  # experiments may run in parallel
+        try:
+            write_json(TIMES, {**read_times(), stage: round(seconds, 1)})
+        except UserError as error:  # a full disk; the outputs are there, and this is only news
+            warn(stage, str(error))
+
+
+def _in_plain_words(main: Callable[[], None], *, is_first: bool) -> None:
+    """Run it; exit with a message, and no traceback, where the cause is not a bug."""
     try:
         main()
     except UserError as error:
@@ -43,19 +60,23 @@ def run(main: Callable[[], None]) -> None:
             f"({'; '.join(filter(None, map(str.strip, str(error).splitlines())))})"
         )
         sys.exit(FAILED)
+    except BrokenPipeError:
+        if not _has_lost_reader():
+            raise
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         write_line("interrupted; run it again to continue")
         sys.exit(INTERRUPTED)
-    seconds = time.monotonic() - start
-    if stage and is_first:
-        say(
-            stage, done_in=duration(seconds), wrote=", ".join(written_since(sys.argv[1:], clock)) or "nothing"
-        )
-    if stage and is_first and "DVC_EXP_NAME" not in os.environ:  # experiments may run in parallel
-        try:
-            write_json(TIMES, {**read_times(), stage: round(seconds, 1)})
-        except UserError as error:  # a full disk; the outputs are there, and this is only news
-            warn(stage, str(error))
+
+
+def _has_lost_reader() -> bool:
+    """Whether nobody reads what is printed any more; if so, the rest of it goes nowhere."""
+    poll = select.poll()
+    poll.register(STDOUT, select.POLLOUT)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # else Python complains when it closes it
+    return True
 
 
 def _where() -> str:

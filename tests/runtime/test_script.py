@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -154,3 +155,24 @@ def test_written_are_the_arguments_that_are_new(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     found = written_since(["--out", str(tmp_path / "folder"), "raw", str(tmp_path / "missing")], clock)
     assert found == [str(tmp_path / "folder")]
+
+
+def test_a_reader_that_has_read_enough_ends_it_without_a_traceback() -> None:
+    """As in `... | head`; a broken pipe to a process of its own is a bug like any other."""
+    text = "from stages.runtime.script import run; run(lambda: [print(n, flush=True) for n in range(100000)])"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", text], **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
+
+
+def test_another_pipe_that_breaks_is_told() -> None:
+    def fail() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run(fail)
