@@ -8,7 +8,7 @@ trunk are kept as heads if their names are known and ignored otherwise.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,9 @@ def _heads(others: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
     """Read the checkpoint `pretrain.init` and log a summary; None if it is not set.
 
+    A classifier is left out unless `pretrain.method` is supervised: its classes would be pseudo-labels, and
+    people have chosen them.
+
     Raises:
         UserError: the file does not match, or lacks a classifier that the method needs.
     """
@@ -196,6 +199,9 @@ def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
     if path is None:
         return None
     start = read_published(path, backbone, settings.init_sha256, settings.init_key)
+    if settings.method != "supervised":
+        kept = {name: value for name, value in start.heads.items() if not name.startswith("classifier.")}
+        start = replace(start, heads=kept)
     say("pretrain", init=path, network=repr(start.name), **start.report())
     if start.unexpected:
         say("pretrain", unexpected=", ".join(start.unexpected))

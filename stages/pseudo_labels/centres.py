@@ -72,7 +72,8 @@ def choose_centres(asked: str, heads: Heads) -> str:
         raise UserError(
             f"params.yaml: label.centres: {asked} needs a pretrained model with "
             f"{', '.join(KINDS[asked].needs)}, but this one supports only {', '.join(allowed)}; set one of "
-            "these or auto, or choose another pretrain.init"
+            "these or auto, or choose another pretrain.init; a classifier is kept with pretrain.method: "
+            "supervised alone"
         )
     return asked
 

@@ -35,12 +35,15 @@ def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
         ("swav", "none", {"projection", "prototypes"}),
         ("swav", "mocov2", {"projection", "prototypes"}),
         ("swav", "swav", {"projection", "prototypes"}),
-        ("torchvision", "none", {"classifier"}),
+        ("torchvision", "none", set()),
+        ("torchvision", "mocov2", set()),
         ("torchvision", "supervised", {"classifier"}),
         ("dinov2 with registers", "none", set()),
     ],
 )
-def test_a_model_as_it_is_keeps_its_heads(bench: Any, name: str, method: str, heads: set[str]) -> None:
+def test_a_model_as_it_is_keeps_its_heads_but_its_classes_only_where_they_are_asked_for(
+    bench: Any, name: str, method: str, heads: set[str]
+) -> None:
     source = write_checkpoint(Path("model.pth"), name)
     vit = {"backbone__arch": "vit_small", "backbone__patch_px": 14, "backbone__registers": 4}
     vit |= {"backbone__width": 2, "backbone__layer_scale": True, "train__feature_stride": 2}

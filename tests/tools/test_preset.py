@@ -179,7 +179,7 @@ CITYSCAPES = {
 
 
 @pytest.mark.parametrize(("name", "own"), [("cocostuff27_picie", COCO), ("cityscapes27_picie", CITYSCAPES)])
-def test_the_presets_of_picie_are_its_official_run(name: str, own: dict[str, object]) -> None:
+def test_the_presets_of_picie_have_the_values_of_its_official_run(name: str, own: dict[str, object]) -> None:
     assert _values(name, {**OFFICIAL, **own}) == {**OFFICIAL, **own}
 
 
