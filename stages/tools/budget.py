@@ -14,19 +14,24 @@ from typing import Any
 from stages.dataset.source import DataSet
 from stages.runtime.script import rough_duration
 from stages.settings.errors import UserError
+from stages.settings.params import validated
 from stages.settings.schema import Params
+from stages.settings.schema_pretrain import UNTRAINED
+from stages.settings.section import Backbone
 from stages.tools.estimate import MARGIN, Span, estimate
 from stages.tools.fitting import Fit, Key, at
 
 # Sides of images, and channels of the network and epochs of training, as shares of the preset's.
 LEVELS = ((1.0, 1.0), (0.75, 1.0), (0.5, 1.0), (0.5, 0.5))
+SIDE: Key = ("size_px",)
 SIZES: tuple[Key, ...] = (
-    ("size_px",), ("prepare", "train_px"), ("embed", "image_px"), ("train", "image_loss", "view_px"),
+    SIDE, ("prepare", "train_px"), ("embed", "image_px"), ("train", "image_loss", "view_px"),
 )  # fmt: skip
 BANDWIDTH: Key = ("refine", "appearance_px")
 EPOCHS: Key = ("pretrain", "epochs")
 FIRST_EPOCHS: Key = ("pretrain", "dense", "mocov2_epochs")  # in proportion to the others
-AMOUNTS: tuple[Key, ...] = (("backbone", "width"), ("train", "epochs"))
+WIDTH: Key = ("backbone", "width")
+AMOUNTS: tuple[Key, ...] = (WIDTH, ("train", "epochs"))
 STEP: Key = ("train", "context", "stride")  # all sizes are multiples of it, as two of them must be
 LEAST, MOST = 5, 400  # epochs of pretraining; more than 400 were never tried
 SHARE = 0.5  # smallest share of the time that pretraining gets
@@ -48,23 +53,23 @@ def fit_into(
     Raises:
         UserError: the smallest settings take longer.
     """
-    seconds = 60 * minutes
+    seconds, trains = 60 * minutes, _trains(params)
     for side, amount in LEVELS:
         changes = (*_scaled(params, side), *_reduced(params, amount))
         found = estimate(_changed(params, changes), data)
         others = sum(_upper(span) for stage, span in found.items() if stage != "pretrain")
-        epoch = found["pretrain"].times(1 / at(params, EPOCHS)) if "pretrain" in found else Span(0, 0)
+        epoch = found["pretrain"].times(1 / at(params, EPOCHS)) if trains else Span(0, 0)
         needed = others + LEAST * _upper(epoch)
-        is_shared = "pretrain" not in found or others <= (1 - SHARE) * seconds
+        is_shared = not trains or others <= (1 - SHARE) * seconds
         if needed <= seconds and (is_shared or (side, amount) == LEVELS[-1]):
             break
     else:
         raise UserError(
             f"{minutes:g} minutes are too few for {len(data.train):,} training images: even with half the "
-            f"side, channels and epochs of the preset, and {LEAST} epochs of pretraining, this machine may "
-            f"take {rough_duration(needed)}; allow that, or take fewer images"
+            f"preset's side, channels (unless pretrain.init has them) and epochs, and {LEAST} epochs of any "
+            f"pretraining, this machine may take {rough_duration(needed)}; allow that, or take fewer images"
         )
-    if "pretrain" not in found:
+    if not trains:
         return changes, found
     epochs = min(MOST, math.floor((seconds - others) / _upper(epoch)))
     why = "what the time allows" if epochs < MOST else "the most"
@@ -74,10 +79,17 @@ def fit_into(
     return changes, found | {"pretrain": epoch.times(epochs)}
 
 
+def _trains(params: Mapping[str, Any]) -> bool:
+    """Whether there is any pretraining, whose epochs can be chosen."""
+    return at(params, ("pretrain", "method")) not in UNTRAINED and at(params, EPOCHS) > 0
+
+
 def _reduced(params: Mapping[str, Any], amount: float) -> Iterator[Fit]:
     if amount == 1:
         return
     for key in AMOUNTS:
+        if key == WIDTH and at(params, ("pretrain", "init")):
+            continue  # the width is that of the network in the file
         yield Fit(key, round(amount * at(params, key)), f"{amount:.0%}, as the time is short")
 
 
@@ -85,7 +97,7 @@ def _changed(params: Mapping[str, Any], changes: tuple[Fit, ...]) -> Params:
     changed: Any = copy.deepcopy(params)
     for change in changes:
         at(changed, change.key[:-1])[change.key[-1]] = change.value
-    return Params.model_validate(changed)
+    return validated(changed)
 
 
 def _upper(span: Span) -> float:
@@ -95,8 +107,15 @@ def _upper(span: Span) -> float:
 def _scaled(params: Mapping[str, Any], scale: float) -> Iterator[Fit]:
     if scale == 1:
         return
-    why = f"{scale:.0%} of the side, so that half of the time is left for pretraining"
+    reason = "so that half of the time is left for pretraining" if _trains(params) else "as the time is short"
+    why = f"{scale:.0%} of the side, {reason}"
     for key in SIZES:
-        step = at(params, STEP)
-        yield Fit(key, step * round(scale * at(params, key) / step), why)
+        step = _step(params, key)
+        yield Fit(key, step * max(1, round(scale * at(params, key) / step)), why)
     yield Fit(BANDWIDTH, round(scale * at(params, BANDWIDTH), 1), "in proportion to size_px")
+
+
+def _step(params: Mapping[str, Any], key: Key) -> int:
+    """What a size must be a multiple of."""
+    step, backbone = at(params, STEP), Backbone.model_validate(params["backbone"])
+    return math.lcm(step, 8 * backbone.stem_stride) if key == SIDE and not backbone.is_vit else step

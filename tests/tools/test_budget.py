@@ -51,10 +51,10 @@ def _folder(**prepare: Any) -> Params:
     return Params.model_validate(settings)
 
 
-def _chosen(minutes: float, data: DataSet, **own: dict[str, Any]) -> dict[str, float]:
+def _chosen(minutes: float, data: DataSet, **own: Any) -> dict[str, float]:
     settings = plain(compose("folder", REPOSITORY / "presets"))
     for section, values in own.items():
-        settings[section] |= values
+        settings[section] = settings[section] | values if isinstance(values, dict) else values
     before = repr(settings)
     changes, times = fit_into(minutes, settings, data)
     assert repr(settings) == before
@@ -87,6 +87,26 @@ def test_images_become_smaller_until_half_of_the_time_is_left(data: DataSet) -> 
 def test_without_pretraining_the_time_belongs_to_the_others(data: DataSet) -> None:
     assert _chosen(8, data, pretrain={"method": "none"}) == {}
     assert _chosen(5, data, pretrain={"method": "none"})["size_px"] == 96
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(("size", "chosen"), [(160, 128), (224, 160), (320, 256)])
+def test_sizes_stay_multiples_of_the_stride_of_the_trunk(size: int, chosen: int, data: DataSet) -> None:
+    """Three quarters of 160 are 120, which a trunk of total stride 32 cannot divide."""
+    minutes = 13 * (size / 128) ** 2
+    assert _chosen(minutes, data, size_px=size)["size_px"] == chosen
+
+
+@pytest.mark.usefixtures("machine")
+def test_no_epochs_of_pretraining_stay_none(data: DataSet) -> None:
+    assert _chosen(8, data, pretrain={"epochs": 0}) == {}
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_network_from_a_file_keeps_its_width(data: DataSet) -> None:
+    found = _chosen(1.5, data, pretrain={"method": "none", "init": "model.pth"})
+    assert found["train.epochs"] == 3
+    assert "backbone.width" not in found
 
 
 @pytest.mark.usefixtures("machine")
