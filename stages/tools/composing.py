@@ -7,6 +7,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
 
 from stages.settings.errors import UserError
 
@@ -17,7 +18,7 @@ def compose(name: str, folder: Path = PRESETS) -> CommentedMap:
     """Merge a preset into demo.yaml, including comments, to a complete params.yaml.
 
     Raises:
-        UserError: the preset does not exist, or has a key that is not in demo.yaml.
+        UserError: the preset does not exist, is not valid YAML, or has a key that is not in demo.yaml.
     """
     path = folder / f"{name}.yaml"
     preset = _load(path)
@@ -44,7 +45,13 @@ def _load(path: Path) -> CommentedMap:
     if not path.exists():
         known = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
         raise UserError(f"{path}: not found; available: {known}")
-    return _yaml().load(path.read_text(encoding="utf-8"))
+    try:
+        loaded = _yaml().load(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, CommentedMap):
+        raise UserError(f"{path}: must list keys and values, such as size_px: 128")
+    return loaded
 
 
 def _lay_over(params: CommentedMap, changes: CommentedMap, where: str) -> None:
@@ -54,7 +61,15 @@ def _lay_over(params: CommentedMap, changes: CommentedMap, where: str) -> None:
             near = difflib.get_close_matches(key, list(params), n=1)
             meant = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(params)}"
             raise UserError(f"{where}{key}: unknown key; {meant}")
-        if isinstance(value, CommentedMap):
+        is_section = isinstance(params[key], CommentedMap)
+        if is_section != isinstance(value, CommentedMap):
+            kind = (
+                f"is a section: write its keys below it, such as {next(iter(params[key]))}"
+                if is_section
+                else "has no keys below it"
+            )
+            raise UserError(f"{where}{key}: {kind}")
+        if is_section:
             _lay_over(params[key], value, f"{where}{key}.")
         else:
             params[key] = value

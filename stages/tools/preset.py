@@ -17,7 +17,7 @@ from stages.dataset.source import DataSet, hash_files, list_data
 from stages.readers.folder.splitting import rule_for
 from stages.runtime.script import run
 from stages.settings.errors import UserError
-from stages.settings.params import read
+from stages.settings.params import read, validated
 from stages.settings.schema import Params, Prepare
 from stages.tools import answers
 from stages.tools.composing import as_text, compose, lay_base, plain
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = compose(args.name)
     if args.base is not None:
         lay_base(params, args.base)
+    _check_valid(params, args.name)
     reader = params["prepare"]["reader"]
     if args.minutes is not None and reader != "folder":
         raise UserError(f"preset {args.name} has sizes and epochs of its own; remove MINUTES (--minutes)")
@@ -92,6 +93,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     measured.add_argument("--no-estimate", action="store_true", help="do not measure how long it will take")
     parser.add_argument("--force", action="store_true", help="overwrite uncommitted edits")
     return parser.parse_args(argv)
+
+
+def _check_valid(params: Any, name: str) -> None:
+    """Refuse a preset whose settings are not valid, as one that a user has written may be.
+
+    Raises:
+        UserError: there are faults; the error lists all of them.
+    """
+    try:
+        validated(plain(params))
+    except UserError as error:
+        raise UserError(f"presets/{name}.yaml:", *(f"  {fault}" for fault in error.faults)) from error
 
 
 def _take_data(params: Any, path: Path) -> DataSet:

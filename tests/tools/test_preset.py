@@ -68,6 +68,29 @@ def test_the_folder_preset_is_fitted_to_a_small_data_set(repository: Path) -> No
     assert "# side of the square image" in Path("params.yaml").read_text()  # comments are kept
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("size_px:\t[", r"presets/own\.yaml: invalid YAML: "),
+        ("# nothing yet", r"presets/own\.yaml: must list keys and values, such as size_px: 128"),
+        (
+            "pretrain: slotcon",
+            r"presets/own\.yaml: pretrain: is a section: write its keys below it, such as method",
+        ),
+        ("size_px: {side: 64}", r"presets/own\.yaml: size_px: has no keys below it"),
+        ("precision: bf16", r"presets/own\.yaml:\n  precision: expected "),
+        ('pretrain: {batch_size: "32"}', r"presets/own\.yaml:\n  pretrain\.batch_size: "),
+        ("prepare: {split: {val_fraction: 0}}", r"presets/own\.yaml:\n  prepare\.split\.val_fraction: "),
+    ],
+)
+def test_a_preset_of_ones_own_is_checked_before_any_image_is_read(
+    repository: Path, text: str, message: str
+) -> None:
+    (repository / "presets" / "own.yaml").write_text(f"{text}\n")
+    with pytest.raises(UserError, match=f"^{message}"):
+        preset.main(["own", "--data", "no such folder", "--minutes", "10"])
+
+
 @pytest.mark.parametrize(("name", "num_classes"), [("cocostuff27", 27), ("cocostuff15", 15)])
 def test_a_published_set_is_pinned_and_fitted(
     repository: Path, name: str, num_classes: int, capsys: pytest.CaptureFixture[str]
