@@ -18,6 +18,7 @@ from stages.core.artefacts import with_details
 from stages.settings.errors import UserError
 from stages.settings.params import flat
 from stages.settings.section import Section
+from stages.tools.overrides import override, text_of
 
 
 class Measure(Section):
@@ -111,7 +112,7 @@ class Experiment:
 
     def command(self, *how: str) -> list[str]:
         """Return the `dvc exp run` command up to `stage`, as a list; `how` is `--temp` or `--queue`."""
-        settings = [word for key, value in self.changes for word in ("--set-param", f"{key}={value}")]
+        settings = [word for key, value in self.changes for word in ("--set-param", override(key, value))]
         return [sys.executable, "-m", "dvc", "exp", "run", *how, "--name", self.name, *settings, self.stage]
 
 
@@ -149,12 +150,12 @@ def experiments(
         settings: params.yaml, as sections.
         code: hash of what is not committed (`uncommitted_code`).
     """
-    unchanged = {key: _text(value) for key, value in flat(settings)}
+    unchanged = {key: text_of(value) for key, value in flat(settings)}
     for row in table.rows:
         base = row.base or table.base
         values = read_base(bases / f"{base}.yaml") if base else {}
         for seed in seeds:
-            changes = {key: _text(value) for key, value in {**values, **row.changes, "seed": seed}.items()}
+            changes = {key: text_of(value) for key, value in {**values, **row.changes, "seed": seed}.items()}
             decisive = {
                 key: text for key, text in (unchanged | changes).items() if not key.startswith(NO_RESULT)
             }
@@ -243,8 +244,3 @@ def measured(metrics: Metrics, file: str, key: str) -> float | None:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return float(value) if isinstance(value, (int, float)) else None
-
-
-def _text(value: Any) -> str:
-    """Format a value for `--set-param`."""
-    return json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)

@@ -12,8 +12,6 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from stages.core.artefacts import write_csv, write_text
 from stages.runtime.script import run
 from stages.settings.errors import UserError, raise_faults
@@ -27,6 +25,7 @@ from stages.tools.experiments import (
     succeeds,
     waiting,
 )
+from stages.tools.overrides import value_of
 from stages.tools.surroundings import git_obstacle, obstacles, uncommitted_code
 from stages.tools.table_changes import (
     check_settings,
@@ -107,12 +106,10 @@ def _check_guidance(rows: Collection[Row], wanted: Sequence[Experiment]) -> None
     Raises:
         UserError: there are such rows.
     """
-    yaml = YAML(typ="safe", pure=True)  # a weight is a number or auto
+    key = "train.image_loss.weight"  # a number or auto
     guided = {row.name for row in rows if "train.image_loss.head" in row.changes}
     silent = dict.fromkeys(
-        one.row
-        for one in wanted
-        if one.row in guided and yaml.load(one.settings["train.image_loss.weight"]) == 0
+        one.row for one in wanted if one.row in guided and value_of(key, one.settings[key]) == 0
     )
     if silent:
         raise UserError(

@@ -3,13 +3,12 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML
-
 from stages.runtime.progress import warn
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.params import validated
 from stages.settings.schema import Params
 from stages.tools.experiments import Experiment, Table
+from stages.tools.overrides import value_of
 
 
 class Change(NamedTuple):
@@ -91,12 +90,12 @@ def check_settings(params: Params, experiments: Iterable[Experiment]) -> None:
     Raises:
         UserError: there are such; the error lists all of them.
     """
-    yaml, faults = YAML(typ="safe", pure=True), list[str]()
+    faults = list[str]()
     for experiment in experiments:
         raw = params.model_dump()
-        for key, text in experiment.changes:
-            _put(raw, key, yaml.load(text) if text else "")  # as DVC takes it
         try:
+            for key, text in experiment.changes:
+                _put(raw, key, value_of(key, text))
             validated(raw)
         except UserError as error:
             faults += error.faults

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from dvc.utils.hydra import to_hydra_overrides
 
 from stages.settings.params import read
 from stages.settings.schema import Params
@@ -18,6 +20,7 @@ from stages.tools import table
 from stages.tools.composing import compose, plain
 from stages.tools.experiments import parse, read_base, read_table
 from stages.tools.fitting import at
+from stages.tools.overrides import override, value_of
 from stages.tools.table_changes import parse_change
 from stages.tools.table_text import PRETRAINING, as_markdown, compare, describe_run
 from tests.datasets import REPOSITORY, read_preset, write_params
@@ -464,7 +467,7 @@ def test_a_change_for_some_rows_is_of_these_alone(
     table.main([*argv, "--set", "2:pretrain.init=a:b=c.pth", "--set", "pretrain.init=all.pth"])
     first, second = commands(capsys)
     assert "--set-param pretrain.init=all.pth" in first
-    assert "--set-param pretrain.init=a:b=c.pth" in second
+    assert "pretrain.init='a:b=c.pth'" in shlex.split(second)
     assert "all.pth" not in second
     table.main([*argv, "--set", "2:train.lr=0.5"])
     first, second = commands(capsys)
@@ -513,8 +516,30 @@ def test_settings_that_params_cannot_have_are_refused_before_anything_runs(
             "train.epoch: unknown key; did you mean 'epochs'?",
             "train.lr: must be > 0.0, got -1",
         ]
+        assert bench_fault([*argv, *how, "--set", "train.lr=[1"]).startswith("--set train.lr: invalid YAML: ")
     assert dvc.ran == []
     table.main([*argv, "--dry-run", "--set", "prepare.manifest_sha256="])  # nothing after = is an empty text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "auto",
+        "-1.5e-4",
+        "/d/x.pth",
+        "my models/a (1).pth",
+        "~/ä,b=c#1.pth",
+        "it's [x",
+        "[0.5, 1.0]",
+        "true",
+        '"true"',
+        "'a b'",
+    ],
+)
+def test_dvc_reads_every_value_as_it_was_given(value: str) -> None:
+    (parsed,) = to_hydra_overrides([override("pretrain.init", value)])
+    assert parsed.value() == value_of("pretrain.init", value)
 
 
 GUIDED = "  - {name: guided, paper: {}, changes: {train.image_loss.head: classical}}\n"

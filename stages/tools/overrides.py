@@ -1,0 +1,39 @@
+"""Settings as `dvc exp run --set-param` takes them: YAML, in quotes where its grammar needs them."""
+
+import json
+import re
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.settings.errors import UserError
+
+PLAIN = re.compile(
+    r"[A-Za-z0-9_./:+-]*"
+)  # texts that the grammar of Hydra, which DVC uses, takes as they are
+
+
+def text_of(value: Any) -> str:
+    """Format a value of params.yaml."""
+    return json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)
+
+
+def value_of(key: str, text: str) -> Any:
+    """Read what `text_of` writes, or a user types.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text) if text else ""
+    except YAMLError as error:
+        raise UserError(f"--set {key}: invalid YAML: {' '.join(str(error).split())}") from error
+
+
+def override(key: str, text: str) -> str:
+    """`KEY=VALUE` for `--set-param`; a text such as a file name may hold blanks and commas."""
+    value = value_of(key, text)
+    if isinstance(value, str) and not (value == text and PLAIN.fullmatch(text)):
+        text = "'" + value.replace("'", r"\'") + "'"
+    return f"{key}={text}"
