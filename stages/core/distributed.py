@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from stages.core.launched import is_launched
 from stages.settings.errors import UserError
 
 Item = TypeVar("Item")
@@ -35,7 +36,7 @@ def join(device: torch.device, timeout_seconds: float) -> torch.device:
     Raises:
         UserError: there are more processes than GPUs, or `device` names one GPU for all of them.
     """
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    if not is_launched() or dist.is_initialized():
         return device
     if device.type == "cuda":
         index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from stages.core.launched import is_launched
 from stages.runtime.pool import count_cores
 from stages.settings.errors import UserError
 from stages.settings.section import Runtime
@@ -42,10 +43,10 @@ def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> b
         True if it launched processes; False if one process suffices or this process was already launched.
 
     Raises:
-        UserError: the launcher cannot be run, or was killed.
+        UserError: the launcher cannot be run, or was killed; or as `is_launched`.
         KeyboardInterrupt: on SIGINT; SIGTERM exits.
     """
-    if "WORLD_SIZE" in os.environ:
+    if is_launched():
         _end_with_parent()
         return False
     if runtime.launcher:

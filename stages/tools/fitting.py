@@ -57,11 +57,10 @@ def advice(now: Mapping[str, Any], preset: Mapping[str, Any], num_images: int) -
         if at(now, fit.key) == fit.value:
             continue  # bn_splits, which follows from another setting
         yield f"{fit.name}: {at(now, fit.key)} is too large now; lower it to {fit.value} ({fit.why})"
-    lowered = {fit.key: fit.value for fit in fits(preset, num_images)}
+    lowered = {fit.key: fit for fit in fits(preset, num_images)}
     for key in (
         ("pretrain", "batch_size"), ("pretrain", "queue_size"), ("train", "batch_size"), ("global_k",)
     ):  # fmt: skip
-        wanted = lowered.get(key, at(preset, key))
-        if at(now, key) < wanted:
-            name = ".".join(key)
-            yield f"{name}: {at(now, key)} could be raised to {wanted}, the value of the preset"
+        wanted = lowered.get(key) or Fit(key, at(preset, key), "the value of the preset")
+        if at(now, key) < wanted.value:
+            yield f"{wanted.name}: {at(now, key)} could be raised to {wanted.value} ({wanted.why})"

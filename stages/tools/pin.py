@@ -97,7 +97,7 @@ def check(params: Params) -> None:
     try:
         data = list_data(settings)
     except UserError:
-        if data_root(settings).exists():
+        if _is_there(data_root(settings)):
             raise
         warn("check_data", f"{settings.path}: is not there, so nothing says whether images were added")
         return
@@ -106,6 +106,11 @@ def check(params: Params) -> None:
     if set(pinned_files(settings.manifest_sha256)) != set(files):  # other times, or no listing yet
         write_listing(_root(data), files)
     print(f"check_data: {len(files):,} files are as they were pinned")
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether there is such a folder; where a disk is not mounted, an empty one may stand for it."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def _root(data: DataSet) -> Path:

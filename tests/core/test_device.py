@@ -96,6 +96,7 @@ def test_the_process_group_knows_its_gpu(
     """NCCL's barriers would guess it otherwise."""
     asked: list[tuple[str, torch.device | None]] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)

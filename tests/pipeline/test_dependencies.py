@@ -58,23 +58,27 @@ NOT_IMPORTED = {
     "dataset/own_outputs",
     "prepare demo": "core/hashes dataset/label_map_folders dataset/listing dataset/own_outputs",
     "prepare folder": "core/seeds",
-    "embed": "backbone/batch_norm core/graph core/hashes core/history core/repository core/step "
-    "imaging/photometric",
-    "label": "clustering/continuation core/distributed core/graph core/hashes core/history core/images "
-    "core/repository core/step pseudo_labels/pyramid",
-    "select_views": "clustering/agreement clustering/continuation clustering/kmeans clustering/lloyd "
-    "core/device core/distributed core/graph core/hashes core/history core/images core/memory "
-    "core/repository core/seeds core/step",
+    "embed": "backbone/batch_norm core/graph core/hashes core/history core/repository "
+    "core/step imaging/photometric",
+    "label": "clustering/continuation core/distributed core/graph core/hashes core/history "
+    "core/images core/launched core/repository core/step pseudo_labels/pyramid",
+    "select_views": "clustering/agreement clustering/continuation clustering/kmeans "
+    "clustering/lloyd core/device core/distributed core/graph core/hashes "
+    "core/history core/images core/launched core/memory core/repository core/seeds "
+    "core/step",
     "train": "clustering/agreement clustering/continuation segmenter/sampling",
     "cluster": "core/graph core/history core/step imaging/photometric",
     "predict": "backbone/batch_norm core/graph core/history core/step imaging/photometric segmenter/sampling",
-    "refine": "core/distributed core/graph core/hashes core/history core/repository core/step core/tensors",
-    "evaluate@raw": "clustering/agreement clustering/continuation core/distributed core/graph core/hashes "
-    "core/history core/memory core/repository core/step core/tensors",
+    "refine": "core/distributed core/graph core/hashes core/history core/launched "
+    "core/repository core/step core/tensors",
+    "evaluate@raw": "clustering/agreement clustering/continuation core/distributed core/graph "
+    "core/hashes core/history core/launched core/memory core/repository core/step "
+    "core/tensors",
     "evaluate@refined": "clustering/agreement clustering/continuation core/distributed core/graph "
-    "core/hashes core/history core/memory core/repository core/step core/tensors",
-    "report": "core/device core/distributed core/graph core/history core/memory core/repository core/seeds "
-    "core/step",
+    "core/hashes core/history core/launched core/memory core/repository core/step "
+    "core/tensors",
+    "report": "core/device core/distributed core/graph core/history core/launched core/memory "
+    "core/repository core/seeds core/step",
 }
 
 # Files at the top that people write, and stages read.

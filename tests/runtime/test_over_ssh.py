@@ -27,7 +27,8 @@ cd / && exec env -i PATH="$PATH" bash -c "${*:2}"
 PYTHON = """#!/bin/bash
 while [[ $1 != --node-rank ]]; do shift; done
 here=$(dirname "$0")
-printf '%s\\n' "$PWD" "OMP_NUM_THREADS=$OMP_NUM_THREADS" "$DVC_ROOT" "SECRET=$SECRET" "$@" > "$here/$2.part"
+counts="OMP_NUM_THREADS=$OMP_NUM_THREADS NCCL_P2P_DISABLE=$NCCL_P2P_DISABLE"
+printf '%s\\n' "$PWD" "$counts" "$DVC_ROOT" "SECRET=$SECRET" "$@" > "$here/$2.part"
 trap 'touch "$here/$2.ended"; exit 1' TERM
 mv "$here/$2.part" "$here/$2.started"
 source "$here/$2.does"
@@ -51,6 +52,7 @@ def _start(bin_folder: Path, *arguments: str) -> subprocess.Popen[str]:
     folder = bin_folder.parent / "a folder"
     folder.mkdir()
     variables = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "3", "SECRET": "kept"}
+    variables["NCCL_P2P_DISABLE"] = "1"
     variables["DVC_ROOT"] = "/the repository"  # relative paths of params.yaml start there
     command = ["bash", str(SCRIPT), *arguments]
     pipe = subprocess.PIPE
@@ -75,7 +77,12 @@ def test_every_host_gets_its_command_in_the_same_folder(bin_folder: Path) -> Non
         words = (bin_folder / f"{rank}.started").read_text().splitlines()
         folder = str(bin_folder.parent / "a folder")
         secret = "kept" if rank == 0 else ""
-        assert words[:4] == [folder, "OMP_NUM_THREADS=3", "/the repository", f"SECRET={secret}"]
+        assert words[:4] == [
+            folder,
+            "OMP_NUM_THREADS=3 NCCL_P2P_DISABLE=1",
+            "/the repository",
+            f"SECRET={secret}",
+        ]
         options = f"--node-rank {rank} --nproc-per-node 4 --log-dir /dev/null --master-addr one"
         expected = f"{options} --master-port 29500".split()
         assert words[4:] == [*expected, *STAGE]

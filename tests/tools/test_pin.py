@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -131,8 +132,8 @@ def test_settings_that_could_be_raised_or_must_be_lowered_are_named(
     add(photos, range(100, 160))
     pin.main([])
     said = capsys.readouterr().out
-    assert f"pretrain.batch_size: {before.pretrain.batch_size} could be raised to 32" in said
-    assert f"global_k: {before.global_k} could be raised to " in said
+    assert f"pretrain.batch_size: {before.pretrain.batch_size} could be raised to 32 (" in said
+    assert re.search(rf"global_k: {before.global_k} could be raised to \d+ \(at least eight images ", said)
     for path in sorted(photos.iterdir())[4:]:
         path.unlink()
     pin.main([])
@@ -161,14 +162,21 @@ def test_a_fault_of_the_folder_is_no_missing_folder_in_a_copy_of_dvc(
     monkeypatch.chdir(copy)
     for path in photos.iterdir():
         path.unlink()
+    (photos / "notes.txt").write_text("no image")
     assert "photos" in message(["--check"])
 
 
-def test_a_folder_that_is_not_there_stops_nothing(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_folder_that_is_not_there_stops_nothing(
+    photos: Path, is_empty: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is not mounted can leave an empty folder."""
     photos.rename(photos.with_name("elsewhere"))
+    if is_empty:
+        photos.mkdir()
     pin.main(["--check"])
     assert "photos: is not there, so nothing says whether images were added" in capsys.readouterr().err
-    assert message([]).startswith("photos: no such folder")
+    assert message([]).startswith("photos: has no images" if is_empty else "photos: no such folder")
 
 
 def test_the_models_of_the_last_run_are_kept_and_used(photos: Path) -> None:
