@@ -170,10 +170,13 @@ def common_fingerprint(watch: Watch, data: str = "", pins: Sequence[str] = ()) -
     Raises:
         UserError: in all processes, if one differs from rank 0.
     """
-    own = _hash(_decided_by(watch, data, pins))
+    known = _hashes_in_lock() if watch.inputs else {}
+    decided = _decided_by(watch, data, pins, known)
+    own = _hash(decided)
     if len(set(distributed.objects(own))) == 1:
         return own
-    parts = {name: _hash(part) for name, part in _decided_by(watch, data, pins, by_contents=True).items()}
+    by_contents = _decided_by(watch, data, pins, {}) if known else decided  # large inputs are read once
+    parts = {name: _hash(part) for name, part in by_contents.items()}
     (first_host, first), *others = distributed.objects((socket.gethostname(), parts))
     for rank, (host, other) in enumerate(others, start=1):
         if named := summarise(differing(first, other)):
@@ -184,12 +187,18 @@ def common_fingerprint(watch: Watch, data: str = "", pins: Sequence[str] = ()) -
     return own
 
 
-def _decided_by(watch: Watch, data: str, pins: Sequence[str], *, by_contents: bool = False) -> dict[str, Any]:
-    """What determines the result, by the names under which messages speak of it."""
+def _decided_by(watch: Watch, data: str, pins: Sequence[str], known: Mapping[str, str]) -> dict[str, Any]:
+    """What determines the result, by the names under which messages speak of it.
+
+    Args:
+        watch: code, params and inputs.
+        data: text that identifies anything else.
+        pins: params that are left out.
+        known: hashes of inputs that need not be read, by path.
+    """
     params = copy.deepcopy(watch.params)
     for section, _, key in (pin.partition(".") for pin in pins):
         del params[section][key]
-    known = {} if by_contents or not watch.inputs else _hashes_in_lock()
     return {
         "the command line": sys.argv[1:],
         "other data": data,
