@@ -27,5 +27,5 @@ def test_variables_of_another_program_are_named(monkeypatch: pytest.MonkeyPatch)
     ):
         is_launched()
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(UserError, match="unset RANK WORLD_SIZE$"):
+    with pytest.raises(UserError, match=r"unset RANK WORLD_SIZE$"):
         is_launched()
