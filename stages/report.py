@@ -150,6 +150,7 @@ def _drawn(inputs: Inputs, params: SimpleNamespace, legend: Legend, pictures: Pi
         "size_px": val.images.shape[1],
         "wall": wall,
         "legend": legend.entries(),
+        "shows_matching": legend.shows_matching,
         "class_bars": class_bars(legend, inputs.per_class),
         "heat_map": heat_map(inputs.confusion, legend),
         "cards": cluster_cards(legend, *shares, regions, inputs.per_class),

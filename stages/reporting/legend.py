@@ -32,8 +32,11 @@ class Legend:
 
     @property
     def class_colours(self) -> UInt8[np.ndarray, "C 3"]:
-        """RGB of each class id."""
-        return palette(len(self.class_names))
+        """RGB of each class id: the color that was given to its name, or the next one."""
+        colours = palette(len(self.class_names)).copy()
+        for class_id, name in enumerate(self.class_names):
+            colours[class_id] = self.names.colours.get(name, colours[class_id])
+        return colours
 
     @property
     def merged(self) -> UInt8[np.ndarray, " K"]:
@@ -44,17 +47,24 @@ class Legend:
 
     @property
     def cluster_colours(self) -> UInt8[np.ndarray, "K 3"]:
-        """RGB of each cluster id: the given color, that of its class, or the next free color."""
-        unmatched = self.cluster_to_class == UNMATCHED
-        places = np.where(unmatched, len(self.class_names) + unmatched.cumsum() - 1, self.cluster_to_class)
-        colours, classes = palette(int(places.max()) + 1)[places][self.merged], self.class_colours
+        """RGB of each cluster id: that of its name, of its matched class, or the next free color."""
+        classes, unmatched = self.class_colours, self.cluster_to_class == UNMATCHED
+        places = np.where(unmatched, len(classes) + unmatched.cumsum() - 1, self.cluster_to_class)
+        free = palette(len(classes) + int(unmatched.sum()))[len(classes) :]
+        colours = np.concatenate([classes, free])[places][self.merged]
+        of_names = {**dict(zip(self.class_names, classes, strict=True)), **self.names.colours}
         for cluster in range(len(colours)):
-            name = self.cluster_name(cluster)
-            if name in self.names.colours:
-                colours[cluster] = self.names.colours[name]
-            elif name in self.class_names:
-                colours[cluster] = classes[self.class_names.index(name)]
+            colours[cluster] = of_names.get(self.cluster_name(cluster), colours[cluster])
         return colours
+
+    @property
+    def shows_matching(self) -> bool:
+        """Whether a cluster has the color of a class if it is matched with it, and else not.
+
+        Given names can have it otherwise: scores follow the matching, and colors the names.
+        """
+        has_colour = (self.cluster_colours[:, None] == self.class_colours).all(2)
+        return np.array_equal(has_colour, self.cluster_to_class[:, None] == np.arange(len(self.class_names)))
 
     def cluster_name(self, cluster: int) -> str:
         """Return the given name, that of the matched class, or a name such as "cluster 7"."""

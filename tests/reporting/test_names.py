@@ -28,6 +28,7 @@ from stages.reporting.names import (
     read_names,
     write_names,
 )
+from stages.reporting.palette import palette
 from stages.settings.errors import UserError
 
 CLUSTERS = ("aaaa", "bbbb")
@@ -164,6 +165,33 @@ def test_a_color_that_is_given_to_the_name_of_a_class_is_that_of_its_cluster_too
     legend = cluster_legend(Legend(("grass", "water"), np.array([1, 0, UNMATCHED]), names))
     assert legend.colours[1:].tolist() == [[1, 2, 3], [1, 2, 3]]
     assert [row["merged_into"] for row in legend.rows()] == [0, 1, 1]
+
+
+def test_a_color_that_is_given_to_the_name_of_a_class_is_that_of_the_class() -> None:
+    """Truth, prediction and legend must agree; a cluster of another name keeps the color of its class."""
+    names = Names({0: "grass"}, {"grass": (1, 2, 3), "sea": (9, 9, 9)})
+    legend = Legend(("grass", "water"), np.array([0, 1, UNMATCHED]), names)
+    assert legend.class_colours[0].tolist() == [1, 2, 3]
+    assert (legend.class_colours[1] == palette(2)[1]).all()
+    assert (legend.cluster_colours[:2] == legend.class_colours).all()
+    assert legend.entries()[0] == {"name": "grass", "colour": "#010203"}
+    lake = Legend(("grass", "water"), np.array([0, 1]), Names({1: "lake"}, {"water": (4, 5, 6)}))
+    assert lake.cluster_colours[1].tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("names", "shows"),
+    [
+        (Names(), True),
+        (Names({0: "grass", 1: "lake", 2: "rock"}, {"grass": (1, 2, 3)}), True),
+        (Names({1: "grass"}), False),
+        (Names({2: "grass"}), False),
+        (Names({1: "lake"}, {"lake": (1, 2, 3)}), False),
+    ],
+    ids=["none", "none that changes it", "of another class", "of a class without match", "own color"],
+)
+def test_colors_show_what_is_right_unless_names_say_otherwise(names: Names, shows: bool) -> None:
+    assert Legend(("grass", "water"), np.array([0, 1, UNMATCHED]), names).shows_matching is shows
 
 
 def test_a_match_of_no_pixel_gives_no_name() -> None:

@@ -330,11 +330,13 @@ def test_the_purest_regions_come_first_and_each_is_of_another_image(folder: Path
     np.testing.assert_allclose(middles, [[180] * 3, [120] * 3], atol=3)
 
 
+def _name(folder: Path, names: str) -> None:
+    (clusters,) = lineage(folder / "centroids.safetensors")
+    (folder / "names.yaml").write_text(f"clusters: {clusters!r}\nnames: {names}\n")
+
+
 def test_merged_clusters_are_one_everywhere(folder: Path) -> None:
-    names = 'names: {1: meadow, 2: meadow, 0: {name: stone, color: "#102030"}}'
-    (folder / "names.yaml").write_text(
-        f"clusters: {lineage(folder / 'centroids.safetensors')[0]!r}\n{names}\n"
-    )
+    _name(folder, '{1: meadow, 2: meadow, 0: {name: stone, color: "#102030"}}')
     page = run_report(folder)
     cards = re.findall(r'data-key="(k\d)" data-name="([^"]*)" data-color="([^"]*)"', page)
     colours = {key: colour for key, _, colour in cards}
@@ -351,6 +353,25 @@ def test_merged_clusters_are_one_everywhere(folder: Path) -> None:
     assert [row["merged_into"] for row in legend["clusters"]] == [0, 1, 1, 3]
     assert [row["color"] for row in legend["clusters"]][1:3] == [colours["k1"]] * 2
     assert 'value="meadow"' in page
+
+
+def test_a_color_that_is_given_to_a_class_is_in_the_truth_and_in_the_legend(folder: Path) -> None:
+    np.save(folder / "truth/val.npy", np.ones((VAL, SIZE, SIZE), np.uint8))
+    _name(folder, '{1: {name: grass, color: "#00ff00"}}')
+    page = run_report(folder)
+    truth = Image.open(folder / "report/image_00000_truth.png").convert("RGB")
+    assert truth.getcolors() == [(SIZE * SIZE, (0, 255, 0))]
+    legend = page.partition('<ul class="legend">')[2].partition("</ul>")[0]
+    assert '<span class="swatch" style="background: #00ff00"></span>grass' in legend
+    assert "correct pixels have the same color as in the truth" in page
+
+
+def test_colors_that_follow_names_are_not_said_to_follow_the_matching(folder: Path) -> None:
+    _name(folder, "{3: grass}")
+    page = " ".join(run_report(folder).split())
+    assert "correct pixels have the same color" not in page
+    assert "A cluster has the color of its name." in page
+    assert "whatever the clusters are named" in page
 
 
 @pytest.mark.parametrize(
