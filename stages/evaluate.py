@@ -149,7 +149,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="confusion matrix that determines the matching (default: the scored one)",
     )
     confusion.add_argument(
-        "--transposed", action="store_true", help="rows are clusters and columns are classes"
+        "--transposed",
+        action="store_true",
+        help="rows are clusters and columns are classes, in all matrices that are given",
     )
     written = parser.add_argument_group("outputs (fractions in [0, 1]; all optional with --confusion)")
     written.add_argument("--metrics", type=Path, help="headline metrics (.json)")

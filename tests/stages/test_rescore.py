@@ -130,6 +130,7 @@ def test_without_names_and_kinds_all_classes_are_scored(
 
 
 OWN = "actual,predicted,cluster,pixels\n"
+NAMED = "; remove it, or empty its first cell; if it is a class, put a line of names before it"
 FAULTS = [
     ("", "counts.csv: is empty; expected a line of counts for each class"),
     ("a,b\n", "counts.csv: holds no counts; expected a line of counts for each class"),
@@ -149,7 +150,7 @@ FAULTS = [
     ),
     (
         pd.DataFrame(CONFUSION).to_csv(index=False),
-        "counts.csv: the first line 0, 1, ..., 3 looks like column numbers; remove it",
+        "counts.csv: the first line looks like column numbers (0 to 3); remove it",
     ),
     (
         "0,0\n0,0\n",
@@ -187,10 +188,17 @@ FAULTS = [
         "1,x\n3,4\n",
         "counts.csv: class 0, cluster 1: 'x'; expected a count of pixels: a whole number, 0 or more",
     ),
+    ("id,0,1,2\ncow,5,6,7\n", "counts.csv: the first line looks like column numbers (0 to 2)" + NAMED),
     (
-        "id,0,1,2\ncow,5,6,7\n",
-        "counts.csv: the first line 0, 1, ..., 2 looks like column numbers; remove it",
+        "class,1,2,3\ncow,5,6,7\ncar,1,0,0\n",
+        "counts.csv: the first line looks like column numbers (1 to 3)" + NAMED,
     ),
+    (
+        "class,0,1\ncow,5,6\ncar,1,0\n",
+        "counts.csv: the first line looks like column numbers (0 to 1)" + NAMED,
+    ),
+    ("id,0,1\n0,5,6\n1,1,0\n", "counts.csv: the first line looks like column numbers (0 to 1)" + NAMED),
+    ("class,0.0,1.0\ncow,5,6\n", "counts.csv: the first line looks like column numbers (0 to 1)" + NAMED),
     (
         "actual,predicted,pixels,pixels\nsky,sky,1,1\n",
         "counts.csv: has duplicate column names: actual, predicted, pixels, pixels; keep one of each",
@@ -205,6 +213,35 @@ FAULTS = [
 @pytest.mark.parametrize(("text", "message"), FAULTS)
 def test_bad_tables_are_told(folder: Path, text: str, message: str) -> None:
     assert _fault(text) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "clusters"),
+    [
+        ("class,a,b\ncow,0,1\ncar,5,6\n", 2, 2),
+        (",0,1\ncow,0,1\ncar,5,6\n", 2, 2),
+        ("cow,0,2\ncar,5,6\n", 2, 2),
+        ("cow,7,8,9\ncar,5,6,7\n", 2, 3),
+        ("cow,1\ncar,5\n", 2, 1),
+        ("1,2,3\n4,5,6\n", 2, 3),
+    ],
+    ids=["a header of names", "an empty corner", "a gap", "from another number", "one column", "no names"],
+)
+def test_counts_are_not_taken_for_column_numbers(
+    folder: Path, capsys: pytest.CaptureFixture[str], text: str, classes: int, clusters: int
+) -> None:
+    Path("counts.csv").write_text(text)
+    evaluate.main(["--confusion", "counts.csv"])
+    assert f"confusion: {classes} classes, {clusters} clusters" in capsys.readouterr().out
+
+
+def test_the_table_of_evaluate_is_not_turned(folder: Path) -> None:
+    """It was read as it is, without a word."""
+    text = confusion_table(NAMES, CONFUSION, np.array([1, 3, 0, 2])).to_csv(index=False)
+    assert _fault(text, "--transposed") == (
+        "counts.csv: says of which class and cluster each count is, so it cannot be turned; leave out "
+        "--transposed"
+    )
 
 
 def test_bad_files_are_told(folder: Path) -> None:
