@@ -349,6 +349,8 @@ def test_merged_clusters_are_one_everywhere(folder: Path) -> None:
     heading = page.partition('<table class="heat">')[2].partition("</thead>")[0]
     assert re.findall(r"</span>([^<]+)</span></th>", heading) == ["&lt;b&gt;&amp;", "meadow", "stone"]
     assert "clusters 1, 2" in page
+    assert "<br>cluster 1 matched with the class grass, IoU 25.0 %" in page
+    assert "<br>matched with the class &lt;b&gt;&amp;, IoU 50.0 %" in page, "the number stands above"
     legend = json.loads((folder / "report/legend.json").read_text())
     assert [row["merged_into"] for row in legend["clusters"]] == [0, 1, 1, 3]
     assert [row["color"] for row in legend["clusters"]][1:3] == [colours["k1"]] * 2
