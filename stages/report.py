@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         pictures = Pictures(folder, params.report.single_file)
         content = {**_judged(inputs, params, unused), **_drawn(inputs, params, legend, pictures)}
         (folder / "index.html").write_text(render(**content), encoding="utf-8")
-        _draw_panels(folder, inputs.val, legend)
+        if not params.report.single_file:
+            _draw_panels(folder, inputs.val, legend)
         write_cluster_legend(folder / "legend.json", cluster_legend(legend), inputs.clusters)
         watch.check()
     for finding in content["findings"]:
@@ -166,7 +167,7 @@ def _drawn(inputs: Inputs, params: SimpleNamespace, legend: Legend, pictures: Pi
 
 
 def _draw_panels(folder: Path, val: Split, legend: Legend) -> None:
-    """Draw panels.png for a README."""
+    """Draw panels.png: a few images in one picture, for a README or a talk."""
     shown = spread(len(val.images), PANEL_SPREAD)[:PANEL_COLUMNS]
     predicted = cluster_maps(val.scores[shown], val.images.shape[1])
     rows = [

@@ -66,7 +66,7 @@ def test_a_single_file_holds_all_pictures(folder: Path) -> None:
     )
     assert [b64decode(one) for one in inline] == [files[name] for name in linked]
     written = {path.name for path in (folder / "report").iterdir()}
-    assert written == {"index.html", "legend.json", "panels.png"}
+    assert written == {"index.html", "legend.json"}
 
 
 def test_an_input_that_changes_while_it_runs(folder: Path, change_at_end: Any) -> None:
