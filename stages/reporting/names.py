@@ -1,6 +1,6 @@
 """Names that people give to pixel clusters, in names.yaml; clusters with one name count as one.
 
-clusters: 3f2a9b01c6de   # the clusters that the names are for (`lineage`); left out: any clusters
+clusters: 3f2a9b01c6de   # the clusters that the names are for (`lineage`); only `--names` does without
 names:
   0: sky
   4: sky                 # merged with cluster 0
@@ -26,6 +26,7 @@ from stages.settings.section import Section
 
 FILE = Path("names.yaml")
 ABSENT = "correct the path, or write a first names.yaml with `make names`"  # remedy
+FORM = "must have the keys clusters and names, as `make names` and the report page write them"
 LONGEST = 200  # characters of a name
 HEAD = """\
 # Names of the pixel clusters: number, name. Clusters with one name count as one. The report page has a
@@ -75,8 +76,10 @@ class _NamesFile(Section):
     @field_validator("names", mode="before")
     @classmethod
     def _text_is_a_name(cls, names: Any) -> Any:
+        if names is None:
+            return {}
         if not isinstance(names, Mapping):
-            return {} if names is None else names
+            raise ValueError("a cluster has its number before its name, as in 0: sky")
         return {cluster: one if isinstance(one, Mapping) else {"name": one} for cluster, one in names.items()}
 
 
@@ -132,8 +135,10 @@ def read_names(
         OtherClustersError: the names are for other clusters, or do not say for which.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        file = _NamesFile.model_validate(content or {})
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(content, Mapping):
+            raise UserError(f"{path}: {FORM}")
+        file = _NamesFile.model_validate(content)
     except ValidationError as error:
         lines = [
             f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"

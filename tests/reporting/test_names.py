@@ -33,6 +33,7 @@ from stages.settings.errors import UserError
 
 CLUSTERS = ("aaaa", "bbbb")
 HEAD = "clusters: aaaa\n"
+FORM = "names.yaml: must have the keys clusters and names, as `make names` and the report page write them"
 LETTERS = st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"))
 
 
@@ -73,7 +74,11 @@ def test_the_text_is_plain_yaml() -> None:
         ("names: {0: sky, 0: road}", "duplicate key"),
         ("names: {0: {name: a, color: '#000000'}, 1: {name: a, color: '#000001'}}", "give it one color"),
         ("title: {}", "title"),
-        ("- sky", "names.yaml"),
+        ("- sky", FORM),
+        ("sky", FORM),
+        ("7", FORM),
+        ("names: [sky]", "names.yaml: names: a cluster has its number before its name, as in 0: sky"),
+        ("names: sky", "names.yaml: names: a cluster has its number before its name, as in 0: sky"),
         ("\x00", "names.yaml"),
     ],
 )
