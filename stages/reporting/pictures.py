@@ -122,7 +122,7 @@ def exemplars(
         kept_views: pseudo-label of each kept view, `NOT_KEPT` for the others.
         score: cosine similarity of each view to its cluster center.
         num_clusters: maximum number of pseudo-labels.
-        views_per_cluster: maximum number of views per pseudo-label, highest scores first.
+        views_per_cluster: maximum number of views per pseudo-label, highest scores first, then by place.
     """
     labels, sizes = np.unique(kept_views[kept_views != NOT_KEPT], return_counts=True)
     largest = np.argsort(-sizes, kind="stable")[:num_clusters]
