@@ -13,7 +13,7 @@ from stages.core.artefacts import atomic_folder
 from stages.postprocessing.score_maps import cluster_maps
 from stages.pseudo_labels.pyramid import view_boxes
 from stages.reporting.cards import cluster_cards, heat_map
-from stages.reporting.curves import curves
+from stages.reporting.curves import MEANINGS, curves
 from stages.reporting.evidence import Evidence
 from stages.reporting.inputs import INPUTS, Inputs, misfits, read_inputs
 from stages.reporting.legend import Legend, cluster_legend, read_legend, write_cluster_legend
@@ -114,7 +114,7 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
         "has_crf": inputs.val.has_crf,
         "scores": score_table(inputs.metrics, has_crf=inputs.val.has_crf),
         "readings": reading_table(inputs.readings),
-        "histories": {name: curves(history) for name, history in inputs.histories.items()},
+        "histories": {name: curves(history, MEANINGS[name]) for name, history in inputs.histories.items()},
         "settings": settings_rows(params),
         "preset": params.preset,
         "seed": params.seed,

@@ -417,6 +417,7 @@ def test_curves_show_each_figure_by_epoch(folder: Path) -> None:
     assert page.count("<polyline") == 1, "the note is no number, and nothing was pretrained"
     assert 'points="0.0,0.0 240.0,90.0"' in page
     assert "No epochs were trained." in page
+    assert '<span class="soft">what training makes small' in page
 
 
 def test_guidance_of_the_weight_auto_is_judged_by_what_train_chose(folder: Path) -> None:
