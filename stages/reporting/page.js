@@ -1,6 +1,5 @@
 "use strict";
 (() => {
-  document.documentElement.classList.add("js");
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("page-data").textContent);
   const wall = byId("wall");
@@ -21,9 +20,9 @@
     shots.sort(orders[byId("order").value]);
     for (const shot of shots) shot.hidden = wanted !== "" && !shot.dataset.shows.split(" ").includes(wanted);
     wall.append(...shots);
-    byId("count").textContent = `${visible().length} of ${shots.length} images`;
+    const visible = shots.filter((shot) => !shot.hidden);
+    byId("count").textContent = `${visible.length} of ${shots.length} images`;
   }
-  const visible = () => shots.filter((shot) => !shot.hidden);
   byId("filter").addEventListener("change", arrange);
   byId("order").addEventListener("change", arrange);
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
@@ -37,17 +36,10 @@
   }
   arrange();
 
-  // The viewer.
-  const viewer = byId("viewer");
-  let current = null;
-  function show(shot) {
-    current = shot;
-    const name = shot.querySelector("h3").textContent;
-    byId("viewer-name").textContent = `${name} · ${shot.querySelector(".score").textContent}`;
-    const tiles = [...shot.querySelector(".tiles").children].map((tile) => tile.cloneNode(true));
-    byId("viewer-tiles").replaceChildren(...tiles);
-    byId("viewer-text").textContent = [...shot.querySelectorAll("img.labels[alt]:not([alt=''])")]
-      .map((image) => image.alt).join(". ");
+  // The viewer: its legend has the clusters that the image shows.
+  makeViewer((shot) => {
+    const legend = document.createElement("ul");
+    legend.className = "legend";
     const shown = shot.dataset.shows.split(" ").filter((key) => cards.has(key)).map((key) => {
       const entry = document.createElement("li"), swatch = document.createElement("span");
       swatch.className = "swatch";
@@ -55,26 +47,9 @@
       entry.append(swatch, cards.get(key).name);
       return entry;
     });
-    byId("viewer-legend").replaceChildren(...shown);
-    if (!viewer.open) viewer.showModal();
-  }
-  function step(by) {
-    const row = visible();
-    show(row[(row.indexOf(current) + by + row.length) % row.length]);
-  }
-  wall.addEventListener("click", (event) => {
-    if (event.target.closest(".tiles, .enlarge")) show(event.target.closest(".shot"));
+    legend.append(...shown);
+    return [legend];
   });
-  viewer.addEventListener("click", (event) => {
-    const button = event.target.closest("button");
-    if (event.target === viewer || (button && "close" in button.dataset)) viewer.close();
-    else if (button) step(Number(button.dataset.step));
-  });
-  viewer.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowRight") step(1);
-    if (event.key === "ArrowLeft") step(-1);
-  });
-  viewer.addEventListener("close", () => current.querySelector(".enlarge").focus());
 
   // names.yaml, in the format of stages/reporting/names.py.
   const quoted = (text) => `"${text.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;

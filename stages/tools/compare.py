@@ -25,9 +25,11 @@ from stages.tools.differences import (
     cluster_rows,
     image_keys,
     in_order,
+    legends,
     score_differences,
     shared_images,
     sizes_heading,
+    swatches,
 )
 from stages.tools.revision import read_run
 
@@ -74,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     settings=list(changed_settings(one.settings, other.settings)),
                     clusters=cluster_rows(one, other),
                     sizes_heading=sizes_heading(one, other),
+                    legends=legends(one, other),
+                    swatches=swatches(one, other),
+                    show_matching=one.legend.shows_matching and other.legend.shows_matching,
                     pairs=in_order(walls[0], walls[1], has_truth=has_truth),
                 )
             )

@@ -87,6 +87,22 @@ def cluster_rows(one: Run, other: Run) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def legends(one: Run, other: Run) -> list[list[dict[str, str]]]:
+    """The legend of both runs; that of each, where they differ."""
+    both = [run.legend.entries() for run in (one, other)]
+    return both[:1] if both[0] == both[1] else both
+
+
+def swatches(one: Run, other: Run) -> dict[str, list[str]]:
+    """CSS colors of each name of the legends; two, where a name has another color in the second run."""
+    found: dict[str, list[str]] = {}
+    for entry in (entry for legend in legends(one, other) for entry in legend):
+        colours = found.setdefault(entry["name"], [])
+        if entry["colour"] not in colours:
+            colours.append(entry["colour"])
+    return found
+
+
 def _percent(run: Run) -> list[float]:
     """Percent of the pixels of each cluster, after the CRF if there is one."""
     return (100 * label_shares(run.split.refined, len(run.legend.merged))).tolist()

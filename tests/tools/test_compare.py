@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages.dataset.truth import write_classes
 from stages.reporting.names import lineage
 from stages.settings.errors import UserError
 from stages.tools import compare
+from tests.browser import open_browser
 from tests.datasets import write_params
 from tests.report_inputs import INPUTS, SIZE, VAL, write_report_inputs
 
@@ -93,10 +95,10 @@ def test_two_runs_side_by_side(repository: Path, tmp_path: Path) -> None:
     before = _call("git", "status", "--porcelain")
     compare.main(["flat", "steep", "--out", str(tmp_path / "page")])
     page = (tmp_path / "page/compare.html").read_text()
-    assert "Two runs on the same validation images." in page
+    assert "Two runs on the same validation images.\nDifferences are the second" in page
     assert "<td>0.001</td><td>0.5</td>" in page
     assert page.count('<th scope="row">train.') == 1
-    assert re.findall(r'<th scope="row">meadow</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', page) == [
+    assert re.findall(r"meadow</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", page) == [
         ("0.0", "100.0", "+100.0")
     ]
     shown = re.findall(r"<h3>(.*?)</h3><span class=\"score\">(.*?)</span>", page)
@@ -119,6 +121,77 @@ def test_two_runs_side_by_side(repository: Path, tmp_path: Path) -> None:
     assert (tmp_path / "page/compare.html").read_text().count("<h3>") == 2
 
 
+def _swatches(rest: str) -> str:
+    return "".join(f'<span class="swatch" style="background: {colour}"></span>' for colour in rest.split())
+
+
+def test_colors_are_explained_by_a_legend_and_before_each_name(repository: Path, tmp_path: Path) -> None:
+    """In `steep` the cluster of grass is called meadow; in `green` the other class has a color of its own."""
+    page = tmp_path / "page/compare.html"
+    grass = "#e69f00"  # the second color of the palette
+    compare.main(["flat", "steep", "--out", str(page.parent)])
+    text = page.read_text()
+    assert text.count('<ul class="legend">') == 2, "of each run, because meadow is in one alone"
+    assert f'<th scope="row">{_swatches(grass)}meadow</th>' in text
+    assert "A cluster has the color of its matched class." in text
+    assert "A name with two colors" not in text
+    (clusters,) = lineage(repository / PLACES["centroids"])
+    names = '{3: {name: "<b>&", color: "#00ff00"}, 0: grass}'
+    (repository / "names.yaml").write_text(f"clusters: {clusters!r}\nnames: {names}\n")
+    _commit("green")
+    compare.main(["flat", "green", "--out", str(page.parent)])
+    text = page.read_text()
+    assert f'<th scope="row">{_swatches("#0072b2 #00ff00")}&lt;b&gt;&amp;</th>' in text
+    assert "A name with two colors has the first in flat and the second in green." in text
+    assert "A cluster has the color of its name." in text
+    assert "The truth has the\ncolors of flat." in text
+
+
+def test_without_truth_each_run_has_the_colors_of_its_clusters(repository: Path, tmp_path: Path) -> None:
+    write_classes(repository / "data/truth", ())
+    np.save("data/truth/val.npy", np.full((VAL, SIZE, SIZE), 255, np.uint8))
+    (repository / PLACES["per-class"]).write_text("class,cluster,iou,accuracy,pixels\n")
+    (clusters,) = lineage(repository / PLACES["centroids"])
+    for name, names in (("free", "{}"), ("named", "{1: meadow}")):
+        (repository / "names.yaml").write_text(f"clusters: {clusters!r}\nnames: {names}\n")
+        _commit(name)
+    compare.main(["free", "free", "--out", str(tmp_path / "page")])
+    page = (tmp_path / "page/compare.html").read_text()
+    assert page.count('<ul class="legend">') == 1
+    assert '<th scope="row">number 1 by size</th>' in page
+    compare.main(["free", "named", "--out", str(tmp_path / "page")])
+    page = (tmp_path / "page/compare.html").read_text()
+    assert page.count('<ul class="legend">') == 2
+    assert f'<th scope="row">{_swatches("#e69f00")}meadow</th>' in page
+    assert "in two runs; only names have.</p>" in page
+    assert "truth" not in page
+
+
+def test_pictures_can_be_enlarged_and_are_not_made_smaller(repository: Path, tmp_path: Path) -> None:
+    compare.main(["flat", "steep", "--out", str(tmp_path / "page")])
+    with open_browser(tmp_path / "chromium") as browser:
+        for width in (360, 1440):
+            browser.open(tmp_path / "page/compare.html", width=width)
+            assert browser.run("document.documentElement.scrollWidth - innerWidth") <= 0
+            sides = browser.run("[...document.querySelectorAll('.tiles img')].map((one) => one.clientWidth)")
+            assert min(sides) >= SIZE
+        assert min(sides) > 150, "six tiles to a row of the whole width"
+        browser.run("document.querySelector('.enlarge').click()")
+        assert browser.run("document.getElementById('viewer').open")
+        name = browser.run("document.getElementById('viewer-name').textContent")
+        assert name == "<i>1.png · 100 % → 0 %"
+        assert browser.run("document.querySelectorAll('#viewer-tiles .tile').length") == 6
+        assert "meadow" in browser.run("document.getElementById('viewer-legend').textContent")
+        text = browser.run("document.getElementById('viewer-text').textContent")
+        assert "flat: prediction: <b>& 100 %" in text
+        assert "steep: after the CRF: meadow 100 %" in text
+        browser.press("ArrowRight")
+        assert browser.run("document.getElementById('viewer-name').textContent").startswith("<i>0.png")
+        asked = [event["request"]["url"] for event in browser.seen("Network.requestWillBeSent")]
+        assert {url.split(":")[0] for url in asked} <= {"file", "data"}
+        assert browser.seen("Runtime.exceptionThrown") == []
+
+
 def test_without_a_crf_the_page_speaks_of_none(repository: Path, tmp_path: Path) -> None:
     for seed in (1, 2):
         write_params(repository / "params.yaml", {"refine.backend": "none", "seed": seed})
@@ -137,7 +210,7 @@ def test_the_working_tree_is_compared_without_a_commit(repository: Path, tmp_pat
     page = (tmp_path / "page/compare.html").read_text()
     assert "<title>flat and workspace</title>" in page
     assert "<td>0.001</td><td>0.25</td>" in page
-    assert re.findall(r'<th scope="row">meadow</th><td>(.*?)</td><td>(.*?)</td>', page) == [("0.0", "100.0")]
+    assert re.findall(r"meadow</th><td>(.*?)</td><td>(.*?)</td>", page) == [("0.0", "100.0")]
     assert _call("git", "status", "--porcelain") == before
 
 
