@@ -16,7 +16,7 @@ import torch
 from jaxtyping import UInt8
 
 from stages.core.artefacts import atomic_path, write_text
-from stages.core.images import open_images
+from stages.core.images import IMAGES, open_images
 from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.tools.exporting.exported_network import ExportedNetwork
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Export, compare, and write the card."""
     args = _parse(argv)
     card_path = _card_path(args.out, SUFFIXES[args.format], overwrite=args.overwrite)
-    if args.images is not None and not args.images.is_dir():
-        raise UserError(f"--images {args.images}: no such folder; pass one such as {VALIDATION}")
+    if args.images is not None:
+        _require_packed(args.images)
     if args.format == "onnx":
         _require_onnx()
     model = load(args.model, device="cpu", names=args.names)
@@ -81,6 +81,21 @@ def _card_path(out: Path, suffix: str, *, overwrite: bool) -> Path:
     if present := [path for path in (out, card) if path.exists() and not overwrite]:
         raise UserError(f"--out {out}: {present[0]} exists; pass --overwrite to replace it")
     return card
+
+
+def _require_packed(folder: Path) -> None:
+    """Check what is to be compared on, before the model is loaded.
+
+    Raises:
+        UserError: there is no such folder, or it has no packed images, such as one of photographs.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--images {folder}: no such folder; pass one such as {VALIDATION}")
+    if not (folder / IMAGES).is_file():
+        raise UserError(
+            f"--images {folder}: has no {IMAGES}, so it is no folder of images that `prepare` has packed; "
+            f"pass one such as {VALIDATION}"
+        )
 
 
 def compare(

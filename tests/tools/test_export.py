@@ -175,12 +175,18 @@ def test_a_folder_is_never_replaced(ready: Any, folder: str, flags: list[str]) -
             "--images gone: no such folder; pass one such as data/images/val",
         ),
         (
+            ["--model", ".", "--images", "photos"],
+            "--images photos: has no images.npy, so it is no folder of images that `prepare` has packed; "
+            "pass one such as data/images/val",
+        ),
+        (
             ["--model", ".", "--names", "foo.yaml"],
             "foo.yaml: not found; correct the path, or write a first names.yaml with `make names`",
         ),
     ],
 )
 def test_what_is_not_there_is_named_with_what_helps(ready: Any, flags: list[str], message: str) -> None:
+    write_image(Path("photos/a.jpg"), np.zeros((9, 9, 3), dtype=np.uint8))
     assert ready.fault(export.main, ["--format", "torch", "--out", "m.pt", *flags]) == message
 
 
