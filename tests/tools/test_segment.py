@@ -488,10 +488,10 @@ def test_what_is_not_there_is_said(ready: Any) -> None:
 
 def test_flags_are_named_in_messages(ready: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert ready.fault(segment.main, [*SEGMENT, "--device", "cuda"]).startswith("--device: 'cuda' needs a")
-    for flags in (["--device", "gpu"], ["--format", "coco,yolo"]):
+    for flags in (["--device", "gpu"], ["--format", "coco,masks"]):
         with pytest.raises(SystemExit):
             segment.main([*SEGMENT, *flags])
-    assert "'yolo' is none of masks, coco, labelstudio, cvat" in capsys.readouterr().err
+    assert "'masks' is none of coco, labelstudio, cvat" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         segment.main([*SEGMENT, "--params", "params.yaml"])
     assert "--params has the settings of --refine; pass --refine as well" in capsys.readouterr().err

@@ -39,7 +39,6 @@ UNKNOWN = f"{CORRECTED}, but may be of other photographs than those given, which
 LEFT_BEHIND = f"files of earlier runs stay, whose photographs this run does not have; they are not in {TABLE}"
 CHANGED = "changed since segment has written it, and left as it is"
 FORMATS: dict[str, tuple[Write, tuple[str, ...]]] = {
-    "masks": (lambda *_: None, ()),
     "coco": (coco.write_coco, (coco.FILE,)),
     "labelstudio": (label_studio.write_label_studio, (label_studio.FILE, label_studio.INTERFACE)),
     "cvat": (cvat.write_cvat, (cvat.FILE, cvat.LABELS)),
