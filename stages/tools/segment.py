@@ -4,7 +4,8 @@ Outputs for each image, at its own size and as it is displayed: `<name>.png`, a 
 and the visualization `<name>_overlay.jpg`. For all: `legend.json` with ids, names and colors, `manifest.csv`
 with a row for each image, and `segment.json`, which lists all files of the run. Run again, it goes on where
 it was stopped and does not repeat what is done. No file that this tool has not written is ever replaced. A
-damaged image is named and left out; the exit code is then 1.
+damaged image is named and left out; the exit code is then 1, as it is if a table or a format was changed by
+another program, and so could not be written.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE
 from stages.tools.segmenting.summaries import FORMATS, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
-SOME_LEFT_OUT = 1  # exit code
+INCOMPLETE = 1  # exit code
 SCARCE = "pass --device cpu, or end other programs that use the GPU; what is done is not done again"
 
 
@@ -59,10 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     log(f"device: {describe(model.device)}")
     log(f"names of clusters: {model.named_by}")
     with alone_in(args.out):
-        _run(model, photographs, formats, left_out, remarks, log, args)
+        unwritten = _run(model, photographs, formats, left_out, remarks, log, args)
     for text, names in remarks.items():
         log(f"{names.count:,} images {text} ({names})")
-    _report(left_out, log, is_broken_fine=args.skip_broken)
+    is_broken = _report(left_out, log)
+    if unwritten or (is_broken and not args.skip_broken):
+        raise SystemExit(INCOMPLETE)
 
 
 def _run(
@@ -73,10 +76,14 @@ def _run(
     remarks: LeftOut,
     log: Callable[[str], None],
     args: argparse.Namespace,
-) -> None:
-    """Segment what is yet to be done, and write the files for all images, alone in the output folder."""
+) -> list[str]:
+    """Segment what is yet to be done, and write the files for all images, alone in the output folder.
+
+    Returns:
+        As of `write_summaries`.
+    """
     bits = choose_bits(photographs, args.model, log, is_quiet=args.quiet)
-    formats = [*formats, *formats_to_renew(args.out, formats, log)]
+    formats = [*formats, *formats_to_renew(args.out, formats)]
     if "coco" in formats:
         coco.require_pycocotools()
     files = {"scores": args.scores, "overlay": args.overlay}
@@ -100,7 +107,7 @@ def _run(
             opened = open_photographs(photographs.root, names, bits, pace.threads)
             sound = without_faults(opened, left_out, remarks)
             segment_all(model, sound, manifest, left_out, bits, pace, **files)
-        write_summaries(args.out, model, manifest, photographs, formats, left_out, log)
+        return write_summaries(args.out, model, manifest, photographs, formats, left_out, log)
     finally:
         manifest.save()
 
@@ -116,11 +123,11 @@ def _made_by(model: TrainedModel, photographs: Photographs) -> dict[str, str]:
     }
 
 
-def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bool) -> None:
+def _report(left_out: LeftOut, log: Callable[[str], None]) -> bool:
     """Say what was not done; what is broken is said even if the tool is to be quiet.
 
-    Raises:
-        SystemExit: some images were not segmented.
+    Returns:
+        Whether something is broken, so that images were not segmented.
     """
     broken = {BAD, SAME_NAME, SAME_OUTPUT, ODD_NAME, LONG_NAME, NO_ENTRY, UNREADABLE}
     for reason, names in sorted(left_out.items()):
@@ -128,8 +135,7 @@ def _report(left_out: LeftOut, log: Callable[[str], None], *, is_broken_fine: bo
             print(f"segment: left out {names.count:,}: {reason} ({names})", file=sys.stderr)
         else:
             log(f"left out {names.count:,}: {reason} ({names})")
-    if broken & set(left_out) and not is_broken_fine:
-        raise SystemExit(SOME_LEFT_OUT)
+    return not broken.isdisjoint(left_out)
 
 
 def device_name(text: str) -> str:

@@ -39,6 +39,14 @@ def ready(bench: Any) -> Any:
     return bench
 
 
+def _exit_code(argv: list[str]) -> int:
+    try:
+        segment.main(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
 # Two runs at the same time
 
 
@@ -246,6 +254,7 @@ def _add_beside_a_touched_one() -> None:
     os.utime("photos/a.png", ns=(5, 5))
 
 
+TOUCHED = "changed since segment has written it, and left as it is"
 KEPT = "segment: 1 label maps were corrected by hand and are kept"
 CHANGES: dict[str, tuple[Callable[[], object], list[str], str]] = {
     "scores": (lambda: None, ["--scores"], ""),
@@ -362,19 +371,47 @@ def test_ids_that_later_names_merge_count_for_the_cluster_that_stands_for_them(r
 def test_other_files_that_were_changed_are_left_as_they_are(
     ready: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Such as a table that a spreadsheet has stored."""
+    """Such as a table that a spreadsheet has stored; then it is out of date, which the exit code says."""
     segment.main(SEGMENT)
     for name in ("a_overlay.jpg", "manifest.csv"):
         Path("found", name).write_text("mine")
     _photograph("a.png")
     capsys.readouterr()
-    segment.main(SEGMENT)
-    said = capsys.readouterr().out
-    assert "segment: manifest.csv: changed since segment has written it, and left as it is\n" in said
-    assert "left out 1: changed since segment has written it, and left as it is (a_overlay.jpg)" in said
-    assert "label maps of 3 images, and legend.json, left_out.csv\n" in said
+    assert _exit_code(SEGMENT) == 1
+    said = capsys.readouterr()
+    assert f"segment: warning: manifest.csv: {TOUCHED}; move it away to have it written\n" in said.err
+    assert f"left out 1: {TOUCHED} (a_overlay.jpg)" in said.out
+    assert "label maps of 3 images, and legend.json, left_out.csv\n" in said.out
     assert Image.open("found/a.png").size == (9, 9)
     assert Path("found/a_overlay.jpg").read_text() == Path("found/manifest.csv").read_text() == "mine"
+    assert _exit_code([*SEGMENT, "--quiet", "--skip-broken"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"segment: warning: manifest.csv: {TOUCHED}; move it away to have it written\n"
+    Path("found/manifest.csv").unlink()
+    assert _exit_code(SEGMENT) == 0
+    assert len(pd.read_csv("found/manifest.csv")) == 3
+
+
+def test_a_format_that_was_changed_is_warned_of_and_an_error_if_it_is_asked_for(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment.main([*SEGMENT, "--format", "cvat"])
+    Path("found/cvat.xml").write_text("mine")
+    capsys.readouterr()
+    assert _exit_code([*SEGMENT, "--quiet"]) == 0
+    assert capsys.readouterr().err == (
+        f"segment: warning: cvat.xml: {TOUCHED}; to have it written, move it away and pass --format cvat\n"
+    )
+    for path in ("found/manifest.csv", "found/cvat_labels.json"):
+        Path(path).unlink()
+    assert _exit_code([*SEGMENT, "--quiet", "--format", "cvat"]) == 1
+    assert capsys.readouterr().err == (
+        f"segment: warning: cvat.xml: {TOUCHED}; move it away to have it written\n"
+    )
+    assert Path("found/cvat.xml").read_text() == "mine"
+    assert Path("found/manifest.csv").exists(), "all else is written"
+    assert Path("found/cvat_labels.json").exists()
 
 
 # What is segment's own, and what is of earlier runs

@@ -11,6 +11,7 @@ from stages.core.artefacts import write_csv
 from stages.dataset.left_out import LISTING, LeftOut
 from stages.dataset.own_outputs import read_manifest
 from stages.reporting.legend import rgb, write_cluster_legend
+from stages.runtime.progress import warn
 from stages.settings.errors import UserError, raise_faults
 from stages.tools.segmenting import coco, cvat, label_studio
 from stages.tools.segmenting.formats import Annotated, Label, Write, unique_labels
@@ -45,14 +46,15 @@ FORMATS: dict[str, tuple[Write, tuple[str, ...]]] = {
 }
 
 
-def formats_to_renew(out: Path, given: Sequence[str], log: Callable[[str], None]) -> list[str]:
+def formats_to_renew(out: Path, given: Sequence[str]) -> list[str]:
     """Formats that an earlier run has written: without the images of this run they would be out of date."""
     own, found = read_manifest(out) or {}, []
     for name, (_, files) in FORMATS.items():
         present = [file for file in files if file in own and (out / file).exists()]
         changed = [file for file in present if not own[file].is_at(out / file)]
         if name not in given and changed:
-            log(f"{', '.join(changed)}: {CHANGED}")
+            remedy = f"to have it written, move it away and pass --format {name}"
+            warn("segment", f"{', '.join(changed)}: {CHANGED}; {remedy}")
         elif name not in given and present:
             found.append(name)
     return found
@@ -66,8 +68,12 @@ def write_summaries(
     formats: Sequence[str],
     left_out: LeftOut,
     log: Callable[[str], None],
-) -> None:
-    """Write the files for all images together; without anything in `left_out` there is no table of it."""
+) -> list[str]:
+    """Write the files for all images together; without anything in `left_out` there is no table of it.
+
+    Returns:
+        Those that are not written, because they were changed where they are: they are out of date.
+    """
     labels: list[Label] = unique_labels(model.legend)
     images, remarks, root = [], LeftOut(), photographs.root
     for name in _current(model, manifest, photographs, remarks):
@@ -91,7 +97,7 @@ def write_summaries(
     if not left_out:
         manifest.drop(LISTING)
     for name in changed:
-        log(f"{name}: {CHANGED}")
+        warn("segment", f"{name}: {CHANGED}; move it away to have it written")
         written.remove(name)
     for name in _left_behind(manifest, photographs):
         remarks.add(LEFT_BEHIND, name)
@@ -100,6 +106,7 @@ def write_summaries(
     log(f"{out} has the label maps of {len(names):,} images, and {', '.join(written)}")
     if LISTING in written:
         log(f"{out / LISTING} names every file that was left out")
+    return changed
 
 
 def _current(
