@@ -513,6 +513,38 @@ def test_all_label_maps_that_cannot_be_read_are_named_at_once(ready: Any) -> Non
     assert second.startswith("found/b.png: is a label map of mode RGBA and 32 x 24 px; expected cluster ids")
 
 
+def test_gray_levels_of_the_colors_are_not_taken_for_ids(ready: Any) -> None:
+    """Some programs store a palette image in gray; its levels are ids of no cluster, and would drop out."""
+    segment.main([*SEGMENT, "--format", "cvat"])
+    for name in ("a", "b"):
+        with Image.open(f"found/{name}.png") as written:
+            written.convert("L").save(f"found/{name}.png")
+    first, second = ready.fault(segment.main, SEGMENT).splitlines()
+    assert first.startswith("found/a.png: no pixel has an id of a cluster, 0 to 2, but ")
+    assert first.endswith("has stored gray levels in place of ids: save the palette or RGB, or delete it")
+    assert second.startswith("found/b.png: no pixel has an id of a cluster")
+
+
+def test_ids_of_no_cluster_are_warned_of_with_their_share(
+    ready: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment.main(SEGMENT)
+    ids = np.zeros((24, 32), np.uint8)
+    ids[:3], ids[3:9] = 7, 255
+    Image.fromarray(ids).save("found/a.png")
+    capsys.readouterr()
+    segment.main([*SEGMENT, "--quiet"])
+    assert capsys.readouterr().err == (
+        "segment: warning: 1 corrected label maps have pixels with ids of no cluster, which are in no share "
+        "and no format; 255 is for pixels to be ignored (a.png: 12.5 %, with 7)\n"
+    )
+    assert _shares() == [0.625, 0.0, 0.0]
+    Image.fromarray(np.full_like(ids, 255)).save("found/a.png")
+    segment.main([*SEGMENT, "--quiet"])
+    assert capsys.readouterr().err == "", "all of it is to be ignored"
+    assert _shares() == [0.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize(("names", "is_clear"), [("sky", True), ("road", False)])
 def test_a_color_of_several_clusters_is_clear_if_they_are_merged(
     ready: Any, names: str, is_clear: bool

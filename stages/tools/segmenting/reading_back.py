@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from stages.dataset.truth import IGNORED
 from stages.reporting.legend import css
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, listed
 
 MOST_COLOURS = 256  # of a palette PNG
 
@@ -47,6 +48,32 @@ def read_ids(
     if mode == "L" or _fits(ids, palette, colours):
         return ids
     return _by_colour(path, ids, palette, colours, merged)
+
+
+def ids_of_no_cluster(path: Path, ids: UInt8[np.ndarray, "H W"], num_clusters: int) -> str:
+    """The share of the pixels with ids of no cluster, and the first of these ids; empty if there are none.
+
+    255 counts as none, because it marks pixels to be ignored.
+
+    Args:
+        path: file of the label map.
+        ids: what it was read as.
+        num_clusters: of the model.
+
+    Raises:
+        UserError: no pixel has an id of a cluster, though some are not to be ignored.
+    """
+    counts = np.bincount(ids.ravel(), minlength=IGNORED)
+    unknown = num_clusters + np.flatnonzero(counts[num_clusters:IGNORED])
+    if not len(unknown):
+        return ""
+    found = listed([str(one) for one in unknown], most=3)
+    if not counts[:num_clusters].any():
+        raise UserError(
+            f"{path}: no pixel has an id of a cluster, 0 to {num_clusters - 1}, but {found}; perhaps a "
+            "program has stored gray levels in place of ids: save the palette or RGB, or delete it"
+        )
+    return f"{100 * counts[unknown].sum() / ids.size:.3g} %, with {found}"
 
 
 def _is_opaque(image: Image.Image) -> bool:

@@ -18,7 +18,7 @@ from stages.tools.segmenting.formats import Annotated, Label, Write, unique_labe
 from stages.tools.segmenting.label_files import output_names
 from stages.tools.segmenting.output_folder import staging
 from stages.tools.segmenting.photographs import Photographs
-from stages.tools.segmenting.reading_back import merge, read_ids
+from stages.tools.segmenting.reading_back import ids_of_no_cluster, merge, read_ids
 from stages.tools.segmenting.run_manifest import (
     LEGEND,
     TABLE,
@@ -37,6 +37,10 @@ OTHER_CLUSTERS = (
     f"{CORRECTED}, but have the ids of other clusters, and are left out of {TABLE} and all formats"
 )
 UNKNOWN = f"{CORRECTED}, but may be of other photographs than those given, which have no row in {TABLE}"
+NO_CLUSTER = (
+    "corrected label maps have pixels with ids of no cluster, which are in no share and no format; 255 is "
+    "for pixels to be ignored"
+)
 LEFT_BEHIND = f"files of earlier runs stay, whose photographs this run does not have; they are not in {TABLE}"
 CHANGED = "changed since segment has written it, and left as it is"
 FORMATS: dict[str, tuple[Write, tuple[str, ...]]] = {
@@ -75,8 +79,8 @@ def write_summaries(
         Those that are not written, because they were changed where they are: they are out of date.
     """
     labels: list[Label] = unique_labels(model.legend)
-    images, remarks, root = [], LeftOut(), photographs.root
-    for name in _current(model, manifest, photographs, remarks):
+    images, remarks, doubts, root = [], LeftOut(), LeftOut(), photographs.root
+    for name in _current(model, manifest, photographs, remarks, doubts):
         done, mask = manifest.images[name], out / output_names(name, scores=False)[0]
         size = (done.width, done.height)
         colours = _colours(model, done)
@@ -101,6 +105,8 @@ def write_summaries(
         written.remove(name)
     for name in _left_behind(manifest, photographs):
         remarks.add(LEFT_BEHIND, name)
+    for text, some in doubts.items():
+        warn("segment", f"{some.count:,} {text} ({some})")
     for text, some in remarks.items():
         log(f"{some.count:,} {text} ({some})")
     log(f"{out} has the label maps of {len(names):,} images, and {', '.join(written)}")
@@ -110,7 +116,11 @@ def write_summaries(
 
 
 def _current(
-    model: TrainedModel, manifest: RunManifest, photographs: Photographs, corrected: LeftOut
+    model: TrainedModel,
+    manifest: RunManifest,
+    photographs: Photographs,
+    corrected: LeftOut,
+    doubts: LeftOut,
 ) -> list[str]:
     """The images that are done and go into the summaries; corrected label maps get their own shares.
 
@@ -119,9 +129,10 @@ def _current(
         manifest: of the run.
         photographs: of the run; earlier runs may have done others.
         corrected: takes the label maps that were corrected, with what is to be known of them.
+        doubts: takes those of them that may not be what they are taken for.
 
     Raises:
-        UserError: corrected label maps cannot be read; the error names all of them.
+        UserError: corrected label maps cannot be read, or have no cluster; the error names all of them.
     """
     current, faults, given = [], list[str](), set(photographs.names)
     for name in sorted({*manifest.images, *given}):
@@ -131,7 +142,7 @@ def _current(
             current.append(name)
         elif is_done:
             try:
-                reason = _take_over(model, manifest, name, photographs.root)
+                reason = _take_over(model, manifest, name, photographs.root, doubts)
             except UserError as error:
                 faults.append(str(error))
                 continue
@@ -152,7 +163,7 @@ def _left_behind(manifest: RunManifest, photographs: Photographs) -> list[str]:
     return [name for name in sorted(manifest.files.keys() - known) if (manifest.out / name).is_file()]
 
 
-def _take_over(model: TrainedModel, manifest: RunManifest, name: str, root: Path) -> str:
+def _take_over(model: TrainedModel, manifest: RunManifest, name: str, root: Path, doubts: LeftOut) -> str:
     """Give an image that is done the shares of its corrected label map, and say what that map is."""
     done, lineage = manifest.images[name], model.lineage
     if done.clusters and done.clusters not in lineage:
@@ -161,6 +172,8 @@ def _take_over(model: TrainedModel, manifest: RunManifest, name: str, root: Path
     ids = read_ids(mask, (done.width, done.height), _colours(model, done), model.legend.merged)
     if not shares(ids).keys().isdisjoint(map(str, lineage.void.get(done.clusters, ()))):
         return OTHER_CLUSTERS
+    if unknown := ids_of_no_cluster(mask, ids, len(model.legend.merged)):
+        doubts.add(NO_CLUSTER, output_names(name, scores=False)[0], unknown)
     manifest.images[name] = replace(done, shares=shares(merge(ids, model.legend.merged)))
     return CORRECTED if done.is_of(root / name) else OLDER
 
