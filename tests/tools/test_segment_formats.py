@@ -1,6 +1,7 @@
 """Label maps in the formats of other programs, read back by their own libraries or by their specification."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from stages.tools import segment
+from stages.tools.segmenting import formats
 from stages.tools.segmenting.label_studio import encode_brush
 from tests.datasets import write_image
 
@@ -152,6 +154,24 @@ def test_several_formats_at_once_and_later_without_a_new_segmentation(ready: Any
     segment.main(["photos", "--format", "coco,coco", "--format", "cvat", *FLAGS])
     assert {"coco.json", "cvat.xml"} <= {path.name for path in Path("found").iterdir()}
     assert Path("found/one/wide.png").stat().st_mtime_ns == before
+
+
+def test_a_label_map_is_decoded_once_for_all_formats(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one after another, so that memory does not grow with their number."""
+    segment.main(["photos", *FLAGS])
+    read, decoded = formats.read_ids, []
+
+    def count(path: Path, *rest: Any) -> Any:
+        alive = [one for one in decoded if one() is not None]
+        assert len(alive) <= 1, "the last one"
+        ids = read(path, *rest).copy()
+        decoded.append(weakref.ref(ids))
+        return ids
+
+    monkeypatch.setattr(formats, "read_ids", count)
+    write_image(Path("photos/z.png"), np.zeros((9, 9, 3), dtype=np.uint8))
+    segment.main(["photos", "--format", "coco,labelstudio,cvat", *FLAGS])
+    assert len(decoded) == 3
 
 
 def test_a_corrected_label_map_is_kept_and_taken_into_later_formats(

@@ -4,16 +4,17 @@ https://cocodataset.org/#format-data; masks are run-length encoded by pycocotool
 ids plus 1, because programs take 0 for background.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.core.artefacts import atomic_path
 from stages.settings.errors import UserError
-from stages.tools.segmenting.formats import Annotated, Label, write_list
+from stages.tools.segmenting.formats import Add, Annotated, Label, LabelMap, json_list
 
 FILE = "coco.json"
 
@@ -34,8 +35,9 @@ def require_pycocotools() -> Any:
     return mask
 
 
-def write_coco(out: Path, images: Sequence[Annotated], labels: Sequence[Label], model: str) -> None:
-    """Write coco.json.
+@contextmanager
+def write_coco(out: Path, images: Sequence[Annotated], labels: Sequence[Label], model: str) -> Iterator[Add]:
+    """Write coco.json, to which the images are then added one by one.
 
     Args:
         out: output folder.
@@ -55,22 +57,27 @@ def write_coco(out: Path, images: Sequence[Annotated], labels: Sequence[Label], 
         ],
     }
     text = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
-    with atomic_path(out / FILE) as temporary:
-        write_list(temporary, f'{text},\n "annotations": [', _annotations(images, labels), "]}\n")
+    coder, image_ids, numbers = require_pycocotools(), itertools.count(1), itertools.count(1)
+    with json_list(out / FILE, f'{text},\n "annotations": [', "]}\n") as write:
 
+        def add(_: Annotated, found: LabelMap) -> None:
+            image_id = next(image_ids)
+            by_column = np.asfortranarray(found.ids)  # as masks are encoded
+            for label in found.labels:
+                code = coder.encode((by_column == label.id).view(np.uint8))
+                write(
+                    {
+                        "id": next(numbers),
+                        "image_id": image_id,
+                        "category_id": label.id + 1,
+                        "segmentation": {
+                            "size": list(by_column.shape),
+                            "counts": code["counts"].decode("ascii"),
+                        },
+                        "area": int(coder.area(code)),
+                        "bbox": coder.toBbox(code).tolist(),
+                        "iscrowd": 0,
+                    }
+                )
 
-def _annotations(images: Sequence[Annotated], labels: Sequence[Label]) -> Iterator[dict[str, Any]]:
-    coder, number = require_pycocotools(), 0
-    for image_id, image in enumerate(images, start=1):
-        for label, mask in image.masks(labels):
-            number += 1
-            code = coder.encode(np.asfortranarray(mask, dtype=np.uint8))
-            yield {
-                "id": number,
-                "image_id": image_id,
-                "category_id": label.id + 1,
-                "segmentation": {"size": list(mask.shape), "counts": code["counts"].decode("ascii")},
-                "area": int(coder.area(code)),
-                "bbox": coder.toBbox(code).tolist(),
-                "iscrowd": 0,
-            }
+        yield add

@@ -4,8 +4,10 @@ https://docs.cvat.ai/docs/dataset_management/formats/xml_format. The runs of a m
 within its bounding box; the first is of background.
 """
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 from xml.etree import ElementTree
@@ -14,25 +16,29 @@ import numpy as np
 from jaxtyping import Bool
 
 from stages.core.artefacts import atomic_path, write_text
-from stages.tools.segmenting.formats import Annotated, Label, runs
+from stages.tools.segmenting.formats import Add, Annotated, Label, LabelMap, runs
 
 FILE, LABELS = "cvat.xml", "cvat_labels.json"
 
 
-def write_cvat(out: Path, images: Sequence[Annotated], labels: Sequence[Label], model: str) -> None:
+@contextmanager
+def write_cvat(out: Path, images: Sequence[Annotated], labels: Sequence[Label], model: str) -> Iterator[Add]:
     """Write cvat.xml, and cvat_labels.json for the constructor of a task; arguments as of `write_coco`."""
+    rows = [{"name": label.name, "color": label.colour, "type": "any", "attributes": []} for label in labels]
+    write_text(out / LABELS, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    numbers = itertools.count()
     with atomic_path(out / FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
         _write(file, _meta(len(images), labels, model))
-        for number, image in enumerate(images):
+
+        def add(image: Annotated, found: LabelMap) -> None:
             size = {"width": str(image.width), "height": str(image.height)}
-            element = ElementTree.Element("image", {"id": str(number), "name": image.source} | size)
-            for label, mask in image.masks(labels):
-                element.append(_mask(label, mask))
+            element = ElementTree.Element("image", {"id": str(next(numbers)), "name": image.source} | size)
+            element.extend(_mask(label, mask) for label, mask in found.masks())
             _write(file, element)
+
+        yield add
         file.write("</annotations>\n")
-    rows = [{"name": label.name, "color": label.colour, "type": "any", "attributes": []} for label in labels]
-    write_text(out / LABELS, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
 
 
 def _meta(count: int, labels: Sequence[Label], model: str) -> ElementTree.Element:

@@ -1,15 +1,19 @@
 """Label maps as pre-annotations of other programs; each format is a module beside this one."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
+from stages.core.artefacts import atomic_path
 from stages.reporting.legend import ClusterLegend, css
-from stages.tools.segmenting.reading_back import merge, read_ids
+from stages.tools.segmenting.reading_back import count_ids, merge, read_ids
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,22 @@ class Label:
     id: int
     name: str
     colour: str
+
+
+class LabelMap(NamedTuple):
+    """A decoded label map.
+
+    Attributes:
+        ids: cluster id of each pixel; merged clusters have become one.
+        labels: those that occur.
+    """
+
+    ids: UInt8[np.ndarray, "H W"]
+    labels: tuple[Label, ...]
+
+    def masks(self) -> Iterator[tuple[Label, Bool[np.ndarray, "H W"]]]:
+        """Yield each label that occurs, with its pixels."""
+        yield from ((label, self.ids == label.id) for label in self.labels)
 
 
 @dataclass(frozen=True)
@@ -51,15 +71,18 @@ class Annotated:
     merged: UInt8[np.ndarray, " K"]
     colours: UInt8[np.ndarray, "K 3"]
 
-    def masks(self, labels: Sequence[Label]) -> Iterator[tuple[Label, Bool[np.ndarray, "H W"]]]:
-        """Yield each label that occurs, with its pixels."""
+    def label_map(self, labels: Sequence[Label]) -> LabelMap:
+        """Decode the label map."""
         ids = read_ids(self.mask, (self.width, self.height), self.colours, self.merged)
         ids = merge(ids, self.merged)
-        present = set(np.unique(ids).tolist())
-        yield from ((label, ids == label.id) for label in labels if label.id in present)
+        counts = count_ids(ids)
+        return LabelMap(ids, tuple(label for label in labels if counts[label.id]))
 
 
-Write = Callable[[Path, Sequence[Annotated], Sequence[Label], str], None]
+# Writes what an image adds to the file of a format.
+Add = Callable[[Annotated, LabelMap], None]
+# Opens the files of a format, and closes them when all images have been added in their order.
+Write = Callable[[Path, Sequence[Annotated], Sequence[Label], str], AbstractContextManager[Add]]
 
 
 def unique_labels(legend: ClusterLegend) -> list[Label]:
@@ -87,10 +110,19 @@ def runs(mask: Bool[np.ndarray, "H W"]) -> Int64[np.ndarray, " R"]:
     return np.insert(lengths, 0, 0) if flat[0] else lengths
 
 
-def write_list(path: Path, head: str, items: Iterator[Mapping[str, object]], tail: str) -> None:
-    """Write JSON objects one by one, so that memory does not grow with their number."""
-    with path.open("w", encoding="utf-8") as file:
+@contextmanager
+def json_list(path: Path, head: str, tail: str) -> Iterator[Callable[[Mapping[str, object]], None]]:
+    """Write JSON objects one by one, so that memory does not grow with their number.
+
+    Args:
+        path: file to write.
+        head: text before the first.
+        tail: text after the last.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(head)
-        for number, item in enumerate(items):
-            file.write(("," if number else "") + "\n" + json.dumps(item, ensure_ascii=False))
+        signs = itertools.chain([""], itertools.repeat(","))
+        yield lambda item: print(
+            next(signs), json.dumps(item, ensure_ascii=False), sep="\n", end="", file=file
+        )
         file.write("\n" + tail)

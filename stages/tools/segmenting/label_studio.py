@@ -9,6 +9,7 @@ bits of a value less 1, four times 4 for the bits of each size of run less 1; th
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,8 +18,8 @@ from xml.etree import ElementTree
 import numpy as np
 from jaxtyping import Bool
 
-from stages.core.artefacts import atomic_path, write_text
-from stages.tools.segmenting.formats import Annotated, Label, runs, write_list
+from stages.core.artefacts import write_text
+from stages.tools.segmenting.formats import Add, Annotated, Label, LabelMap, json_list, runs
 
 FILE, INTERFACE = "label_studio.json", "label_studio.xml"
 # Label Studio serves files of its own machine under this address, with their path below the document root.
@@ -29,37 +30,43 @@ VALUE_BITS = 8
 LENGTH_BITS = (3, 4, 8, 16)
 
 
-def write_label_studio(out: Path, images: Sequence[Annotated], labels: Sequence[Label], model: str) -> None:
+@contextmanager
+def write_label_studio(
+    out: Path, images: Sequence[Annotated], labels: Sequence[Label], model: str
+) -> Iterator[Add]:
     """Write label_studio.json and label_studio.xml; arguments as of `write_coco`."""
-    with atomic_path(out / FILE) as temporary:
-        write_list(temporary, "[", _tasks(images, labels, model), "]\n")
+    _write_interface(out / INTERFACE, labels)
+    with json_list(out / FILE, "[", "]\n") as write:
+        yield lambda image, found: write(_task(image, found, model))
+
+
+def _write_interface(path: Path, labels: Sequence[Label]) -> None:
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name="image", value="$image", zoom="true")
     brush = ElementTree.SubElement(view, "BrushLabels", name="labels", toName="image")
     for label in labels:
         ElementTree.SubElement(brush, "Label", value=label.name, background=label.colour)
     ElementTree.indent(view)
-    write_text(out / INTERFACE, ElementTree.tostring(view, encoding="unicode") + "\n")
+    write_text(path, ElementTree.tostring(view, encoding="unicode") + "\n")
 
 
-def _tasks(images: Sequence[Annotated], labels: Sequence[Label], model: str) -> Iterator[dict[str, Any]]:
-    for image in images:
-        regions = [
-            {
-                "id": hashlib.sha256(f"{image.source} {label.id}".encode()).hexdigest()[:10],
-                "from_name": "labels",
-                "to_name": "image",
-                "type": "brushlabels",
-                "original_width": image.width,
-                "original_height": image.height,
-                "image_rotation": 0,
-                "value": {"format": "rle", "rle": list(encode_brush(mask)), "brushlabels": [label.name]},
-            }
-            for label, mask in image.masks(labels)
-        ]
-        prediction = {"model_version": model, "score": image.confidence, "result": regions}
-        path = quote(os.fsencode(f"{image.folder}/{image.source}".lstrip("/")))
-        yield {"data": {"image": URL + path}, "predictions": [prediction]}
+def _task(image: Annotated, found: LabelMap, model: str) -> dict[str, Any]:
+    regions = [
+        {
+            "id": hashlib.sha256(f"{image.source} {label.id}".encode()).hexdigest()[:10],
+            "from_name": "labels",
+            "to_name": "image",
+            "type": "brushlabels",
+            "original_width": image.width,
+            "original_height": image.height,
+            "image_rotation": 0,
+            "value": {"format": "rle", "rle": list(encode_brush(mask)), "brushlabels": [label.name]},
+        }
+        for label, mask in found.masks()
+    ]
+    prediction = {"model_version": model, "score": image.confidence, "result": regions}
+    path = quote(os.fsencode(f"{image.folder}/{image.source}".lstrip("/")))
+    return {"data": {"image": URL + path}, "predictions": [prediction]}
 
 
 def encode_brush(mask: Bool[np.ndarray, "H W"]) -> bytes:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from stages.core.artefacts import named_faults, write_csv, write_text
 from stages.core.hashes import file_sha256
 from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, Written, modified_ns
 from stages.tools.segmenting.label_files import output_names
+from stages.tools.segmenting.reading_back import count_ids
 
 MOST_INDENTED = 10_000  # files; a larger segment.json is written on one line
 LEGEND, TABLE = "legend.json", "manifest.csv"
@@ -170,7 +170,7 @@ def written_in(folder: Path, names: Iterable[str]) -> dict[str, Written]:
 
 def shares(ids: np.ndarray) -> dict[str, float]:
     """Share of the pixels of each id that occurs."""
-    counts = Image.fromarray(ids).histogram()
+    counts = count_ids(ids).tolist()
     return {str(one): round(count / ids.size, 6) for one, count in enumerate(counts) if count}
 
 

@@ -1,5 +1,6 @@
 """Files of `segment` for all images together: legend, table, and the formats of other programs."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,10 +94,8 @@ def write_summaries(
         if left_out:
             write_csv(folder / LISTING, left_out.table())
             written.append(LISTING)
-        for name in formats:
-            write, files = FORMATS[name]
-            write(folder, images, labels, model.fingerprint)
-            written += files
+        _write_formats(folder, formats, images, labels, model.fingerprint)
+        written += (file for name in formats for file in FORMATS[name][1])
         changed = manifest.take_all(folder, written_in(folder, written))
     if not left_out:
         manifest.drop(LISTING)
@@ -113,6 +112,18 @@ def write_summaries(
     if LISTING in written:
         log(f"{out / LISTING} names every file that was left out")
     return changed
+
+
+def _write_formats(
+    folder: Path, formats: Sequence[str], images: Sequence[Annotated], labels: Sequence[Label], model: str
+) -> None:
+    """Write the files of all formats at once: each label map is decoded once, and one at a time."""
+    with contextlib.ExitStack() as stack:
+        adds = [stack.enter_context(FORMATS[name][0](folder, images, labels, model)) for name in formats]
+        for image in images if adds else ():
+            found = image.label_map(labels)
+            for add in adds:
+                add(image, found)
 
 
 def _current(
