@@ -38,7 +38,7 @@ from stages.tools.segmenting.output_folder import alone_in
 from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs
 from stages.tools.segmenting.pipeline import Pace, segment_all
 from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE
-from stages.tools.segmenting.summaries import FORMATS, formats_to_renew, write_summaries
+from stages.tools.segmenting.summaries import FORMATS, files_of, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
 INCOMPLETE = 1  # exit code
@@ -87,7 +87,7 @@ def _run(
     if "coco" in formats:
         coco.require_pycocotools()
     files = {"scores": args.scores, "overlay": args.overlay}
-    extra = [LEGEND, TABLE, LISTING, *(file for name in formats for file in FORMATS[name][1])]
+    extra = [LEGEND, TABLE, LISTING, *files_of(args.out, formats)]
     manifest, todo = begin(
         args.out,
         photographs,

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from stages.tools import segment
-from stages.tools.segmenting import formats
+from stages.tools.segmenting import formats, label_studio
 from stages.tools.segmenting.label_studio import encode_brush
 from tests.datasets import write_image
 
@@ -120,6 +120,70 @@ def test_label_studio_gets_predictions_and_its_interface(ready: Any) -> None:
             again[mask] = {"sky & sea": 0, "cluster 1": 1}[value["brushlabels"][0]]
         np.testing.assert_array_equal(again, ids)
         assert len({region["id"] for region in prediction["result"]}) == len(prediction["result"])
+
+
+def _tasks() -> list[list[str]]:
+    """The images of each file of tasks, in the order of the files."""
+    paths = sorted(Path("found").glob("label_studio*.json"))
+    return [[task["data"]["image"] for task in json.loads(path.read_text())] for path in paths]
+
+
+def test_tasks_are_split_into_files_that_label_studio_takes(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(Path("photos/z.png"), np.zeros((9, 9, 3), dtype=np.uint8))
+    segment.main(["photos", "--format", "labelstudio", *FLAGS])
+    ((first, *others),) = _tasks()
+    whole = Path("found/label_studio.json").stat().st_size
+    monkeypatch.setattr(label_studio, "LARGEST_BYTES", whole)
+    segment.main(["photos", *FLAGS])
+    assert _tasks() == [[first, *others]]
+    for largest, parts in (
+        (whole - 1, [[first, others[0]], [others[1]]]),
+        (9, [[one] for one in (first, *others)]),
+    ):
+        monkeypatch.setattr(label_studio, "LARGEST_BYTES", largest)
+        capsys.readouterr()
+        segment.main(["photos", *FLAGS])
+        assert _tasks() == parts
+        assert all(
+            largest == 9 or path.stat().st_size <= largest for path in Path("found").glob("label_*.json")
+        )
+        names = ["label_studio.json", "label_studio.xml", "label_studio_002.json", "label_studio_003.json"]
+        assert f", {', '.join(names[: 1 + len(parts)])}\n" in capsys.readouterr().out
+    monkeypatch.setattr(label_studio, "LARGEST_BYTES", whole)
+    segment.main(["photos", *FLAGS])
+    assert _tasks() == [[first, *others]], "those of the earlier run are deleted"
+    assert "label_studio_00" not in Path("found/segment.json").read_text()
+
+
+def test_a_part_of_an_earlier_run_that_was_changed_stays_and_is_named(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as inner:
+        inner.setattr(label_studio, "LARGEST_BYTES", 9)
+        segment.main(["photos", "--format", "labelstudio", *FLAGS])
+    Path("found/label_studio_002.json").write_text("mine")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        segment.main(["photos", "--format", "labelstudio", "--quiet", *FLAGS])
+    assert capsys.readouterr().err == (
+        "segment: warning: label_studio_002.json: part of an earlier run, changed since segment has written "
+        "it, and left as it is; move it away, so that it is not taken for one of this run\n"
+    )
+    assert Path("found/label_studio_002.json").read_text() == "mine"
+    assert len(json.loads(Path("found/label_studio.json").read_text())) == 2
+
+
+def test_a_file_of_others_with_the_name_of_a_part_is_in_the_way(ready: Any) -> None:
+    Path("found").mkdir()
+    Path("found/label_studio_002.json").write_text("mine")
+    message = ready.fault(segment.main, ["photos", "--format", "labelstudio", *FLAGS])
+    assert message.startswith(
+        "found: has 1 files that segment would replace but has not written (label_studio_0"
+    )
+    segment.main(["photos", *FLAGS])
+    assert Path("found/label_studio_002.json").read_text() == "mine"
 
 
 def test_cvat_gets_masks_by_its_specification(ready: Any) -> None:

@@ -65,19 +65,15 @@ def write_coco(out: Path, images: Sequence[Annotated], labels: Sequence[Label], 
             by_column = np.asfortranarray(found.ids)  # as masks are encoded
             for label in found.labels:
                 code = coder.encode((by_column == label.id).view(np.uint8))
-                write(
-                    {
-                        "id": next(numbers),
-                        "image_id": image_id,
-                        "category_id": label.id + 1,
-                        "segmentation": {
-                            "size": list(by_column.shape),
-                            "counts": code["counts"].decode("ascii"),
-                        },
-                        "area": int(coder.area(code)),
-                        "bbox": coder.toBbox(code).tolist(),
-                        "iscrowd": 0,
-                    }
-                )
+                annotation = {
+                    "id": next(numbers),
+                    "image_id": image_id,
+                    "category_id": label.id + 1,
+                    "segmentation": {"size": list(by_column.shape), "counts": code["counts"].decode("ascii")},
+                    "area": int(coder.area(code)),
+                    "bbox": coder.toBbox(code).tolist(),
+                    "iscrowd": 0,
+                }
+                write(json.dumps(annotation))
 
         yield add

@@ -1,8 +1,8 @@
 """Label maps as pre-annotations of other programs; each format is a module beside this one."""
 
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,24 @@ Add = Callable[[Annotated, LabelMap], None]
 Write = Callable[[Path, Sequence[Annotated], Sequence[Label], str], AbstractContextManager[Add]]
 
 
+class Format(NamedTuple):
+    """A format of another program.
+
+    Attributes:
+        write: opens its files.
+        files: names of those that it always has.
+        parts: names of more files, where one would be too large.
+    """
+
+    write: Write
+    files: tuple[str, ...]
+    parts: re.Pattern[str] | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether a file in the output folder is of this format, by its name."""
+        return name in self.files or (self.parts is not None and self.parts.fullmatch(name) is not None)
+
+
 def unique_labels(legend: ClusterLegend) -> list[Label]:
     """The labels that masks may have.
 
@@ -111,8 +129,8 @@ def runs(mask: Bool[np.ndarray, "H W"]) -> Int64[np.ndarray, " R"]:
 
 
 @contextmanager
-def json_list(path: Path, head: str, tail: str) -> Iterator[Callable[[Mapping[str, object]], None]]:
-    """Write JSON objects one by one, so that memory does not grow with their number.
+def json_list(path: Path, head: str, tail: str) -> Iterator[Callable[[str], None]]:
+    """Write items in JSON one by one, so that memory does not grow with their number.
 
     Args:
         path: file to write.
@@ -122,7 +140,5 @@ def json_list(path: Path, head: str, tail: str) -> Iterator[Callable[[Mapping[st
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(head)
         signs = itertools.chain([""], itertools.repeat(","))
-        yield lambda item: print(
-            next(signs), json.dumps(item, ensure_ascii=False), sep="\n", end="", file=file
-        )
+        yield lambda item: print(next(signs), item, sep="\n", end="", file=file)
         file.write("\n" + tail)

@@ -7,9 +7,12 @@ bits of a value less 1, four times 4 for the bits of each size of run less 1; th
 """
 
 import hashlib
+import itertools
+import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +25,10 @@ from stages.core.artefacts import write_text
 from stages.tools.segmenting.formats import Add, Annotated, Label, LabelMap, json_list, runs
 
 FILE, INTERFACE = "label_studio.json", "label_studio.xml"
+PARTS = re.compile(r"label_studio_\d{3,}\.json")
+# Of a file. Label Studio refuses uploads of 250 MiB, unless its DATA_UPLOAD_MAX_MEMORY_SIZE is larger.
+LARGEST_BYTES = 200_000_000
+HEAD, TAIL = "[", "]\n"
 # Label Studio serves files of its own machine under this address, with their path below the document root.
 # Its local storage must be a folder below that root, so the root is the parent of the common folder.
 URL = "/data/local-files/?d="
@@ -34,10 +41,30 @@ LENGTH_BITS = (3, 4, 8, 16)
 def write_label_studio(
     out: Path, images: Sequence[Annotated], labels: Sequence[Label], model: str
 ) -> Iterator[Add]:
-    """Write label_studio.json and label_studio.xml; arguments as of `write_coco`."""
+    """Write label_studio.json, perhaps in parts, and label_studio.xml; arguments as of `write_coco`."""
     _write_interface(out / INTERFACE, labels)
-    with json_list(out / FILE, "[", "]\n") as write:
-        yield lambda image, found: write(_task(image, found, model))
+    with _parts(out) as write:
+        yield lambda image, found: write(json.dumps(_task(image, found, model), ensure_ascii=False))
+
+
+@contextmanager
+def _parts(out: Path) -> Iterator[Callable[[str], None]]:
+    """Write tasks to label_studio.json, and those that would make it too large to label_studio_002.json."""
+    names = itertools.chain([FILE], (f"label_studio_{number:03}.json" for number in itertools.count(2)))
+    empty = len(HEAD + TAIL)  # bytes; the end of the last line is what the first task has not: a comma
+    with ExitStack() as part:
+        write, size = part.enter_context(json_list(out / next(names), HEAD, TAIL)), empty
+
+        def add(task: str) -> None:
+            nonlocal write, size
+            more = len(task.encode()) + 2  # with a comma and the end of a line
+            if size + more > LARGEST_BYTES and size > empty:
+                part.close()
+                write, size = part.enter_context(json_list(out / next(names), HEAD, TAIL)), empty
+            write(task)
+            size += more
+
+        yield add
 
 
 def _write_interface(path: Path, labels: Sequence[Label]) -> None:

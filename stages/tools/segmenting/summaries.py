@@ -1,6 +1,7 @@
 """Files of `segment` for all images together: legend, table, and the formats of other programs."""
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from stages.reporting.legend import rgb, write_cluster_legend
 from stages.runtime.progress import warn
 from stages.settings.errors import UserError, raise_faults
 from stages.tools.segmenting import coco, cvat, label_studio
-from stages.tools.segmenting.formats import Annotated, Label, Write, unique_labels
+from stages.tools.segmenting.formats import Annotated, Format, Label, unique_labels
 from stages.tools.segmenting.label_files import output_names
 from stages.tools.segmenting.output_folder import staging
 from stages.tools.segmenting.photographs import Photographs
@@ -44,18 +45,20 @@ NO_CLUSTER = (
 )
 LEFT_BEHIND = f"files of earlier runs stay, whose photographs this run does not have; they are not in {TABLE}"
 CHANGED = "changed since segment has written it, and left as it is"
-FORMATS: dict[str, tuple[Write, tuple[str, ...]]] = {
-    "coco": (coco.write_coco, (coco.FILE,)),
-    "labelstudio": (label_studio.write_label_studio, (label_studio.FILE, label_studio.INTERFACE)),
-    "cvat": (cvat.write_cvat, (cvat.FILE, cvat.LABELS)),
+FORMATS = {
+    "coco": Format(coco.write_coco, (coco.FILE,)),
+    "labelstudio": Format(
+        label_studio.write_label_studio, (label_studio.FILE, label_studio.INTERFACE), label_studio.PARTS
+    ),
+    "cvat": Format(cvat.write_cvat, (cvat.FILE, cvat.LABELS)),
 }
 
 
 def formats_to_renew(out: Path, given: Sequence[str]) -> list[str]:
     """Formats that an earlier run has written: without the images of this run they would be out of date."""
     own, found = read_manifest(out) or {}, []
-    for name, (_, files) in FORMATS.items():
-        present = [file for file in files if file in own and (out / file).exists()]
+    for name, one in FORMATS.items():
+        present = [file for file in own if one.has(file) and (out / file).exists()]
         changed = [file for file in present if not own[file].is_at(out / file)]
         if name not in given and changed:
             remedy = f"to have it written, move it away and pass --format {name}"
@@ -63,6 +66,18 @@ def formats_to_renew(out: Path, given: Sequence[str]) -> list[str]:
         elif name not in given and present:
             found.append(name)
     return found
+
+
+def files_of(out: Path, formats: Sequence[str]) -> list[str]:
+    """Files of formats: those that they always have, and the parts that are there."""
+    always = [file for name in formats for file in FORMATS[name].files]
+    return list(dict.fromkeys([*always, *_names_in(out, formats)]))
+
+
+def _names_in(folder: Path, formats: Sequence[str]) -> list[str]:
+    """Files of formats in a folder, in the order of the formats."""
+    names = sorted(os.listdir(folder))
+    return [name for one in formats for name in names if FORMATS[one].has(name)]
 
 
 def write_summaries(
@@ -77,7 +92,7 @@ def write_summaries(
     """Write the files for all images together; without anything in `left_out` there is no table of it.
 
     Returns:
-        Those that are not written, because they were changed where they are: they are out of date.
+        Those that are out of date, because they were changed where they are and so are left.
     """
     labels: list[Label] = unique_labels(model.legend)
     images, remarks, doubts, root = [], LeftOut(), LeftOut(), photographs.root
@@ -95,10 +110,11 @@ def write_summaries(
             write_csv(folder / LISTING, left_out.table())
             written.append(LISTING)
         _write_formats(folder, formats, images, labels, model.fingerprint)
-        written += (file for name in formats for file in FORMATS[name][1])
+        written += _names_in(folder, formats)
         changed = manifest.take_all(folder, written_in(folder, written))
     if not left_out:
         manifest.drop(LISTING)
+    old = _drop_others(manifest, _names_in(out, formats), written)
     for name in changed:
         warn("segment", f"{name}: {CHANGED}; move it away to have it written")
         written.remove(name)
@@ -111,7 +127,25 @@ def write_summaries(
     log(f"{out} has the label maps of {len(names):,} images, and {', '.join(written)}")
     if LISTING in written:
         log(f"{out / LISTING} names every file that was left out")
-    return changed
+    return [*changed, *old]
+
+
+def _drop_others(manifest: RunManifest, names: Sequence[str], written: Sequence[str]) -> list[str]:
+    """Delete files of formats that this run has not written: parts of an earlier run with more of them.
+
+    Returns:
+        Those that are not deleted, because they were changed.
+    """
+    left = []
+    for name in names:
+        if name in written:
+            continue
+        manifest.drop(name)
+        if name in manifest.files:
+            remedy = "move it away, so that it is not taken for one of this run"
+            warn("segment", f"{name}: part of an earlier run, {CHANGED}; {remedy}")
+            left.append(name)
+    return left
 
 
 def _write_formats(
@@ -119,7 +153,7 @@ def _write_formats(
 ) -> None:
     """Write the files of all formats at once: each label map is decoded once, and one at a time."""
     with contextlib.ExitStack() as stack:
-        adds = [stack.enter_context(FORMATS[name][0](folder, images, labels, model)) for name in formats]
+        adds = [stack.enter_context(FORMATS[name].write(folder, images, labels, model)) for name in formats]
         for image in images if adds else ():
             found = image.label_map(labels)
             for add in adds:
@@ -170,8 +204,9 @@ def _left_behind(manifest: RunManifest, photographs: Photographs) -> list[str]:
     """Files of earlier runs whose photographs are gone, or were done with another model and are not given."""
     there = {name for name in manifest.images if manifest.is_current(name, photographs.root)}
     known = {file for name in there.union(photographs.names) for file in output_names(name, scores=True)}
-    known |= {LEGEND, TABLE, LISTING, *(file for _, files in FORMATS.values() for file in files)}
-    return [name for name in sorted(manifest.files.keys() - known) if (manifest.out / name).is_file()]
+    others = sorted(manifest.files.keys() - known - {LEGEND, TABLE, LISTING})
+    others = [name for name in others if not any(one.has(name) for one in FORMATS.values())]
+    return [name for name in others if (manifest.out / name).is_file()]
 
 
 def _take_over(model: TrainedModel, manifest: RunManifest, name: str, root: Path, doubts: LeftOut) -> str:
