@@ -14,14 +14,15 @@ from stages.core.hashes import file_sha256
 from stages.core.images import open_images
 from stages.core.memory import enough_memory
 from stages.imaging.batches import ImageSource, in_order
+from stages.prediction.scored_pixels import scored_pixels
 from stages.runtime.progress import say, track
 from stages.runtime.rows import RowWriter
 from stages.runtime.script import run
 from stages.runtime.start import start_stage
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
-from stages.segmenter.network import Segmenter, pixel_features
-from stages.segmenter.pixels import EPSILON, Pixels, pixel_logits
+from stages.segmenter.network import Segmenter
+from stages.segmenter.pixels import pixel_logits
 from stages.segmenter.segmenter_file import load_final_clusters, load_segmenter
 from stages.settings.params import load
 from stages.settings.schema import Predict
@@ -103,26 +104,17 @@ def score_images(
         precision: precision of the forward pass.
     """
     for image in track(images.batches(batches), "predict", total=len(batches), unit="batch"):
-        pixels = pixel_features(segmenter, image, precision)
-        if settings.mirror:
-            mirrored = pixel_features(segmenter, image.flip(3), precision).feature.flip(2)
-            pixels = pixels._replace(feature=(pixels.feature + mirrored) / 2)
-        if pixels.is_unit and not settings.unit_features:
-            pixels = with_unit_mean(pixels)
+        pixels = scored_pixels(
+            segmenter,
+            image,
+            precision,
+            mirror=settings.mirror,
+            unit_features=settings.unit_features,
+        )
         scores = pixel_logits(pixels, centroids, segmenter.metric)
         if segmenter.metric == "euclidean":  # has no bound; float16 keeps the differences to the best
             scores = (scores - scores.amax(-1, keepdim=True)).clamp_min(LOWEST)
         yield scores.permute(0, 3, 1, 2).cpu()
-
-
-def with_unit_mean(pixels: Pixels) -> Pixels:
-    """Divide the features of each image by their mean length, so that they keep their relative lengths.
-
-    Upsampled scores then have the largest value where upsampled features, which STEGO normalizes after
-    upsampling, are nearest to a centroid: their length does not change the order of the clusters.
-    """
-    length = pixels.feature.norm(dim=-1).mean((1, 2)).clamp_min(EPSILON)
-    return Pixels(pixels.feature / length[:, None, None, None], is_unit=False)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ from stages.tools.segmenting.earlier_run import begin
 from stages.tools.segmenting.output_folder import alone_in
 from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs
 from stages.tools.segmenting.pipeline import Pace, segment_all
-from stages.tools.segmenting.run_manifest import FOLDER, LEGEND, MODEL, TABLE
+from stages.tools.segmenting.run_manifest import FEATURES, FOLDER, LEGEND, MODEL, TABLE
+from stages.tools.segmenting.scored_features import ScoredFeatures
 from stages.tools.segmenting.summaries import FORMATS, files_of, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = load(args.model, device=args.device, names=args.names, refine=params)
     log(f"device: {describe(model.device)}")
     log(f"names of clusters: {model.named_by}")
+    if model.features != ScoredFeatures():
+        log(f"{model.features}, as {args.model.absolute().parent / PARAMS} says")
     with alone_in(args.out):
         unwritten = _run(model, photographs, formats, left_out, remarks, log, args)
     for text, names in remarks.items():
@@ -119,6 +122,7 @@ def _made_by(model: TrainedModel, photographs: Photographs) -> dict[str, str]:
         MODEL: model.fingerprint,
         FOLDER: str(photographs.root),
         "list of colors and merged clusters": hashlib.sha256(legend.encode()).hexdigest()[:12],
+        FEATURES: "" if model.features == ScoredFeatures() else str(model.features),
         "choice of --refine": "none" if model.crf is None else model.crf.model_dump_json(),
     }
 

@@ -40,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoints": {"backbone"},
     "pseudo_labels": {"clustering"},
     "readers": {"dataset"},
+    "prediction": {"segmenter"},
     "scoring": {"clustering"},
     "pretraining": {"checkpoints", "backbone", "imaging"},
     "training": {"segmenter", "clustering", "backbone", "imaging"},

@@ -86,6 +86,21 @@ def test_the_exported_model_segments_images_of_any_size_as_the_original(
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])
+@pytest.mark.parametrize("changes", [{"predict__mirror": True}, {"predict__unit_features": False}])
+def test_features_of_the_exported_model_are_those_of_predict(
+    released: Any, form: str, changes: dict[str, Any]
+) -> None:
+    plain = segment.load("models", device="cpu")
+    released.params(**changes)
+    export.main(["--format", form, "--out", "model.bin", "--images", "images/val"])
+    model = segment.load("models", device="cpu")
+    images = np.random.default_rng(0).integers(0, 256, (1, 40, 60, 3), dtype=np.uint8)
+    ids, _ = _predict(form, "model.bin", images)
+    assert (model(images[0]).ids == ids[0]).mean() > 0.999
+    assert not np.array_equal(model(images[0]).confidence, plain(images[0]).confidence)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_scores_are_cosines_of_pixels_and_centroids(ready: Any, form: str) -> None:
     _export(form, "model.bin")
     segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
@@ -228,6 +243,8 @@ stages:
     outs: [{{path: models/segmenter.safetensors, md5: {segmenter}}}]
   cluster:
     outs: [{{path: models/pixel_centroids.safetensors, md5: {pixel_centroids}}}]
+  predict:
+    params: {{params.yaml: {{predict: {{mirror: {mirror}, unit_features: true}}}}}}
   refine:
     params: {{params.yaml: {{refine: {{backend: {backend}}}}}}}
 """
@@ -252,7 +269,7 @@ def _write_lock(**changes: str) -> None:
     made = {
         path.stem: hashlib.md5(path.read_bytes()).hexdigest() for path in Path("models").glob("*.safetensors")
     }
-    known = {"seed": "7", "backbone": "same", "backend": "auto"}
+    known = {"seed": "7", "backbone": "same", "backend": "auto", "mirror": "false"}
     Path("dvc.lock").write_text(LOCK.format(**{**made, **known, **changes}))
 
 
@@ -312,6 +329,19 @@ def test_without_a_crf_the_card_has_no_row_of_one(released: Any) -> None:
     assert "dense CRF" in _card(), "the run had one"
     _write_lock(backend="none")
     assert "CRF" not in _card().partition("## Settings")[0]
+
+
+def test_the_card_says_if_its_scores_are_of_other_features(released: Any) -> None:
+    said = (
+        "- The scores are of predict.mirror: true, predict.unit_features: true, and the exported file has "
+        "predict.mirror: false, predict.unit_features: true."
+    )
+    _write_lock(mirror="true")
+    assert said in _card()
+    released.params(predict__mirror=True)
+    assert "- The scores are of" not in _card()
+    Path("dvc.lock").unlink()
+    assert "- The scores are of" not in _card()
 
 
 @pytest.mark.parametrize(

@@ -551,6 +551,63 @@ def _scores(ready: Any, picture: np.ndarray, size: tuple[int, int]) -> torch.Ten
     return F.interpolate(scores, picture.shape[:2], mode="bilinear", align_corners=False)
 
 
+def _place_in_project(ready: Any) -> None:
+    """Move the model to the folder models/ of the project, beside params.yaml."""
+    Path("models").mkdir()
+    for name in ("segmenter.safetensors", "pixel_centroids.safetensors"):
+        shutil.move(name, "models")
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("unit_features", [False, True])
+def test_features_are_those_of_predict(
+    ready: Any, mirror: bool, unit_features: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that label maps are those that were scored; the demo has neither of STEGO's choices."""
+    segmenter, _ = load_segmenter(Path("segmenter.safetensors"))
+    centroids = ready.tensors("pixel_centroids.safetensors")[0]["centroids"]
+    _place_in_project(ready)
+    ready.params(predict__mirror=mirror, predict__unit_features=unit_features)
+    picture = np.asarray(Image.open("photos/square.png"))
+    image = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        feature = segmenter(image)
+        if mirror:
+            feature = (feature + segmenter(image.flip(3)).flip(3)) / 2
+    feature = F.normalize(feature) if unit_features else feature / feature.norm(dim=1).mean()
+    full = F.interpolate(torch.einsum("ndhw,kd->nkhw", feature, centroids), (32, 32), mode="bilinear")
+    assert _run("--model", "models") == 0
+    ids = np.asarray(Image.open("found/square.png"))
+    assert (ids == full.argmax(1)[0].numpy()).mean() > 0.99
+    likely = torch.softmax(full / 0.1, dim=1).amax(1).mean()
+    row = pd.read_csv("found/manifest.csv").set_index("source").loc["square.png"]
+    assert row["confidence"] == pytest.approx(float(likely), abs=1e-3)
+    said = f"segment: predict.mirror: {mirror}, predict.unit_features: {unit_features}, as "
+    assert (said.lower() in capsys.readouterr().out.lower()) == (mirror or not unit_features)
+
+
+def test_other_features_replace_files_only_when_asked(ready: Any) -> None:
+    _place_in_project(ready)
+    assert _run("--model", "models") == 0
+    manifest = json.loads(Path("found/segment.json").read_text())
+    del manifest["made_by"][run_manifest.FEATURES]  # as an earlier version has written it
+    Path("found/segment.json").write_text(json.dumps(manifest))
+    assert _run("--model", "models") == 0
+    ready.params(predict__mirror=True)
+    assert "a run with another choice of predict.mirror and predict.unit_features (" in ready.fault(
+        segment.main, [*SEGMENT, "--model", "models"]
+    )
+    assert _run("--model", "models", "--overwrite") == 0
+    Path("params.yaml").unlink()
+    assert "another choice of predict.mirror" in ready.fault(segment.main, [*SEGMENT, "--model", "models"])
+
+
+def test_settings_that_have_nothing_to_do_with_it_may_be_of_another_version(ready: Any) -> None:
+    _place_in_project(ready)
+    Path("params.yaml").write_text("gone: true\npredict: {batch_size: 3}\n")
+    assert _run("--model", "models") == 0
+
+
 def test_merged_clusters_are_one_id_and_their_confidence_is_summed(ready: Any) -> None:
     Path("names.yaml").write_text(NAMES)
     picture = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.imaging.batches import to_unit
-from stages.segmenter.network import pixel_features
+from stages.prediction.scored_pixels import scored_pixels
 from stages.segmenter.pixels import pixel_logits
 from stages.tools.segmenting.trained_model import LONGEST_SIDE, TrainedModel
 
@@ -25,7 +25,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        self.segmenter = model.segmenter
+        self.segmenter, self.features = model.segmenter, model.features
         self.size_px, self.step = model.size_px, model.segmenter.context_stride
         self.register_buffer("centroids", model.centroids)
         self.register_buffer("merged", torch.from_numpy(model.legend.merged).long())
@@ -40,7 +40,7 @@ class ExportedNetwork(nn.Module):
         """
         sides = torch._shape_as_tensor(images)[1:3]
         small = _resample(to_unit(images), sides, self._working_size(sides.double()))
-        pixels = pixel_features(self.segmenter, small, "float32")
+        pixels = scored_pixels(self.segmenter, small, "float32", **self.features._asdict())
         scores = pixel_logits(pixels, self.centroids, self.segmenter.metric).permute(0, 3, 1, 2)
         full = _resample(scores, torch._shape_as_tensor(scores)[2:], sides)
         return functional.embedding(full.argmax(1), self.merged[:, None])[..., 0].byte(), full

@@ -14,7 +14,13 @@ from stages.reporting.legend import css
 from stages.settings.params import flat
 from stages.tools.composing import as_text
 from stages.tools.dvc_lock import LOCK
-from stages.tools.exporting.trained_settings import has_crf, present_settings, trained_settings
+from stages.tools.exporting.trained_settings import (
+    features_of_run,
+    has_crf,
+    present_settings,
+    trained_settings,
+)
+from stages.tools.segmenting.scored_features import ScoredFeatures
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel
 
 USE = {
@@ -108,7 +114,7 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
             "",
             "## Limits",
             "",
-            *_limits(project, crf=crf),
+            *_limits(project, model.features, crf=crf),
             "",
             "## Settings",
             "",
@@ -177,11 +183,13 @@ def _scores(project: Path, *, crf: bool) -> Iterator[str]:
         yield f"| {title} | " + " | ".join(cells) + " |"
 
 
-def _limits(project: Path, *, crf: bool) -> Iterator[str]:
+def _limits(project: Path, features: ScoredFeatures, *, crf: bool) -> Iterator[str]:
     yield "- A cluster is what looks alike to the network. It need not be one thing, nor all of a thing."
     yield "- Every pixel gets a cluster, also in images unlike those of the training."
     if crf:
         yield "- The exported file does without the dense CRF of the pipeline."
+    if (scored := features_of_run(project)) not in (None, features):
+        yield f"- The scores are of {scored}, and the exported file has {features}."
     figures = _read(project, "metrics/prepare.json", "prepare")
     yield from (f"- Data: {warning}" for warning in ([] if figures is None else figures["warnings"]))
     trained = _read(project, "metrics/train.json", "train")

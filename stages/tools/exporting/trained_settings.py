@@ -7,6 +7,7 @@ from typing import Any
 
 from stages.tools.dvc_lock import LOCK, outdated, read_lock, read_yaml
 from stages.tools.model_files import CENTROIDS, SEGMENTER
+from stages.tools.segmenting.scored_features import ScoredFeatures
 from stages.tools.segmenting.trained_model import PARAMS
 
 # Stages that decide a model, and its files with the stage that makes each.
@@ -69,3 +70,14 @@ def has_crf(project: Path) -> bool:
     ran = _params(read_lock(lock), "refine") if lock.is_file() else {}
     settings = ran or present_settings(project)
     return settings.get("refine", {}).get("backend") != "none"
+
+
+def features_of_run(project: Path) -> ScoredFeatures | None:
+    """Which features the run in a folder has scored; None if its dvc.lock does not say.
+
+    Raises:
+        UserError: its dvc.lock cannot be read.
+    """
+    lock = project / LOCK
+    ran = _params(read_lock(lock), "predict") if lock.is_file() else {}
+    return ScoredFeatures.of(ran) if ran else None

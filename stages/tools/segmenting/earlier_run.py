@@ -51,7 +51,8 @@ def begin(
     own = read_manifest(out)
     before = {} if own is None else read_json(out / MANIFEST)
     earlier = before.get("made_by", {})  # an older version has written none
-    other = [f"another {key}" for key in made_by if earlier.get(key) != made_by[key]]
+    # An older version has no key for what it had no choice of.
+    other = [f"another {key}" for key in made_by if earlier.get(key, "") != made_by[key]]
     manifest = RunManifest(out, made_by, colours, own or {}, _images(out, before) if earlier else {})
     if earlier and other:
         manifest.images = _of_corrected(manifest, photographs.root, before)

@@ -25,6 +25,7 @@ from stages.tools.segmenting.reading_back import count_ids
 MOST_INDENTED = 10_000  # files; a larger segment.json is written on one line
 LEGEND, TABLE = "legend.json", "manifest.csv"
 MODEL, FOLDER = "model", "folder of photographs"  # keys of `made_by`
+FEATURES = "choice of predict.mirror and predict.unit_features"  # likewise; empty for the usual one
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,16 @@ from stages.imaging.resample import interpolation_matrix, resample, whole
 from stages.postprocessing.exact_crf import exact_mean_field
 from stages.postprocessing.gpu_backends import require_gpu, settle
 from stages.postprocessing.score_maps import probabilities
+from stages.prediction.scored_pixels import scored_pixels
 from stages.reporting.legend import ClusterLegend, plain_legend, read_cluster_legend
 from stages.reporting.names import Names, lineage, read_names
-from stages.segmenter.network import pixel_features
 from stages.segmenter.pixels import pixel_logits
 from stages.segmenter.segmenter_file import load_final_clusters, load_segmenter
 from stages.settings.errors import UserError
 from stages.settings.params import load as load_params
 from stages.settings.schema import Refine
 from stages.tools.model_files import CENTROIDS, SEGMENTER
+from stages.tools.segmenting.scored_features import read_scored_features
 
 PARAMS = "params.yaml"  # beside the folder of the model
 REPORT_LEGEND = Path("metrics/report/legend.json")  # likewise
@@ -59,7 +60,8 @@ class TrainedModel:
         refine: a params.yaml whose section `refine` sets up a dense CRF; None for no CRF.
 
     Raises:
-        UserError: a file is missing or does not fit the others, or the CRF is for GPUs and the device is not.
+        UserError: a file is missing or does not fit the others, the params.yaml beside the folder cannot be
+            read, or the CRF is for GPUs and the device is not.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class TrainedModel:
             if self.device.type == "cuda":
                 self._settled = settle(self.crf, len(centroids), self.device)
         self.segmenter, self.centroids = place(segmenter, self.device), centroids.to(self.device)
+        self.features = read_scored_features(folder.absolute().parent / PARAMS)
         self.size_px: int = about["size_px"]
         self.backbone: dict[str, Any] = about["backbone"]
         self.fingerprint = f"{sha256[:12]}-{self.lineage[0]}"
@@ -96,7 +99,7 @@ class TrainedModel:
         """Segment images that have one and the same `working_size`, in one batch."""
         size = self.working_size(pictures[0])
         images = torch.cat([_resize(picture, size, self.device) for picture in pictures])
-        pixels = pixel_features(self.segmenter, images, "float32")
+        pixels = scored_pixels(self.segmenter, images, "float32", **self.features._asdict())
         scores = pixel_logits(pixels, self.centroids, self.segmenter.metric).permute(0, 3, 1, 2)
         found = []
         for picture, image, one in zip(pictures, images, scores, strict=True):
