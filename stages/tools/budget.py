@@ -3,20 +3,20 @@
 At least half of the time belongs to pretraining, because every later stage rests on its features: if the
 other stages need more than half at the preset's sizes, images become smaller, down to half the side, and
 after that the network and the training half as large. What is left then sets the epochs of pretraining.
-Times are the upper bounds of `stages/tools/estimate.py`.
+Where a better start is known, which takes longer, it comes first: it is taken if all of it fits. Times are
+the upper bounds of `stages/tools/estimate.py`.
 """
 
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.dataset.source import DataSet
 from stages.runtime.script import rough_duration
 from stages.settings.errors import UserError
 from stages.settings.params import validated
-from stages.settings.schema import Params
-from stages.settings.schema_pretrain import UNTRAINED
+from stages.settings.schema_pretrain import DENSE_METHODS, UNTRAINED
 from stages.settings.section import Backbone
 from stages.tools.estimate import MARGIN, Span, estimate
 from stages.tools.fitting import Fit, Key, at
@@ -29,16 +29,38 @@ SIZES: tuple[Key, ...] = (
 )  # fmt: skip
 BANDWIDTH: Key = ("refine", "appearance_px")
 EPOCHS: Key = ("pretrain", "epochs")
+METHOD: Key = ("pretrain", "method")
 FIRST_EPOCHS: Key = ("pretrain", "dense", "mocov2_epochs")  # in proportion to the others
 WIDTH: Key = ("backbone", "width")
 AMOUNTS: tuple[Key, ...] = (WIDTH, ("train", "epochs"))
 STEP: Key = ("train", "context", "stride")  # all sizes are multiples of it, as two of them must be
-LEAST, MOST = 5, 400  # epochs of pretraining; more than 400 were never tried
+LEAST, MOST = 5, 400  # epochs of pretraining; more than 400 were never tried, ...
+MOST_DENSE = 100  # ... and of dense methods more than 100
 SHARE = 0.5  # smallest share of the time that pretraining gets
 
 
+class _Plan(NamedTuple):
+    """The run of some settings.
+
+    Attributes:
+        changes: of sizes and amounts.
+        found: seconds of its stages.
+        others: seconds of all but pretraining, at most.
+        epoch: seconds of an epoch of pretraining.
+    """
+
+    changes: tuple[Fit, ...]
+    found: dict[str, Span]
+    others: float
+    epoch: Span
+
+    def needs(self, epochs: int) -> float:
+        """Seconds of the run with so many epochs of pretraining, at most."""
+        return self.others + epochs * _upper(self.epoch)
+
+
 def fit_into(
-    minutes: float, params: Mapping[str, Any], data: DataSet
+    minutes: float, params: Mapping[str, Any], data: DataSet, better: tuple[Fit, ...] = ()
 ) -> tuple[tuple[Fit, ...], dict[str, Span]]:
     """Choose sizes and epochs, and estimate their run.
 
@@ -46,6 +68,8 @@ def fit_into(
         minutes: that `dvc repro` may take.
         params: the complete settings of a preset, fitted to the data; not changed.
         data: the images.
+        better: pretraining that is better and takes longer; it is taken if all of its epochs fit, with images
+            of the preset's size.
 
     Returns:
         What changes, and the seconds of the stages with these changes, as of `estimate`.
@@ -53,35 +77,53 @@ def fit_into(
     Raises:
         UserError: the smallest settings take longer.
     """
-    seconds, trains = 60 * minutes, _trains(params)
-    for side, amount in LEVELS:
-        changes = (*_scaled(params, side), *_reduced(params, amount))
-        found = estimate(_changed(params, changes), data)
-        others = sum(_upper(span) for stage, span in found.items() if stage != "pretrain")
-        epoch = found["pretrain"].times(1 / at(params, EPOCHS)) if trains else Span(0, 0)
-        needed = others + LEAST * _upper(epoch)
-        is_shared = not trains or others <= (1 - SHARE) * seconds
-        if needed <= seconds and (is_shared or (side, amount) == LEVELS[-1]):
-            break
-    else:
-        raise UserError(
-            f"{minutes:g} minutes are too few for {len(data.train):,} training images: even with half the "
-            f"preset's side, channels (unless pretrain.init has them) and epochs, and {LEAST} epochs of any "
-            f"pretraining, this machine may take {rough_duration(needed)}; allow that, or take fewer images"
-        )
-    if not trains:
-        return changes, found
-    epochs = min(MOST, math.floor((seconds - others) / _upper(epoch)))
-    why = "what the time allows" if epochs < MOST else "the most"
-    changes = (*changes, Fit(EPOCHS, epochs, why))
+    seconds = 60 * minutes
+    if better:
+        whole = _laid(params, better)
+        plan = _planned(whole, data, *LEVELS[0])
+        if plan.needs(at(whole, EPOCHS)) <= seconds and plan.others <= (1 - SHARE) * seconds:
+            changes, found = _with_epochs(whole, plan, seconds)
+            chosen = {fit.key: fit for fit in (*better, *changes)}
+            return tuple(chosen.values()), found
+    for level in LEVELS:
+        plan = _planned(params, data, *level)
+        is_shared = not _trains(params) or plan.others <= (1 - SHARE) * seconds
+        if plan.needs(LEAST) <= seconds and (is_shared or level == LEVELS[-1]):
+            return _with_epochs(params, plan, seconds)
+    raise UserError(
+        f"{minutes:g} minutes are too few for {len(data.train):,} training images: even with half the "
+        f"preset's side, channels (unless pretrain.init has them) and epochs, and {LEAST} epochs of any "
+        f"pretraining, this machine may take {rough_duration(plan.needs(LEAST))}; allow that, or take fewer "
+        "images"
+    )
+
+
+def _planned(params: Mapping[str, Any], data: DataSet, side: float, amount: float) -> _Plan:
+    changes = (*_scaled(params, side), *_reduced(params, amount))
+    found = estimate(validated(_laid(params, changes)), data)
+    others = sum(_upper(span) for stage, span in found.items() if stage != "pretrain")
+    epoch = found["pretrain"].times(1 / at(params, EPOCHS)) if _trains(params) else Span(0, 0)
+    return _Plan(changes, found, others, epoch)
+
+
+def _with_epochs(
+    params: Mapping[str, Any], plan: _Plan, seconds: float
+) -> tuple[tuple[Fit, ...], dict[str, Span]]:
+    """The changes of a plan and the epochs of pretraining that fit; the seconds of the stages."""
+    if not _trains(params):
+        return plan.changes, plan.found
+    most = MOST_DENSE if at(params, METHOD) in DENSE_METHODS else MOST
+    epochs = min(most, math.floor((seconds - plan.others) / _upper(plan.epoch)))
+    why = "what the time allows" if epochs < most else "the most"
+    changes = (*plan.changes, Fit(EPOCHS, epochs, why))
     if first := at(params, FIRST_EPOCHS):
         changes = (*changes, Fit(FIRST_EPOCHS, math.floor(first * epochs / at(params, EPOCHS)), why))
-    return changes, found | {"pretrain": epoch.times(epochs)}
+    return changes, plan.found | {"pretrain": plan.epoch.times(epochs)}
 
 
 def _trains(params: Mapping[str, Any]) -> bool:
     """Whether there is any pretraining, whose epochs can be chosen."""
-    return at(params, ("pretrain", "method")) not in UNTRAINED and at(params, EPOCHS) > 0
+    return at(params, METHOD) not in UNTRAINED and at(params, EPOCHS) > 0
 
 
 def _reduced(params: Mapping[str, Any], amount: float) -> Iterator[Fit]:
@@ -93,11 +135,12 @@ def _reduced(params: Mapping[str, Any], amount: float) -> Iterator[Fit]:
         yield Fit(key, round(amount * at(params, key)), f"{amount:.0%}, as the time is short")
 
 
-def _changed(params: Mapping[str, Any], changes: tuple[Fit, ...]) -> Params:
+def _laid(params: Mapping[str, Any], changes: tuple[Fit, ...]) -> dict[str, Any]:
+    """The settings with these changes."""
     changed: Any = copy.deepcopy(params)
     for change in changes:
         at(changed, change.key[:-1])[change.key[-1]] = change.value
-    return validated(changed)
+    return dict(changed)
 
 
 def _upper(span: Span) -> float:

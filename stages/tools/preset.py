@@ -17,7 +17,7 @@ from stages.dataset.source import DataSet, hash_files, list_data
 from stages.readers.folder.splitting import rule_for
 from stages.runtime.script import run
 from stages.settings.errors import UserError
-from stages.settings.params import read, validated
+from stages.settings.params import flat, read, validated
 from stages.settings.schema import Params, Prepare
 from stages.tools import answers
 from stages.tools.composing import as_text, compose, lay_base, plain
@@ -25,6 +25,7 @@ from stages.tools.fitting import LEAST_IMAGES, Fit, at, fits
 from stages.tools.params_text import is_active, is_as_written, remember_written
 from stages.tools.surroundings import git, git_obstacle
 
+BETTER = {"folder": "folder_slotcon"}  # a preset, and one with a better start that takes longer
 OUTPUTS = ("data/images", "data/truth", "models", "metrics", ".dvc", ".state", ".git")
 
 
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.data is None:
             raise UserError(f"preset {args.name} reads images from a folder; set it with DATA=... (--data)")
         data = _take_data(params, args.data)
-        times = None if args.minutes is None else _take_time(params, args.minutes, data)
+        times = (
+            None if args.minutes is None else _take_time(params, args.minutes, data, better_start(args.name))
+        )
         files = raw_files(data)
         params["prepare"]["manifest_sha256"] = hash_files(files)
         whole = _write(params, args.params)
@@ -137,11 +140,23 @@ def _check_enough(path: Path, data: DataSet, settings: Mapping[str, Any]) -> Non
     )
 
 
-def _take_time(params: Any, minutes: float, data: DataSet) -> dict[str, Any]:
+def better_start(name: str) -> tuple[Fit, ...]:
+    """What a preset with a better start, that takes longer, has otherwise; nothing if there is none."""
+    if name not in BETTER:
+        return ()
+    usual, other = dict(flat(plain(compose(name)))), dict(flat(plain(compose(BETTER[name]))))
+    return tuple(
+        Fit(tuple(key.split(".")), value, f"as in preset {BETTER[name]}, for which the time is enough")
+        for key, value in other.items()
+        if value != usual[key] and key != "preset"
+    )
+
+
+def _take_time(params: Any, minutes: float, data: DataSet, better: tuple[Fit, ...]) -> dict[str, Any]:
     """Fit the settings to the time, and return the estimate of each stage."""
     from stages.tools.budget import fit_into  # torch takes seconds to load
 
-    changes, times = fit_into(minutes, plain(params), data)
+    changes, times = fit_into(minutes, plain(params), data, better)
     _apply(params, changes)
     return times
 

@@ -19,6 +19,7 @@ from stages.tools import preset
 from stages.tools.budget import fit_into
 from stages.tools.composing import compose, plain
 from stages.tools.estimate import MARGIN, Span
+from stages.tools.fitting import Fit
 from tests.datasets import REPOSITORY, make_folder
 
 
@@ -51,12 +52,12 @@ def _folder(**prepare: Any) -> Params:
     return Params.model_validate(settings)
 
 
-def _chosen(minutes: float, data: DataSet, **own: Any) -> dict[str, float]:
+def _chosen(minutes: float, data: DataSet, better: tuple[Fit, ...] = (), **own: Any) -> dict[str, Any]:
     settings = plain(compose("folder", REPOSITORY / "presets"))
     for section, values in own.items():
         settings[section] = settings[section] | values if isinstance(values, dict) else values
     before = repr(settings)
-    changes, times = fit_into(minutes, settings, data)
+    changes, times = fit_into(minutes, settings, data, better)
     assert repr(settings) == before
     assert sum(MARGIN * one.high for one in times.values()) <= 60 * minutes
     return {change.name: change.value for change in changes}
@@ -174,3 +175,19 @@ def test_both_phases_of_a_preset_share_the_time(data: DataSet) -> None:
     dense = plain(compose("folder", REPOSITORY / "presets"))["pretrain"]["dense"]
     found = _chosen(20, data, pretrain={"method": "slotcon", "dense": {**dense, "mocov2_epochs": 10}})
     assert found == {"pretrain.epochs": 17, "pretrain.dense.mocov2_epochs": 8}
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_better_start_is_taken_if_all_of_its_epochs_fit(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 epochs of 12 s and 50 of 36 s take 40 minutes, and the other stages 8."""
+    monkeypatch.chdir(REPOSITORY)
+    better = preset.better_start("folder")
+    assert preset.better_start("cocostuff27") == ()
+    assert _chosen(47, data, better)["pretrain.epochs"] == (47 - 8) * 60 // 12
+    dense = {"pretrain.method": "slotcon", "pretrain.epochs": 50, "pretrain.dense.mocov2_epochs": 50}
+    assert _chosen(48, data, better) == dense
+    longer = _chosen(68, data, better)
+    assert (longer["pretrain.epochs"], longer["pretrain.dense.mocov2_epochs"]) == (75, 75)
+    assert _chosen(1000, data, better)["pretrain.epochs"] == 100
