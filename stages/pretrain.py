@@ -150,7 +150,7 @@ def _trained(
             at, saved = (max(0, epoch - before), step), None
             pretrain(pretrainer, images, history, state, params.seed, before=before, at=at)
             # Training changes the features, so the heads of the initial checkpoint no longer apply.
-            heads = pretrainer.heads if settings.epochs else {} if start is None else start.heads
+            heads = pretrainer.heads if settings.epochs else _heads_of(start, params)
             backbone, summary = pretrainer.backbone, pretrainer.summary(history.table(EPOCH_FIGURES, before))
             start = as_start(backbone, heads)
             # A pretrainer and the graph of its step hold each other, and gradients lie in the graph's memory.
@@ -163,9 +163,12 @@ def _trained(
 
 def _untrained(start: Published | None, params: SimpleNamespace) -> Result:
     say("pretrain", method=params.pretrain.method, epochs="none, the initial model is used unchanged")
-    heads = {} if start is None else start.heads
     history = pd.DataFrame(columns=["epoch", "loss"])
-    return start_trunk(params.backbone, start, params.seed), heads, history, {}
+    return start_trunk(params.backbone, start, params.seed), _heads_of(start, params), history, {}
+
+
+def _heads_of(start: Published | None, params: SimpleNamespace) -> dict[str, Tensor]:
+    return {} if start is None else start.heads_for(params.pretrain.method)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

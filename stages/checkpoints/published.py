@@ -8,7 +8,7 @@ trunk are kept as heads if their names are known and ignored otherwise.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,15 @@ class Published:
         if fits:
             head.load_state_dict({**head.state_dict(), **found})
         return fits
+
+    def heads_for(self, method: str) -> dict[str, Tensor]:
+        """The heads that go on to later stages if nothing is trained.
+
+        A classifier does so with `pretrain.method` supervised alone: its classes become pseudo-labels, and
+        people have chosen them.
+        """
+        left_out = () if method == "supervised" else ("classifier.",)
+        return {name: value for name, value in self.heads.items() if not name.startswith(left_out)}
 
     def report(self) -> dict[str, Any]:
         """Counts of matched tensors, and the heads found."""
@@ -189,9 +198,6 @@ def _heads(others: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
     """Read the checkpoint `pretrain.init` and log a summary; None if it is not set.
 
-    A classifier is left out unless `pretrain.method` is supervised: its classes would be pseudo-labels, and
-    people have chosen them.
-
     Raises:
         UserError: the file does not match, or lacks a classifier that the method needs.
     """
@@ -199,9 +205,6 @@ def read_start(settings: Pretrain, backbone: Backbone) -> Published | None:
     if path is None:
         return None
     start = read_published(path, backbone, settings.init_sha256, settings.init_key)
-    if settings.method != "supervised":
-        kept = {name: value for name, value in start.heads.items() if not name.startswith("classifier.")}
-        start = replace(start, heads=kept)
     say("pretrain", init=path, network=repr(start.name), **start.report())
     if start.unexpected:
         say("pretrain", unexpected=", ".join(start.unexpected))

@@ -23,6 +23,7 @@ from stages.clustering.kmeans import KMeans, assign
 from stages.core.tensors import read_tensors
 from stages.settings.errors import UserError
 
+SUPERVISED = "; a classifier needs pretrain.method: supervised"
 PART_VIEWS = 1 << 16  # at a time on the device, to bound memory
 
 
@@ -72,8 +73,7 @@ def choose_centres(asked: str, heads: Heads) -> str:
         raise UserError(
             f"params.yaml: label.centres: {asked} needs a pretrained model with "
             f"{', '.join(KINDS[asked].needs)}, but this one supports only {', '.join(allowed)}; set one of "
-            "these or auto, or choose another pretrain.init; a classifier is kept with pretrain.method: "
-            "supervised alone"
+            f"these or auto, or choose another pretrain.init{SUPERVISED if asked == 'classifier' else ''}"
         )
     return asked
 

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from stages.core.artefacts import read_json, write_json
@@ -26,18 +27,25 @@ def run(main: Callable[[], None]) -> None:
 
     Ctrl-C, and a reader such as `head` that has read enough, end it without a traceback.
     """
-    stage, start, clock = _stage(), time.monotonic(), time.time()
     is_first = "RANK" not in os.environ  # not one of several processes that a stage has started
-    if is_first and stage in (known := read_times()):
+    _in_plain_words(partial(_tell_and_run, main, is_first=is_first), is_first=is_first)
+
+
+def _tell_and_run(main: Callable[[], None], *, is_first: bool) -> None:
+    """Run it; of a stage, say how long it took last time and now, and what it wrote."""
+    stage, start, clock = _stage() if is_first else "", time.monotonic(), time.time()
+    if stage in (known := read_times()):
         say(stage, starts=f"its last run took {duration(known[stage])}")
     heed_quota()
-    _in_plain_words(main, is_first=is_first)
+    try:
+        main()
+    finally:
+        sys.stdout.flush()  # here, and not at the end of Python, a lost reader is noticed in time
     seconds = time.monotonic() - start
-    if stage and is_first:
-        say(
-            stage, done_in=duration(seconds), wrote=", ".join(written_since(sys.argv[1:], clock)) or "nothing"
-        )
-    if stage and is_first and "DVC_EXP_NAME" not in os.environ:  # experiments may run in parallel
+    if not stage:
+        return
+    say(stage, done_in=duration(seconds), wrote=", ".join(written_since(sys.argv[1:], clock)) or "nothing")
+    if "DVC_EXP_NAME" not in os.environ:  # experiments may run in parallel
         try:
             write_json(TIMES, {**read_times(), stage: round(seconds, 1)})
         except UserError as error:  # a full disk; the outputs are there, and this is only news

@@ -96,7 +96,7 @@ def _matrix(path: Path, lines: list[list[str]]) -> Stored:
 def _refuse_column_numbers(path: Path, corner: str, others: list[str]) -> None:
     """Refuse a first line that is a header of numbers, which would count as a class.
 
-    Below a word, numbers from 0 or 1 on are taken for a header; without one only 0, 1, 2 and so on, because
+    After a word, numbers from 0 or 1 on are taken for a header; without one only 0, 1, 2 and so on, because
     small counts from 1 on are as likely. An empty corner leaves no doubt: it is a header.
 
     Raises:

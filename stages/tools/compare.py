@@ -30,6 +30,7 @@ from stages.tools.differences import (
     shared_images,
     sizes_heading,
     swatches,
+    truth_differs,
 )
 from stages.tools.revision import read_run
 
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     sizes_heading=sizes_heading(one, other),
                     legends=legends(one, other),
                     swatches=swatches(one, other),
+                    truth_differs=truth_differs(one, other),
                     show_matching=one.legend.shows_matching and other.legend.shows_matching,
                     pairs=in_order(walls[0], walls[1], has_truth=has_truth),
                 )

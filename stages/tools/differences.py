@@ -93,10 +93,17 @@ def legends(one: Run, other: Run) -> list[list[dict[str, str]]]:
     return both[:1] if both[0] == both[1] else both
 
 
+def truth_differs(one: Run, other: Run) -> bool:
+    """Whether the classes have other names or colors in the second run."""
+    both = [(run.legend.class_names, run.legend.class_colours.tolist()) for run in (one, other)]
+    return both[0] != both[1]
+
+
 def swatches(one: Run, other: Run) -> dict[str, list[str]]:
-    """CSS colors of each name of the legends; two, where a name has another color in the second run."""
+    """CSS colors of each name of `cluster_rows`; two, where a name has another color in the second run."""
+    shown = {name for name, *_ in cluster_rows(one, other)}
     found: dict[str, list[str]] = {}
-    for entry in (entry for legend in legends(one, other) for entry in legend):
+    for entry in (entry for legend in legends(one, other) for entry in legend if entry["name"] in shown):
         colours = found.setdefault(entry["name"], [])
         if entry["colour"] not in colours:
             colours.append(entry["colour"])

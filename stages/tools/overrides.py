@@ -9,9 +9,9 @@ from ruamel.yaml.error import YAMLError
 
 from stages.settings.errors import UserError
 
-PLAIN = re.compile(
-    r"[A-Za-z0-9_./:+-]*"
-)  # texts that the grammar of Hydra, which DVC uses, takes as they are
+PLAIN = re.compile(r"[A-Za-z0-9_./:+-]*")  # what the grammar of Hydra, which DVC uses, takes as it is
+
+BEFORE_QUOTE = re.compile(r"(\\+)(?='|$)")  # backslashes that would change the meaning of a quote
 
 
 def text_of(value: Any) -> str:
@@ -35,5 +35,5 @@ def override(key: str, text: str) -> str:
     """`KEY=VALUE` for `--set-param`; a text such as a file name may hold blanks and commas."""
     value = value_of(key, text)
     if isinstance(value, str) and not (value == text and PLAIN.fullmatch(text)):
-        text = "'" + value.replace("'", r"\'") + "'"
+        text = "'" + BEFORE_QUOTE.sub(r"\1\1", value).replace("'", r"\'") + "'"
     return f"{key}={text}"

@@ -99,7 +99,10 @@ def check(params: Params) -> None:
     except UserError:
         if _is_there(data_root(settings)):
             raise
-        warn("check_data", f"{settings.path}: is not there, so nothing says whether images were added")
+        warn(
+            "check_data",
+            f"{settings.path}: is not there, or empty, so nothing says whether images were added",
+        )
         return
     files = raw_files(data)
     check_manifest(settings.manifest_sha256, files)
@@ -110,7 +113,10 @@ def check(params: Params) -> None:
 
 def _is_there(folder: Path) -> bool:
     """Whether there is such a folder; where a disk is not mounted, an empty one may stand for it."""
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    try:
+        return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError:  # it is, but may not be read
+        return True
 
 
 def _root(data: DataSet) -> Path:

@@ -90,8 +90,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     measured.add_argument(
         "--minutes",
         type=_minutes,
-        help="choose image sizes and epochs of pretraining so that `dvc repro` takes at most so many minutes "
-        "here (preset folder)",
+        help="choose image sizes, epochs and, with time for it, the pretraining of folder_slotcon, so that "
+        "`dvc repro` takes at most so many minutes here (preset folder)",
     )
     measured.add_argument("--no-estimate", action="store_true", help="do not measure how long it will take")
     parser.add_argument("--force", action="store_true", help="overwrite uncommitted edits")

@@ -39,5 +39,5 @@ def test_changed_photographs_stop_a_run_whose_stages_are_up_to_date(
     assert "Running stage 'prepare'" not in shown
 
     (folder / "photos").rename(tmp_path / "elsewhere")
-    assert "photos: is not there, so nothing says whether images were added" in run(folder, *REPRO)
+    assert "photos: is not there, or empty, so nothing says whether images were added" in run(folder, *REPRO)
     assert (folder / "data/images/train/images.npy").read_bytes() == packed

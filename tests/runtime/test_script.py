@@ -13,6 +13,7 @@ from torch.distributed import DistBackendError
 
 from stages.runtime.script import duration, read_times, rough_duration, run, written_since
 from stages.settings.errors import UserError
+from tests.datasets import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -157,17 +158,27 @@ def test_written_are_the_arguments_that_are_new(tmp_path: Path) -> None:
     assert found == [str(tmp_path / "folder")]
 
 
-def test_a_reader_that_has_read_enough_ends_it_without_a_traceback() -> None:
+@pytest.mark.parametrize("flush", [True, False])
+@pytest.mark.parametrize("stage", ["", "dvc.yaml:label"])
+def test_a_reader_that_has_read_enough_ends_it_without_a_traceback(
+    flush: bool, stage: str, tmp_path: Path
+) -> None:
     """As in `... | head`; a broken pipe to a process of its own is a bug like any other."""
-    text = "from stages.runtime.script import run; run(lambda: [print(n, flush=True) for n in range(100000)])"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", text], **pipes) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == b"0\n"
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait(60) == 1
+    text = f"print('first', flush=True); run(lambda: [input(), *(print(n, flush={flush}) for n in range(9))])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from stages.runtime.script import run; {text}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "DVC_STAGE": stage, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""},
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"first\n"
+    process.stdout.close()
+    process.stdout = None
+    assert process.communicate(b"\n", timeout=60) == (None, b"")
+    assert process.returncode == 1
 
 
 def test_another_pipe_that_breaks_is_told() -> None:

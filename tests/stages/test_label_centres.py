@@ -192,8 +192,7 @@ def test_what_the_model_does_not_have_is_refused(ready: Any) -> None:
     assert ready.fault(label.main, ARGV) == (
         "params.yaml: label.centres: prototypes needs a pretrained model with prototypes.weight, "
         "projection.0.weight, projection.3.weight, but this one supports only classifier, kmeans; set one of "
-        "these or auto, or choose another pretrain.init; a classifier is kept with pretrain.method: "
-        "supervised alone"
+        "these or auto, or choose another pretrain.init"
     )
 
 

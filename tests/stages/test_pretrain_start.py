@@ -60,6 +60,7 @@ def test_a_model_as_it_is_keeps_its_heads_but_its_classes_only_where_they_are_as
     assert metrics["init"]["matched"] == len(
         [key for key in trunk if not key.endswith("num_batches_tracked")]
     )
+    assert ("classifier" in metrics["init"]["heads"]) == (name == "torchvision"), "what the file has"
     assert metrics["init"]["sha256"] == hashlib.sha256(Path("model.pth").read_bytes()).hexdigest()
 
 

@@ -401,7 +401,8 @@ def test_a_format_that_was_changed_is_warned_of_and_an_error_if_it_is_asked_for(
     capsys.readouterr()
     assert _exit_code([*SEGMENT, "--quiet"]) == 0
     assert capsys.readouterr().err == (
-        f"segment: warning: cvat.xml: {TOUCHED}; to have it written, move it away and pass --format cvat\n"
+        f"segment: warning: cvat.xml: {TOUCHED}, so no file of format cvat is renewed (cvat.xml, "
+        "cvat_labels.json); to have them written, move it away and pass --format cvat\n"
     )
     for path in ("found/manifest.csv", "found/cvat_labels.json"):
         Path(path).unlink()

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from stages.tools import preset, surroundings
+from stages.tools.composing import compose
 from stages.tools.surroundings import git_obstacle, obstacles
+from tests.datasets import REPOSITORY
 
 IDENTITY = [f"GIT_{who}_{key}" for who in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")]
 
@@ -99,7 +101,7 @@ def test_a_preset_names_the_cause_and_not_edits(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text("seed: 0\n")
-    monkeypatch.setattr(preset, "compose", lambda _: {"prepare": {"reader": "demo"}})
+    monkeypatch.setattr(preset, "compose", lambda name: compose(name, REPOSITORY / "presets"))
     with pytest.raises(preset.UserError) as raised:
         preset.main(["demo"])
     assert "this folder has no git history" in str(raised.value)

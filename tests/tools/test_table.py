@@ -535,6 +535,8 @@ def test_settings_that_params_cannot_have_are_refused_before_anything_runs(
         "true",
         '"true"',
         "'a b'",
+        "a b\\",
+        "c:\\d e\\'f",
     ],
 )
 def test_dvc_reads_every_value_as_it_was_given(value: str) -> None:

@@ -61,8 +61,11 @@ def formats_to_renew(out: Path, given: Sequence[str]) -> list[str]:
         present = [file for file in own if one.has(file) and (out / file).exists()]
         changed = [file for file in present if not own[file].is_at(out / file)]
         if name not in given and changed:
-            remedy = f"to have it written, move it away and pass --format {name}"
-            warn("segment", f"{', '.join(changed)}: {CHANGED}; {remedy}")
+            warn(
+                "segment",
+                f"{', '.join(changed)}: {CHANGED}, so no file of format {name} is renewed "
+                f"({', '.join(present)}); to have them written, move it away and pass --format {name}",
+            )
         elif name not in given and present:
             found.append(name)
     return found
