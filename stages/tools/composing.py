@@ -14,8 +14,13 @@ from stages.settings.errors import UserError
 PRESETS, BASE = Path("presets"), "demo"
 
 
-def compose(name: str, folder: Path = PRESETS) -> CommentedMap:
+def compose(name: str, folder: Path = PRESETS, above: tuple[str, ...] = ()) -> CommentedMap:
     """Merge a preset into demo.yaml, including comments, to a complete params.yaml.
+
+    Args:
+        name: of the preset.
+        folder: where presets are.
+        above: presets that extend this one.
 
     Raises:
         UserError: the preset does not exist, is not valid YAML, or has a key that is not in demo.yaml.
@@ -24,7 +29,9 @@ def compose(name: str, folder: Path = PRESETS) -> CommentedMap:
     preset = _load(path)
     if name == BASE:
         return preset
-    params = compose(preset.pop("extends", BASE), folder)
+    if name in above:
+        raise UserError(f"{path}: extends itself ({' -> '.join((*above, name))}); extend {BASE} or folder")
+    params = compose(preset.pop("extends", BASE), folder, (*above, name))
     if base := preset.pop("base", None):
         lay_base(params, base, folder)
     _lay_over(params, preset, f"{path}: ")

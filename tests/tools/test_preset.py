@@ -78,6 +78,7 @@ def test_the_folder_preset_is_fitted_to_a_small_data_set(repository: Path) -> No
             r"presets/own\.yaml: pretrain: is a section: write its keys below it, such as method",
         ),
         ("size_px: {side: 64}", r"presets/own\.yaml: size_px: has no keys below it"),
+        ("extends: own", r"presets/own\.yaml: extends itself \(own -> own\); extend demo or folder"),
         ("precision: bf16", r"presets/own\.yaml:\n  precision: expected "),
         ('pretrain: {batch_size: "32"}', r"presets/own\.yaml:\n  pretrain\.batch_size: "),
         ("prepare: {split: {val_fraction: 0}}", r"presets/own\.yaml:\n  prepare\.split\.val_fraction: "),
