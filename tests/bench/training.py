@@ -86,11 +86,13 @@ def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iter
     kinds = [("ours", "float32", False), ("ours", "bfloat16", False), ("picie", usual, False)]
     kinds += [("ours", usual, True)] if compiled else []
     for kind, precision, is_compiled in kinds:
-        params = settings_of(kind, preset, precision, parts=kind == "ours", compiled=is_compiled)
+        has_parts = kind == "ours"
+        without = "" if has_parts else " without context and guidance"
+        params = settings_of(kind, preset, precision, parts=has_parts, compiled=is_compiled)
         found = compare_epochs(params, count, device, turns)
         how = f"{params.backbone.arch}, {params.size_px} px, batch {params.train.batch_size}, {precision}"
         yield Line(
-            f"training, an epoch of {count} images, {kind}, {how}{', compiled' * is_compiled}: goodput",
+            f"training, an epoch of {count} images, {kind}{without}, {how}{', compiled' * is_compiled}: goodput",
             f"{count / found.seconds:.1f} images/s",
             f"bare network {count / found.bare_seconds:.1f} images/s",
             found.goodput,
