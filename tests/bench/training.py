@@ -87,12 +87,12 @@ def measure(device: torch.device, turns: int, *, compiled: bool = False) -> Iter
     kinds += [("ours", usual, True)] if compiled else []
     for kind, precision, is_compiled in kinds:
         has_parts = kind == "ours"
-        without = "" if has_parts else " without context and guidance"
+        what = kind if has_parts else f"{kind} without context and guidance"
         params = settings_of(kind, preset, precision, parts=has_parts, compiled=is_compiled)
         found = compare_epochs(params, count, device, turns)
         how = f"{params.backbone.arch}, {params.size_px} px, batch {params.train.batch_size}, {precision}"
         yield Line(
-            f"training, an epoch of {count} images, {kind}{without}, {how}{', compiled' * is_compiled}: goodput",
+            f"training, an epoch of {count} images, {what}, {how}{', compiled' * is_compiled}: goodput",
             f"{count / found.seconds:.1f} images/s",
             f"bare network {count / found.bare_seconds:.1f} images/s",
             found.goodput,
