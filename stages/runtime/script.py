@@ -34,7 +34,7 @@ def run(main: Callable[[], None]) -> None:
 def _tell_and_run(main: Callable[[], None], *, is_first: bool) -> None:
     """Run it; of a stage, say how long it took last time and now, and what it wrote."""
     stage, start, clock = _stage() if is_first else "", time.monotonic(), time.time()
-    if stage in (known := read_times()):
+    if stage and stage in (known := read_times()):
         say(stage, starts=f"its last run took {duration(known[stage])}")
     heed_quota()
     try:

@@ -58,6 +58,10 @@ class _Plan(NamedTuple):
         """Seconds of the run with so many epochs of pretraining, at most."""
         return self.others + epochs * _upper(self.epoch)
 
+    def leaves_share(self, seconds: float) -> bool:
+        """Whether pretraining gets the share of the time that belongs to it."""
+        return self.others <= (1 - SHARE) * seconds
+
 
 def fit_into(
     minutes: float, params: Mapping[str, Any], data: DataSet, better: tuple[Fit, ...] = ()
@@ -81,14 +85,14 @@ def fit_into(
     if better:
         whole = _laid(params, better)
         plan = _planned(whole, data, *LEVELS[0])
-        if plan.needs(at(whole, EPOCHS)) <= seconds and plan.others <= (1 - SHARE) * seconds:
+        if plan.needs(at(whole, EPOCHS)) <= seconds and plan.leaves_share(seconds):
             changes, found = _with_epochs(whole, plan, seconds)
             chosen = {fit.key: fit for fit in (*better, *changes)}
             return tuple(chosen.values()), found
     for level in LEVELS:
         plan = _planned(params, data, *level)
-        is_shared = not _trains(params) or plan.others <= (1 - SHARE) * seconds
-        if plan.needs(LEAST) <= seconds and (is_shared or level == LEVELS[-1]):
+        is_shared = not _trains(params) or plan.leaves_share(seconds) or level == LEVELS[-1]
+        if plan.needs(LEAST) <= seconds and is_shared:
             return _with_epochs(params, plan, seconds)
     raise UserError(
         f"{minutes:g} minutes are too few for {len(data.train):,} training images: even with half the "

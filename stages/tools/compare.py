@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with _space_in(Path(scratch)):
             one, other = (read_run(name, Path(scratch) / str(n)) for n, name in enumerate(args.revisions))
         has_truth = one.split.truth.has_labels and other.split.truth.has_labels
-        places = shared_images(one, other, args.images)
+        places, clusters = shared_images(one, other, args.images), cluster_rows(one, other)
+        both_legends = legends(one, other)
         with atomic_folder(args.out.resolve()) as folder:  # a link stays, and its folder is replaced
             walls = [
                 list(
@@ -75,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                     size_px=one.split.images.shape[1],
                     scores=score_differences(one, other),
                     settings=list(changed_settings(one.settings, other.settings)),
-                    clusters=cluster_rows(one, other),
+                    clusters=clusters,
                     sizes_heading=sizes_heading(one, other),
-                    legends=legends(one, other),
-                    swatches=swatches(one, other),
+                    legends=both_legends,
+                    swatches=swatches(both_legends, {name for name, *_ in clusters}),
                     truth_differs=truth_differs(one, other),
                     show_matching=one.legend.shows_matching and other.legend.shows_matching,
                     pairs=in_order(walls[0], walls[1], has_truth=has_truth),

@@ -1,7 +1,7 @@
 """How two runs differ: rows of scores, settings and clusters, and pairs of images."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,11 +99,15 @@ def truth_differs(one: Run, other: Run) -> bool:
     return both[0] != both[1]
 
 
-def swatches(one: Run, other: Run) -> dict[str, list[str]]:
-    """CSS colors of each name of `cluster_rows`; two, where a name has another color in the second run."""
-    shown = {name for name, *_ in cluster_rows(one, other)}
+def swatches(entries: list[list[dict[str, str]]], names: Collection[str]) -> dict[str, list[str]]:
+    """CSS colors of each name that has one; two, where a name has another color in the second run.
+
+    Args:
+        entries: of `legends`.
+        names: those to color.
+    """
     found: dict[str, list[str]] = {}
-    for entry in (entry for legend in legends(one, other) for entry in legend if entry["name"] in shown):
+    for entry in (entry for legend in entries for entry in legend if entry["name"] in names):
         colours = found.setdefault(entry["name"], [])
         if entry["colour"] not in colours:
             colours.append(entry["colour"])

@@ -10,7 +10,6 @@ from ruamel.yaml.error import YAMLError
 from stages.settings.errors import UserError
 
 PLAIN = re.compile(r"[A-Za-z0-9_./:+-]*")  # what the grammar of Hydra, which DVC uses, takes as it is
-
 BEFORE_QUOTE = re.compile(r"(\\+)(?='|$)")  # backslashes that would change the meaning of a quote
 
 
