@@ -15,14 +15,13 @@ from typing import Annotated, Any
 from unicodedata import category
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from stages.core.artefacts import unreadable, write_text
 from stages.core.hashes import fingerprint
 from stages.core.tensors import read_tensors
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.section import Section
+from stages.settings.yaml_text import FAULTS, loaded
 
 FILE = Path("names.yaml")
 ABSENT = "correct the path, or write a first names.yaml with `make names`"  # remedy
@@ -135,7 +134,7 @@ def read_names(
         OtherClustersError: the names are for other clusters, or do not say for which.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
+        content = loaded(path.read_bytes()) or {}
         if not isinstance(content, Mapping):
             raise UserError(f"{path}: {FORM}")
         file = _NamesFile.model_validate(content)
@@ -145,7 +144,7 @@ def read_names(
             for one in error.errors()
         ]
         raise UserError(*lines) from error
-    except (OSError, UnicodeError, YAMLError) as error:
+    except (OSError, *FAULTS) as error:
         raise UserError(
             unreadable(path, "a names file", error, absent=ABSENT, damaged="correct it")
         ) from error

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
-from ruamel.yaml import YAML
 from torch import Tensor
 
 from stages.core import distributed
@@ -33,6 +32,7 @@ from stages.runtime.progress import tell
 from stages.runtime.tree import flatten, unflatten
 from stages.runtime.watch import Watch, differing, summarise
 from stages.settings.errors import UserError
+from stages.settings.yaml_text import loaded
 
 
 class Saved(Protocol):
@@ -217,7 +217,7 @@ def _hashes_in_lock() -> dict[str, str]:
     lock = Path("dvc.lock")
     if "DVC_STAGE" not in os.environ or not lock.exists():
         return {}
-    stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8")).get("stages", {})
+    stages = loaded(lock.read_bytes()).get("stages", {})
     return {out["path"]: str(out["md5"]) for stage in stages.values() for out in stage.get("outs", [])}
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.schema import Params
+from stages.settings.yaml_text import parsed
 
 TYPES = {
     "int_type": "int",
@@ -30,19 +29,15 @@ TYPES = {
 def read(path: Path) -> Params:
     """Read and validate all of params.yaml.
 
-    The format is YAML 1.2, as in DVC: `1e-4` is a number here but a string in PyYAML.
-
     Raises:
         UserError: the file is invalid; the error lists every fault with its dotted key.
     """
     try:
-        raw = _parsed(path.read_text(encoding="utf-8"))
+        raw = _parsed(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; create it with `make preset NAME=demo`") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); pass a settings file") from error
-    except (YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, got {type(raw).__name__}")
     try:
@@ -64,8 +59,8 @@ def validated(raw: dict[str, Any]) -> Params:
 
 
 @lru_cache(maxsize=1)  # a stage reads the file several times, and parsing takes a tenth of a second
-def _parsed(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+def _parsed(text: bytes, where: str) -> Any:
+    return parsed(text, where)
 
 
 def load(path: Path, *keys: str) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
 
 from stages.settings.errors import UserError
+from stages.settings.yaml_text import loaded, parsed
 
 PRESETS, BASE = Path("presets"), "demo"
 
@@ -52,13 +52,10 @@ def _load(path: Path) -> CommentedMap:
     if not path.exists():
         known = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
         raise UserError(f"{path}: not found; available: {known}")
-    try:
-        loaded = _yaml().load(path.read_text(encoding="utf-8"))
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, CommentedMap):
+    content = parsed(path.read_bytes(), str(path), _yaml())
+    if not isinstance(content, CommentedMap):
         raise UserError(f"{path}: must list keys and values, such as size_px: 128")
-    return loaded
+    return content
 
 
 def _lay_over(params: CommentedMap, changes: CommentedMap, where: str) -> None:
@@ -109,4 +106,4 @@ def as_text(params: CommentedMap) -> str:
 
 def plain(params: CommentedMap) -> Any:
     """Convert to built-in Python types, without comments."""
-    return YAML(typ="safe", pure=True).load(as_text(params))
+    return loaded(as_text(params))

@@ -4,11 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from stages.core.artefacts import unreadable
 from stages.settings.errors import UserError
+from stages.settings.yaml_text import FAULTS, loaded
 
 LOCK = "dvc.lock"
 
@@ -33,8 +31,8 @@ def read_yaml(path: Path, expected: str) -> dict[str, Any]:
         UserError: it cannot be read, or is something else.
     """
     try:
-        return dict(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {})
-    except (OSError, ValueError, TypeError, YAMLError) as error:
+        return dict(loaded(path.read_bytes()) or {})
+    except (OSError, *FAULTS) as error:
         raise UserError(unreadable(path, expected, error, damaged="restore it, or move it away")) from error
 
 

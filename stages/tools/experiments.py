@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from stages.core.artefacts import with_details
 from stages.settings.errors import UserError
 from stages.settings.params import flat
 from stages.settings.section import Section
+from stages.settings.yaml_text import parsed
 from stages.tools.overrides import override, text_of
 
 
@@ -75,8 +74,8 @@ def read_table(path: Path) -> Table:
         known = ", ".join(sorted(table.stem for table in path.parent.glob("*.yaml")))
         raise UserError(f"{path}: no such table; available: {known}")
     try:
-        table = Table.model_validate(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
-    except (YAMLError, ValidationError) as error:
+        table = Table.model_validate(parsed(path.read_bytes(), str(path)))
+    except ValidationError as error:
         raise UserError(
             f"{path}: not a valid table of experiments: {' '.join(str(error).split())}"
         ) from error
@@ -125,7 +124,7 @@ def read_base(path: Path) -> dict[str, Any]:
     if not path.exists():
         known = ", ".join(sorted(base.stem for base in path.parent.glob("*.yaml")))
         raise UserError(f"{path}: no such base; available: {known}")
-    return dict(flat(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))))
+    return dict(flat(parsed(path.read_bytes(), str(path))))
 
 
 def experiments(

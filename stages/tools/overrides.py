@@ -4,10 +4,7 @@ import json
 import re
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from stages.settings.errors import UserError
+from stages.settings.yaml_text import parsed
 
 PLAIN = re.compile(r"[A-Za-z0-9_./:+-]*")  # what the grammar of Hydra, which DVC uses, takes as it is
 BEFORE_QUOTE = re.compile(r"(\\+)(?='|$)")  # backslashes that would change the meaning of a quote
@@ -24,10 +21,7 @@ def value_of(key: str, text: str) -> Any:
     Raises:
         UserError: it is not YAML.
     """
-    try:
-        return YAML(typ="safe", pure=True).load(text) if text else ""
-    except YAMLError as error:
-        raise UserError(f"--set {key}: invalid YAML: {' '.join(str(error).split())}") from error
+    return parsed(text, f"--set {key}") if text else ""
 
 
 def override(key: str, text: str) -> str:

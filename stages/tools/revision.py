@@ -9,7 +9,6 @@ import pandas as pd
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc_data.index import DataIndexError
-from ruamel.yaml import YAML
 
 from stages.core.artefacts import read_array, read_csv, read_metrics
 from stages.core.images import open_images, read_index
@@ -21,6 +20,7 @@ from stages.reporting.wall import Split, image_names
 from stages.runtime.watch import summarise
 from stages.settings.errors import UserError
 from stages.settings.params import flat
+from stages.settings.yaml_text import parsed
 from stages.tools.changes import changed_stages
 from stages.tools.dvc_lock import LOCK, outdated, read_lock
 
@@ -151,8 +151,8 @@ def _open_run(revision: str, folder: Path) -> Run:
     refined = read_array(folder / "data/refined.npy", memory_map=True)
     evaluated = folder / "metrics/evaluate"
     names = _names(folder, scores.shape[1])
-    content = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text(encoding="utf-8"))
-    settings = dict(flat(content))
+    params = folder / "params.yaml"
+    settings = dict(flat(parsed(params.read_bytes(), str(params))))
     has_crf = settings.get("refine.backend") != "none"
     return Run(
         revision,

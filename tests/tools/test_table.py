@@ -448,7 +448,7 @@ def test_without_git_the_remedy_is_said_before_dvc_is_asked(
         ("two changes", "the baseline", "the baseline occurs more than once"),
         ("paper: {}", "paper: {IoU: 1.0}", "rows use IoU, which the table does not list under measures"),
         ("notes: [A note.]", "", "notes Field required"),
-        ("title: A table", "title: [", "not a valid table of experiments"),
+        ("title: A table", "title: [", "invalid YAML"),
         ("stage: evaluate@raw", "", "stage Field required"),
     ],
 )
