@@ -106,10 +106,14 @@ def _sum_of_squares(points: Float[Tensor, "N D"]) -> Float64[Tensor, ""]:
 
 
 def _split_large(means: Float[Tensor, "K D"], counts: Int64[Tensor, " K"]) -> Float[Tensor, "K D"]:
-    """The i-th empty cluster takes half of the i-th largest cluster, without device synchronization."""
+    """The i-th empty cluster takes half of the i-th largest cluster, without device synchronization.
+
+    If more clusters are empty than not, the largest give again, so that all centroids lie at points.
+    """
     is_empty = counts == 0
     place = is_empty.cumsum(0) - 1  # index of each empty cluster among the empty ones
-    donor = counts.argsort(descending=True, stable=True)[place.clamp_min(0)]
+    num_donors = (~is_empty).sum().clamp_min(1)
+    donor = counts.argsort(descending=True, stable=True)[place.clamp_min(0) % num_donors]
     sign = torch.where(torch.arange(means.shape[1], device=means.device) % 2 == 0, 1.0, -1.0) * SPLIT
     is_donor = torch.zeros_like(counts).scatter_add_(0, donor, is_empty.to(counts.dtype)) > 0
     taken = torch.where(is_empty[:, None], means[donor] * (1 + sign), means)

@@ -21,8 +21,8 @@ from stages.training.losses import cluster_weights, guidance_loss
 
 FEWEST_VIEWS = 2  # of a batch, for batch norm
 MEASURED_VIEWS = 256  # maximum number of held-out views for measuring the head after each epoch
-# The weight `auto` (ours). The bounds lie about the sets of docs/results.md: SIFT Flow (stability 0.58 to
-# 0.62), where guidance costs accuracy; four kinds of photographs (stability 0.71 to 0.80, position 0.03 to
+# The weight `auto` (ours). The bounds lie about the sets of docs/results.md: SIFT Flow (stability 0.59 to
+# 0.62), where guidance costs accuracy; four kinds of photographs (stability 0.71 to 0.81, position 0.03 to
 # 0.04), where 0.3 gains most; and frames of driving (0.73, 0.21), where 0.3 harms.
 MOST_WEIGHT = 0.3
 STABILITY_FROM, STABILITY_TO = 0.6, 0.75

@@ -66,6 +66,13 @@ def test_empty_clusters_take_halves_of_the_largest(device: torch.device) -> None
     assert torch.bincount(nearest, minlength=4).min() > 0
 
 
+@pytest.mark.parametrize("spherical", [True, False])
+def test_more_empty_clusters_than_others_take_points_too(device: torch.device, spherical: bool) -> None:
+    points = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).repeat(50, 1).to(device)
+    centroids, _ = lloyd(points, points[:7], iterations=20, spherical=spherical)
+    assert torch.cdist(centroids, points).amin(1).max() < 0.01
+
+
 def test_blocks_add_up(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.from_numpy(_blobs(2, False)).to(device)
     whole, objective = lloyd(points, points[:6], iterations=3, spherical=False)
