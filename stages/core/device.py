@@ -20,6 +20,10 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 # Options of optimizers that change no result but by rounding.
 HOW_COMPUTED = ("capturable", "foreach", "fused")
 
+# Parts of networks with the same code that are compiled: where batch norm spans processes, each residual
+# block is one, and a second network has as many again. torch's limit of 8 would leave most as they are.
+MOST_PARTS = 64
+
 # Constants of malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
@@ -77,6 +81,8 @@ def set_numerics(precision: str, *, deterministic: bool) -> None:
             none). Otherwise cuDNN also tries several algorithms at each new shape and keeps the fastest.
     """
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    # Off by default, but containers turn it on by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.
+    torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
@@ -130,6 +136,7 @@ def compile_networks(networks: Iterable[torch.nn.Module]) -> None:
             f"params.yaml: compile: true needs a C++ compiler, but {compiler} was not found; install "
             "one, set the environment variable CXX to yours, or set compile: false"
         )
+    torch._dynamo.config.recompile_limit = MOST_PARTS
     for network in networks:
         network.compile(dynamic=False)
 

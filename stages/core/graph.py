@@ -6,18 +6,17 @@ A graph that was recorded wrongly repeats a wrong step in silence, so none is us
 """
 
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from stages.core import distributed
 from stages.core.device import pack, unpack
-from stages.core.memory import StepMemory, has_run_out
-from stages.core.step import Drawn, Left, difference
+from stages.core.memory import StepMemory, first_line, has_run_out
+from stages.core.step import Copied, Drawn, Left, copied, difference, restore, tensors_of
 from stages.settings.errors import UserError
 
 Compute = Callable[[Tensor, Drawn], Tensor]  # images and what was drawn, on the device; figures of the step
@@ -26,6 +25,7 @@ Wish = Literal["auto"] | bool  # runtime.cuda_graph
 WARM_UP = 2  # steps of a kind before it is recorded: libraries choose algorithms, optimizers make their state
 MOST_GRAPHS = 64  # kinds that are recorded; others run as they are, for each graph takes memory
 MOST_KINDS = 256  # kinds that are counted; where there are more, hardly one is met again
+MOST_AHEAD = 3  # steps that wait for a GPU; each holds its batch in pinned memory of the host
 
 
 class Recorder(Protocol):
@@ -120,29 +120,29 @@ class Graphs:
         if self._seen[kind] <= WARM_UP:
             self._last[kind] = drawn  # and not the images: those of every kind would fill the memory
             return self._make(image, drawn)
-        before: list[Tensor] = []
+        before: Copied = {}
         try:
-            before = self._copy()
+            before = copied(self._state())
             return self._check(kind, before, image, drawn)
         except RuntimeError as error:
-            fault = f"a step cannot be recorded as a CUDA graph: {_first_line(error)}"
+            fault = f"a step cannot be recorded as a CUDA graph: {first_line(error)}"
         return self._give_up(fault, before, image, drawn)
 
     def _make(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Make a step as it is; if graphs have taken the memory that it needs, without them from then on."""
         if not self._graphs:
             return self._recorder.make(image, drawn)
-        before: list[Tensor] = []
+        before: Copied = {}
         try:
-            before = self._copy()
+            before = copied(self._state())
             return self._recorder.make(image, drawn)
         except RuntimeError as error:
             if not has_run_out(error):
                 raise
-            fault = f"a step needs memory that CUDA graphs have taken: {_first_line(error)}"
+            fault = f"a step needs memory that CUDA graphs have taken: {first_line(error)}"
         return self._give_up(fault, before, image, drawn)
 
-    def _check(self, kind: Kind, before: list[Tensor], image: Tensor, drawn: Drawn) -> Tensor:
+    def _check(self, kind: Kind, before: Copied, image: Tensor, drawn: Drawn) -> Tensor:
         """Make a step as it is and from a new graph; keep the graph if both are the same.
 
         Raises:
@@ -154,12 +154,12 @@ class Graphs:
         replayed = self._from(before, repeat, image, drawn)
         if self._places() != places:
             raise RuntimeError("a step leaves its state elsewhere than it was")
-        if fault := difference(before, steps, replayed):
+        if fault := difference(before.values(), steps, replayed):
             raise RuntimeError(f"{fault} after a step from it")
         self._graphs[kind] = repeat
         return replayed.figures
 
-    def _give_up(self, fault: str, before: list[Tensor], image: Tensor, drawn: Drawn) -> Tensor:
+    def _give_up(self, fault: str, before: Copied, image: Tensor, drawn: Drawn) -> Tensor:
         """Make a step, and all later ones, without graphs."""
         if self._warn is None:
             raise UserError(f"params.yaml: runtime.cuda_graph: true: {fault}; set it to auto or false")
@@ -168,33 +168,18 @@ class Graphs:
         self._graphs.clear()
         self._last.clear()
         if before:
-            self._restore(before)
+            restore(self._state(), before)
             before.clear()
         return self._recorder.make(image, drawn)
 
-    def _from(self, before: list[Tensor], make: Compute, image: Tensor, drawn: Drawn) -> Left:
+    def _from(self, before: Copied, make: Compute, image: Tensor, drawn: Drawn) -> Left:
         """Make a step from the state `before`."""
-        self._restore(before)
+        restore(self._state(), before)
         figures = make(image, drawn)
-        return Left(self._copy(), figures)
-
-    def _tensors(self) -> list[Tensor]:
-        return [value for value in tree_leaves(self._state()) if isinstance(value, Tensor)]
-
-    def _copy(self) -> list[Tensor]:
-        return [value.detach().clone() for value in self._tensors()]
+        return Left(copied(self._state()), figures)
 
     def _places(self) -> list[int]:
-        return [value.data_ptr() for value in self._tensors()]
-
-    @torch.no_grad()
-    def _restore(self, copied: list[Tensor]) -> None:
-        for value, old in zip(self._tensors(), copied, strict=True):
-            value.copy_(old)
-
-
-def _first_line(error: RuntimeError) -> str:
-    return str(error).partition("\n")[0]
+        return [value.data_ptr() for _, value in tensors_of(self._state())]
 
 
 class CudaRecorder:
@@ -212,6 +197,7 @@ class CudaRecorder:
         self._compute, self._device, self._memory = compute, device, StepMemory(device)
         self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         self._image: Tensor | None = None  # from which all graphs read
+        self._ahead: deque[torch.cuda.Event] = deque()  # ends of the steps that were started
 
     def make(self, image: Tensor, drawn: Drawn) -> Tensor:
         """Make a step on the stream that records, to which autograd and cuBLAS attach what they keep."""
@@ -245,6 +231,15 @@ class CudaRecorder:
             shown.copy_(image)
             numbers.copy_(pack(drawn.numbers).pin_memory(), non_blocking=True)
             graph.replay()
+            self._wait_for_earlier()
             return figures.clone()
 
         return repeat
+
+    def _wait_for_earlier(self) -> None:
+        """Keep the host from reading images and starting steps much faster than the GPU makes them."""
+        end = torch.cuda.Event(blocking=True)
+        end.record(torch.cuda.current_stream(self._device))
+        self._ahead.append(end)
+        if len(self._ahead) > MOST_AHEAD:
+            self._ahead.popleft().synchronize()

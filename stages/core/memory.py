@@ -46,13 +46,18 @@ def memory_for(remedy: str, what: str = "") -> Iterator[None]:
     except RuntimeError as error:
         if not has_run_out(error):
             raise
-        reason = str(error).partition("\n")[0].partition(". ")[0]
+        reason = first_line(error).partition(". ")[0]
         raise UserError(f"{what}the memory of the GPU ran out ({reason}); {remedy}") from error
 
 
+def first_line(error: RuntimeError) -> str:
+    """What torch says first; hints for its own developers follow."""
+    return str(error).partition("\n")[0]
+
+
 def has_run_out(error: RuntimeError) -> bool:
-    """Whether the memory of a GPU ran out; torch, CUDA and NCCL raise errors of their own of it."""
-    return "out of memory" in str(error)
+    """Whether the memory of a GPU ran out; torch, CUDA and its libraries raise errors of their own of it."""
+    return "out of memory" in str(error) or "ALLOC_FAILED" in str(error)  # of cuBLAS and cuDNN
 
 
 def unused_bytes(device: torch.device) -> int:

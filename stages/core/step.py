@@ -1,10 +1,11 @@
 """A step of training in two halves: what the host draws, and what the device computes and leaves."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import KeyPath, tree_leaves_with_path
 
 from stages.core.device import send_all
 
@@ -53,14 +54,37 @@ class Drawn(NamedTuple):
         return self._replace(numbers=self.numbers[count:])
 
 
+Copied = dict[KeyPath, Tensor]  # the tensors of a state, by their place in it
+
+
+def tensors_of(state: Any) -> Iterator[tuple[KeyPath, Tensor]]:
+    """All tensors of nested dicts and lists, with their places."""
+    return ((place, value) for place, value in tree_leaves_with_path(state) if isinstance(value, Tensor))
+
+
+def copied(state: Any) -> Copied:
+    """Copy all tensors of a state."""
+    return {place: value.detach().clone() for place, value in tensors_of(state)}
+
+
+@torch.no_grad()
+def restore(state: Any, before: Copied) -> None:
+    """Give the tensors of a state their values back.
+
+    Those that a step has added since, as optimizers do at their first, become 0, where optimizers begin.
+    """
+    for place, value in tensors_of(state):
+        value.copy_(before[place]) if place in before else value.zero_()
+
+
 class Left(NamedTuple):
     """What a step leaves."""
 
-    state: list[Tensor]
+    state: Copied
     figures: Tensor
 
 
-def difference(before: Sequence[Tensor], steps: Sequence[Left], other: Left) -> str:
+def difference(before: Iterable[Tensor], steps: Sequence[Left], other: Left) -> str:
     """What is wrong with what a step leaves that was made in another way; empty if nothing is.
 
     Args:
@@ -68,7 +92,7 @@ def difference(before: Sequence[Tensor], steps: Sequence[Left], other: Left) -> 
         steps: what the step leaves, made twice as it is.
         other: what it leaves in the other way: anything where the step leaves what is not a number.
     """
-    once, again, found = ([*left.state, left.figures] for left in (*steps, other))
+    once, again, found = ([*left.state.values(), left.figures] for left in (*steps, other))
     starts = [*before, torch.zeros_like(other.figures)]
     wrong = 0
     for tensors in zip(starts, once, again, found, strict=True):

@@ -25,6 +25,10 @@ KILLED = 128  # plus the signal's number: exit code of shells for a process that
 PATIENCE_SECONDS = 60  # torchrun gives its processes 30 s to end
 PR_SET_PDEATHSIG = 1  # of Linux, from prctl.h
 LIBC = ctypes.CDLL(None)
+ENDED_BY: dict[int, str] = {  # what most often ends a process without a word of its own
+    signal.SIGKILL: ", as by the system when memory runs out",
+    signal.SIGABRT: ", as by NCCL when another process does not answer for runtime.timeout_seconds",
+}
 
 
 def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> bool:
@@ -74,8 +78,8 @@ def launch(module: str, argv: Sequence[str], runtime: Runtime, device: str) -> b
         code = error.get_first_failure()[1].exitcode
         if code < 0:  # it could print nothing
             raise UserError(
-                f"a process was ended by {_signal_name(-code)}, as by the system when memory runs out "
-                "(SIGKILL); run `dvc repro` again to go on"
+                f"a process was ended by {_signal_name(-code)}{ENDED_BY.get(-code, '')}; the "
+                "messages above may say more; run `dvc repro` again to go on"
             ) from error
         sys.exit(code)  # the process has already printed its error
     except SignalException as error:  # torch has ended the processes

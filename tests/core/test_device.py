@@ -1,13 +1,14 @@
 """What is asked of a GPU, on a machine that has none: torch's answers are replaced."""
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
 from torch.distributed import DistBackendError
 
 from stages.core import distributed
-from stages.core.device import choose_device, restore_optimizer
+from stages.core.device import choose_device, compile_networks, restore_optimizer, set_numerics
 from stages.core.memory import StepMemory, memory_for, unused_bytes
 from stages.settings.errors import UserError
 
@@ -59,15 +60,64 @@ def test_a_graph_is_refused_where_it_and_what_runs_beside_it_do_not_fit(
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
         (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might ..."), True),
         (DistBackendError("NCCL error in: a.cpp:1\nFailed to CUDA calloc 8 bytes: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("shapes differ"), False),
     ],
 )
-def test_memory_runs_out_in_the_words_of_torch_cuda_and_nccl(fault: RuntimeError, has_run_out: bool) -> None:
+def test_memory_runs_out_in_the_words_of_torch_and_its_libraries(
+    fault: RuntimeError, has_run_out: bool
+) -> None:
     with pytest.raises(UserError if has_run_out else RuntimeError) as raised, memory_for("lower it"):
         raise fault
     if has_run_out:
         reason = str(fault).partition("\n")[0].partition(". ")[0]
         assert str(raised.value) == f"the memory of the GPU ran out ({reason}); lower it"
+
+
+def test_products_of_matrices_keep_float32_where_a_container_turns_that_off() -> None:
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True  # as by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1
+        set_numerics("tf32", deterministic=True)
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        set_numerics("float32", deterministic=True)
+
+
+def test_all_blocks_of_networks_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a part of its own where batch norm spans processes, because that is left as it is."""
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        compiled.append(graph)
+        return graph
+
+    class Block(torch.nn.Module):
+        """Two parts, unlike those of other blocks, between which is what is never compiled."""
+
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+        @torch.compiler.disable
+        def between(self, values: torch.Tensor) -> torch.Tensor:
+            return values + 1
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return self.between(values * self.number) * self.number
+
+    compile_as_usual = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda network, **how: compile_as_usual(network, backend=backend, **how)
+    )
+    torch.compiler.reset()
+    networks = [torch.nn.Sequential(*(Block(first + i) for i in range(16))) for first in (1, 17)]
+    compile_networks(networks)
+    for network in networks:
+        network(torch.ones(1))
+    assert len(compiled) == 2 * 2 * 16
 
 
 @pytest.mark.parametrize(("name", "current"), [("cuda:1", [GPU]), ("cuda", []), ("auto", [])])

@@ -241,6 +241,32 @@ def test_steps_of_which_none_is_met_again_keep_nothing() -> None:
     assert tape.num_records == 1, "of one that was met three times, and not of one that came too late"
 
 
+def test_memory_that_runs_out_in_the_first_step_of_an_optimizer_changes_nothing() -> None:
+    """The state that the optimizer has made by then was not there when the step began."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    lacks_memory = True
+
+    def step(image: Tensor, drawn: Drawn) -> Tensor:
+        nonlocal lacks_memory
+        weight.grad = image * drawn.numbers[0].sum()
+        if any(drawn.phase):
+            optimizer.step()
+            if lacks_memory:
+                lacks_memory = False
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return weight.detach().clone()
+
+    told: list[str] = []
+    graphs = Graphs(Tape(step), lambda: {"weight": weight, "optimizer": optimizer.state_dict()}, told.append)
+    for _ in range(WARM_UP + 1):
+        graphs(torch.ones(3), Drawn((torch.ones(1),), (False,)))
+    graphs(torch.ones(3), Drawn((torch.ones(1),), (True,)))
+    graphs(torch.ones(3), Drawn((torch.ones(1),), (True,)))
+    assert len(told) == 1
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 1 - 0.1 - 0.19))
+
+
 def test_a_step_of_another_kind_that_lacks_memory_beside_graphs_goes_on_without_them() -> None:
     """In the middle of such a step the state is neither the old nor the new."""
     changes = PRETRAINING["swav"]

@@ -73,12 +73,24 @@ def test_a_process_that_the_system_ends_is_named(bench: Any) -> None:
     assert "Traceback" not in log
 
 
-def _kill_rank_1(bench: Any) -> tuple[int, str]:
-    """Start the stage, kill its second process once a state is saved; the exit code and what was said."""
+def test_a_process_that_waited_too_long_for_another_gpu_is_named(bench: Any) -> None:
+    """NCCL ends it with SIGABRT from a thread of its own, so no exception tells of it."""
+    bench.params(
+        pretrain__bn_splits=2, pretrain__epochs=400, runtime__nproc=2, runtime__checkpoint_seconds=0.0
+    )
+    code, log = _kill_rank_1(bench, signal.SIGABRT)
+    assert code == 2
+    assert (
+        "ended by SIGABRT, as by NCCL when another process does not answer for runtime.timeout_seconds" in log
+    )
+
+
+def _kill_rank_1(bench: Any, by: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
+    """Start the stage, end its second process once a state is saved; the exit code and what was said."""
     running = _start(bench)
     _wait_for(lambda: list(Path(".state").rglob("state.safetensors")))
     processes = [one for one in psutil.Process(running.pid).children(recursive=True) if _rank(one) == "1"]
-    processes[-1].send_signal(signal.SIGKILL)
+    processes[-1].send_signal(by)
     _, log = running.communicate(timeout=300)
     return running.returncode, log
 

@@ -28,7 +28,7 @@ PYTHON = """#!/bin/bash
 while [[ $1 != --node-rank ]]; do shift; done
 here=$(dirname "$0")
 counts="OMP_NUM_THREADS=$OMP_NUM_THREADS NCCL_P2P_DISABLE=$NCCL_P2P_DISABLE"
-printf '%s\\n' "$PWD" "$counts" "$DVC_ROOT" "SECRET=$SECRET" "$@" > "$here/$2.part"
+printf '%s\\n' "$PWD" "$counts $PYTORCH_CUDA_ALLOC_CONF" "$DVC_ROOT" "SECRET=$SECRET" "$@" > "$here/$2.part"
 trap 'touch "$here/$2.ended"; exit 1' TERM
 mv "$here/$2.part" "$here/$2.started"
 source "$here/$2.does"
@@ -52,7 +52,7 @@ def _start(bin_folder: Path, *arguments: str) -> subprocess.Popen[str]:
     folder = bin_folder.parent / "a folder"
     folder.mkdir()
     variables = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "3", "SECRET": "kept"}
-    variables["NCCL_P2P_DISABLE"] = "1"
+    variables |= {"NCCL_P2P_DISABLE": "1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     variables["DVC_ROOT"] = "/the repository"  # relative paths of params.yaml start there
     command = ["bash", str(SCRIPT), *arguments]
     pipe = subprocess.PIPE
@@ -79,7 +79,7 @@ def test_every_host_gets_its_command_in_the_same_folder(bin_folder: Path) -> Non
         secret = "kept" if rank == 0 else ""
         assert words[:4] == [
             folder,
-            "OMP_NUM_THREADS=3 NCCL_P2P_DISABLE=1",
+            "OMP_NUM_THREADS=3 NCCL_P2P_DISABLE=1 expandable_segments:True",
             "/the repository",
             f"SECRET={secret}",
         ]

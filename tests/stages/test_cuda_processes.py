@@ -28,6 +28,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "ours": {},
     "weighted": {"train__pixel_loss__balance": "frequency", "train__image_loss__balance": "inverse"},
     "picie": picie(),
+    "bfloat16": {"precision": "bfloat16"},
     "passes": {"train__batch_size": 8, "train__micro_batch": 2, "train__freeze": "batch_norm"},
 }
 LINES = {
@@ -78,7 +79,10 @@ def test_two_processes_on_a_gpu_give_what_one_gives(
     shared = {name: _read(name) for _, name, _ in runs}
     run_all(lines)
     for stage, name, _ in runs:
-        if stage in ("pretrain", "train"):
+        if name == "bfloat16":  # rounding to 8 bits decides which pixels change clusters
+            losses = [column for column in shared[name] if "loss" in column]
+            np.testing.assert_allclose(shared[name][losses], _read(name)[losses], rtol=0.02)
+        elif stage in ("pretrain", "train"):
             pd.testing.assert_frame_equal(shared[name], _read(name), rtol=1e-3, obj=name)
         else:
             np.testing.assert_array_equal(shared[name], _read(name))
