@@ -26,7 +26,7 @@ def compose(name: str, folder: Path = PRESETS, above: tuple[str, ...] = ()) -> C
         UserError: the preset does not exist, is not valid YAML, or has a key that is not in demo.yaml.
     """
     path = folder / f"{name}.yaml"
-    preset = _load(path)
+    preset = load_preset(path)
     if name == BASE:
         return preset
     if name in above:
@@ -45,17 +45,31 @@ def lay_base(params: CommentedMap, name: str, folder: Path = PRESETS) -> None:
         UserError: the base does not exist, or has a key that is not in `params`.
     """
     path = folder / "bases" / f"{name}.yaml"
-    _lay_over(params, _load(path), f"{path}: ")
+    _lay_over(params, load_preset(path), f"{path}: ")
 
 
-def _load(path: Path) -> CommentedMap:
-    if not path.exists():
-        known = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
-        raise UserError(f"{path}: not found; available: {known}")
+def load_preset(path: Path) -> CommentedMap:
+    """Read a preset or a base, with its comments.
+
+    Raises:
+        UserError: the file is missing, is not valid YAML, or has no keys and values.
+    """
+    require_file(path)
     content = parsed(path.read_bytes(), str(path), _yaml())
     if not isinstance(content, CommentedMap):
         raise UserError(f"{path}: must list keys and values, such as size_px: 128")
     return content
+
+
+def require_file(path: Path) -> None:
+    """Check that there is such a file in a folder of YAML files, which users choose by name.
+
+    Raises:
+        UserError: there is none; the error lists those that are there.
+    """
+    if not path.exists():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        raise UserError(f"{path}: not found; available: {known}")
 
 
 def _lay_over(params: CommentedMap, changes: CommentedMap, where: str) -> None:

@@ -17,6 +17,7 @@ from stages.settings.errors import UserError
 from stages.settings.params import flat
 from stages.settings.section import Section
 from stages.settings.yaml_text import parsed
+from stages.tools.composing import load_preset, plain, require_file
 from stages.tools.overrides import override, text_of
 
 
@@ -70,9 +71,7 @@ def read_table(path: Path) -> Table:
     Raises:
         UserError: the file is missing or is not a valid table.
     """
-    if not path.exists():
-        known = ", ".join(sorted(table.stem for table in path.parent.glob("*.yaml")))
-        raise UserError(f"{path}: no such table; available: {known}")
+    require_file(path)
     try:
         table = Table.model_validate(parsed(path.read_bytes(), str(path)))
     except ValidationError as error:
@@ -119,12 +118,9 @@ def read_base(path: Path) -> dict[str, Any]:
     """Read a base as {dotted key: value}.
 
     Raises:
-        UserError: the file is missing.
+        UserError: the file is missing, is not valid YAML, or has no keys and values.
     """
-    if not path.exists():
-        known = ", ".join(sorted(base.stem for base in path.parent.glob("*.yaml")))
-        raise UserError(f"{path}: no such base; available: {known}")
-    return dict(flat(parsed(path.read_bytes(), str(path))))
+    return dict(flat(plain(load_preset(path))))
 
 
 def experiments(
@@ -150,11 +146,12 @@ def experiments(
         code: hash of what is not committed (`uncommitted_code`).
     """
     unchanged = {key: text_of(value) for key, value in flat(settings)}
+    chosen = dict.fromkeys(row.base or table.base for row in table.rows)
+    values = {base: read_base(bases / f"{base}.yaml") if base else {} for base in chosen}
     for row in table.rows:
-        base = row.base or table.base
-        values = read_base(bases / f"{base}.yaml") if base else {}
+        shared = values[row.base or table.base]
         for seed in seeds:
-            changes = {key: text_of(value) for key, value in {**values, **row.changes, "seed": seed}.items()}
+            changes = {key: text_of(value) for key, value in {**shared, **row.changes, "seed": seed}.items()}
             decisive = {
                 key: text for key, text in (unchanged | changes).items() if not key.startswith(NO_RESULT)
             }

@@ -294,6 +294,26 @@ def test_the_values_of_the_base_are_in_the_command(
     assert "train.lr=0.25" in second
 
 
+@pytest.mark.parametrize("text", ["", "- train.lr\n", "ours\n"], ids=["empty", "list", "text"])
+def test_a_base_that_is_no_mapping_is_named(based: Path, bench_fault: Any, text: str) -> None:
+    (based / "bases/c.yaml").write_text(text, encoding="utf-8")
+    assert bench_fault(["1", "--tables", "tables", "--set", "base=c", "--dry-run"]) == (
+        "bases/c.yaml: must list keys and values, such as size_px: 128"
+    )
+
+
+def test_a_base_is_read_once_for_all_of_its_rows(
+    based: Path, dvc: FakeDvc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(room, "read_base", lambda path: (read.append(path.stem), read_base(path))[1])
+    third = "  - {name: a third, paper: {}, changes: {global_k: 6}}\n"
+    path = based / "tables/1.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + third, encoding="utf-8")
+    table.main(["1", "--tables", "tables", "--seeds", "0,1", "--dry-run"])
+    assert sorted(read) == ["a", "b"]
+
+
 def test_the_table_says_its_base_and_quotes_what_is_published(
     based: Path, dvc: FakeDvc, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,7 +420,7 @@ def bench_fault() -> Any:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["9"], "tables/9.yaml: no such table; available: 1"),
+        (["9"], "tables/9.yaml: not found; available: 1"),
         (["1", "--seeds", "one"], "--seeds: must be comma-separated integers, got 'one'"),
         (["1", "--rows", "1,3"], "--rows: must be between 1 and 2, got 1,3"),
         (
@@ -421,7 +441,7 @@ def bench_fault() -> Any:
             ["1", "--set", "all:train.lr=1"],
             "rows of --set train.lr: must be comma-separated integers, got 'all'",
         ),
-        (["1", "--set", "base=x"], "bases/x.yaml: no such base; available: "),
+        (["1", "--set", "base=x"], "bases/x.yaml: not found; available: "),
     ],
 )
 def test_mistakes(folder: Path, bench_fault: Any, argv: list[str], expected: str) -> None:
