@@ -17,7 +17,7 @@ from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.source import list_data
 from stages.settings.schema import Params, Prepare
 from stages.tools.composing import compose, lay_base, plain
-from stages.tools.experiments import read_base
+from stages.tools.table_file import read_base
 
 REPOSITORY = Path(__file__).parents[1]
 TAXONOMIES = {path.stem: path for path in (REPOSITORY / "stages/readers").glob("*/*.csv")}

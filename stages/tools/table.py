@@ -16,15 +16,8 @@ from stages.core.artefacts import write_csv, write_text
 from stages.runtime.script import run
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.params import read
-from stages.tools.experiments import (
-    Experiment,
-    Row,
-    experiments,
-    finished,
-    read_table,
-    succeeds,
-    waiting,
-)
+from stages.tools.experiments import Experiment, experiments, succeeds
+from stages.tools.finished_experiments import finished, show, waiting
 from stages.tools.overrides import value_of
 from stages.tools.surroundings import git_obstacle, obstacles, uncommitted_code
 from stages.tools.table_changes import (
@@ -35,6 +28,7 @@ from stages.tools.table_changes import (
     say_what_rows_keep,
     with_changes,
 )
+from stages.tools.table_file import Row, read_table
 from stages.tools.table_text import announce, as_markdown, compare, describe_run
 
 PARAMS = Path("params.yaml")  # DVC's experiments know no other
@@ -65,15 +59,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (broken := git_obstacle(Path())) is not None:
         raise UserError(f"make table: {broken.what}; {broken.remedy}")
     files = {measure.file for measure in table.measures.values()}
-    done = finished(files)
-    there = {*done, *waiting()} if args.queue else done.keys()
+    shown = show()
+    done = finished(shown, files)
+    there = {*done, *waiting(shown)} if args.queue else done.keys()
     missing = [] if args.collect else [experiment for experiment in wanted if experiment.name not in there]
     if missing:
         raise_faults(f"make table: {one.what}; {one.remedy}" for one in obstacles(Path()))
         print("\n".join(announce(args.name, chosen, missing)), flush=True)
     failed = _run(args.name, missing, files, is_queued=args.queue)
     if not args.queue:
-        compared = compare(table, all_rows, finished(files) if missing else done)
+        compared = compare(table, all_rows, finished(show(), files) if missing else done)
         text = as_markdown(table, compared, describe_run(params, written, changes))
         write_text(args.out / f"{args.name}.md", text)
         write_csv(args.out / f"{args.name}.csv", compared)
@@ -148,7 +143,7 @@ def _check_kept(experiment: Experiment, files: Collection[str]) -> None:
     Raises:
         UserError: the experiment is not there, or has no metrics.
     """
-    if experiment.name not in finished(files):
+    if experiment.name not in finished(show(), files):
         raise UserError(
             f"{experiment.name}: DVC ended with success, but the experiment is not among those of this "
             "commit; `make doctor` looks for the cause"

@@ -7,8 +7,9 @@ from stages.runtime.progress import warn
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.params import validated
 from stages.settings.schema import Params
-from stages.tools.experiments import Experiment, Table
+from stages.tools.experiments import Experiment
 from stages.tools.overrides import value_of
+from stages.tools.table_file import Table
 
 
 class Change(NamedTuple):

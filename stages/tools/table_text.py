@@ -8,8 +8,10 @@ import pandas as pd
 from stages.settings.params import flat
 from stages.settings.schema import Params
 from stages.settings.schema_pretrain import DENSE_METHODS, UNTRAINED
-from stages.tools.experiments import Experiment, Measure, Metrics, Row, Table, measured
+from stages.tools.experiments import Experiment
+from stages.tools.finished_experiments import Metrics, measured
 from stages.tools.table_changes import Change
+from stages.tools.table_file import Measure, Row, Table
 
 ABSENT = "–"
 BASELINE = "k-means on color and position"

@@ -20,8 +20,8 @@ from stages.settings.params import check_data_size, read
 from stages.tools import answers, pin, preset
 from stages.tools.answers import PUBLISHED
 from stages.tools.composing import as_text, compose, lay_base, plain
-from stages.tools.experiments import read_base
 from stages.tools.fitting import LEAST_IMAGES, at, fits
+from stages.tools.table_file import read_base
 from tests.datasets import (
     REPOSITORY,
     TAXONOMIES,

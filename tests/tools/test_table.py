@@ -18,10 +18,11 @@ from stages.settings.schema import Params
 from stages.tools import experiments as room
 from stages.tools import table
 from stages.tools.composing import compose, plain
-from stages.tools.experiments import parse, read_base, read_table
+from stages.tools.finished_experiments import revisions
 from stages.tools.fitting import at
 from stages.tools.overrides import override, value_of
 from stages.tools.table_changes import parse_change
+from stages.tools.table_file import read_base, read_table
 from stages.tools.table_text import PRETRAINING, as_markdown, compare, describe_run
 from tests.datasets import REPOSITORY, read_preset, write_params
 from tests.pipeline.pipeline_file import read_stages
@@ -56,6 +57,7 @@ class FakeDvc:
         self.fails = "none"  # part of the name of the experiments that fail
         self.is_shallow = self.forgets = False
         self.edits = ""  # of code that is not committed
+        self.asked = 0  # how often it was asked for the experiments
         self.committed: dict[str, dict[str, Any]] = {}
 
     def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -72,6 +74,7 @@ class FakeDvc:
             return subprocess.CompletedProcess(command, 0 if found else 128, json.dumps(found))
         assert command[:4] == [sys.executable, "-m", "dvc", "exp"]
         if command[4] == "show":
+            self.asked += 1
             return subprocess.CompletedProcess(command, 0, json.dumps(self.shown()), "")
         fails = self.fails in command[command.index("--name") + 1]
         if not fails:
@@ -353,6 +356,7 @@ def test_collect_and_queue_run_nothing(
     before = list(dvc.ran)
     table.main(["1", "--tables", "tables", "--out", "out", "--seeds", "0", "--queue"])
     assert dvc.ran == before, "what is queued was queued again"
+    assert dvc.asked == 3, "DVC takes seconds, so each command asks it once"
 
 
 def test_after_a_failed_experiment_the_others_run(
@@ -636,7 +640,7 @@ def test_experiments_without_results_are_not_finished() -> None:
 
     metrics = {"m.json": {"data": {"a": 1}}}
     shown = [one("a", None, metrics), one("b", "failed", metrics), one("c", "success", None)]
-    assert parse([{"experiments": shown}]) == {"a": "1234"}
+    assert revisions([{"experiments": shown}]) == {"a": "1234"}
 
 
 # The preset that each table is for; base and guidance run with any.
