@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 
 from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.source import list_data
-from stages.settings.schema import Params, Prepare
+from stages.settings.schema import Params
+from stages.settings.schema_prepare import Prepare
 from stages.tools.composing import compose, lay_base, plain
 from stages.tools.table_file import read_base
 

@@ -16,7 +16,7 @@ from stages.core.repository import in_repository
 from stages.dataset.left_out import LeftOut
 from stages.dataset.truth import Kind
 from stages.settings.errors import DamagedFileError, UserError, raise_faults
-from stages.settings.schema import Prepare
+from stages.settings.schema_prepare import Prepare
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from stages.readers.folder.splitting import rule_for
 from stages.runtime.script import run
 from stages.settings.errors import UserError
 from stages.settings.params import flat, read, validated
-from stages.settings.schema import Params, Prepare
+from stages.settings.schema import Params
+from stages.settings.schema_prepare import Prepare
 from stages.tools import answers
 from stages.tools.composing import as_text, compose, lay_base, plain
 from stages.tools.fitting import LEAST_IMAGES, Fit, at, fits

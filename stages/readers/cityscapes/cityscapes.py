@@ -15,7 +15,7 @@ from stages.dataset.listing import walk
 from stages.dataset.source import DataSet, Findings, Item
 from stages.dataset.taxonomy import read_taxonomy
 from stages.settings.errors import UserError, listed
-from stages.settings.schema import Prepare
+from stages.settings.schema_prepare import Prepare
 
 CITYSCAPES = "https://www.cityscapes-dataset.com/downloads"
 

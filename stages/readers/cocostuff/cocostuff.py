@@ -16,7 +16,7 @@ from stages.dataset.source import DataSet, Findings, Item
 from stages.dataset.taxonomy import read_taxonomy
 from stages.readers.cocostuff.parts import COCO_PARTS, LIST, Part, folder_of
 from stages.settings.errors import UserError, listed
-from stages.settings.schema import Prepare
+from stages.settings.schema_prepare import Prepare
 
 FETCH = "python -m stages.tools.fetch cocostuff --to"
 

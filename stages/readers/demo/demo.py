@@ -15,7 +15,7 @@ from stages.core.seeds import numpy_generator
 from stages.dataset.source import DataSet, Decoded, Item, RawFile
 from stages.readers.demo.painting import draw_edge, paint_stuff, place_things
 from stages.readers.demo.scenes import CLASSES, KINDS, PX, SCENES, Scene
-from stages.settings.schema import Prepare
+from stages.settings.schema_prepare import Prepare
 
 DEMO_SEED = 20  # seed of the data; `seed` of params.yaml affects only the training
 

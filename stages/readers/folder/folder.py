@@ -27,7 +27,7 @@ from stages.dataset.truth import IGNORED
 from stages.readers.folder.nearest import nearest, normal
 from stages.readers.folder.splitting import SPLITS, by_content, by_lists
 from stages.settings.errors import UserError, listed
-from stages.settings.schema import Prepare
+from stages.settings.schema_prepare import Prepare
 
 CLASSES, MAPPING = "classes.txt", "labels.csv"
 RESERVED = (CLASSES, MAPPING, "train.txt", "val.txt")  # files of the data set itself
