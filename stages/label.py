@@ -21,8 +21,9 @@ from stages.runtime.progress import say, warn
 from stages.runtime.script import run
 from stages.runtime.start import tell_device
 from stages.runtime.watch import Watch
+from stages.settings.data_size import check_data_size
 from stages.settings.errors import UserError
-from stages.settings.params import check_data_size, load
+from stages.settings.params import load
 from stages.settings.schema import Label, WeakLabels
 
 KEYS = ("seed", "global_k", "label")

@@ -31,8 +31,9 @@ from stages.runtime.links import link
 from stages.runtime.progress import say, tell, warn
 from stages.runtime.script import run
 from stages.runtime.watch import Watch
+from stages.settings.data_size import check_data_size, check_heads
 from stages.settings.errors import UserError
-from stages.settings.params import check_data_size, check_heads, load
+from stages.settings.params import load
 
 KEYS = ("size_px", "prepare")
 PINS = ["prepare.manifest_sha256", "prepare.most_damaged"]  # checks, which change no packed image

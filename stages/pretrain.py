@@ -31,7 +31,8 @@ from stages.runtime.script import run
 from stages.runtime.start import start_stage
 from stages.runtime.state import StageState, restore
 from stages.runtime.watch import Watch
-from stages.settings.params import check_data_size, check_heads, load
+from stages.settings.data_size import check_data_size, check_heads
+from stages.settings.params import load
 
 KEYS = ("seed", "precision", "deterministic", "compile", "backbone", "pretrain")
 PINS = ["pretrain.init_sha256"]  # a check, which changes no weight

@@ -24,8 +24,9 @@ from stages.runtime.start import start_stage
 from stages.runtime.state import StageState, restore
 from stages.runtime.watch import Watch
 from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter, start_from
+from stages.settings.data_size import check_data_size
 from stages.settings.errors import UserError
-from stages.settings.params import check_data_size, load
+from stages.settings.params import load
 from stages.settings.schema import Params
 from stages.training.building import build_segmenter, build_trainer
 from stages.training.guidance import LabelFigures, guidance_weight

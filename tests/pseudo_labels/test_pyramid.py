@@ -9,6 +9,7 @@ from stages.backbone.resnet import ResNet
 from stages.embed import crop_boxes, embed_views
 from stages.imaging.batches import ImageSource
 from stages.pseudo_labels.pyramid import VIEWS, view_boxes
+from stages.settings.data_size import NUM_VIEWS
 from stages.settings.schema import Embed
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -25,6 +26,10 @@ def test_boxes_of_the_six_views() -> None:
         (0.2, 0.2, 0.6, 0.6),
     ]
     torch.testing.assert_close(view_boxes(0.6), torch.tensor(expected, dtype=torch.float32))
+
+
+def test_the_check_of_settings_knows_how_many_views_there_are() -> None:
+    assert len(VIEWS) == NUM_VIEWS
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.99])

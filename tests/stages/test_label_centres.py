@@ -11,7 +11,8 @@ from stages import label
 from stages.core.artefacts import read_metrics
 from stages.pretraining.pretrainer import Pretrainer
 from stages.pseudo_labels.centres import KINDS, Space, choose_centres
-from stages.settings.params import CENTRES, load
+from stages.settings.data_size import CENTRES
+from stages.settings.params import load
 from tests.published_models import classifier
 
 OUTPUTS = ("labels.safetensors", "label.json")

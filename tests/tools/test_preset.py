@@ -15,8 +15,9 @@ from ruamel.yaml import YAML
 from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.source import list_data
 from stages.dataset.taxonomy import read_taxonomy
+from stages.settings.data_size import check_data_size
 from stages.settings.errors import UserError
-from stages.settings.params import check_data_size, read
+from stages.settings.params import read
 from stages.tools import answers, pin, preset
 from stages.tools.answers import PUBLISHED
 from stages.tools.composing import as_text, compose, lay_base, plain
