@@ -55,7 +55,7 @@ def validated(raw: dict[str, Any]) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(*sorted(set(_fault(detail, raw) for detail in error.errors()))) from error
+        raise UserError(*sorted(set(_fault(detail) for detail in error.errors()))) from error
 
 
 @lru_cache(maxsize=1)  # a stage reads the file several times, and parsing takes a tenth of a second
@@ -81,7 +81,7 @@ def flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
             yield f"{before}{key}", value
 
 
-def _fault(detail: ErrorDetails, raw: dict[str, Any]) -> str:
+def _fault(detail: ErrorDetails) -> str:
     location = [str(part) for part in detail["loc"]]
     key, kind, value = ".".join(location), detail["type"], detail["input"]
     context = detail.get("ctx", {})
@@ -99,7 +99,7 @@ def _fault(detail: ErrorDetails, raw: dict[str, Any]) -> str:
         return f"{key}: expected {TYPES[kind]}, got {value!r}"
     if kind == "value_error":
         message = str(context["error"])
-        return f"{key}: {message}" if isinstance(value, list) else f"{key}.{message}" if key else message
+        return f"{key}.{message}" if key else message
     return f"{key}: {_rule(detail)}, got {value!r}"
 
 

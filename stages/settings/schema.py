@@ -13,6 +13,7 @@ from stages.settings.schema_train import Cluster, Train
 from stages.settings.section import (
     Backbone,
     Count,
+    Device,
     Fraction,
     NonNegative,
     Positive,
@@ -110,7 +111,7 @@ class Params(Section):
     precision: Literal["float32", "tf32", "bfloat16"]
     deterministic: bool
     compile: bool
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    device: Device
     backbone: Backbone
     prepare: Prepare
     pretrain: Pretrain

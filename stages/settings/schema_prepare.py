@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.settings.section import Count, Fraction, Section, Sha256
+from stages.settings.section import Count, Fraction, Section, Sha256, one_fault
 
 
 class Demo(Section):
@@ -25,7 +25,11 @@ class SplitRule(Section):
 class CocoStuff(Section):
     """Image list of COCO-Stuff."""
 
-    list: Annotated[str, Field(pattern=r"^[\w-]+$")]
+    list: Annotated[
+        str,
+        Field(pattern=r"^[\w-]+$"),
+        one_fault("must be the name of a list: letters, digits, _ and -"),
+    ]
 
 
 CityscapesFolder = Literal["train", "val", "test", "train_extra"]

@@ -15,6 +15,7 @@ from stages.settings.section import (
     Section,
     Sha256,
     check_micro_batch,
+    one_fault,
 )
 
 QUEUE_METHODS = ("mocov2", "densecl")  # methods with a queue of keys of `queue_size`
@@ -23,6 +24,7 @@ DENSE_METHODS = ("densecl", "slotcon")  # methods that learn from the cells of t
 PerView = Annotated[
     list[Fraction],
     Field(min_length=2, max_length=2, json_schema_extra={"entries": "first view, second view"}),
+    one_fault("must be [first view, second view], each >= 0 and <= 1"),
 ]
 
 

@@ -78,7 +78,12 @@ class Context(Section):
     start: Literal["identity", "random"]
     learn_kernels: bool
     lr_factor: Positive
-    kernel_bounds: Annotated[list[Positive], Field(min_length=2, max_length=2), AfterValidator(low_first)]
+    kernel_bounds: Annotated[
+        list[Positive],
+        Field(min_length=2, max_length=2),
+        AfterValidator(low_first),
+        one_fault("must be [low, high], each > 0"),
+    ]
     appearance_weight: Positive
     proximity_weight: Positive
     position_bandwidth: Positive

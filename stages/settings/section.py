@@ -16,29 +16,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Count = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # '': not checked
-PositiveFraction = Annotated[float, Field(gt=0, le=1)]
-
-
-def low_first(bounds: list[float]) -> list[float]:
-    """Check that the bounds of a range are in order."""
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"must be [low, high], got {bounds}")
-    return bounds
-
-
-FractionRange = Annotated[
-    list[PositiveFraction], Field(min_length=2, max_length=2), AfterValidator(low_first)
-]
-Range = Annotated[list[NonNegative], Field(min_length=2, max_length=2), AfterValidator(low_first)]
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+DEVICE_NAMES = "auto, cpu, cuda or cuda:<index>"
 
 
 def one_fault(text: str) -> WrapValidator:
-    """Report one fault for a value that is none of several types; pydantic gives one for each.
+    """Say in plain words what a value must be, where pydantic quotes a pattern or has a fault for each type.
 
     Args:
         text: what the value must be.
@@ -51,6 +34,42 @@ def one_fault(text: str) -> WrapValidator:
             raise PydanticCustomError("either", text) from None
 
     return WrapValidator(either)
+
+
+def low_first(bounds: list[float]) -> list[float]:
+    """Check that the bounds of a range are in order.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if bounds[0] > bounds[1]:
+        raise ValueError("low is above high")
+    return bounds
+
+
+Count = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+FractionRange = Annotated[
+    list[PositiveFraction],
+    Field(min_length=2, max_length=2),
+    AfterValidator(low_first),
+    one_fault("must be [low, high], each > 0 and <= 1"),
+]
+Range = Annotated[
+    list[NonNegative],
+    Field(min_length=2, max_length=2),
+    AfterValidator(low_first),
+    one_fault("must be [low, high], each >= 0"),
+]
+Device = Annotated[str, Field(pattern=DEVICE), one_fault(f"must be {DEVICE_NAMES}")]
+Sha256 = Annotated[  # '': not checked
+    str,
+    Field(pattern="^([0-9a-f]{64})?$"),
+    one_fault("must be the 64 hexadecimal digits of a SHA-256 in lower case, or ''"),
+]
 
 
 def check_micro_batch(micro_batch: int, batch_size: int) -> None:

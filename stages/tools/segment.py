@@ -31,6 +31,7 @@ from stages.dataset.left_out import (
 from stages.reporting.legend import css
 from stages.runtime.progress import track
 from stages.runtime.script import run
+from stages.settings.section import DEVICE, DEVICE_NAMES
 from stages.tools.segmenting import coco
 from stages.tools.segmenting.decoding import choose_bits, open_photographs, without_faults
 from stages.tools.segmenting.earlier_run import begin
@@ -144,8 +145,8 @@ def _report(left_out: LeftOut, log: Callable[[str], None]) -> bool:
 
 def device_name(text: str) -> str:
     """A name of a device, as a flag gives it."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:<index>, got {text!r}")
+    if not re.fullmatch(DEVICE, text):
+        raise argparse.ArgumentTypeError(f"expected {DEVICE_NAMES}, got {text!r}")
     return text
 
 
@@ -177,7 +178,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="do all again, over files of segment; never those of others")
     add("--skip-broken", action="store_true", help="exit code 0 even if images had to be left out")
     add("--quiet", action="store_true", help="say only what went wrong")
-    add("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:<index>")
+    add("--device", type=device_name, default="auto", help=DEVICE_NAMES)
     args = parser.parse_args(argv)
     if args.params and not args.refine:
         parser.error("--params has the settings of --refine; pass --refine as well")
