@@ -55,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with atomic_path(args.out) as temporary:
         predict = (_write_onnx if args.format == "onnx" else _write_torch)(model, temporary, about)
         difference, moved = compare(model, predict, images)
-        checked = f"ompared on {kind}: largest difference of a score {difference:.2g}, other ids {moved:.4%}"
-        print(f"export: c{checked}")
+        found = f"{kind}: largest difference of a score {difference:.2g}, other ids {moved:.4%}"
+        print(f"export: compared on {found}")
         if not difference <= TOLERANCE:
             raise UserError(
                 f"--out {args.out}: not written, because the scores of the exported model differ by "
                 f"{difference:.2g} from those of the original; at most {TOLERANCE:g} is allowed"
             )
-        card = model_card(model, args.model, args.out.name, args.format, f"C{checked}.")
+        card = model_card(model, args.model, args.out.name, args.format, f"Compared on {found}.")
     write_text(card_path, card)
     print(f"export: wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB) and {card_path}")
 
