@@ -72,7 +72,7 @@ class Span:
 def estimate(params: Params, data: DataSet) -> dict[str, Span]:
     """Seconds of the long stages, and of all others together."""
     heed_quota()  # torch is loaded by now
-    found = {"prepare": _prepare(params, data), "starting the stages": start().times(NUM_STAGES)}
+    found = {"prepare": _prepare(params, data), "starting the stages": starting_python().times(NUM_STAGES)}
     num_images = len(data.train)
     with contextlib.redirect_stdout(None):  # the lines of a run that is none
         device = choose_device(params.device)
@@ -141,8 +141,8 @@ def _prepare(params: Params, data: DataSet) -> Span:
 
 
 @functools.cache
-def start() -> Span:
-    """Starting Python with what a stage with a network imports; it is most of the time of a short run."""
+def starting_python() -> Span:
+    """A start of Python with what a stage with a network imports; it is most of the time of a short run."""
     before = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import torch, torchvision, pandas"], check=True)
     one = time.perf_counter() - before

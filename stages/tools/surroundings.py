@@ -1,4 +1,4 @@
-"""Where the repository lies and how it came: what keeps DVC's experiments from working there."""
+"""What about git, or the path of the repository, keeps DVC's experiments from working."""
 
 import hashlib
 import os

@@ -27,7 +27,7 @@ from stages.runtime.watch import summarise
 from stages.settings.errors import UserError
 from stages.settings.params import read
 from stages.settings.schema import Params
-from stages.tools.estimate import build_untrained, start
+from stages.tools.estimate import build_untrained, starting_python
 from tests.bench.files import is_present, measure_files
 from tests.bench.head import machine, memory_bytes
 from tests.bench.meter import Observed, resident_bytes
@@ -116,7 +116,7 @@ def _project(
                 **dict(_tell(measure_networks(params, device))),
                 **dict(_tell(measure_kmeans(params, device))),
             }
-            known["start"] = start().low
+            known["start"] = starting_python().low
         measured |= known[key]
         at = Setting(*counts, count_cores(), known["start"], base, free, memory_bytes())
         trunk = build_backbone(describe(params.backbone))

@@ -159,7 +159,7 @@ def test_steps_are_estimated_in_the_precision_of_the_run(
 
     for name in ("_pretrain", "_train", "_others"):
         monkeypatch.setattr(estimating, name, measured)
-    monkeypatch.setattr(estimating, "start", lambda: Span(1, 1))
+    monkeypatch.setattr(estimating, "starting_python", lambda: Span(1, 1))
     try:
         for precision, deterministic in (("tf32", False), ("float32", True)):
             changes = {"precision": precision, "deterministic": deterministic, "device": "cpu"}

@@ -51,7 +51,9 @@ def write_label_studio(
 def _parts(out: Path) -> Iterator[Callable[[str], None]]:
     """Write tasks to label_studio.json, and those that would make it too large to label_studio_002.json."""
     names = itertools.chain([FILE], (f"label_studio_{number:03}.json" for number in itertools.count(2)))
-    empty = len(HEAD + TAIL)  # bytes; the end of the last line is what the first task has not: a comma
+    # Bytes. Each task is counted with a comma and a line end: the first has no comma, but one more line ends
+    # before the tail.
+    empty = len(HEAD + TAIL)
     with ExitStack() as part:
         write, size = part.enter_context(json_list(out / next(names), HEAD, TAIL)), empty
 
