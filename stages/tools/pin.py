@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.core.artefacts import atomic_path, read_metrics
-from stages.core.hashes import file_sha256
+from stages.core.hashes import file_sha256, fingerprint
 from stages.core.images import read_index
 from stages.dataset.raw_files import (
     Difference,
@@ -35,7 +35,6 @@ from stages.tools.params_text import set_texts
 
 MODELS, PREVIOUS = Path("models"), Path("models/previous")
 PRETRAINED = Path("metrics/pretrain.json")
-FOLDER_DIGITS = 12  # of the hash of the clusters
 # Files of the last run, and the settings of path and hash that take each.
 WARM = {
     BACKBONE: ("pretrain.init", "pretrain.init_sha256"),
@@ -183,7 +182,7 @@ def _models_to_keep(pretrain: Pretrain) -> tuple[dict[Path, Path], dict[str, str
     hashes = {name: file_sha256(MODELS / name) for name in warm}
     _, about = read_tensors(MODELS / CENTROIDS)
     check_made_for(MODELS / CENTROIDS, about, hashes[SEGMENTER])
-    folder = PREVIOUS / hashes[CENTROIDS][:FOLDER_DIGITS]
+    folder = PREVIOUS / fingerprint(MODELS / CENTROIDS)
     there = [name for name in warm if (folder / name).exists()]
     for name in there:
         if file_sha256(folder / name) != hashes[name]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stages.core.device import describe
+from stages.core.hashes import FINGERPRINT_DIGITS
 from stages.core.memory import memory_for
 from stages.dataset.left_out import (
     BAD,
@@ -119,10 +120,11 @@ def _run(
 def _made_by(model: TrainedModel, photographs: Photographs) -> dict[str, str]:
     """What decides label maps and overlays, in the words of a message; names alone decide neither."""
     legend = repr((model.legend.colours.tolist(), model.legend.merged.tolist()))
+    digits = hashlib.sha256(legend.encode()).hexdigest()
     return {
         MODEL: model.fingerprint,
         FOLDER: str(photographs.root),
-        "list of colors and merged clusters": hashlib.sha256(legend.encode()).hexdigest()[:12],
+        "list of colors and merged clusters": digits[:FINGERPRINT_DIGITS],
         FEATURES: "" if model.features == ScoredFeatures() else str(model.features),
         "choice of --refine": "none" if model.crf is None else model.crf.model_dump_json(),
     }

@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap
 
 from stages.core.artefacts import read_metrics
+from stages.core.hashes import FINGERPRINT_DIGITS
 from stages.reporting.legend import css
 from stages.settings.params import flat
 from stages.tools.composing import as_text
@@ -143,7 +144,8 @@ def describe_data(project: Path) -> Iterator[str]:
         yield "Unknown: there is no metrics/prepare.json beside the model."
         return
     yield f"{figures['train_images']:,} training images and {figures['val_images']:,} validation images"
-    yield f"(manifest {str(figures['manifest_sha256'])[:12]}). No labels of them were used in training."
+    manifest = str(figures["manifest_sha256"])[:FINGERPRINT_DIGITS]
+    yield f"(manifest {manifest}). No labels of them were used in training."
     yield from _start(project)
     yield from (f"- {note}" for note in figures["notes"])
 
@@ -160,7 +162,8 @@ def _start(project: Path) -> Iterator[str]:
         how = "has a classifier, as networks have that were trained with labels"
         if "classifier" not in start["heads"].split():
             how = "may have been trained with labels: how it was trained is not known here"
-        yield f"The backbone started from a checkpoint (SHA-256 {start['sha256'][:12]}), which {how}."
+        sha256 = start["sha256"][:FINGERPRINT_DIGITS]
+        yield f"The backbone started from a checkpoint (SHA-256 {sha256}), which {how}."
 
 
 def _scores(project: Path, *, crf: bool) -> Iterator[str]:

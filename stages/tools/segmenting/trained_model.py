@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.core.device import choose_device, place
-from stages.core.hashes import file_sha256
+from stages.core.hashes import FINGERPRINT_DIGITS, file_sha256
 from stages.imaging.batches import to_unit
 from stages.imaging.resample import interpolation_matrix, resample, whole
 from stages.postprocessing.exact_crf import exact_mean_field
@@ -83,7 +83,7 @@ class TrainedModel:
         self.features = read_scored_features(folder.absolute().parent / PARAMS)
         self.size_px: int = about["size_px"]
         self.backbone: dict[str, Any] = about["backbone"]
-        self.fingerprint = f"{sha256[:12]}-{self.lineage[0]}"
+        self.fingerprint = f"{sha256[:FINGERPRINT_DIGITS]}-{self.lineage[0]}"
 
     def __call__(self, picture: np.ndarray) -> Segmentation:
         """Segment one RGB image of any size.
