@@ -36,8 +36,9 @@ from stages.settings.section import DEVICE, DEVICE_NAMES
 from stages.tools.segmenting import coco
 from stages.tools.segmenting.decoding import choose_bits, open_photographs, without_faults
 from stages.tools.segmenting.earlier_run import begin
+from stages.tools.segmenting.given_paths import HELP
 from stages.tools.segmenting.output_folder import alone_in
-from stages.tools.segmenting.photographs import HELP, Photographs, find_photographs
+from stages.tools.segmenting.photographs import Photographs, find_photographs
 from stages.tools.segmenting.pipeline import Pace, segment_all
 from stages.tools.segmenting.run_manifest import FEATURES, FOLDER, LEGEND, MODEL, TABLE
 from stages.tools.segmenting.scored_features import ScoredFeatures

@@ -7,10 +7,31 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from stages.dataset.left_out import HIDDEN
 from stages.dataset.listing import is_hidden, judge
 from stages.dataset.own_outputs import OwnOutputs
+
+
+class JudgedFile(NamedTuple):
+    """A file, and what is to be done with it.
+
+    Attributes:
+        path: where it is.
+        reason: why it is not used as an image, or None.
+        is_match: whether it is meant: it is given by its name or matches a pattern, and does not just lie
+            beside what matches.
+    """
+
+    path: Path
+    reason: str | None
+    is_match: bool = True
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is one to segment."""
+        return self.is_match and self.reason is None
 
 
 @dataclass(frozen=True)
@@ -37,8 +58,8 @@ class Pattern:
         """The folders that match: those that are hidden or of the system, or all others."""
         return [path for path in sorted(self.matches) if path.is_dir() and self._hides(path) == hidden]
 
-    def files(self, outputs: OwnOutputs) -> Iterator[tuple[Path, str | None, bool]]:
-        """Yield each file, the reason why it is not used as an image or None, and whether it matches.
+    def files(self, outputs: OwnOutputs) -> Iterator[JudgedFile]:
+        """Yield each file that matches or lies beside what does.
 
         Args:
             outputs: of `segment`.
@@ -50,7 +71,8 @@ class Pattern:
         for folder, inside in names.items():
             hides = self._hides(folder)
             for name, reason in judge(folder, inside, outputs):
-                yield folder / name, HIDDEN if hides else reason, folder / name in self.matches
+                path = folder / name
+                yield JudgedFile(path, HIDDEN if hides else reason, path in self.matches)
 
     def _hides(self, folder: Path) -> bool:
         return any(is_hidden(part) for part in folder.relative_to(self.folder).parts)

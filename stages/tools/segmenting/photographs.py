@@ -1,6 +1,5 @@
-"""The photographs that `segment` is given: files, folders and patterns, as names below one folder."""
+"""The photographs that `segment` is given, as names below one folder."""
 
-import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,12 @@ from stages.dataset.left_out import (
     LeftOut,
     is_odd,
 )
-from stages.dataset.listing import SUFFIXES, list_images, reason_by_suffix
-from stages.dataset.own_outputs import JOURNAL, MANIFEST, OwnOutputs
-from stages.settings.errors import UserError, raise_faults
+from stages.dataset.listing import SUFFIXES, list_images
+from stages.dataset.own_outputs import OwnOutputs
+from stages.settings.errors import UserError
+from stages.tools.segmenting.given_paths import HELP, Given, read_given
 from stages.tools.segmenting.label_files import output_names
-from stages.tools.segmenting.patterns import Pattern
-
-HELP = "pass images, folders of images, or patterns such as 'photos/**/*.jpg'"
+from stages.tools.segmenting.patterns import JudgedFile, Pattern
 
 
 @dataclass(frozen=True)
@@ -57,36 +55,46 @@ def find_photographs(
         UserError: something given is not there, there are no images, or `out` is not apart from a folder.
     """
     outputs = OwnOutputs()
-    folders, files, patterns = _sort(given)
-    earlier = [folder for folder in folders if _is_of_earlier_run(folder, out)]
-    if files or patterns or len(folders) > len(earlier):  # what a shell makes of photos/* has it too
-        folders = [folder for folder in folders if folder not in earlier]
-    for folder in folders:
-        _check_apart(folder, out)
-    named = [(file, _reason(file, outputs)) for file in files]
-    matches = [match for pattern in patterns for match in pattern.files(outputs)]
-    images = [file for file, reason in named if reason is None]
-    images += [path for path, reason, is_match in matches if is_match and reason is None]
-    bases = [*folders, *(path.parent for path in images)]
-    root = _common(bases or [*(file.parent for file in files), *(pattern.folder for pattern in patterns)])
-    if images and root.resolve() == out.resolve():
-        raise UserError(f"--out {out}: is the folder of the images; choose another, so that none is replaced")
-    for folder in [*earlier, *(path for pattern in patterns for path in pattern.folders(hidden=True))]:
-        left_out.add(OWN_OUTPUT if folder in earlier else HIDDEN, f"{_shown(folder, root)}/")
-    found = set(_names(named, root, left_out))
-    listed = _listed(folders, root, left_out, outputs)
-    matched = [(path, reason) for path, reason, is_match in matches if is_match]
-    new = [(path, reason) for path, reason in matched if reason is None or _name(path, root) not in found]
-    listed.update(_names(new, root, left_out))
-    beside = {_name(path, root) for path, reason, is_match in matches if reason is None and not is_match}
-    masks = _masks(listed | beside, root, patterns)
-    for name in sorted(masks & listed - found):  # what is given by its own name is meant
-        left_out.add(MASK, name)
-    names = _one_for_each_output(sorted(found | listed - masks), left_out, scores=scores, overlay=overlay)
+    read = read_given(given, out, outputs)
+    root = _common_root(read, out)
+    chosen = _chosen(read, root, left_out, outputs)
+    names = _one_for_each_output(chosen, left_out, scores=scores, overlay=overlay)
     if not names:
         suffixes = ", ".join(SUFFIXES)
         raise UserError(f"{' '.join(given)}: has no images ({suffixes}){left_out.sentence()}; {HELP}")
     return Photographs(root, names)
+
+
+def _common_root(given: Given, out: Path) -> Path:
+    """The deepest folder that has all images, or all that is given if there are none.
+
+    Raises:
+        UserError: it is the output folder, and has images.
+    """
+    images = [one for one in (*given.files, *given.matches) if one.is_image]
+    folders = [*given.folders, *(one.path.parent for one in images)]
+    elsewhere = [*(one.path.parent for one in given.files), *(pattern.folder for pattern in given.patterns)]
+    root = _common(folders or elsewhere)
+    if images and root.resolve() == out.resolve():
+        raise UserError(f"--out {out}: is the folder of the images; choose another, so that none is replaced")
+    return root
+
+
+def _chosen(given: Given, root: Path, left_out: LeftOut, outputs: OwnOutputs) -> list[str]:
+    """Names of the images, sorted; all else is left out for its reason."""
+    hidden = [folder for pattern in given.patterns for folder in pattern.folders(hidden=True)]
+    for folder in [*given.earlier, *hidden]:
+        left_out.add(OWN_OUTPUT if folder in given.earlier else HIDDEN, f"{_shown(folder, root)}/")
+    named = set(_names(given.files, root, left_out))
+    listed = _listed(given.folders, root, left_out, outputs)
+    matched = (one for one in given.matches if one.is_match)
+    new = [one for one in matched if one.reason is None or _name(one.path, root) not in named]
+    listed.update(_names(new, root, left_out))
+    beside = {_name(one.path, root) for one in given.matches if one.reason is None and not one.is_match}
+    masks = _masks(listed | beside, root, given.patterns)
+    for name in sorted(masks & listed - named):  # what is given by its own name is meant
+        left_out.add(MASK, name)
+    return sorted(named | listed - masks)
 
 
 def _common(folders: Iterable[Path]) -> Path:
@@ -102,29 +110,6 @@ def _masks(names: Iterable[str], root: Path, patterns: Iterable[Pattern]) -> set
     below = os.path.relpath(root, _common([root, *(pattern.folder for pattern in patterns)]))
     places = {os.path.normpath(os.path.join(below, name)): name for name in names}
     return {places[place] for place in label_maps_among(sorted(places))}
-
-
-def _sort(given: Sequence[str]) -> tuple[list[Path], list[Path], list[Pattern]]:
-    """The folders, those that match a pattern among them, the files and the patterns that are given.
-
-    Raises:
-        UserError: something is not there; the error lists everything.
-    """
-    folders: list[Path] = []
-    files: list[Path] = []
-    patterns: list[Pattern] = []
-    faults = []
-    for one in given:
-        if os.path.lexists(one):
-            (folders if os.path.isdir(one) else files).append(Path(one))
-        elif (pattern := Pattern.expand(one)).matches:
-            patterns.append(pattern)
-            folders += pattern.folders(hidden=False)
-        else:
-            what = "matches no file" if glob.has_magic(one) else "no such file or folder"
-            faults.append(f"{one}: {what}; {HELP}")
-    raise_faults(faults)
-    return folders, files, patterns
 
 
 def _listed(folders: Iterable[Path], root: Path, left_out: LeftOut, outputs: OwnOutputs) -> set[str]:
@@ -149,18 +134,13 @@ def _shown(path: Path, root: Path) -> str:
     return _name(path, root) if Path(os.path.abspath(path)).is_relative_to(root) else path.as_posix()
 
 
-def _reason(file: Path, outputs: OwnOutputs) -> str | None:
-    """Why a file that is given by its name is not segmented, or None."""
-    return OWN_OUTPUT if file.name in outputs.inside(file.parent) else reason_by_suffix(file.suffix.lower())
-
-
-def _names(judged: Iterable[tuple[Path, str | None]], root: Path, left_out: LeftOut) -> Iterator[str]:
+def _names(judged: Iterable[JudgedFile], root: Path, left_out: LeftOut) -> Iterator[str]:
     """Names of the files that are images; the others are left out for their reasons."""
-    for path, reason in judged:
-        if reason is None:
-            yield _name(path, root)
+    for one in judged:
+        if one.reason is None:
+            yield _name(one.path, root)
         else:
-            left_out.add(reason, _shown(path, root))
+            left_out.add(one.reason, _shown(one.path, root))
 
 
 def _one_for_each_output(
@@ -188,25 +168,3 @@ def _one_for_each_output(
             folders.update(above)
             kept.append(name)
     return kept
-
-
-def _is_of_earlier_run(folder: Path, out: Path) -> bool:
-    """Whether a folder is the output folder, and segment has written to it, or nobody has."""
-    if folder.resolve() != out.resolve():
-        return False
-    return any((folder / name).is_file() for name in (MANIFEST, JOURNAL)) or not os.listdir(folder)
-
-
-def _check_apart(images: Path, out: Path) -> None:
-    """Refuse an output folder that is, holds, or lies in a folder of images.
-
-    Raises:
-        UserError: outputs could replace images, or be taken for images by the next run.
-    """
-    given, target = images.resolve(), out.resolve()
-    if given == target or given in target.parents or target in given.parents:
-        how = "is" if given == target else "lies in" if given in target.parents else "holds"
-        raise UserError(
-            f"--out {out}: {how} the folder of the images, {images}; choose a folder apart from it, so that "
-            "no image is replaced and no output is taken for an image"
-        )
