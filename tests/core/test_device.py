@@ -138,6 +138,22 @@ def test_a_gpu_with_a_number_becomes_the_current_one(
 
 
 @pytest.mark.parametrize(
+    ("name", "source", "remedy"),
+    [("cuda", "params.yaml: device", "set device: auto"), ("cuda:0", "--device", "pass --device auto")],
+)
+def test_a_gpu_that_is_asked_for_and_absent_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, source: str, remedy: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError) as raised:
+        choose_device(name, source)
+    assert str(raised.value) == (
+        f"{source}: {name!r} needs a CUDA GPU, but torch {torch.__version__} finds none; {remedy} or cpu, "
+        "or install the GPU driver"
+    )
+
+
+@pytest.mark.parametrize(
     ("device", "expected"), [(GPU, ("nccl", torch.device("cuda", 0))), (torch.device("cpu"), ("gloo", None))]
 )
 def test_the_process_group_knows_its_gpu(

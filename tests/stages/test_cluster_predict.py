@@ -351,23 +351,6 @@ def test_a_network_of_another_version_is_refused(ready: Any, main: Any, argv: li
     assert message.startswith("segmenter.safetensors: cannot be loaded as a segmenter by this version (")
 
 
-@pytest.mark.parametrize(("main", "argv"), [(cluster.main, CLUSTER), (predict.main, PREDICT)])
-def test_a_truncated_segmenter_is_named(ready: Any, main: Any, argv: list[str]) -> None:
-    path = Path("segmenter.safetensors")
-    path.write_bytes(path.read_bytes()[:-10])
-    message = ready.fault(main, argv)
-    assert message.startswith("segmenter.safetensors: not a safetensors file of this project (")
-
-
-@pytest.mark.parametrize(("main", "argv"), [(cluster.main, CLUSTER), (predict.main, PREDICT)])
-def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any, main: Any, argv: list[str]) -> None:
-    ready.params(device="cuda")
-    assert ready.fault(main, argv) == (
-        f"params.yaml: device: 'cuda' needs a CUDA GPU, but torch {torch.__version__} finds none; "
-        "set device: auto or cpu, or install the GPU driver"
-    )
-
-
 def test_centroids_of_another_segmenter_are_refused(ready: Any) -> None:
     def digest() -> str:
         return hashlib.sha256(Path("segmenter.safetensors").read_bytes()).hexdigest()

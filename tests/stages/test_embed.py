@@ -77,21 +77,6 @@ def test_a_missing_backbone_is_named(ready: Any) -> None:
     assert not Path("embeddings.npy").exists()
 
 
-def test_a_file_that_is_no_safetensors_is_named(ready: Any) -> None:
-    Path("backbone.safetensors").write_bytes(b"no tensors at all")
-    message = ready.fault(embed.main, ARGV)
-    assert message.startswith("backbone.safetensors: not a safetensors file of this project (")
-    assert message.endswith("); delete it and run `dvc repro` to make it again")
-
-
-def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any) -> None:
-    ready.params(device="cuda")
-    assert ready.fault(embed.main, ARGV) == (
-        f"params.yaml: device: 'cuda' needs a CUDA GPU, but torch {torch.__version__} finds none; "
-        "set device: auto or cpu, or install the GPU driver"
-    )
-
-
 def test_heads_beside_the_trunk_are_left_out_by_name_and_nothing_else_is(ready: Any) -> None:
     embed.main(ARGV)
     plain = ready.hashes("embeddings.npy")

@@ -156,11 +156,3 @@ def test_features_that_are_not_finite_are_refused(ready: Any) -> None:
     assert ready.fault(label.main, ARGV) == (
         "k-means: some features are not finite; the network has diverged"
     )
-
-
-def test_a_truncated_array_is_named(ready: Any) -> None:
-    path = Path("embeddings.npy")
-    path.write_bytes(path.read_bytes()[:300])
-    message = ready.fault(label.main, ARGV)
-    assert message.startswith("embeddings.npy: not a .npy array (")
-    assert message.endswith("); delete it and run `dvc repro` to make it again")

@@ -381,28 +381,12 @@ def test_what_labeling_will_lack_is_told_before_pretraining(
     pretrain.main(ARGV)
 
 
-def test_a_gpu_that_is_asked_for_and_absent_is_an_error(bench: Any) -> None:
-    bench.params(device="cuda")
-    assert bench.fault(pretrain.main, ARGV) == (
-        f"params.yaml: device: 'cuda' needs a CUDA GPU, but torch {torch.__version__} finds none; "
-        "set device: auto or cpu, or install the GPU driver"
-    )
-
-
 def test_a_graph_without_a_gpu_ends_with_its_remedy(bench: Any) -> None:
     bench.params(runtime__cuda_graph=True)
     assert bench.fault(pretrain.main, ARGV) == (
         "params.yaml: runtime.cuda_graph: true needs a GPU, but the device is cpu; set "
         "runtime.cuda_graph: auto"
     )
-
-
-def test_a_truncated_array_is_named(bench: Any) -> None:
-    path = Path("images/train/images.npy")
-    path.write_bytes(path.read_bytes()[:5000])
-    message = bench.fault(pretrain.main, ARGV)
-    assert message.startswith("images/train/images.npy: not a .npy array (")
-    assert message.endswith("); delete it and run `dvc repro` to make it again")
 
 
 def test_an_index_of_other_images_is_refused(bench: Any) -> None:

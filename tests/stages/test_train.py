@@ -443,22 +443,6 @@ def test_a_backbone_of_another_architecture_is_refused(ready: Any) -> None:
     )
 
 
-def test_a_truncated_backbone_is_named(ready: Any) -> None:
-    path = Path("backbone.safetensors")
-    path.write_bytes(path.read_bytes()[:-100])
-    message = ready.fault(train.main, ARGV)
-    assert message.startswith("backbone.safetensors: not a safetensors file of this project (")
-    assert message.endswith("); delete it and run `dvc repro` to make it again")
-
-
-def test_a_gpu_that_is_asked_for_and_absent_is_an_error(ready: Any) -> None:
-    ready.params(device="cuda:0")
-    assert ready.fault(train.main, ARGV) == (
-        f"params.yaml: device: 'cuda:0' needs a CUDA GPU, but torch {torch.__version__} finds none; "
-        "set device: auto or cpu, or install the GPU driver"
-    )
-
-
 def test_a_loss_that_is_no_number_ends_it(ready: Any) -> None:
     ready.params(train__lr=1e30)
     message = ready.fault(train.main, ARGV)
