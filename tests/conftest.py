@@ -31,6 +31,7 @@ TINY: dict[str, Any] = {
     "select_ratio": 0.4,
     "crop_ratio": 0.5,
     "precision": "float32",
+    "deterministic": True,
     "compile": False,
     "device": "cpu",
     "backbone.arch": "resnet18",
@@ -62,6 +63,7 @@ TINY: dict[str, Any] = {
     "pretrain.head_batch_norm": True,
     "pretrain.symmetric": True,
     "pretrain.bn_splits": 2,
+    "pretrain.photometric.jitter_together": True,
     "pretrain.swav.num_prototypes": 5,
     "pretrain.swav.local_crops": 2,
     "pretrain.swav.local_px": 16,
@@ -94,6 +96,7 @@ TINY: dict[str, Any] = {
     "train.freeze": "none",
     "train.crop_first": True,
     "train.color_views": "both",
+    "train.photometric.jitter_together": True,
     "train.pixel_loss.balance": "none",
     "train.pixel_loss.cross_weight": 0.5,
     "train.image_loss.weight": 1.0,
@@ -123,6 +126,7 @@ TINY: dict[str, Any] = {
     "train.context.image": "view",
     "train.context.residual": "add",
     "train.context.learn_kernels": True,
+    "cluster.centroids": "fresh",
     "cluster.kmeans": "sample",
     "cluster.init_batches": 2,
     "cluster.unit_centroids": True,
@@ -140,7 +144,10 @@ TINY: dict[str, Any] = {
     "report.num_images": 2,
     "report.num_clusters": 2,
     "report.views_per_cluster": 2,
+    "report.single_file": False,
     "runtime.num_workers": 1,
+    "runtime.check_data": [],
+    "runtime.cuda_graph": "auto",
 }
 
 
