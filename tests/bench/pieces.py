@@ -12,10 +12,10 @@ from stages.clustering.kmeans import KMeans, MiniBatchKMeans
 from stages.core.artefacts import read_array
 from stages.core.device import place, set_numerics, torch_generator
 from stages.embed import embed_views
+from stages.final_clusters.sampling import sample_pixel_features
 from stages.imaging.batches import ImageSource, in_order, shuffled
 from stages.predict import score_images
 from stages.pretraining.methods import phases
-from stages.segmenter.sampling import sample_pixel_features
 from stages.settings.schema import Params
 from stages.settings.schema_pretrain import Pretrain
 from stages.tools.estimate import CPU_BATCH, build_pretrainer, build_untrained

@@ -40,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoints": {"backbone"},
     "pseudo_labels": {"clustering"},
     "readers": {"dataset"},
+    "final_clusters": {"segmenter", "clustering", "imaging"},
     "prediction": {"segmenter"},
     "scoring": {"clustering"},
     "pretraining": {"checkpoints", "backbone", "imaging"},
@@ -61,21 +62,21 @@ NOT_IMPORTED = {
     "prepare folder": "core/seeds",
     "embed": "backbone/batch_norm core/graph core/hashes core/history core/repository "
     "core/step imaging/photometric",
-    "label": "clustering/continuation core/distributed core/graph core/hashes core/history "
+    "label": "core/distributed core/graph core/hashes core/history "
     "core/images core/launched core/repository core/step pseudo_labels/pyramid",
-    "select_views": "clustering/agreement clustering/continuation clustering/kmeans "
+    "select_views": "clustering/agreement clustering/kmeans "
     "clustering/lloyd core/device core/distributed core/graph core/hashes "
     "core/history core/images core/launched core/memory core/repository core/seeds "
     "core/step",
-    "train": "clustering/agreement clustering/continuation segmenter/sampling",
+    "train": "clustering/agreement",
     "cluster": "core/graph core/history core/step imaging/photometric",
-    "predict": "backbone/batch_norm core/graph core/history core/step imaging/photometric segmenter/sampling",
+    "predict": "backbone/batch_norm core/graph core/history core/step imaging/photometric",
     "refine": "core/distributed core/graph core/hashes core/history core/launched "
     "core/repository core/step core/tensors",
-    "evaluate@raw": "clustering/agreement clustering/continuation core/distributed core/graph "
+    "evaluate@raw": "clustering/agreement core/distributed core/graph "
     "core/hashes core/history core/launched core/memory core/repository core/step "
     "core/tensors",
-    "evaluate@refined": "clustering/agreement clustering/continuation core/distributed core/graph "
+    "evaluate@refined": "clustering/agreement core/distributed core/graph "
     "core/hashes core/history core/launched core/memory core/repository core/step "
     "core/tensors",
     "report": "core/device core/distributed core/graph core/history core/launched core/memory "

@@ -125,6 +125,7 @@ CODE = [
     ("stages/pseudo_labels/centres.py", {"label"}),
     ("stages/pseudo_labels/pyramid.py", {"embed", "label", "select_views", "train", "report"}),
     ("stages/training/losses.py", {"train"}),
+    ("stages/final_clusters/sampling.py", {"cluster"}),
     ("stages/predict.py", {"predict"}),
     ("stages/postprocessing/dense_crf.py", {"refine"}),
     ("stages/scoring/metrics.py", EVALUATE),

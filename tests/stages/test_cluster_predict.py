@@ -15,7 +15,7 @@ from stages import cluster, predict
 from stages.core.artefacts import read_metrics
 from stages.core.device import torch_generator
 from stages.core.tensors import write_tensors
-from stages.segmenter import sampling
+from stages.final_clusters import sampling
 from stages.segmenter.segmenter_file import load_segmenter
 from tests.datasets import picie
 

@@ -1,11 +1,23 @@
-"""Which new clusters go on as clusters of before, and what numbers they take (ours)."""
+"""Which new clusters go on as clusters of an earlier run, and what numbers they take (ours)."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+import torch
+from jaxtyping import Float, Float64, Int64
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
+from stages.core.device import place
+from stages.final_clusters.sampling import cluster_maps
+from stages.imaging.batches import ImageSource
+from stages.runtime.progress import say
+from stages.segmenter.network import Segmenter
+from stages.segmenter.segmenter_file import Earlier
+
+CONTINUED_IMAGES = 256  # both clusterings are compared on
 # A new cluster goes on as an old one from this IoU on. Clusters of equal size then share half of their
 # pixels, so most of what the name was given for is still there.
 LEAST_IOU = 1 / 3
@@ -28,6 +40,41 @@ class Continuation:
     moved: dict[int, int]
     new: tuple[int, ...]
     gone: tuple[int, ...]
+
+
+def keep_numbers(
+    earlier: Earlier,
+    segmenter: Segmenter,
+    centroids: Float[Tensor, "K D"],
+    images: ImageSource,
+    params: SimpleNamespace,
+) -> tuple[Float[Tensor, "K D"], dict[str, Any], dict[str, Any]]:
+    """Number the clusters so that those that go on from an earlier run keep their numbers (ours).
+
+    Both networks assign the pixels of the same training images.
+
+    Returns:
+        The centroids in the new order; metadata for their file; figures on what goes on, is new, or is gone.
+    """
+    before, now = (
+        cluster_maps(network, found, images, count=CONTINUED_IMAGES, size_px=size_px, params=params)
+        for network, found, size_px in (
+            (place(earlier.segmenter, images.device), earlier.centroids, earlier.size_px),
+            (segmenter, centroids, params.size_px),
+        )
+    )
+    shared = count_shared(before, now, len(earlier.centroids), len(centroids))
+    found = continue_clusters(shared)
+    say("cluster", continued=len(found.kept), new=list(found.new), gone=list(found.gone), moved=found.moved)
+    ordered = torch.empty_like(centroids)
+    ordered[torch.from_numpy(found.number)] = centroids
+    figures = {
+        "continued": [{"cluster": cluster, "iou": iou} for cluster, iou in found.kept.items()],
+        "new": list(found.new),
+        "gone": list(found.gone),
+        "moved": [{"from": old, "to": new} for old, new in found.moved.items()],
+    }
+    return ordered, earlier.about_continuing(found.new), figures
 
 
 def count_shared(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stages.final_clusters.sampling import sample_pixel_features
 from stages.imaging.batches import ImageSource
-from stages.segmenter.sampling import sample_pixel_features
 from stages.settings.params import load
 from stages.train import KEYS
 from stages.training.clusters import PixelClusterer

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.clustering.continuation import continue_clusters, count_shared, match_clusters
+from stages.final_clusters.continuation import continue_clusters, count_shared, match_clusters
 
 TABLES = st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(
     lambda shape: st.lists(
