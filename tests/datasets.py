@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.dataset.raw_files import manifest_sha256
-from stages.dataset.source import list_data
+from stages.dataset.raw_files import raw_files
+from stages.dataset.source import DataSet, hash_files, list_data
 from stages.settings.schema import Params
 from stages.settings.schema_prepare import Prepare
 from stages.tools.composing import compose, lay_base, plain
@@ -136,6 +136,11 @@ def make_folder(
     if labels:
         (root / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
     return root
+
+
+def manifest_sha256(data: DataSet) -> str:
+    """The hash that `make preset` pins."""
+    return hash_files(raw_files(data))
 
 
 def folder_manifest(root: Path) -> str:

@@ -75,12 +75,6 @@ def is_leader() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def check_batch(section: str, batch_size: int, micro_batch: int) -> None:
     """Check that a batch can be split over the processes, and each share into passes.
 
@@ -191,14 +185,14 @@ def to_leader(part: Float[Tensor, "n ..."], sizes: Sequence[int]) -> list[Tensor
     return [] if parts is None else [one[:size].cpu() for one, size in zip(parts, sizes, strict=False)]
 
 
-def loss_factor(part: Tensor, whole: Tensor | None = None) -> Tensor:
+def loss_factor(part: Tensor, whole: Tensor) -> Tensor:
     """Factor by which to multiply a mean, so that the mean over processes of the sums is the global mean.
 
     Args:
         part: number (or total weight) of the items in the mean.
-        whole: of all passes of this process; None if there is but one.
+        whole: of all passes of this process.
     """
-    return part * world_size() / total(part if whole is None else whole)
+    return part * world_size() / total(whole)
 
 
 def replicate(module: nn.Module) -> nn.Module:

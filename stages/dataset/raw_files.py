@@ -88,11 +88,6 @@ def raw_files(data: DataSet) -> tuple[RawFile, ...]:
     return (*data.hashed.values(), *others.values(), *data.other_files)
 
 
-def manifest_sha256(data: DataSet) -> str:
-    """Hash of the names, sizes and contents of all files that `prepare` can read."""
-    return hash_files(raw_files(data))
-
-
 def _path() -> Path:
     return in_repository(LISTING)
 

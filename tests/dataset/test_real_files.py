@@ -29,14 +29,13 @@ from stages.dataset.left_out import (
     NO_PICTURE,
     OTHER_FORMAT,
 )
-from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.sixteen_bits import LARGEST
 from stages.dataset.source import Remark, list_data
 from stages.dataset.survey import bits_in_use
 from stages.dataset.taxonomy import plain
 from stages.dataset.truth import IGNORED, read_truth
 from stages.settings.errors import UserError
-from tests.datasets import noise, png16, prepare_settings, write_image, write_params
+from tests.datasets import folder_manifest, noise, png16, prepare_settings, write_image, write_params
 
 SIDE = 16
 FITTING: dict[str, Any] = {
@@ -665,7 +664,7 @@ def test_a_damaged_file_fits_the_pin_of_the_data(root: Path, run: Callable[..., 
     for number in range(4, 40):
         write_image(root / f"images/train/{number:02d}.png", noise(number, SIDE, SIDE))
     _write(root / "images/train/05.png", b"not a picture")
-    pinned = manifest_sha256(list_data(prepare_settings(reader="folder", path=str(root))))
+    pinned = folder_manifest(root)
     found = run(prepare__manifest_sha256=pinned)
     assert found.summary["manifest_sha256"] == pinned
     assert found.left_out == {"damaged": 1}
@@ -682,7 +681,7 @@ def test_an_image_that_is_too_narrow_is_left_out_and_named(
     write_image(root / f"images/{split}/banner.png", noise(3, 400_000, 1))
     if split == "val":
         write_image(root / "labels/val/banner.png", np.zeros((1, 400_000), np.uint8))
-    pinned = manifest_sha256(list_data(prepare_settings(reader="folder", path=str(root))))
+    pinned = folder_manifest(root)
     found = run(prepare__manifest_sha256=pinned)
     assert found.summary["left_out"] == {
         "damaged": {

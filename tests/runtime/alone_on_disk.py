@@ -25,7 +25,7 @@ if __name__ == "__main__":
         state = StageState(watch, interval_seconds=0)
         if distributed.is_leader():
             state.save({"weights": [torch.arange(3), {"step": 7}]})
-        distributed.barrier()
+        torch.distributed.barrier()
         print(f"process {rank} has {state.load()}", flush=True)
     except UserError as fault:
         print(f"process {rank}: {fault}", flush=True)

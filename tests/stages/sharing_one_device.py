@@ -25,5 +25,5 @@ def run_all(lines: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    distributed.join, distributed.leave = join, distributed.barrier  # processes can meet only once
+    distributed.join, distributed.leave = join, dist.barrier  # processes can meet only once
     run_all(sys.argv[1:])

@@ -21,7 +21,7 @@ from stages import prepare
 from stages.core.artefacts import read_metrics
 from stages.core.images import open_images, read_index
 from stages.dataset import packed_splits, source
-from stages.dataset.raw_files import manifest_sha256, raw_files, write_listing
+from stages.dataset.raw_files import raw_files, write_listing
 from stages.dataset.source import DataSet, Decode, Decoded, Item, list_data
 from stages.dataset.survey import decoding, survey
 from stages.dataset.truth import IGNORED, read_truth, write_classes
@@ -31,6 +31,7 @@ from tests.datasets import (
     REPOSITORY,
     folder_manifest,
     make_folder,
+    manifest_sha256,
     noise,
     prepare_settings,
     write_image,

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 
 from stages import cluster, train
 from stages.core import distributed
@@ -22,5 +23,5 @@ def run_all(params: Iterable[str]) -> None:
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    distributed.leave = distributed.barrier  # processes can meet only once
+    distributed.leave = dist.barrier  # processes can meet only once
     run_all(sys.argv[1:])

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages.dataset.raw_files import manifest_sha256
 from stages.dataset.source import list_data
 from stages.dataset.taxonomy import read_taxonomy
 from stages.settings.data_size import check_data_size
@@ -30,6 +29,7 @@ from tests.datasets import (
     folder_manifest,
     make_coco,
     make_folder,
+    manifest_sha256,
     noise,
     prepare_settings,
     write_image,
