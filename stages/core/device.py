@@ -87,18 +87,6 @@ def set_numerics(precision: str, *, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
-def emulates_bfloat16(device: torch.device) -> bool:
-    """Whether networks in bfloat16 are much slower on a device than those in float32."""
-    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def describe(device: torch.device) -> str:
-    """Description of the device for the log."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)"
-
-
 def place(module: Module, device: torch.device) -> Module:
     """Move a network to its device, in channels-last memory format."""
     return module.to(device).to(memory_format=torch.channels_last)

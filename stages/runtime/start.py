@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from stages.core import distributed
-from stages.core.device import choose_device, describe, emulates_bfloat16, set_numerics
+from stages.core.device import choose_device, set_numerics
 from stages.runtime.launch import launch
 from stages.runtime.progress import tell, warn
 
@@ -41,7 +41,7 @@ def start_stage(
     device = distributed.join(choose_device(neutral.device), neutral.runtime.timeout_seconds)
     set_numerics(params.precision, deterministic=params.deterministic)
     tell_device(device)
-    if params.precision == "bfloat16" and emulates_bfloat16(device):
+    if params.precision == "bfloat16" and _emulates_bfloat16(device):
         warn(stage, "precision: bfloat16 is emulated by this processor: about ten times as slow as float32")
     return device
 
@@ -49,4 +49,16 @@ def start_stage(
 def tell_device(device: torch.device) -> None:
     """Print what the work runs on."""
     count = distributed.world_size()
-    tell(f"device: {describe(device)}" + (f", {count} processes" if count > 1 else ""))
+    tell(f"device: {describe_device(device)}" + (f", {count} processes" if count > 1 else ""))
+
+
+def describe_device(device: torch.device) -> str:
+    """Description of the device for the log."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def _emulates_bfloat16(device: torch.device) -> bool:
+    """Whether networks in bfloat16 are much slower on a device than those in float32."""
+    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()

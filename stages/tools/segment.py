@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stages.core.device import describe
 from stages.core.hashes import FINGERPRINT_DIGITS
 from stages.core.memory import memory_for
 from stages.dataset.left_out import (
@@ -32,6 +31,7 @@ from stages.dataset.left_out import (
 from stages.reporting.legend import css
 from stages.runtime.progress import track
 from stages.runtime.script import run
+from stages.runtime.start import describe_device
 from stages.settings.section import DEVICE, DEVICE_NAMES
 from stages.tools.segmenting import coco
 from stages.tools.segmenting.decoding import choose_bits, open_photographs, without_faults
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = (args.params or args.model.absolute().parent / PARAMS) if args.refine else None
     with memory_for(SCARCE):
         model = load(args.model, device=args.device, names=args.names, refine=params)
-    log(f"device: {describe(model.device)}")
+    log(f"device: {describe_device(model.device)}")
     log(f"names of clusters: {model.named_by}")
     if model.features != ScoredFeatures():
         log(f"{model.features}, as {args.model.absolute().parent / PARAMS} says")

@@ -41,7 +41,7 @@ def test_a_precision_that_the_processor_emulates_is_told(
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
     monkeypatch.setattr(start, "choose_device", lambda _: torch.device(device))
-    monkeypatch.setattr(start, "describe", str)
+    monkeypatch.setattr(start, "describe_device", str)
     monkeypatch.setattr(distributed, "join", lambda one, _: one)
     start_stage("embed", [], neutral, SimpleNamespace(precision=precision, deterministic=True))
     assert ("embed: warning: precision: bfloat16 is emulated" in capsys.readouterr().err) == warns
