@@ -1,4 +1,4 @@
-"""Whether a process is one of several that torchrun has started."""
+"""Whether a process is one of several that torchrun has started, and which."""
 
 import os
 
@@ -23,3 +23,11 @@ def is_launched() -> bool:
             f"{' '.join(there)}"
         )
     return bool(there)
+
+
+def rank() -> int | None:
+    """Number of this process among those that torchrun has started; None where it has not started it.
+
+    Some of the variables are none here, so that a script can print the error of `is_launched`.
+    """
+    return int(os.environ["RANK"]) if all(name in os.environ for name in VARIABLES) else None

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from stages.core import launched
+
 Item = TypeVar("Item")
 LOG_INTERVAL_SECONDS = 30.0
 YELLOW, PLAIN = "\033[33m", "\033[0m"
@@ -89,7 +91,7 @@ def _is_quiet() -> bool:
 
 
 def _speaks() -> bool:
-    return os.environ.get("RANK", "0") == "0"  # set by torchrun
+    return launched.rank() in (None, 0)
 
 
 def _shown(value: object) -> str:

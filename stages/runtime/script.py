@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from stages.core import launched
 from stages.core.artefacts import read_json, write_json
 from stages.runtime.pool import heed_quota
 from stages.runtime.progress import say, warn, write_line
@@ -27,7 +28,7 @@ def run(main: Callable[[], None]) -> None:
 
     Ctrl-C, and a reader such as `head` that has read enough, end it without a traceback.
     """
-    is_first = "RANK" not in os.environ  # not one of several processes that a stage has started
+    is_first = launched.rank() is None  # not one of several processes that a stage has started
     _in_plain_words(partial(_tell_and_run, main, is_first=is_first), is_first=is_first)
 
 
@@ -89,7 +90,7 @@ def _has_lost_reader() -> bool:
 
 def _where() -> str:
     """The process and its host, if it is one of several."""
-    rank = os.environ.get("RANK")
+    rank = launched.rank()
     return "" if rank is None else f"process {rank} on {socket.gethostname()}: "
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.core.launched import VARIABLES, is_launched
+from stages.core.launched import VARIABLES, is_launched, rank
 from stages.settings.errors import UserError
 
 
@@ -14,9 +14,11 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_of_torchrun_has_all_of_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_launched()
-    for name in VARIABLES:
-        monkeypatch.setenv(name, "0")
+    assert rank() is None
+    for name, value in zip(VARIABLES, "312", strict=True):
+        monkeypatch.setenv(name, value)
     assert is_launched()
+    assert rank() == 3
 
 
 def test_variables_of_another_program_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +31,4 @@ def test_variables_of_another_program_are_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=r"unset RANK WORLD_SIZE$"):
         is_launched()
+    assert rank() is None

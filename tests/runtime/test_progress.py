@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from stages.core.launched import VARIABLES
 from stages.runtime.progress import say, track, warn, write_line
 
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("QUIET", "NO_COLOR", "RANK"):
+    for name in ("QUIET", "NO_COLOR", *VARIABLES):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -48,7 +49,11 @@ def test_warnings_have_a_color_on_a_terminal_only_where_that_is_wanted(
 def test_only_the_first_process_speaks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("RANK", "1")  # alone, as scripts of jobs export it for programs of another kind
+    warn("train", "few images")
+    assert capsys.readouterr().err == "train: warning: few images\n"
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "1")
     say("train", loss=1.0)
     warn("train", "few images")
     assert capsys.readouterr() == ("", "")

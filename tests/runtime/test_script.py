@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import DistBackendError
 
+from stages.core.launched import VARIABLES
 from stages.runtime.script import duration, read_times, rough_duration, run, written_since
 from stages.settings.errors import UserError
 from tests.datasets import REPOSITORY
@@ -81,12 +82,17 @@ def test_times_that_cannot_be_kept_stop_nothing(
     assert capsys.readouterr().err.startswith("label: warning: .state")
 
 
+def _launch_as(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, rank)
+
+
 def test_one_of_several_processes_leaves_the_frame_to_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_STAGE", "dvc.yaml:train")
-    monkeypatch.setenv("RANK", "0")
+    _launch_as("0", monkeypatch)
     run(lambda: None)
     assert capsys.readouterr().out == ""
     assert read_times() == {}
@@ -104,7 +110,7 @@ def _ended(fault: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[int | 
 def test_one_of_several_processes_says_which_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RANK", "3")
+    _launch_as("3", monkeypatch)
     here = f"error: process 3 on {socket.gethostname()}: "
     assert _ended(UserError("images: not found"), capsys) == (2, f"{here}images: not found\n")
     lost = [
@@ -120,11 +126,21 @@ def test_one_of_several_processes_says_which_it_is(
         assert shown.endswith(f" ({'; '.join(str(fault).splitlines())})\n")
 
 
+def test_a_variable_that_another_program_sets_makes_no_process_of_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "3")
+    code, shown = _ended(UserError("the environment has RANK but not LOCAL_RANK"), capsys)
+    assert (code, shown) == (2, "error: the environment has RANK but not LOCAL_RANK\n")
+
+
 @pytest.mark.parametrize(("rank", "text"), [("0", "shapes differ"), (None, "gloo/transport")])
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, rank: str | None, text: str) -> None:
     monkeypatch.delenv("RANK", raising=False)
     if rank is not None:
-        monkeypatch.setenv("RANK", rank)
+        _launch_as(rank, monkeypatch)
 
     def fail() -> None:
         raise RuntimeError(text)

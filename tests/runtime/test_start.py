@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stages.core import distributed
+from stages.core.launched import VARIABLES
 from stages.runtime import start
 from stages.runtime.start import start_stage, tell_device
 from stages.settings.section import Runtime
@@ -16,7 +17,7 @@ PLAIN = SimpleNamespace(precision="float32", deterministic=True)
 
 @pytest.fixture
 def neutral(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    for name in ("QUIET", "NO_COLOR", "RANK", "WORLD_SIZE"):
+    for name in ("QUIET", "NO_COLOR", *VARIABLES):
         monkeypatch.delenv(name, raising=False)
     return SimpleNamespace(device="cpu", runtime=Runtime.model_validate(committed_params()["runtime"]))
 
@@ -66,6 +67,7 @@ def test_the_first_of_several_processes_says_how_many_there_are(
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     tell_device(torch.device("cpu"))
     assert capsys.readouterr().out.endswith(" threads), 3 processes\n")
-    monkeypatch.setenv("RANK", "1")
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "1")
     tell_device(torch.device("cpu"))
     assert capsys.readouterr().out == ""
