@@ -9,6 +9,7 @@ from torch import Tensor
 from stages.backbone.resnet import BLOCKS, ResNet
 from stages.backbone.trunk import Trunk
 from stages.backbone.vit import ViT
+from stages.core.artefacts import MAKE_AGAIN
 from stages.core.tensors import read_tensors, write_tensors
 from stages.settings.errors import UserError
 from stages.settings.section import Backbone
@@ -49,7 +50,9 @@ def load_backbone(path: Path, settings: Backbone) -> Trunk:
             {name: value for name, value in tensors.items() if name not in about["heads"]}
         )
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be loaded as a backbone by this version ({error})") from error
+        raise UserError(
+            f"{path}: cannot be loaded as a backbone by this version ({error}); {MAKE_AGAIN}"
+        ) from error
     return backbone
 
 

@@ -14,6 +14,11 @@ from stages.settings.errors import UserError
 from stages.settings.schema import Label
 from stages.settings.schema_train import Cluster, PixelClustering
 
+DIVERGED = (
+    "k-means: some features are not finite: the network diverged; lower train.lr or pretrain.lr, or set "
+    "precision: float32"
+)
+
 
 @dataclass(frozen=True)
 class KMeans:
@@ -55,7 +60,9 @@ class KMeans:
         """
         if len(points) < self.num_clusters:
             raise UserError(
-                f"k-means: {self.num_clusters} clusters need at least as many points, got {len(points)}"
+                f"k-means: {self.num_clusters} clusters need at least as many points, got {len(points)}; "
+                "lower their number (pixel_k, global_k), or raise that of the points (sample_pixels, "
+                "init_batches, sample_views)"
             )
         check_finite(points)
         return self._fit_in_faiss(points, seed) if points.device.type == "cpu" else self._fit(points, seed)
@@ -84,14 +91,18 @@ class KMeans:
         return runs[int((objectives if self.spherical else -objectives).argmax())][0]
 
 
-def check_finite(values: Float[Tensor, "..."]) -> None:
+def check_finite(values: Float[Tensor, "..."], fault: str = DIVERGED) -> None:
     """Wait for the values of a network, and check them without a copy.
+
+    Args:
+        values: of any shape.
+        fault: the error if one is not finite.
 
     Raises:
         UserError: one is not finite.
     """
     if not bool(torch.isfinite(torch.stack(values.aminmax())).all()):  # both are NaN if any value is
-        raise UserError("k-means: some features are not finite; the network has diverged")
+        raise UserError(fault)
 
 
 def assign(

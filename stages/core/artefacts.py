@@ -18,6 +18,7 @@ from stages.settings.write_faults import write_fault
 
 NAMES = ("class", "actual", "predicted")  # columns of tables that hold names of classes
 DETAILS = "details"  # key in a metrics file for all figures outside the headline
+MAKE_AGAIN = "delete it and run `dvc repro` to make it again"  # remedy for a file of a stage
 LONGEST_NAME, ADDED = 255, 10  # bytes that a file system allows, and that `_hidden` and tempfile add
 
 
@@ -219,7 +220,7 @@ def unreadable(
     error: Exception,
     *,
     absent: str = "run `dvc repro` to make it",
-    damaged: str = "delete it and run `dvc repro` to make it again",
+    damaged: str = MAKE_AGAIN,
 ) -> str:
     """Error message for an unusable file, with the remedy.
 

@@ -53,9 +53,10 @@ def choose_device(
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if device.index is not None:
-            if device.index >= torch.cuda.device_count():
+            if device.index >= (count := torch.cuda.device_count()):
                 raise UserError(
-                    f"{source}: {name!r}, but only {torch.cuda.device_count()} GPU(s) are visible"
+                    f"{source}: {name!r}, but only {count} GPU(s) are visible; {_choice(source)} cuda, or an "
+                    f"index below {count}"
                 )
             torch.cuda.set_device(device)  # Triton starts kernels on the current one, whatever they read
     if device.type == "cpu":

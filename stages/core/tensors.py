@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from stages.core.artefacts import atomic_path, unreadable
+from stages.core.artefacts import MAKE_AGAIN, atomic_path, unreadable
 from stages.settings.errors import UserError
 
 
@@ -57,6 +57,5 @@ def read_tensors(
         message = unreadable(path, "a safetensors file of this project", error, **remedies)
         raise UserError(message) from error
     if missing := [name for name in needed if name not in tensors]:
-        remedy = remedy or "delete it and run `dvc repro` to make it again"
-        raise UserError(f"{path}: lacks {', '.join(missing)}; {remedy}")
+        raise UserError(f"{path}: lacks {', '.join(missing)}; {remedy or MAKE_AGAIN}")
     return tensors, about

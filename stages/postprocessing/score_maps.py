@@ -12,12 +12,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.artefacts import read_array
+from stages.core.artefacts import MAKE_AGAIN, read_array
 from stages.settings.errors import UserError
 
 MAX_CLUSTERS = 255  # cluster ids are stored as uint8
 CHUNK_ELEMENTS = 2**24  # of an upsampled chunk; 64 MB in float32
-REMEDY = "delete it and run `dvc repro` to make it again"
 
 
 def open_scores(path: Path, num_images: int) -> np.ndarray:
@@ -32,10 +31,10 @@ def open_scores(path: Path, num_images: int) -> np.ndarray:
     if scores.dtype != np.float16 or scores.ndim != 4 or 0 in scores.shape or scores.shape[1] > MAX_CLUSTERS:
         raise UserError(
             f"{path}: holds {scores.dtype} {list(scores.shape)}, expected scores float16 [M, K, h, w] "
-            f"with at most {MAX_CLUSTERS} clusters; {REMEDY}"
+            f"with at most {MAX_CLUSTERS} clusters; {MAKE_AGAIN}"
         )
     if len(scores) != num_images:
-        raise UserError(f"{path}: has scores of {len(scores)} images, expected {num_images}; {REMEDY}")
+        raise UserError(f"{path}: has scores of {len(scores)} images, expected {num_images}; {MAKE_AGAIN}")
     return scores
 
 

@@ -19,11 +19,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stages.clustering.kmeans import KMeans, assign
+from stages.clustering.kmeans import KMeans, assign, check_finite
 from stages.core.tensors import read_tensors
 from stages.settings.errors import UserError
 
 SUPERVISED = "; a classifier needs pretrain.method: supervised"
+DIVERGED = (
+    "label: some features are not finite; the network of `pretrain` has diverged; lower pretrain.lr, or set "
+    "precision: float32"
+)
 PART_VIEWS = 1 << 16  # at a time on the device, to bound memory
 
 
@@ -93,7 +97,11 @@ class Space:
 
     @torch.no_grad()
     def points(self, features: Float[np.ndarray, "N C"]) -> Float[Tensor, "N D"]:
-        """Map view features, possibly memory-mapped, to this space, on its device."""
+        """Map view features, possibly memory-mapped, to this space, on its device.
+
+        Raises:
+            UserError: a feature is not finite.
+        """
         return torch.cat([self._bring(features[rows]) for rows in _parts(len(features))])
 
     def centres(self, points: Float[Tensor, "N D"], kmeans: KMeans, *, seed: int) -> Float[Tensor, "K D"]:
@@ -126,13 +134,13 @@ class Space:
             for run, centroids in enumerate(runs):
                 nearest, best = assign(points, centroids)
                 label[run, rows], score[run, rows] = nearest.cpu().numpy(), best.cpu().numpy()
-        if not np.isfinite(score).all():
-            raise UserError("label: some features are not finite; the network of `pretrain` has diverged")
         return list(zip(label, score, strict=True))
 
     def _bring(self, features: Float[np.ndarray, "N C"]) -> Float[Tensor, "N D"]:
         feature = torch.from_numpy(np.array(features)).to(self._device)
-        return self._kind.bring(feature, self._heads)
+        points = self._kind.bring(feature, self._heads)
+        check_finite(points, DIVERGED)
+        return points
 
 
 def _parts(count: int) -> Iterator[slice]:

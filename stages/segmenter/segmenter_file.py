@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.backbone.checkpoint import build_backbone, describe
+from stages.core.artefacts import MAKE_AGAIN
 from stages.core.hashes import check_sha256, file_sha256, fingerprint
 from stages.core.repository import in_repository
 from stages.core.tensors import read_tensors, write_tensors
@@ -73,7 +74,9 @@ def load_segmenter(path: Path, remedy: str = "") -> tuple[Segmenter, dict[str, A
         )
         segmenter.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be loaded as a segmenter by this version ({error})") from error
+        raise UserError(
+            f"{path}: cannot be loaded as a segmenter by this version ({error}); {remedy or MAKE_AGAIN}"
+        ) from error
     return segmenter.eval(), about
 
 

@@ -112,8 +112,8 @@ def test_all_points_take_part(device: torch.device) -> None:
 
 
 def test_too_few_points_are_refused(device: torch.device) -> None:
-    message = "k-means: 4 clusters need at least as many points, got 3"
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+    message = "k-means: 4 clusters need at least as many points, got 3; lower their number (pixel_k, "
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
         _kmeans(_unit(np.eye(3)), 4, device)
 
 
@@ -121,7 +121,10 @@ def test_too_few_points_are_refused(device: torch.device) -> None:
 def test_values_that_are_not_finite_are_refused(value: float, device: torch.device) -> None:
     points = _unit(np.eye(4))
     points[2, 1] = value
-    message = "k-means: some features are not finite; the network has diverged"
+    message = (
+        "k-means: some features are not finite: the network diverged; lower train.lr or pretrain.lr, or set "
+        "precision: float32"
+    )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         _kmeans(points, 2, device)
 

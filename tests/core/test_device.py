@@ -133,8 +133,12 @@ def test_a_gpu_with_a_number_becomes_the_current_one(
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     choose_device(name)
     assert chosen == current
-    with pytest.raises(UserError, match=r"device: 'cuda:2', but only 2 GPU\(s\) are visible"):
-        choose_device("cuda:2")
+    for source, remedy in (("params.yaml: device", "set device:"), ("--device", "pass --device")):
+        with pytest.raises(UserError) as raised:
+            choose_device("cuda:2", source)
+        assert str(raised.value) == (
+            f"{source}: 'cuda:2', but only 2 GPU(s) are visible; {remedy} cuda, or an index below 2"
+        )
 
 
 @pytest.mark.parametrize(

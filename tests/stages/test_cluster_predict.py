@@ -306,7 +306,10 @@ def test_clusters_of_another_number_are_refused(ready: Any) -> None:
 
 def test_fewer_pixels_than_clusters_are_refused(ready: Any) -> None:
     ready.params(pixel_k=20, cluster__sample_images=2, cluster__sample_pixels=2)
-    message = "k-means: 20 clusters need at least as many points, got 2"
+    message = (
+        "k-means: 20 clusters need at least as many points, got 2; lower their number (pixel_k, global_k), "
+        "or raise that of the points (sample_pixels, init_batches, sample_views)"
+    )
     assert ready.fault(cluster.main, CLUSTER) == message
 
 
@@ -349,6 +352,7 @@ def test_a_network_of_another_version_is_refused(ready: Any, main: Any, argv: li
     Path("segmenter.safetensors").write_bytes(Path("backbone.safetensors").read_bytes())
     message = ready.fault(main, argv)
     assert message.startswith("segmenter.safetensors: cannot be loaded as a segmenter by this version (")
+    assert message.endswith("); delete it and run `dvc repro` to make it again")
 
 
 def test_centroids_of_another_segmenter_are_refused(ready: Any) -> None:

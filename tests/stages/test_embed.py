@@ -88,6 +88,7 @@ def test_heads_beside_the_trunk_are_left_out_by_name_and_nothing_else_is(ready: 
     write_tensors(Path("backbone.safetensors"), {**tensors, "made_up.weight": torch.ones(1)}, about)
     message = ready.fault(embed.main, ARGV)
     assert message.startswith("backbone.safetensors: cannot be loaded as a backbone by this version (")
+    assert message.endswith("); delete it and run `dvc repro` to make it again")
     assert '"made_up.weight"' in message
 
 

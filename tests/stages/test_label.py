@@ -154,5 +154,6 @@ def test_more_clusters_than_views_are_refused(ready: Any) -> None:
 def test_features_that_are_not_finite_are_refused(ready: Any) -> None:
     np.save("embeddings.npy", np.full((16, 6, 8), np.nan, np.float32))
     assert ready.fault(label.main, ARGV) == (
-        "k-means: some features are not finite; the network has diverged"
+        "label: some features are not finite; the network of `pretrain` has diverged; lower pretrain.lr, or "
+        "set precision: float32"
     )

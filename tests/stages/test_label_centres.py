@@ -215,5 +215,6 @@ def test_a_crop_whose_feature_is_not_finite_is_refused(ready: Any) -> None:
     embeddings[3, 2] = np.nan
     np.save("embeddings.npy", embeddings)
     assert ready.fault(label.main, ARGV) == (
-        "label: some features are not finite; the network of `pretrain` has diverged"
+        "label: some features are not finite; the network of `pretrain` has diverged; lower pretrain.lr, or "
+        "set precision: float32"
     )

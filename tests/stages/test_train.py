@@ -448,7 +448,8 @@ def test_a_loss_that_is_no_number_ends_it(ready: Any) -> None:
     message = ready.fault(train.main, ARGV)
     assert message in {
         "train: the loss is not finite in epoch 1, at step 4; lower train.lr",
-        "k-means: some features are not finite; the network has diverged",
+        "k-means: some features are not finite: the network diverged; lower train.lr or pretrain.lr, or set "
+        "precision: float32",
     }
 
 
