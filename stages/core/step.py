@@ -9,8 +9,9 @@ from torch.utils._pytree import KeyPath, tree_leaves_with_path
 
 from stages.core.device import send_all
 
-NOISE = 10.0  # one way of making a step may differ from another by so many times what two steps differ, ...
-ROUNDING = 1e-3  # ... and besides by this share of what the step changes
+# Tolerance of `difference`.
+NOISE = 10.0  # this many times the distance of two runs of the same step
+ROUNDING = 1e-3  # plus this share of the change that the step makes
 
 
 class Moment(NamedTuple):

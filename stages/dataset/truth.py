@@ -1,4 +1,7 @@
-"""Label maps and class names of the validation images, used only by evaluation and report."""
+"""Label maps and class names of the validation images, and what their values mean.
+
+`prepare` writes them; of the stages, `evaluate` and `report` alone read them.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -85,8 +85,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimizer; weight decay applies only to weights, not to biases and batch norms (ours).
 
-    Nor does LARS scale the gradients of biases and batch norms for SlotCon, as its official code; for SwAV it
-    scales all.
+    With SlotCon, LARS does not scale the gradients of biases and batch norms, like its official code; with
+    the other methods, such as SwAV, it scales all.
 
     AdamW is fused, because the plain version takes a tenth of the step time of a small network on a CPU. A
     CUDA graph can hold its step only if it `is_capturable`; the others always are.

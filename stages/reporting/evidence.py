@@ -35,7 +35,7 @@ class Evidence:
         data: summary of `prepare`.
         num_clusters: K of the pixel clusters.
         global_k: number of pseudo-labels.
-        guidance: train.image_loss.weight.
+        guidance: weight of guidance that `train` used; what it chose if the setting is auto.
         parts_guide: whether views other than whole images guide.
         balance: train.pixel_loss.balance.
         trains: whether pretraining trains the backbone.

@@ -237,7 +237,7 @@ class Trainer:
 def _parameter_groups(segmenter: Segmenter, settings: Train) -> list[dict[str, Any]]:
     """Give the five kernel parameters a learning rate of their own, because their logarithms change slowly.
 
-    Nor has weight decay a hold on them: it would pull each bandwidth and weight toward 1.
+    They have no weight decay, which would pull each bandwidth and weight toward 1.
     """
     learnt = [(name, value) for name, value in segmenter.named_parameters() if value.requires_grad]
     kernel = [value for name, value in learnt if name.endswith(".log_kernel")]
