@@ -124,7 +124,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--name", help="top-level key of the metrics, such as raw or refined (default: confusion)"
     )
     scored = parser.add_mutually_exclusive_group(required=True)
-    scored.add_argument("--predictions", type=Path, help="cosine scores float16 [M, K, h, w] (.npy)")
+    scored.add_argument("--predictions", type=Path, help="scores float16 [M, K, h, w] (.npy)")
     scored.add_argument(
         "--confusion", type=Path, help="confusion matrix of pixel counts to score (.npy or .csv)"
     )

@@ -78,7 +78,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--predictions",
         type=Path,
         required=True,
-        help="cosine scores float16 [M, K, h, w] from `predict` (.npy)",
+        help="scores float16 [M, K, h, w] from `predict` (.npy)",
     )
     parser.add_argument("--out", type=Path, required=True, help="output: cluster ids uint8 [M, S, S] (.npy)")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
@@ -112,8 +112,8 @@ def refine_on_gpu(
 ) -> Iterator[UInt8[np.ndarray, "S S"]]:
     """Yield the refined cluster ids of each image, computed by exact mean-field inference."""
     for index in todo:
-        cosines = upsample(scores[index : index + 1], images.shape[1])[0].to(gpu)
-        unary = probabilities(cosines, settings.temperature)
+        upsampled = upsample(scores[index : index + 1], images.shape[1])[0].to(gpu)
+        unary = probabilities(upsampled, settings.temperature)
         marginals = exact_mean_field(torch.from_numpy(images[index].copy()).to(gpu), unary, settings)
         yield marginals.argmax(0).byte().cpu().numpy()
 

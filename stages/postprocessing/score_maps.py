@@ -53,19 +53,19 @@ def upsample(scores: np.ndarray, size_px: int) -> Float[Tensor, "B K S S"]:
     return functional.interpolate(values, size=(size_px, size_px), mode="bilinear", align_corners=False)
 
 
-def probabilities(cosines: Float[Tensor, "K H W"], temperature: float) -> Float[Tensor, "K H W"]:
+def probabilities(scores: Float[Tensor, "K H W"], temperature: float) -> Float[Tensor, "K H W"]:
     """Probability of each cluster at each pixel, for the unary terms of 4.4.
 
-    The paper gives no formula; ours is softmax(cosine / temperature) over upsampled cosines.
+    The paper gives no formula; ours is softmax(score / temperature) over upsampled scores.
 
     Args:
-        cosines: to each center, in [-1, 1].
+        scores: cosines, or by the metric negative squared distances, to each center.
         temperature: low values give confident unaries, so the pairwise terms have less influence.
 
     Returns:
         In [0, 1], sums to 1 over K.
     """
-    return torch.softmax(cosines / temperature, dim=0)
+    return torch.softmax(scores / temperature, dim=0)
 
 
 def cluster_maps(scores: np.ndarray, size_px: int) -> UInt8[np.ndarray, "B S S"]:

@@ -25,7 +25,7 @@ INPUTS = {
     "views": "pseudo-label of every kept view, int32 [N, 6], from `select_views` (.npy)",
     "centroids": "pixel centroids from `cluster`, which tell whose names are given (.safetensors)",
     "names": "names that people gave to clusters (.yaml)",
-    "predictions": "cosine scores float16 [M, K, h, w] from `predict` (.npy)",
+    "predictions": "scores float16 [M, K, h, w] from `predict` (.npy)",
     "refined": "cluster ids after the CRF, uint8 [M, S, S], from `refine` (.npy)",
     "pretrain-history": "metrics of each epoch of `pretrain` (.csv)",
     "train-history": "metrics of each epoch of `train` (.csv)",

@@ -128,8 +128,8 @@ class TrainedModel:
         """Marginals of the dense CRF at the working size, as stage `refine` computes them (4.4)."""
         assert self.crf is not None
         size = (image.shape[1], image.shape[2])
-        cosines = functional.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
-        unary = probabilities(cosines, self.crf.temperature)
+        upsampled = functional.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+        unary = probabilities(upsampled, self.crf.temperature)
         colours = (image * 255).round().byte().permute(1, 2, 0).contiguous()
         if self.device.type == "cuda" and self.crf.backend != "cpu":
             return exact_mean_field(colours, unary, self._settled)
