@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     params = load(args.params, *KEYS)
     watch = Watch("report", args.params, KEYS, [getattr(args, name.replace("-", "_")) for name in INPUTS])
-    inputs = read_inputs(args)
-    inputs = replace(inputs, val=replace(inputs.val, has_crf=params.refine.backend != "none"))
+    inputs = read_inputs(args, has_crf=params.refine.backend != "none")
     raise_faults(misfits(args, inputs))
     names, unused = _names(args.names, inputs)
     legend = read_legend(inputs.val.truth.class_names, inputs.per_class, inputs.num_centroids, names)

@@ -19,10 +19,14 @@ MAX_CLUSTERS = 255  # cluster ids are stored as uint8
 CHUNK_ELEMENTS = 2**24  # of an upsampled chunk; 64 MB in float32
 
 
-def open_scores(path: Path, num_images: int) -> np.ndarray:
+def open_scores(path: Path, num_images: int | None = None) -> np.ndarray:
     """The scores of `predict`, float16 [M, K, h, w], memory-mapped read-only.
 
     Cosines in [-1, 1]; or, by the metric of training, negative squared distances.
+
+    Args:
+        path: the file.
+        num_images: M; None where nothing else says it.
 
     Raises:
         UserError: the file is missing or damaged, or is not a stack of `num_images` score maps.
@@ -33,7 +37,7 @@ def open_scores(path: Path, num_images: int) -> np.ndarray:
             f"{path}: holds {scores.dtype} {list(scores.shape)}, expected scores float16 [M, K, h, w] "
             f"with at most {MAX_CLUSTERS} clusters; {MAKE_AGAIN}"
         )
-    if len(scores) != num_images:
+    if num_images not in (None, len(scores)):
         raise UserError(f"{path}: has scores of {len(scores)} images, expected {num_images}; {MAKE_AGAIN}")
     return scores
 

@@ -13,6 +13,7 @@ from stages.core.images import open_images, read_index
 from stages.core.tensors import read_tensors
 from stages.dataset.truth import read_truth
 from stages.postprocessing.score_maps import open_scores
+from stages.pseudo_labels.pyramid import VIEWS
 from stages.reporting.names import lineage
 from stages.reporting.wall import Split, image_names
 
@@ -57,8 +58,12 @@ class Inputs:
     histories: dict[str, pd.DataFrame]
 
 
-def read_inputs(args: argparse.Namespace) -> Inputs:
-    """Open the files of `INPUTS`; an argument has the name of its flag.
+def read_inputs(args: argparse.Namespace, *, has_crf: bool) -> Inputs:
+    """Open the files of `INPUTS`.
+
+    Args:
+        args: the argument of each has the name of its flag.
+        has_crf: whether `refine` ran a CRF.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -74,6 +79,7 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
             read_truth(args.truth),
             open_scores(args.predictions, len(images)),
             read_array(args.refined, memory_map=True),
+            has_crf,
         ),
         kept_views=read_array(args.views),
         view_score=tensors["score"].numpy() if "score" in tensors else np.empty(0),
@@ -92,11 +98,12 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
 def misfits(args: argparse.Namespace, inputs: Inputs) -> Iterator[str]:
     """Yield one line for each mismatch between the inputs."""
     val, num_clusters = inputs.val, inputs.val.scores.shape[1]
+    views = len(inputs.train), len(VIEWS)
     expected = {
         args.truth / "val.npy": (val.truth.maps.shape, val.images.shape[:3]),
         args.refined: (val.refined.shape, val.images.shape[:3]),
-        args.views: (inputs.kept_views.shape, (len(inputs.train), 6)),
-        args.labels: (inputs.view_score.shape, (len(inputs.train), 6)),
+        args.views: (inputs.kept_views.shape, views),
+        args.labels: (inputs.view_score.shape, views),
     }
     for path, (found, wanted) in expected.items():
         if found != wanted:

@@ -72,7 +72,7 @@ class Split:
     truth: Truth
     scores: np.ndarray
     refined: UInt8[np.ndarray, "M S S"]
-    has_crf: bool = True
+    has_crf: bool
 
 
 def spread(count: int, most: int) -> np.ndarray:

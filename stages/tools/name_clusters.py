@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.core.artefacts import read_array, read_csv
+from stages.core.artefacts import read_csv
 from stages.core.tensors import read_tensors
 from stages.dataset.truth import UNMATCHED, read_classes
 from stages.postprocessing.score_maps import open_scores
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     class_names, _ = read_classes(args.truth / "classes.csv")
     per_class = read_csv(args.per_class)
     legend = read_legend(class_names, per_class, num_clusters, Names())
-    scores = open_scores(args.predictions, len(read_array(args.predictions, memory_map=True)))
+    scores = open_scores(args.predictions)
     if scores.shape[1] != num_clusters:
         raise UserError(
             f"{args.predictions}: has {scores.shape[1]} clusters, but {args.centroids} has {num_clusters}; "
