@@ -10,7 +10,7 @@ import numpy as np
 
 from stages.core.artefacts import atomic_folder
 from stages.postprocessing.score_maps import cluster_maps
-from stages.pseudo_labels.pyramid import view_boxes
+from stages.pseudo_labels.pyramid import has_parts, view_boxes
 from stages.reporting.cards import cluster_cards, heat_map
 from stages.reporting.curves import MEANINGS, curves
 from stages.reporting.evidence import Evidence
@@ -28,7 +28,7 @@ from stages.reporting.page import (
     settings_rows,
 )
 from stages.reporting.palette import colourise
-from stages.reporting.pictures import NOT_KEPT, Pictures, Row, draw_exemplars, exemplars, panel, save
+from stages.reporting.pictures import Pictures, Row, draw_exemplars, exemplars, panel, save
 from stages.reporting.regions import draw_regions, purest_regions
 from stages.reporting.verdict import verdict
 from stages.reporting.wall import Split, draw_wall, spread
@@ -93,7 +93,7 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
         num_clusters=inputs.num_centroids,
         global_k=params.global_k,
         guidance=_guidance(inputs, params),
-        parts_guide=bool((inputs.kept_views[:, 1:] != NOT_KEPT).any()),
+        parts_guide=has_parts(inputs.kept_views),
         balance=params.train.pixel_loss.balance,
         trains=params.pretrain.trains and params.pretrain.epochs > 0,
         is_published=Path(params.pretrain.init).name not in ("", OWN_BACKBONE),

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from stages.clustering.usage import effective_clusters
 from stages.core.artefacts import write_array, write_metrics
 from stages.core.tensors import read_tensors
-from stages.pseudo_labels.pyramid import VIEWS
+from stages.pseudo_labels.pyramid import NOT_KEPT, VIEWS
 from stages.runtime.progress import say
 from stages.runtime.script import run
 from stages.runtime.watch import Watch
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     say("select_views", **{name: value for name, value in figures.items() if name != "kept_share"})
     watch.check()
-    write_array(args.out, np.where(kept, pseudo_label, -1).astype(np.int32))
+    write_array(args.out, np.where(kept, pseudo_label, NOT_KEPT).astype(np.int32))
     write_metrics(args.metrics, {"select_views": figures})
 
 

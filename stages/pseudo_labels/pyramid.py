@@ -1,10 +1,12 @@
 """The six pyramid views of an image (4.2.1): the whole image, four corners and the center."""
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 VIEWS = ("whole", "top left", "top right", "bottom left", "bottom right", "centre")
+NOT_KEPT = -1  # in place of the pseudo-label of a view that does not guide
 
 
 def view_boxes(crop_ratio: float) -> Float[Tensor, "6 4"]:
@@ -18,3 +20,8 @@ def view_boxes(crop_ratio: float) -> Float[Tensor, "6 4"]:
     return torch.tensor(
         [(0.0, 0.0, 1.0, 1.0), *((top, left, crop_ratio, crop_ratio) for top, left in corners)]
     )
+
+
+def has_parts(kept_views: Int[np.ndarray, "N V"]) -> bool:
+    """Whether a view other than the whole image, which comes first, guides."""
+    return bool((kept_views[:, 1:] != NOT_KEPT).any())

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32, Int32, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from stages.dataset.truth import IGNORED
+from stages.pseudo_labels.pyramid import NOT_KEPT
 from stages.reporting.palette import IGNORED_COLOUR
 
 GREY = (118, 122, 128, 255)  # readable on light and dark backgrounds
@@ -95,9 +96,6 @@ def save(picture: Image.Image, path: Path) -> None:
 def _resized(tile: UInt8[np.ndarray, "h w 3"], side_px: int, *, is_labels: bool) -> Image.Image:
     filter_ = Image.Resampling.NEAREST if is_labels else Image.Resampling.BICUBIC
     return Image.fromarray(np.ascontiguousarray(tile)).resize((side_px, side_px), filter_)
-
-
-NOT_KEPT = -1
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def build_trainer(
 
     Args:
         segmenter: the network, on its device.
-        kept_views: pseudo-label of each kept view of each image, -1 elsewhere.
+        kept_views: pseudo-label of each kept view of each image, `NOT_KEPT` elsewhere.
         params: params.yaml.
         weight: of guidance, a number (`guidance_weight`).
         cuda_graph: `runtime.cuda_graph`.

@@ -13,7 +13,7 @@ from stages.core.step import Drawn
 from stages.imaging.batches import ImageSource
 from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
 from stages.imaging.resample import Boxes, resample
-from stages.pseudo_labels.pyramid import view_boxes
+from stages.pseudo_labels.pyramid import NOT_KEPT, has_parts, view_boxes
 from stages.segmenter.network import Segmenter
 from stages.settings.schema_train import ImageLoss
 from stages.settings.section import Photometric
@@ -49,13 +49,13 @@ def guidance_weight(
     Args:
         weight: `train.image_loss.weight` of params.yaml.
         figures: of `label`.
-        kept_views: pseudo-label of each kept view, -1 elsewhere; the whole image comes first.
+        kept_views: pseudo-label of each kept view, `NOT_KEPT` elsewhere.
     """
     if weight != "auto":
         return weight
     stable = (figures.stability - STABILITY_FROM) / (STABILITY_TO - STABILITY_FROM)
     placed = (figures.agreement_with_position - POSITION_FROM) / (POSITION_TO - POSITION_FROM)
-    if not (kept_views[:, 1:] >= 0).any():
+    if not has_parts(kept_views):
         placed = 0.0
     return MOST_WEIGHT * min(1.0, max(0.0, stable)) * min(1.0, max(0.0, 1 - placed))
 
@@ -66,7 +66,7 @@ class Guidance:
     Args:
         settings: `train.image_loss` of params.yaml.
         strengths: strengths of the color augmentation.
-        kept_views: pseudo-label of each kept view, -1 elsewhere.
+        kept_views: pseudo-label of each kept view, `NOT_KEPT` elsewhere.
         weight: lambda of Eq. 5 after the warm-up, from `guidance_weight`.
         num_labels: number of pseudo-labels.
         crop_ratio: crop ratio of the pyramid views.
@@ -92,8 +92,8 @@ class Guidance:
         order = torch.randperm(count, generator=torch_generator(seed, "train", "held out"))
         is_held_out = torch.zeros(count, 1, dtype=torch.bool)
         is_held_out[order[: round(settings.held_out * count)]] = True
-        self._guiding = kept_views.masked_fill(is_held_out, -1)
-        self._held_out = kept_views.masked_fill(~is_held_out, -1)
+        self._guiding = kept_views.masked_fill(is_held_out, NOT_KEPT)
+        self._held_out = kept_views.masked_fill(~is_held_out, NOT_KEPT)
         counts = torch.bincount(self._guiding[self._guiding >= 0], minlength=num_labels)
         # A label that no view has gets no weight, so smoothing pulls no view to it; only ratios count.
         self._label_weight = cluster_weights(counts, settings.balance) * (counts > 0)
@@ -230,7 +230,7 @@ def draw_guides(
     """Draw one random kept view for each image that has any.
 
     Args:
-        kept: pseudo-label of each kept view, -1 for other views.
+        kept: pseudo-label of each kept view, `NOT_KEPT` for other views.
         generator: the only source of randomness.
 
     Returns:

@@ -8,11 +8,19 @@ import torch.nn.functional as F
 from stages.backbone.resnet import ResNet
 from stages.embed import crop_boxes, embed_views
 from stages.imaging.batches import ImageSource
-from stages.pseudo_labels.pyramid import VIEWS, view_boxes
+from stages.pseudo_labels.pyramid import NOT_KEPT, VIEWS, has_parts, view_boxes
 from stages.settings.data_size import NUM_VIEWS
 from stages.settings.schema import Embed
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+def test_parts_guide_where_a_view_other_than_the_first_is_kept() -> None:
+    kept = np.full((3, 6), NOT_KEPT)
+    kept[:, 0] = 0
+    assert not has_parts(kept)
+    kept[1, 5] = 0
+    assert has_parts(kept)
 
 
 def test_boxes_of_the_six_views() -> None:
