@@ -24,7 +24,7 @@ from stages.final_clusters.sampling import estimate_batch_norm, sample_pixel_fea
 from stages.imaging.batches import ImageSource
 from stages.runtime.environment import describe_environment
 from stages.runtime.progress import say
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.start import start_stage
 from stages.runtime.state import common_fingerprint
 from stages.runtime.watch import Watch
@@ -112,10 +112,7 @@ def describe_clusters(
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m stages.cluster", description=__doc__)
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
-    )
+    parser = stage_parser("cluster", __doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of packed images from `prepare`")
     parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter from `train`")
     parser.add_argument("--out", type=Path, required=True, help="output: centroids (.safetensors)")

@@ -20,7 +20,7 @@ from stages.imaging.resample import Boxes, resample
 from stages.pseudo_labels.pyramid import VIEWS, view_boxes
 from stages.runtime.progress import say, track
 from stages.runtime.rows import RowWriter
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.start import start_stage
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
@@ -33,17 +33,7 @@ KEYS = ("crop_ratio", "precision", "deterministic", "backbone", "embed")
 @enough_memory("embed.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Embed every view of every image and write the features as one array."""
-    parser = argparse.ArgumentParser(prog="python -m stages.embed", description=__doc__)
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
-    )
-    parser.add_argument("--images", type=Path, required=True, help="folder of packed images from `prepare`")
-    parser.add_argument("--backbone", type=Path, required=True, help="pretrained backbone from `pretrain`")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="output: float32 array [images, 6, features] (.npy)"
-    )
-    args = parser.parse_args(argv)
-
+    args = _parse(argv)
     params = load(args.params, *KEYS)
     watch = Watch("embed", args.params, KEYS, [args.images, args.backbone])
     backbone = load_backbone(args.backbone, params.backbone)
@@ -125,6 +115,16 @@ def embed_views(
             with autocast(images.device, precision):
                 features.append(backbone.global_feature(normalise(crop)).cpu())
         yield torch.stack(features, 1)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = stage_parser("embed", __doc__)
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed images from `prepare`")
+    parser.add_argument("--backbone", type=Path, required=True, help="pretrained backbone from `pretrain`")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="output: float32 array [images, 6, features] (.npy)"
+    )
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from stages.core.artefacts import read_array, write_metrics
 from stages.dataset.truth import Truth, read_truth
 from stages.postprocessing.score_maps import chunks, cluster_maps, open_scores
 from stages.runtime.progress import say, tell, track
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.watch import Watch
 from stages.scoring.colour_baseline import tally_colour_position
 from stages.scoring.confusion import Tally, tally, truth_figures
@@ -115,11 +115,8 @@ def _open_refined(path: Path, truth: Truth) -> np.ndarray:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = stage_parser("evaluate", __doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--name", help="top-level key of the metrics, such as raw or refined (default: confusion)"
     )
@@ -138,7 +135,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     predictions.add_argument(
         "--images", type=Path, help="folder of packed images; also score the color-and-position baseline"
     )
-    predictions.add_argument("--params", type=Path, default=Path("params.yaml"))
     confusion = parser.add_argument_group("with --confusion")
     confusion.add_argument(
         "--classes", type=Path, help="class table: id, name, kind (thing, stuff or empty) (.csv)"

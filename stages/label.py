@@ -18,7 +18,7 @@ from stages.core.seeds import faiss_seed
 from stages.core.tensors import write_tensors
 from stages.pseudo_labels.centres import Space, choose_centres, read_heads
 from stages.runtime.progress import say, warn
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.start import tell_device
 from stages.runtime.watch import Watch
 from stages.settings.data_size import check_data_size
@@ -32,23 +32,7 @@ KEYS = ("seed", "global_k", "label")
 @memory_for("end other programs that use the GPU, lower label.sample_views, or set device: cpu", "label: ")
 def main(argv: Sequence[str] | None = None) -> None:
     """Cluster the embeddings twice, measure the agreement of the two runs, and write the first one."""
-    parser = argparse.ArgumentParser(prog="python -m stages.label", description=__doc__)
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
-    )
-    parser.add_argument("--embeddings", type=Path, required=True, help="features of all views from `embed`")
-    parser.add_argument(
-        "--backbone",
-        type=Path,
-        required=True,
-        help="pretrained model from `pretrain`; only its heads are used",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="output: centroids, pseudo-labels and scores (.safetensors)"
-    )
-    parser.add_argument("--metrics", type=Path, required=True, help="output: label-free metrics (.json)")
-    args = parser.parse_args(argv)
-
+    args = _parse(argv)
     params = load(args.params, *KEYS)
     watch = Watch("label", args.params, KEYS, [args.embeddings, args.backbone])
     embeddings = read_array(args.embeddings, memory_map=True)
@@ -143,6 +127,22 @@ def weaknesses(
             f"only {used:.1f} of {global_k} pseudo-labels are effectively in use; pretrain longer, or lower "
             f"global_k{other}"
         )
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = stage_parser("label", __doc__)
+    parser.add_argument("--embeddings", type=Path, required=True, help="features of all views from `embed`")
+    parser.add_argument(
+        "--backbone",
+        type=Path,
+        required=True,
+        help="pretrained model from `pretrain`; only its heads are used",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="output: centroids, pseudo-labels and scores (.safetensors)"
+    )
+    parser.add_argument("--metrics", type=Path, required=True, help="output: label-free metrics (.json)")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

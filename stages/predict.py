@@ -17,7 +17,7 @@ from stages.imaging.batches import ImageSource, in_order
 from stages.prediction.scored_pixels import scored_pixels
 from stages.runtime.progress import say, track
 from stages.runtime.rows import RowWriter
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.start import start_stage
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
@@ -34,21 +34,7 @@ LOWEST = -60_000.0  # score; float16 ends at -65,504
 @enough_memory("predict.batch_size")
 def main(argv: Sequence[str] | None = None) -> None:
     """Score the images batch by batch and write the scores."""
-    parser = argparse.ArgumentParser(prog="python -m stages.predict", description=__doc__)
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
-    )
-    parser.add_argument("--images", type=Path, required=True, help="folder of packed images from `prepare`")
-    parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter from `train`")
-    parser.add_argument("--centroids", type=Path, required=True, help="pixel centroids from `cluster`")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="output: float16 scores [images, clusters, rows, columns] at feature resolution (.npy)",
-    )
-    args = parser.parse_args(argv)
-
+    args = _parse(argv)
     params = load(args.params, *KEYS)
     watch = Watch("predict", args.params, KEYS, [args.images, args.segmenter, args.centroids])
     segmenter, _ = load_segmenter(args.segmenter)
@@ -115,6 +101,20 @@ def score_images(
         if segmenter.metric == "euclidean":  # has no bound; float16 keeps the differences to the best
             scores = (scores - scores.amax(-1, keepdim=True)).clamp_min(LOWEST)
         yield scores.permute(0, 3, 1, 2).cpu()
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = stage_parser("predict", __doc__)
+    parser.add_argument("--images", type=Path, required=True, help="folder of packed images from `prepare`")
+    parser.add_argument("--segmenter", type=Path, required=True, help="trained segmenter from `train`")
+    parser.add_argument("--centroids", type=Path, required=True, help="pixel centroids from `cluster`")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="output: float16 scores [images, clusters, rows, columns] at feature resolution (.npy)",
+    )
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from stages.dataset.survey import decoding, survey
 from stages.dataset.truth import write_classes
 from stages.runtime.links import link
 from stages.runtime.progress import say, tell, warn
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.watch import Watch
 from stages.settings.data_size import check_data_size, check_heads
 from stages.settings.errors import UserError
@@ -165,7 +165,7 @@ def _report(summary: dict[str, Any], data: DataSet, params: Any, listing: Path) 
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__)
+    parser = stage_parser("prepare", __doc__)
     images = "images uint8 [N, S, S, 3] and their index"
     parser.add_argument("--train-images", type=Path, required=True, help=f"output folder: {images}")
     parser.add_argument("--val-images", type=Path, required=True, help=f"output folder: {images}")
@@ -178,7 +178,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--metrics", type=Path, required=True, help="output: counts and pixel fractions in [0, 1] (.json)"
     )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     return parser.parse_args(argv)
 
 

@@ -27,7 +27,7 @@ from stages.pretraining.methods import phases
 from stages.pretraining.pretrainer import EPOCH_FIGURES, FIGURES, Pretrainer
 from stages.runtime.environment import describe_environment
 from stages.runtime.progress import say, track
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.start import start_stage
 from stages.runtime.state import StageState, restore
 from stages.runtime.watch import Watch
@@ -173,10 +173,7 @@ def _heads_of(start: Published | None, params: SimpleNamespace) -> dict[str, Ten
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m stages.pretrain", description=__doc__)
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
-    )
+    parser = stage_parser("pretrain", __doc__)
     parser.add_argument(
         "--images", type=Path, required=True, help="folder of packed training images from `prepare`"
     )

@@ -20,7 +20,7 @@ from stages.postprocessing.score_maps import cluster_maps, open_scores, probabil
 from stages.runtime.pool import call_in_order, count_cores
 from stages.runtime.progress import say, track
 from stages.runtime.rows import RowWriter
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.start import tell_device
 from stages.runtime.state import StageState
 from stages.runtime.watch import Watch
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m stages.refine", description=__doc__)
+    parser = stage_parser("refine", __doc__)
     parser.add_argument(
         "--images", type=Path, required=True, help="folder of packed validation images from `prepare`"
     )
@@ -81,7 +81,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="scores float16 [M, K, h, w] from `predict` (.npy)",
     )
     parser.add_argument("--out", type=Path, required=True, help="output: cluster ids uint8 [M, S, S] (.npy)")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     return parser.parse_args(argv)
 
 

@@ -33,7 +33,7 @@ from stages.reporting.regions import draw_regions, purest_regions
 from stages.reporting.verdict import verdict
 from stages.reporting.wall import Split, draw_wall, spread
 from stages.runtime.progress import say, track, warn
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.watch import Watch
 from stages.settings.errors import raise_faults
 from stages.settings.params import load
@@ -181,11 +181,10 @@ def _draw_panels(folder: Path, val: Split, legend: Legend) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
+    parser = stage_parser("report", __doc__)
     for name, meaning in INPUTS.items():
         parser.add_argument(f"--{name}", type=Path, required=True, help=meaning)
     parser.add_argument("--out", type=Path, required=True, help="output folder: index.html and its images")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     return parser.parse_args(argv)
 
 

@@ -12,7 +12,7 @@ from stages.core.artefacts import write_array, write_metrics
 from stages.core.tensors import read_tensors
 from stages.pseudo_labels.pyramid import NOT_KEPT, VIEWS
 from stages.runtime.progress import say
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.watch import Watch
 from stages.settings.errors import UserError
 from stages.settings.params import load
@@ -22,19 +22,7 @@ KEYS = ("select_ratio", "select_views")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Rank the views by score and write the pseudo-label of each kept view, -1 for the others."""
-    parser = argparse.ArgumentParser(prog="python -m stages.select_views", description=__doc__)
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
-    )
-    parser.add_argument("--labels", type=Path, required=True, help="pseudo-labels and scores from `label`")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="output: int32 array [images, 6], -1: not kept (.npy)"
-    )
-    parser.add_argument(
-        "--metrics", type=Path, required=True, help="output: statistics of the kept views (.json)"
-    )
-    args = parser.parse_args(argv)
-
+    args = _parse(argv)
     params = load(args.params, *KEYS)
     watch = Watch("select_views", args.params, KEYS, [args.labels])
     tensors, _ = read_tensors(args.labels, "score", "pseudo_label")
@@ -98,6 +86,18 @@ def select(
         best = np.argsort(-score.flat[members], kind="stable")[: int(ratio * len(members) + 0.5)]
         kept.flat[members[best]] = True
     return kept
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = stage_parser("select_views", __doc__)
+    parser.add_argument("--labels", type=Path, required=True, help="pseudo-labels and scores from `label`")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="output: int32 array [images, 6], -1: not kept (.npy)"
+    )
+    parser.add_argument(
+        "--metrics", type=Path, required=True, help="output: statistics of the kept views (.json)"
+    )
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from stages.core.repository import start_path
 from stages.imaging.batches import ImageSource, shuffled
 from stages.runtime.environment import describe_environment
 from stages.runtime.progress import say, track
-from stages.runtime.script import run
+from stages.runtime.script import run, stage_parser
 from stages.runtime.start import start_stage
 from stages.runtime.state import StageState, restore
 from stages.runtime.watch import Watch
@@ -141,10 +141,7 @@ def read_label_figures(path: Path) -> LabelFigures:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
-    parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
-    )
+    parser = stage_parser("train", __doc__)
     parser.add_argument(
         "--images", type=Path, required=True, help="folder of packed training images from `prepare`"
     )

@@ -1,5 +1,6 @@
-"""Entry point of all scripts: errors of users without a traceback, what was written, the run time."""
+"""Frame of all scripts: arguments, errors of users without a traceback, what was written, the run time."""
 
+import argparse
 import os
 import select
 import socket
@@ -21,6 +22,20 @@ STDOUT = 1  # file descriptor
 INTERRUPTED = 130  # exit code for Ctrl-C in shells
 CLOCK_GRAIN_SECONDS = 0.1  # file systems round times
 TIMES = Path(".state/seconds.json")  # last run time of each stage; not a tracked output
+
+
+def stage_parser(stage: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a stage's script, with what all have: its description and --params.
+
+    Args:
+        stage: name of the stage and of its script.
+        doc: docstring of the script.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{stage}", description=doc)
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: params.yaml)"
+    )
+    return parser
 
 
 def run(main: Callable[[], None]) -> None:

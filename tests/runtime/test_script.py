@@ -12,9 +12,18 @@ import pytest
 from torch.distributed import DistBackendError
 
 from stages.core.launched import VARIABLES
-from stages.runtime.script import duration, read_times, rough_duration, run, written_since
+from stages.runtime.script import duration, read_times, rough_duration, run, stage_parser, written_since
 from stages.settings.errors import UserError
 from tests.datasets import REPOSITORY
+
+
+def test_every_stage_reads_the_settings_of_the_repository_unless_told_otherwise() -> None:
+    parser = stage_parser("embed", "What it does.")
+    assert parser.parse_args([]).params == Path("params.yaml")
+    assert parser.parse_args(["--params", "mine.yaml"]).params == Path("mine.yaml")
+    shown = " ".join(parser.format_help().split())
+    assert shown.startswith("usage: python -m stages.embed [-h] [--params PARAMS] What it does.")
+    assert shown.endswith("--params PARAMS settings (default: params.yaml)")
 
 
 @pytest.mark.parametrize(
