@@ -313,6 +313,36 @@ def test_the_card_says_if_it_is_not_known_what_the_model_was_trained_with(
     assert f"Unknown: {why}, and no params.yaml." in _card()
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"backbone": "other"}, "the stages in dvc.lock are of several runs"),
+        ({"segmenter": "other"}, "dvc.lock is of another model"),
+    ],
+)
+def test_the_card_names_no_data_that_the_model_may_not_have_seen(
+    released: Any, changes: dict[str, str], why: str
+) -> None:
+    """As when photographs were added and `prepare` alone has run since, or while others train."""
+    figures = {"prepare": {"warnings": ["two are copies"]}, "train": {"collapsed": True}}
+    for name, more in figures.items():
+        known = json.loads((REPOSITORY / f"metrics/{name}.json").read_text())
+        known[name]["details"][0].update(more)
+        Path(f"metrics/{name}.json").write_text(json.dumps(known))
+    _write_lock()
+    card = _card()
+    assert "960 training images" in card
+    assert "- Data: two are copies" in card
+    assert "- Training collapsed" in card
+    assert "Whether these are scores of this model" not in card
+    _write_lock(**changes)
+    card = _card()
+    assert f"## Training data\n\nUnknown: {why}.\n\n## Scores" in card
+    assert f"Whether these are scores of this model is not known: {why}." in card
+    for gone in ("960 training images", "- Data:", "- Training collapsed"):
+        assert gone not in card
+
+
 def test_a_lock_that_cannot_be_read_is_named_and_nothing_is_written(released: Any) -> None:
     Path("dvc.lock").write_text("<<<<<<< HEAD\nstages: {\n")
     message = released.fault(export.main, ["--format", "torch", "--out", "model.pt"])

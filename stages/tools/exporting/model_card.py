@@ -79,7 +79,8 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
         UserError: a file of the run is damaged.
     """
     project = folder.absolute().parent
-    crf = has_crf(project)
+    crf, (trained, why) = has_crf(project), trained_settings(folder)
+    doubt = why if (project / LOCK).is_file() else ""  # that what lies beside the model belongs to it
     return "\n".join(
         [
             f"# {file}",
@@ -107,19 +108,19 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
             "",
             "## Training data",
             "",
-            *describe_data(project),
+            *describe_data(project, doubt),
             "",
             "## Scores",
             "",
-            *_scores(project, crf=crf),
+            *_scores(project, doubt, crf=crf),
             "",
             "## Limits",
             "",
-            *_limits(project, model.features, crf=crf),
+            *_limits(project, doubt, model.features, crf=crf),
             "",
             "## Settings",
             "",
-            *_settings(folder),
+            *_settings(project, trained, why),
             "",
         ]
     )
@@ -137,8 +138,11 @@ def _read(project: Path, path: str, name: str) -> Mapping[str, Any] | None:
     return read_metrics(project / path).get(name) if (project / path).is_file() else None
 
 
-def describe_data(project: Path) -> Iterator[str]:
-    """The images, and what the backbone started from."""
+def describe_data(project: Path, doubt: str = "") -> Iterator[str]:
+    """The images, and what the backbone started from; nothing if there is a doubt that the model saw them."""
+    if doubt:
+        yield f"Unknown: {doubt}."
+        return
     figures = _read(project, "metrics/prepare.json", "prepare")
     if figures is None:
         yield "Unknown: there is no metrics/prepare.json beside the model."
@@ -166,7 +170,7 @@ def _start(project: Path) -> Iterator[str]:
         yield f"The backbone started from a checkpoint (SHA-256 {sha256}), which {how}."
 
 
-def _scores(project: Path, *, crf: bool) -> Iterator[str]:
+def _scores(project: Path, doubt: str, *, crf: bool) -> Iterator[str]:
     shown = {title: place for title, place in SCORES.items() if crf or place[1] != "refined"}
     found = {
         title: figures
@@ -177,6 +181,8 @@ def _scores(project: Path, *, crf: bool) -> Iterator[str]:
         yield "Unknown: there are no metrics/evaluate/*.json beside the model."
         return
     columns = [one for one in FIGURES if any(one in figures for figures in found.values())]
+    if doubt:
+        yield f"Whether these are scores of this model is not known: {doubt}."
     yield "Of the run that lies beside the model, on its validation images:"
     yield ""
     yield "| | " + " | ".join(columns) + " |"
@@ -186,13 +192,15 @@ def _scores(project: Path, *, crf: bool) -> Iterator[str]:
         yield f"| {title} | " + " | ".join(cells) + " |"
 
 
-def _limits(project: Path, features: ScoredFeatures, *, crf: bool) -> Iterator[str]:
+def _limits(project: Path, doubt: str, features: ScoredFeatures, *, crf: bool) -> Iterator[str]:
     yield "- A cluster is what looks alike to the network. It need not be one thing, nor all of a thing."
     yield "- Every pixel gets a cluster, also in images unlike those of the training."
     if crf:
         yield "- The exported file does without the dense CRF of the pipeline."
     if (scored := features_of_run(project)) not in (None, features):
         yield f"- The scores are of {scored}, and the exported file has {features}."
+    if doubt:
+        return
     figures = _read(project, "metrics/prepare.json", "prepare")
     yield from (f"- Data: {warning}" for warning in ([] if figures is None else figures["warnings"]))
     trained = _read(project, "metrics/train.json", "train")
@@ -200,10 +208,9 @@ def _limits(project: Path, features: ScoredFeatures, *, crf: bool) -> Iterator[s
         yield "- Training collapsed: few clusters hold most pixels."
 
 
-def _settings(folder: Path) -> Iterator[str]:
-    """The settings of the training; those in params.yaml may be others by now."""
-    project = folder.absolute().parent
-    (trained, why), present = trained_settings(folder), present_settings(project)
+def _settings(project: Path, trained: Mapping[str, Any], why: str) -> Iterator[str]:
+    """The settings of the training, or why they are unknown; those in params.yaml may be others by now."""
+    present = present_settings(project)
     if trained:
         yield f"The model was trained with these settings, by `{LOCK}`."
         yield from _changes(trained, present)
