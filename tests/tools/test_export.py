@@ -410,6 +410,7 @@ def test_a_vit_is_refused_with_the_way_around(bench: Any) -> None:
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_the_lines_of_the_card_run_without_this_project(ready: Any, form: str) -> None:
     _export(form, "model.bin")
+    assert "lay transparent pixels over white, as `segment` does" in Path("model.bin.md").read_text()
     write_image(Path("photo.jpg"), np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     lines = re.findall(r"```python\n(.*?)```", Path("model.bin.md").read_text(), re.DOTALL)[0]
     _run_alone(lines)

@@ -56,6 +56,11 @@ for number in ids.unique():
     print(clusters[number]["name"], f"{{(ids == number).float().mean():.1%}}")
 """,
 }
+AS_SEGMENT = (
+    '`convert("RGB")` clips gray of 16 bits at 255, keeps the high bytes of 16-bit colors, and drops',
+    "transparency. Before it, scale 16 bits to 8 by `bits_per_channel` in `metrics/prepare.json` of the run,",
+    "and lay transparent pixels over white, as `segment` does.",
+)
 SCORES = {
     "raw": ("metrics/evaluate/raw.json", "raw"),
     "raw + dense CRF": ("metrics/evaluate/refined.json", "refined"),
@@ -99,6 +104,8 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
             "",
             "```python",
             USE[form].format(file=file) + "```",
+            "",
+            *AS_SEGMENT,
             "",
             "## Clusters",
             "",
