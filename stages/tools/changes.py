@@ -1,6 +1,9 @@
 """What `dvc status` says of the working tree: the stages that would run again."""
 
+import re
+
 from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo
 
 from stages.settings.errors import UserError
@@ -17,6 +20,9 @@ def changed_stages() -> list[str]:
     try:
         with Repo() as repo:
             status = repo.status()
+    except LockError as error:  # DVC's text tells to remove the lock, which may be that of a run at work
+        at_work = ", ".join(re.findall(r"PID \d+", str(error))) or "or another command of DVC"
+        raise UserError(f"a run is going on ({at_work}); wait for it, or see `make doctor`") from error
     except DvcException as error:
         raise UserError(str(error)) from error
     return [name for name, what in status.items() if what != ALWAYS]

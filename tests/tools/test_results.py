@@ -1,5 +1,7 @@
 """The summary after `make repro`: what it says, within the width of a terminal."""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +68,19 @@ def test_results_of_other_settings_are_not_shown_as_those_of_params_yaml(
     assert "118,287 training images" in text
     assert "43.6 %" in text
     assert max(map(len, text.splitlines())) <= results.WIDTH
+
+
+def test_a_run_at_work_is_named_and_no_lock_of_it_is_offered_for_removal(
+    show: Callable[..., str], tmp_path: Path
+) -> None:
+    Repo.init(str(tmp_path), no_scm=True).close()
+    (tmp_path / "dvc.yaml").write_text("stages: {train: {cmd: 'true', deps: [params.yaml]}}\n")
+    holder = {"pid": os.getpid(), "cmd": "dvc repro"}
+    lock = json.dumps({"write": {str(tmp_path / "params.yaml"): holder}, "read": {}})
+    (tmp_path / ".dvc/tmp/rwlock").write_text(lock)
+    with pytest.raises(UserError) as fault:
+        show(SCORES, {"accuracy": 0.4512, "miou": 0.2431})
+    assert str(fault.value) == (f"a run is going on (PID {os.getpid()}); wait for it, or see `make doctor`")
 
 
 def test_without_labels_it_says_what_can_be_said(show: Callable[..., str]) -> None:
