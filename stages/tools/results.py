@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = read_metrics(args.metrics / "prepare.json")["prepare"]
     images = f"{data['train_images']:,} training images, {data['val_images']:,} validation images"
     if stale:
-        print(f"\n{_of_an_earlier_run(stale)}\n{images}.\n")
+        print(f"\n{_of_an_earlier_run(stale)}\n`prepare` has last read {images}.\n")
     else:
         print(f"\nPreset {params.preset}: {images},\n{params.pixel_k} pixel clusters, seed {params.seed}.\n")
     print("\n".join(_table(figures)))
