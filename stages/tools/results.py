@@ -76,10 +76,13 @@ def _shown(column: str, figures: Mapping[str, Any]) -> str:
 
 
 def _times(seconds: Mapping[str, float]) -> Iterator[str]:
-    """Yield the last run times of the stages, longest first, wrapped to the terminal width."""
+    """Yield the last run times of the stages, longest first, wrapped to the terminal width.
+
+    A stage whose results came from the cache has the time of its last run, which made others.
+    """
     if not seconds:
         return
-    total, line = sum(seconds.values()), "Last run time of each stage:"
+    total, line = sum(seconds.values()), "Last run time of each stage, perhaps with other settings:"
     yield f"{line} {duration(total)} in total"
     line = " "
     for stage, one in sorted(seconds.items(), key=lambda item: -item[1]):

@@ -51,7 +51,7 @@ def test_scores_beside_the_baseline_and_where_the_time_went(show: Callable[..., 
         "prediction + dense CRF": ["45.1", "%", "24.3", "%"],
     }
     text = "\n".join(lines)
-    assert "Last run time of each stage: 2 h 4 min in total" in text
+    assert "Last run time of each stage, perhaps with other settings: 2 h 4 min in total" in text
     assert "  pretrain 2 h 3 min, train 1 min 0 s, prepare 8 s, evaluate@refined 3 s," in text
     assert lines[-1] == "Report: metrics/report/index.html"
 
