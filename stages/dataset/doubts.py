@@ -27,6 +27,8 @@ def doubts_of_files(data: DataSet, train: Sequence[Packed], val: Sequence[Packed
         names = [str(item.labels if remark == Remark.GRAY_PALETTE else item.source) for item in marked]
         if names:
             yield f"{len(names):,} files {text} ({listed(names, MOST_EXAMPLES)})"
+    if data.lacks_maps_in:
+        yield f"classes.txt is there, but no label map is used: they belong in {data.lacks_maps_in}"
     yield from _duplicates(train, val)
 
 

@@ -26,11 +26,12 @@ LONG_NAME = "name too long for those of its outputs; shorten it"
 ELSEWHERE = "image outside of the folders that are read"
 UNLISTED = "in neither list"
 SPARE_LABELS = "label map of no validation image"
+MISPLACED_LABELS = "label map called like a validation image, but not in labels/val"
 TRAIN_LABELS = "label map of a training image, never read"
 BAD = "damaged"
 SUSPECT = (
     OTHER_FORMAT, HEIC, BROKEN_LINK, NO_ENTRY, UNREADABLE, MASK, SAME_NAME, ELSEWHERE, UNLISTED, SPARE_LABELS,
-    BAD,
+    MISPLACED_LABELS, BAD,
 )  # fmt: skip
 
 MOST_EXAMPLES = 3

@@ -110,6 +110,7 @@ class DataSet:
         left_out: files below the folder that are not used, by reason.
         hashed: files that were hashed while listing, by name.
         bits: that its images with 16 bits per channel use; None without such images.
+        lacks_maps_in: the folder where label maps belong, if there is a classes.txt and none of them is used.
     """
 
     train: tuple[Item, ...]
@@ -123,6 +124,7 @@ class DataSet:
     left_out: LeftOut = field(default_factory=LeftOut)
     hashed: Mapping[str, RawFile] = field(default_factory=dict)
     bits: int | None = None
+    lacks_maps_in: str = ""
 
 
 MOST_BYTES = 1 << 30  # per file; larger images would exceed the pixel limit of Pillow

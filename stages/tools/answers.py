@@ -19,9 +19,11 @@ PUBLISHED = {  # where to get the checkpoints that presets and the commands of d
 
 def found(data: DataSet) -> Iterator[str]:
     """Number of images, what is left out, and notes on the lists and rules."""
+    classes = f"{len(data.class_names)} named classes"
+    if data.lacks_maps_in:
+        classes = f"classes.txt not used: no label maps in {data.lacks_maps_in}"
     yield (
-        f"{data.root}: {len(data.train):,} training images, {len(data.val):,} validation images, "
-        f"{len(data.class_names)} named classes"
+        f"{data.root}: {len(data.train):,} training images, {len(data.val):,} validation images, {classes}"
     )
     for note in data.notes:
         yield f"  {note}"

@@ -585,6 +585,26 @@ def test_label_maps_without_an_image_are_named(root: Path, run: Callable[..., Pr
     }
 
 
+def test_label_maps_that_lie_flat_are_not_used_and_a_warning_says_where_they_belong(
+    root: Path, run: Callable[..., Prepared]
+) -> None:
+    """With a photograph of each name in both splits, they could be of either."""
+    sides = [{path.stem for path in (root / "images" / split).iterdir()} for split in ("train", "val")]
+    label(root, *(half(0, 1) for _ in sides[1]))
+    for path in sorted((root / "labels/val").iterdir()):
+        path.rename(root / "labels" / path.name)
+    (root / "labels/val").rmdir()
+    prepared = run()
+    assert prepared.left_out == {
+        "label map called like a validation image, but not in labels/val": len(sides[1])
+    }
+    assert (
+        "classes.txt is there, but no label map is used: they belong in labels/val"
+        in (prepared.summary["warnings"])
+    )
+    assert sides[0] >= sides[1]
+
+
 # Names
 
 

@@ -518,10 +518,19 @@ def test_what_a_preset_has_written_is_no_edit(repository: Path) -> None:
     assert read(Path("params.yaml")).seed == 7
 
 
-def test_without_labels_the_number_of_classes_is_the_users(repository: Path) -> None:
+@pytest.mark.parametrize(
+    ("has_names", "said"),
+    [(False, ", 0 named classes\n"), (True, ", classes.txt not used: no label maps in labels/val\n")],
+)
+def test_without_labels_the_number_of_classes_is_the_users(
+    repository: Path, capsys: pytest.CaptureFixture[str], has_names: bool, said: str
+) -> None:
     make_folder(repository / "photos", labels=False)
+    if has_names:
+        (repository / "photos/classes.txt").write_text("sky\nroad\n")
     preset.main(["folder", "--data", "photos", "--no-estimate"])
     assert read(Path("params.yaml")).pixel_k == compose("folder")["pixel_k"]
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("data", ["data", "data/images/mine", "./metrics", "models/../data/truth", "link"])

@@ -18,7 +18,16 @@ from pathlib import Path
 
 from stages.dataset.decode import FileDecoder
 from stages.dataset.label_map_folders import label_maps_among
-from stages.dataset.left_out import ELSEWHERE, MASK, SPARE_LABELS, TRAIN_LABELS, UNLISTED, is_odd, printable
+from stages.dataset.left_out import (
+    ELSEWHERE,
+    MASK,
+    MISPLACED_LABELS,
+    SPARE_LABELS,
+    TRAIN_LABELS,
+    UNLISTED,
+    is_odd,
+    printable,
+)
 from stages.dataset.listing import SUFFIXES, list_images
 from stages.dataset.raw_files import hash_names, known_files
 from stages.dataset.source import DataSet, Findings, Item, RawFile
@@ -70,16 +79,18 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
             images = _by_id(root, "", photographs, found)
         hashed = hash_names(root, [item.source for item in images], known_files(root))
         train, val = by_content(images, hashed, split.val_fraction, split.seed, found)
-    taxonomy = plain(())
+    taxonomy, lacks_maps_in = plain(()), ""
     if (root / labels).is_dir():
         val = _with_labels(root, labels, val, names, found)
         taxonomy = _read_taxonomy(root, found)
-    _name_the_rest(root, names, train, val, UNLISTED if split.by == "lists" else ELSEWHERE, found)
+    elif (root / CLASSES).is_file():
+        lacks_maps_in = labels
+    _name_the_rest(root, names, train, val, split.by, found)
     found.raise_faults()
     decode = FileDecoder(root, taxonomy, upright=settings.protocol == "own")
     return DataSet(
         train, val, taxonomy.class_names, decode, other_files=tuple(found.files), root=root,
-        notes=tuple(found.notes), left_out=found.left_out, hashed=hashed,
+        notes=tuple(found.notes), left_out=found.left_out, hashed=hashed, lacks_maps_in=lacks_maps_in,
     )  # fmt: skip
 
 
@@ -167,12 +178,12 @@ def _name_the_rest(
     names: Sequence[str],
     train: Sequence[Item],
     val: Sequence[Item],
-    reason: str,
+    by: str,
     found: Findings,
 ) -> None:
-    """Count the images that are in no split, for `reason`, and the label maps that are never read."""
+    """Count the images that are in no split, which is drawn `by`, and the label maps that are never read."""
     used = {name for item in (*train, *val) for name in (item.source, item.labels)}
-    learned = {normal(item.id) for item in train}
+    learned, scored = ({normal(item.id) for item in split} for split in (train, val))
     rest = [name for name in names if name not in used]
     # A file that is used through a link is there under two names.
     real = {os.path.realpath(root / str(name)) for name in used if name} if rest else set()
@@ -183,9 +194,10 @@ def _name_the_rest(
         if top == "labels":
             id_ = normal(inner.removesuffix(Path(name).suffix))
             is_train = id_ in learned or id_.removeprefix("train/") in learned
-            found.left_out.add(TRAIN_LABELS if is_train else SPARE_LABELS, name)
+            reason = TRAIN_LABELS if is_train else SPARE_LABELS
+            found.left_out.add(MISPLACED_LABELS if by == "folder" and id_ in scored else reason, name)
         else:
-            found.left_out.add(reason if top == "images" else ELSEWHERE, name)
+            found.left_out.add(UNLISTED if by == "lists" and top == "images" else ELSEWHERE, name)
 
 
 def _read_taxonomy(root: Path, found: Findings) -> Taxonomy:
