@@ -6,6 +6,7 @@ there when DVC has deleted the outputs of `prepare`. It decides nothing: without
 
 import csv
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,27 +26,45 @@ NUM_THREADS = 8  # disks and network drives serve several readers faster than on
 
 @dataclass(frozen=True)
 class Difference:
-    """Names of the files that differ between two listings, sorted."""
+    """Names of the files that differ between two listings, sorted.
+
+    Attributes:
+        added: of contents that are new, or there once more.
+        gone: of contents that are gone, or there once less.
+        changed: names that are in both, with another content.
+        renamed: the old and the new name of a content.
+    """
 
     added: tuple[str, ...]
     gone: tuple[str, ...]
     changed: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def between(cls, before: Iterable[RawFile], now: Iterable[RawFile]) -> "Difference":
         """Compare names and contents."""
         old, new = ({file.name: file.sha256 for file in files} for files in (before, now))
+        added, gone = sorted(set(new) - set(old)), sorted(set(old) - set(new))
+        moved = defaultdict[str, list[str]](list)  # new names by content, the first last
+        for name in reversed(added):
+            moved[new[name]].append(name)
+        renamed = {name: moved[old[name]].pop() for name in gone if moved[old[name]]}
+        taken = set(renamed.values())
         return cls(
-            tuple(sorted(set(new) - set(old))),
-            tuple(sorted(set(old) - set(new))),
+            tuple(name for name in added if name not in taken),
+            tuple(name for name in gone if name not in renamed),
             tuple(sorted(name for name in set(old) & set(new) if old[name] != new[name])),
+            tuple(renamed.items()),
         )
 
     def __str__(self) -> str:
+        kinds: dict[str, tuple[str, ...]] = {"added": self.added, "gone": self.gone, "changed": self.changed}
+        if self.renamed:
+            kinds["renamed"] = tuple(f"{old} to {new}" for old, new in self.renamed)
         parts = (
             f"{len(names):,} {what}"
             + (f" ({listed(list(map(printable, names)), MOST_EXAMPLES)})" if names else "")
-            for what, names in (("added", self.added), ("gone", self.gone), ("changed", self.changed))
+            for what, names in kinds.items()
         )
         return ", ".join(parts)
 

@@ -64,6 +64,17 @@ def test_what_was_added_removed_and_changed_is_named(photos: Path) -> None:
     )
 
 
+def test_a_renamed_photograph_is_neither_added_nor_gone(photos: Path) -> None:
+    (photos / "003.png").rename(photos / "trip.png")
+    (photos / "005.png").rename(photos / "a.png")
+    shutil.copy(photos / "a.png", photos / "b.png")
+    (photos / "007.png").unlink()
+    assert (
+        ": 1 added (b.png), 1 gone (007.png), 0 changed, 2 renamed (003.png to trip.png, 005.png to a.png); "
+        "accept the files"
+    ) in message(["--check"])
+
+
 def test_a_pin_changes_the_hash_and_no_other_byte(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, before = read(Path("params.yaml")).prepare.manifest_sha256, Path("params.yaml").read_bytes()
     add(photos, range(100, 102))
