@@ -11,6 +11,8 @@ import pandas as pd
 from stages.dataset.truth import IGNORED, Kind
 from stages.settings.errors import UserError
 
+MOST_SHOWN = 40  # characters of a wrong first line
+
 
 @dataclass(frozen=True)
 class Taxonomy:
@@ -76,7 +78,10 @@ def mapped(class_names: tuple[str, ...], text: str) -> Taxonomy:
     """
     lines = [line.strip() for line in text.splitlines()]
     if not lines or lines[0].replace(" ", "") != "value,class":
-        raise UserError("must begin with the line value,class")
+        is_other = bool(lines) and re.split(r"\s*[;\t]\s*", lines[0]) == ["value", "class"]
+        remedy = "; save it with commas" if is_other else ""  # as Excel does in some countries
+        found = f", found {lines[0][:MOST_SHOWN]!r}{remedy}" if lines else ""
+        raise UserError(f"must begin with the line value,class{found}")
     ids: dict[int, int] = {}
     colors: dict[int, int] = {}
     for number, line in enumerate(lines[1:], start=2):

@@ -559,6 +559,11 @@ def test_colors_get_a_mapping(root: Path, run: Callable[..., Prepared], fault: C
     ("text", "rule"),
     [
         ("", "must begin with the line value,class"),
+        (
+            "value;class\n0;sky\n",
+            "must begin with the line value,class, found 'value;class'; save it with commas",
+        ),
+        ("0,sky\n", "must begin with the line value,class, found '0,sky'"),
         ("value,class\n0,tree\n", "line 2: 'tree' is not in classes.txt"),
         (
             "value,class\nred,sky\n",
