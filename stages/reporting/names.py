@@ -160,7 +160,7 @@ def read_names(
         raise OtherClustersError(
             f"{path}: names clusters {file.clusters}, but those in use are {clusters[0]}, made by another "
             "training, where a number means something else; look at the report page, and name them anew "
-            "(make names FORCE=1)"
+            "(make names FORCE=1; it replaces the names in the file, so keep a copy)"
         )
     raise_faults(_faults(path, file, num_clusters))
     return Names(
