@@ -15,18 +15,23 @@ from typing import Annotated, Any
 from unicodedata import category
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from stages.core.artefacts import unreadable, write_text
 from stages.core.hashes import fingerprint
 from stages.core.tensors import read_tensors
 from stages.settings.errors import UserError, raise_faults
-from stages.settings.section import Section
+from stages.settings.params import unknown_key
+from stages.settings.section import Section, one_fault
 from stages.settings.yaml_text import FAULTS, loaded
 
 FILE = Path("names.yaml")
 ABSENT = "correct the path, or write a first names.yaml with `make names`"  # remedy
 FORM = "must have the keys clusters and names, as `make names` and the report page write them"
 LONGEST = 200  # characters of a name
+LENGTH = f"a name has 1 to {LONGEST} characters"
+COLOR = 'must be #rrggbb in quotes, such as "#d55e00", because # starts a comment in YAML'
+NUMBER = "the number of a cluster is 0 or more and written without quotes, as in 0: sky"
 HEAD = """\
 # Names of the pixel clusters: number, name. Clusters with one name count as one. The report page has a
 # form that writes this file. A color of your own: 2: {name: road, color: "#d55e00"}
@@ -52,25 +57,16 @@ def _as_text(name: Any) -> Any:
     return name.strip()
 
 
-def _as_colour(colour: Any) -> Any:
-    """Refuse a color that YAML has not seen.
-
-    Raises:
-        ValueError: it is empty.
-    """
-    if colour is None:
-        raise ValueError("is empty; put a color in quotes, because # starts a comment in YAML")
-    return colour
-
-
 class _Name(Section):
-    name: Annotated[str, Field(min_length=1, max_length=LONGEST), BeforeValidator(_as_text)]
-    color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$"), BeforeValidator(_as_colour)] = ""
+    name: Annotated[
+        str, Field(min_length=1, max_length=LONGEST), one_fault(LENGTH), BeforeValidator(_as_text)
+    ]
+    color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$"), one_fault(COLOR)] = ""
 
 
 class _NamesFile(Section):
-    clusters: str | None = None
-    names: dict[Annotated[int, Field(ge=0)], _Name] = Field(default_factory=dict)
+    clusters: Annotated[str | None, one_fault("must be in quotes, for it is a number to YAML")] = None
+    names: dict[Annotated[int, Field(ge=0), one_fault(NUMBER)], _Name] = Field(default_factory=dict)
 
     @field_validator("names", mode="before")
     @classmethod
@@ -139,11 +135,7 @@ def read_names(
             raise UserError(f"{path}: {FORM}")
         file = _NamesFile.model_validate(content)
     except ValidationError as error:
-        lines = [
-            f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}"
-            for one in error.errors()
-        ]
-        raise UserError(*lines) from error
+        raise UserError(*(f"{path}: {_fault(one)}" for one in error.errors())) from error
     except (OSError, *FAULTS) as error:
         raise UserError(
             unreadable(path, "a names file", error, absent=ABSENT, damaged="correct it")
@@ -167,6 +159,17 @@ def read_names(
         {cluster: one.name for cluster, one in sorted(file.names.items())},
         {one.name: _rgb(one.color) for one in file.names.values() if one.color},
     )
+
+
+def _fault(detail: ErrorDetails) -> str:
+    parts = [str(part) for part in detail["loc"] if part != "[key]"]  # pydantic's word for a key of a mapping
+    key, kind = ".".join(parts), detail["type"]
+    if kind == "extra_forbidden":
+        return unknown_key(key, list((_Name if len(parts) > 1 else _NamesFile).model_fields))
+    if kind == "missing":
+        return f"{key}: missing"
+    got = f", got {detail['input']!r}" if kind == "either" else ""
+    return f"{key}: {detail['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _without_template(names: Mapping[int, _Name]) -> dict[int, _Name]:

@@ -1,7 +1,7 @@
 """Reads params.yaml like DVC, validates the whole file, and returns the requested keys."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,11 +86,7 @@ def _fault(detail: ErrorDetails) -> str:
     key, kind, value = ".".join(location), detail["type"], detail["input"]
     context = detail.get("ctx", {})
     if kind == "extra_forbidden":
-        known = list(_known_keys(location[:-1]))
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        return f"{key}: unknown key" + (
-            f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-        )
+        return unknown_key(key, list(_known_keys(location[:-1])))
     if kind == "missing":
         return f"{key}: missing; presets/demo.yaml has every key"
     if kind == "literal_error":
@@ -101,6 +97,12 @@ def _fault(detail: ErrorDetails) -> str:
         message = str(context["error"])
         return f"{key}.{message}" if key else message
     return f"{key}: {_rule(detail)}, got {value!r}"
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """What to say of a dotted key that does not exist: the nearest of those that do, or all of them."""
+    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+    return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
 
 
 def _rule(detail: ErrorDetails) -> str:
