@@ -86,6 +86,33 @@ def test_labels_are_for_validation_images_and_never_read_for_others(tmp_path: Pa
     assert counts == {TRAIN_LABELS: len(data.train), SPARE_LABELS: 1}
 
 
+def test_photographs_added_after_labeling_go_to_training_alone_once_it_is_split_by_folders(
+    tmp_path: Path,
+) -> None:
+    """As docs/photographs.md says under Adding photographs."""
+    photographs(tmp_path, 20)
+    before = listed(tmp_path)
+    for item in before.val:
+        write_image(tmp_path / f"labels/{item.id}.png", noise(7, 8, 8)[..., 0] % 2)
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    photographs(tmp_path / "new", 20, first=20)
+    with pytest.raises(UserError, match=r"; label all of them, remove the folder, or split by folders \("):
+        listed(tmp_path)
+    for folder, items in (("images/train", before.train), ("images/val", before.val)):
+        (tmp_path / folder).mkdir(parents=True)
+        for item in items:
+            (tmp_path / item.source).rename(tmp_path / folder / item.source)
+    (tmp_path / "labels").rename(tmp_path / "maps")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "maps").rename(tmp_path / "labels/val")
+    (tmp_path / "new").rename(tmp_path / "images/train/new")
+    after = list_data(prepare_settings(reader="folder", path=str(tmp_path), split__by="folder"))
+    assert [item.id for item in after.val] == [item.id for item in before.val]
+    assert all(item.labels == f"labels/val/{item.id}.png" for item in after.val)
+    assert len(after.train) == len(before.train) + 20
+    assert after.left_out == {}
+
+
 def test_a_folder_images_wins_and_what_lies_beside_it_is_counted(tmp_path: Path) -> None:
     photographs(tmp_path / "images", 5)
     photographs(tmp_path / "loose", 2, first=20)

@@ -40,6 +40,10 @@ from stages.settings.schema_prepare import Prepare
 
 CLASSES, MAPPING = "classes.txt", "labels.csv"
 RESERVED = (CLASSES, MAPPING, "train.txt", "val.txt")  # files of the data set itself
+SPLIT_BY_FOLDER = (  # remedy for images that were added after labeling
+    "remove the folder, or split by folders (images/train, images/val, labels/val) and add to images/train "
+    "alone: docs/photographs.md, Adding photographs"
+)
 NO_CLASS = "__ignore__"  # labelme's name of id -1, the first line of its class files
 
 
@@ -81,7 +85,7 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
         train, val = by_content(images, hashed, split.val_fraction, split.seed, found)
     taxonomy, lacks_maps_in = plain(()), ""
     if (root / labels).is_dir():
-        val = _with_labels(root, labels, val, names, found)
+        val = _with_labels(root, labels, val, names, found, is_drawn=split.by == "fraction")
         taxonomy = _read_taxonomy(root, found)
     elif (root / CLASSES).is_file():
         lacks_maps_in = labels
@@ -157,7 +161,7 @@ def _label_maps(below: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _with_labels(
-    root: Path, below: str, val: Sequence[Item], names: Sequence[str], found: Findings
+    root: Path, below: str, val: Sequence[Item], names: Sequence[str], found: Findings, *, is_drawn: bool
 ) -> tuple[Item, ...]:
     """Give every validation image its label map; names match in any Unicode normal form."""
     maps = _label_maps(below, names)
@@ -166,9 +170,10 @@ def _with_labels(
     if missing:
         beside = [name for name in names if name.startswith("labels/")]
         near = nearest(normal(missing[0]), beside) if len(missing) == len(val) else ""
+        remedy = SPLIT_BY_FOLDER if is_drawn and len(missing) < len(val) else "or remove the folder"
         found.faults.append(
             f"{root / below}: {len(missing)} of {len(val)} validation images have no label map "
-            f"({listed(missing)}){near}; label all of them, or remove the folder"
+            f"({listed(missing)}){near}; label all of them, {remedy}"
         )
     return labelled
 
