@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
+# A variable as one word of the shell, as it was given: a path may have $, quotes and blanks.
+quoted = '$(subst ','\'',$(value $1))'
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,7 +53,7 @@ scale: env ## project a run at the paper's scale on this machine [PRESET=cocostu
 
 preset: env ## write params.yaml: NAME=folder DATA=path/to/data [MINUTES=10] [BASE=picie] [FORCE=1] [FAST=1]
 	$(if $(NAME),,$(error give a NAME: make preset NAME=folder DATA=photos, or another file of presets/))
-	python -m stages.tools.preset $(NAME) $(if $(DATA),--data "$(DATA)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BASE),--base $(BASE)) $(if $(filter-out 0,$(FORCE)),--force) $(if $(filter-out 0,$(FAST)),--no-estimate)
+	python -m stages.tools.preset $(NAME) $(if $(value DATA),--data $(call quoted,DATA)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(BASE),--base $(BASE)) $(if $(filter-out 0,$(FORCE)),--force) $(if $(filter-out 0,$(FAST)),--no-estimate)
 
 pin: env ## accept the images as they are now, after photographs were added [WARM=1: start from the last models]
 	python -m stages.tools.pin $(if $(filter-out 0,$(WARM)),--warm)
