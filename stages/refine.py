@@ -18,7 +18,7 @@ from stages.postprocessing.exact_crf import exact_mean_field
 from stages.postprocessing.gpu_backends import import_fused, require_gpu, settle
 from stages.postprocessing.score_maps import cluster_maps, open_scores, probabilities, upsample
 from stages.runtime.pool import call_in_order, count_cores
-from stages.runtime.progress import say, track
+from stages.runtime.progress import say, track, warn
 from stages.runtime.rows import RowWriter
 from stages.runtime.script import run, stage_parser
 from stages.runtime.start import tell_device
@@ -28,6 +28,10 @@ from stages.settings.params import load
 from stages.settings.schema import Refine
 
 KEYS = ("refine",)
+NEARLY_CERTAIN = (
+    0.99  # mean probability of the likeliest cluster from which on the CRF changes next to nothing
+)
+MEASURED_IMAGES = 16
 
 
 @memory_for("end other programs that use the GPU, or set refine.backend: cpu", "refine: ")
@@ -60,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         say("refine", backend="permutohedral lattice on the CPU")
         job = Job(args.images / IMAGES, args.predictions, rows.path, params.refine)
         work = refine_all(job, todo, params.runtime.num_workers)
+    if params.refine.backend != "none":
+        _warn_if_certain(scores, params.refine.temperature)
     for _ in track(work, "refine", total=len(todo), unit="image"):
         rows.advance(1)
 
@@ -82,6 +88,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="output: cluster ids uint8 [M, S, S] (.npy)")
     return parser.parse_args(argv)
+
+
+def _warn_if_certain(scores: Float16[np.ndarray, "M K h w"], temperature: float) -> None:
+    """Warn where the scores of clusters are so far apart that the CRF can hardly change a pixel."""
+    measured = scores[:: max(1, len(scores) // MEASURED_IMAGES)]
+    likeliest = [
+        probabilities(torch.tensor(one, dtype=torch.float32), temperature).amax(0) for one in measured
+    ]
+    if (mean := float(torch.stack(likeliest).mean())) > NEARLY_CERTAIN:
+        warn(
+            "refine",
+            f"the likeliest cluster of a pixel has a probability of {mean:.3f} in the mean, so the CRF "
+            f"changes next to nothing; raise refine.temperature ({temperature:g})",
+        )
 
 
 def choose_gpu(backend: str, device: str) -> torch.device | None:

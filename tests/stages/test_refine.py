@@ -45,6 +45,18 @@ def _argv(folder: Path, num_workers: int = 1) -> list[str]:
     return [*argv, "--params", str(_params(folder, num_workers))]
 
 
+@pytest.mark.parametrize(("gap", "is_certain"), [(1.0, False), (4.0, True)])
+def test_scores_that_leave_nothing_to_change_are_a_warning(
+    folder: Path, capsys: pytest.CaptureFixture[str], gap: float, is_certain: bool
+) -> None:
+    """Such as negative squared distances of long features; the temperature is 0.5."""
+    scores = np.load(folder / "predictions.npy")
+    np.save(folder / "predictions.npy", np.float16(scores * 2 * gap))
+    refine.main(_argv(folder))
+    said = capsys.readouterr().err
+    assert ("so the CRF changes next to nothing; raise refine.temperature (0.5)" in said) == is_certain
+
+
 def test_borders_move_to_those_of_the_image(folder: Path) -> None:
     refine.main(_argv(folder))
     refined = np.load(folder / "refined.npy")
