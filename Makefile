@@ -15,6 +15,7 @@ env: $(VENV)/installed ## create the environment in .venv
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -c 'import platform as p, sys; here = (p.system(), p.machine()); sys.exit(here != ("Linux", "x86_64") and "faiss-gpu exists for Linux on x86-64 only, and this is %s on %s; on Windows use WSL" % here)'
+	@echo "creating or updating $(VENV): some minutes, 8 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.txt
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
