@@ -102,10 +102,7 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
             "similarity of each pixel to each cluster, before merging: 4 K H W bytes for each image.",
             f"Inside, images are resized so that the shorter side is {model.size_px} px, as in training.",
             "",
-            "```python",
-            USE[form].format(file=file) + "```",
-            "",
-            *AS_SEGMENT,
+            *_lines_of_use(form, file),
             "",
             "## Clusters",
             "",
@@ -131,6 +128,10 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
             "",
         ]
     )
+
+
+def _lines_of_use(form: str, file: str) -> Iterator[str]:
+    yield from ("```python", USE[form].format(file=file) + "```", "", *AS_SEGMENT)
 
 
 def _clusters(model: TrainedModel) -> Iterator[str]:
