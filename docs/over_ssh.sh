@@ -21,7 +21,7 @@ fi
 command_of() {
     local rank=$1 settings torchrun
     shift
-    mapfile -t settings < <(env | grep -E '^((OMP|GLOO|NCCL|(PY)?TORCH|CUDA|CUBLAS|FI|UCX|QUIET)[A-Z0-9_]*|DVC_ROOT)=')
+    mapfile -t settings < <(env | grep -E '^((OMP|GLOO|NCCL|(PY)?TORCH|CUDA|CUBLAS|QUIET|FI_|UCX_)[A-Z0-9_]*|DVC_ROOT)=')
     printf -v torchrun '%q ' env "${settings[@]}" "$(command -v python)" -m torch.distributed.run \
         --nnodes "${#hosts[@]}" --node-rank "$rank" --nproc-per-node "$num_processes" --log-dir /dev/null \
         --master-addr "${hosts[0]}" --master-port "$port" "$@"

@@ -28,9 +28,7 @@ from stages.settings.params import load
 from stages.settings.schema import Refine
 
 KEYS = ("refine",)
-NEARLY_CERTAIN = (
-    0.99  # mean probability of the likeliest cluster from which on the CRF changes next to nothing
-)
+NEARLY_CERTAIN = 0.99  # mean probability of the likeliest cluster; above, the CRF changes next to nothing
 MEASURED_IMAGES = 16
 
 

@@ -28,6 +28,6 @@ def is_launched() -> bool:
 def rank() -> int | None:
     """Number of this process among those that torchrun has started; None where it has not started it.
 
-    Some of the variables are none here, so that a script can print the error of `is_launched`.
+    Where only some of the variables are set, this is None, and a script can print the error of `is_launched`.
     """
     return int(os.environ["RANK"]) if all(name in os.environ for name in VARIABLES) else None

@@ -158,7 +158,7 @@ def check_manifest(pinned: str, files: Iterable[RawFile]) -> None:
     before = pinned_files(pinned)
     numbers = f": {Difference.between(before, now)}" if before else ""
     raise UserError(
-        f"prepare.manifest_sha256: files were changed, added or removed{numbers}; accept the files as they "
+        f"prepare.manifest_sha256: files have changed{numbers}; accept the files as they "
         f"are with `make pin`, or restore them (pinned {pinned}, found {found}); if a setting of this "
         "experiment alone chooses other files, set prepare.manifest_sha256 to '' with it"
     )

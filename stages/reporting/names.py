@@ -65,7 +65,7 @@ class _Name(Section):
 
 
 class _NamesFile(Section):
-    clusters: Annotated[str | None, one_fault("must be in quotes, for it is a number to YAML")] = None
+    clusters: Annotated[str | None, one_fault("must be text, in quotes")] = None
     names: dict[Annotated[int, Field(ge=0), one_fault(NUMBER)], _Name] = Field(default_factory=dict)
 
     @field_validator("names", mode="before")
@@ -168,6 +168,8 @@ def _fault(detail: ErrorDetails) -> str:
         return unknown_key(key, list((_Name if len(parts) > 1 else _NamesFile).model_fields))
     if kind == "missing":
         return f"{key}: missing"
+    if kind == "invalid_key":
+        return FORM
     got = f", got {detail['input']!r}" if kind == "either" else ""
     return f"{key}: {detail['msg'].removeprefix('Value error, ')}{got}"
 

@@ -8,6 +8,7 @@ import torch
 
 from stages.core import distributed
 from stages.core.device import choose_device, set_numerics
+from stages.runtime.device_text import describe_device
 from stages.runtime.launch import launch
 from stages.runtime.progress import tell, warn
 
@@ -50,13 +51,6 @@ def tell_device(device: torch.device) -> None:
     """Print what the work runs on."""
     count = distributed.world_size()
     tell(f"device: {describe_device(device)}" + (f", {count} processes" if count > 1 else ""))
-
-
-def describe_device(device: torch.device) -> str:
-    """Description of the device for the log."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)"
 
 
 def _emulates_bfloat16(device: torch.device) -> bool:

@@ -124,7 +124,7 @@ def _root(data: DataSet) -> Path:
 
 
 def _say_difference(params: Params, data: DataSet, files: Sequence[RawFile], manifest: str) -> None:
-    """Print what was added, gone and changed since the last pin, or else since the last run."""
+    """Print what was added, gone, changed and renamed since the last pin, or else since the last run."""
     print(f"{data.root}: {len(data.train):,} training images, {len(data.val):,} validation images")
     pinned = params.prepare.manifest_sha256
     if manifest == pinned:

@@ -29,9 +29,9 @@ from stages.dataset.left_out import (
     LeftOut,
 )
 from stages.reporting.legend import css
+from stages.runtime.device_text import describe_device
 from stages.runtime.progress import track
 from stages.runtime.script import run
-from stages.runtime.start import describe_device
 from stages.settings.section import DEVICE, DEVICE_NAMES
 from stages.tools.segmenting import coco
 from stages.tools.segmenting.decoding import choose_bits, open_photographs, without_faults

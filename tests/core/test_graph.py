@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.core.device import place
-from stages.core.graph import MOST_KINDS, WARM_UP, Compute, Graphs, Wish, can_record
+from stages.core.graph import MOST_AHEAD, MOST_KINDS, WARM_UP, Compute, CudaRecorder, Graphs, Wish, can_record
 from stages.core.step import Drawn
 from stages.imaging.batches import ImageSource
 from stages.pretraining.pretrainer import Pretrainer
@@ -239,6 +239,35 @@ def test_steps_of_which_none_is_met_again_keep_nothing() -> None:
         del image
         assert not any(one() is not None for one in shown)
     assert tape.num_records == 1, "of one that was met three times, and not of one that came too late"
+
+
+def test_the_host_starts_no_more_than_a_few_steps_ahead_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else stops it where steps are replayed, and each holds a batch in pinned memory."""
+    started: list[int] = []
+    waited: list[int] = []
+
+    class Event:
+        """The end of a step, which the host can wait for."""
+
+        def __init__(self, blocking: bool) -> None:
+            self.number = len(started)
+
+        def record(self, stream: Any) -> None:
+            started.append(self.number)
+
+        def synchronize(self) -> None:
+            waited.append(self.number)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    for name in ("Stream", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    recorder = CudaRecorder(lambda image, drawn: image, CPU)
+    for _ in range(10):
+        recorder._wait_for_earlier()
+        assert len(started) - len(waited) <= MOST_AHEAD
+    assert started == list(range(10))
+    assert waited == list(range(10 - MOST_AHEAD))
 
 
 def test_memory_that_runs_out_in_the_first_step_of_an_optimizer_changes_nothing() -> None:

@@ -32,10 +32,7 @@ def test_changed_photographs_stop_a_run_whose_stages_are_up_to_date(
     added = folder / "photos/images/train/part/added.png"
     write_image(added, noise(1, 40, 40))
     shown = run(folder, *REPRO, code=255)
-    assert (
-        "files were changed, added or removed: 1 added (images/train/part/added.png), 0 gone, 0 changed"
-        in shown
-    )
+    assert "files have changed: 1 added (images/train/part/added.png), 0 gone, 0 changed" in shown
     assert "Running stage 'prepare'" not in shown
 
     (folder / "photos").rename(tmp_path / "elsewhere")

@@ -79,7 +79,7 @@ def test_the_text_is_plain_yaml() -> None:
         ("names: {0: {name: a, color: '#000000'}, 1: {name: a, color: '#000001'}}", "give it one color"),
         ("title: {}", "names.yaml: title: unknown key; known: clusters, names"),
         ("nmes: {}", "names.yaml: nmes: unknown key; did you mean 'names'?"),
-        ("clusters: 123456", "names.yaml: clusters: must be in quotes, for it is a number to YAML"),
+        ("clusters: 123456", "names.yaml: clusters: must be text, in quotes"),
         ("- sky", FORM),
         ("sky", FORM),
         ("7", FORM),

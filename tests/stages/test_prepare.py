@@ -365,7 +365,7 @@ def test_changed_data_is_a_changed_param(root: Path, tmp_path: Path) -> None:
     assert run(root, tmp_path / "out", prepare__manifest_sha256=pinned).exists()
     (root / "classes.txt").write_text("sky\ngrass\nhorse\n")
     assert faults(root, tmp_path / "out", prepare__manifest_sha256=pinned) == (
-        "prepare.manifest_sha256: files were changed, added or removed; accept the files as they are with "
+        "prepare.manifest_sha256: files have changed; accept the files as they are with "
         f"`make pin`, or restore them (pinned {pinned}, found {folder_manifest(root)}); if a setting of this "
         "experiment alone chooses other files, set prepare.manifest_sha256 to '' with it",
     )

@@ -313,6 +313,15 @@ def test_the_card_says_if_it_is_not_known_what_the_model_was_trained_with(
     assert f"Unknown: {why}, and no params.yaml." in _card()
 
 
+def test_the_card_says_if_the_scores_are_older_than_the_model(released: Any) -> None:
+    """As after `dvc repro cluster`."""
+    _write_lock()
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    lock["stages"]["predict"] = {"deps": [{"path": "models/pixel_centroids.safetensors", "md5": "of before"}]}
+    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    assert "Whether these are scores of this model is not known: it was made again after them." in _card()
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

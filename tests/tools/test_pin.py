@@ -58,7 +58,7 @@ def test_what_was_added_removed_and_changed_is_named(photos: Path) -> None:
     write_image(photos / "004.png", noise(77, 8, 8))
     said = message(["--check"])
     assert said.startswith(
-        "prepare.manifest_sha256: files were changed, added or removed: 5 added (100.png, 101.png, 102.png, "
+        "prepare.manifest_sha256: files have changed: 5 added (100.png, 101.png, 102.png, "
         "...), 1 gone (003.png), 1 changed (004.png); accept the files as they are with `make pin`, "
         "or restore them"
     )

@@ -18,6 +18,7 @@ from stages.tools.dvc_lock import LOCK
 from stages.tools.exporting.trained_settings import (
     features_of_run,
     has_crf,
+    has_older_scores,
     present_settings,
     trained_settings,
 )
@@ -85,7 +86,10 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
     """
     project = folder.absolute().parent
     crf, (trained, why) = has_crf(project), trained_settings(folder)
-    doubt = why if (project / LOCK).is_file() else ""  # that what lies beside the model belongs to it
+    doubt = (
+        why if (project / LOCK).is_file() else ""
+    )  # without a lock, what lies beside a model counts as its own
+    of_scores = doubt or ("it was made again after them" if has_older_scores(folder) else "")
     return "\n".join(
         [
             f"# {file}",
@@ -116,7 +120,7 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
             "",
             "## Scores",
             "",
-            *_scores(project, doubt, crf=crf),
+            *_scores(project, of_scores, crf=crf),
             "",
             "## Limits",
             "",

@@ -13,6 +13,7 @@ from stages.tools.segmenting.trained_model import PARAMS
 # Stages that decide a model, and its files with the stage that makes each.
 STAGES = ("prepare", "pretrain", "embed", "label", "select_views", "train", "cluster")
 FILES = {SEGMENTER: "train", CENTROIDS: "cluster"}
+SCORED = (*STAGES, "predict", "refine", "evaluate@raw", "evaluate@refined")
 
 
 def trained_settings(folder: Path) -> tuple[dict[str, Any], str]:
@@ -36,6 +37,16 @@ def trained_settings(folder: Path) -> tuple[dict[str, Any], str]:
     if not is_one or any(outdated(stages, STAGES)):
         return {}, f"the stages in {LOCK} are of several runs"
     return settings, ""
+
+
+def has_older_scores(folder: Path) -> bool:
+    """Whether the model has been made again since it was scored, as far as the dvc.lock beside it tells.
+
+    Raises:
+        UserError: dvc.lock cannot be read.
+    """
+    path = folder.absolute().parent / LOCK
+    return path.is_file() and any(outdated(read_lock(path), SCORED))
 
 
 def _params(stages: Mapping[str, Any], stage: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from stages.settings.schema import Refine
 from stages.tools.model_files import CENTROIDS, SEGMENTER
 from stages.tools.segmenting.scored_features import read_scored_features
 
+REMEDY = "train it with `dvc repro`, or name another model, of this version of the code, with --model"
 PARAMS = "params.yaml"  # beside the folder of the model
 REPORT_LEGEND = Path("metrics/report/legend.json")  # likewise
 LONGEST_SIDE = 4  # maximum longer side, as a multiple of the training size
@@ -67,9 +68,9 @@ class TrainedModel:
     def __init__(
         self, folder: Path, *, device: str = "auto", names: Path | None = None, refine: Path | None = None
     ) -> None:
-        segmenter, about = load_segmenter(folder / SEGMENTER)
+        segmenter, about = load_segmenter(folder / SEGMENTER, REMEDY)
         sha256 = file_sha256(folder / SEGMENTER)
-        centroids = load_final_clusters(folder / CENTROIDS, segmenter, sha256)
+        centroids = load_final_clusters(folder / CENTROIDS, segmenter, sha256, REMEDY)
         self.crf: Refine | None = None if refine is None else _read_refine(refine)
         self.lineage = lineage(folder / CENTROIDS)
         self.legend, self.named_by = _choose_legend(folder, names, self.lineage, len(centroids))
