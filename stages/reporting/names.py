@@ -165,7 +165,7 @@ def _fault(detail: ErrorDetails) -> str:
     parts = [str(part) for part in detail["loc"] if part != "[key]"]  # pydantic's word for a key of a mapping
     key, kind = ".".join(parts), detail["type"]
     if kind == "extra_forbidden":
-        return unknown_key(key, list((_Name if len(parts) > 1 else _NamesFile).model_fields))
+        return unknown_key(key, parts[-1], list((_Name if len(parts) > 1 else _NamesFile).model_fields))
     if kind == "missing":
         return f"{key}: missing"
     if kind == "invalid_key":

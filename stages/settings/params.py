@@ -86,7 +86,7 @@ def _fault(detail: ErrorDetails) -> str:
     key, kind, value = ".".join(location), detail["type"], detail["input"]
     context = detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return unknown_key(key, list(_known_keys(location[:-1])))
+        return unknown_key(key, location[-1], list(_known_keys(location[:-1])))
     if kind == "missing":
         return f"{key}: missing; presets/demo.yaml has every key"
     if kind == "literal_error":
@@ -99,9 +99,15 @@ def _fault(detail: ErrorDetails) -> str:
     return f"{key}: {_rule(detail)}, got {value!r}"
 
 
-def unknown_key(key: str, known: Sequence[str]) -> str:
-    """What to say of a dotted key that does not exist: the nearest of those that do, or all of them."""
-    near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+def unknown_key(key: str, last: str, known: Sequence[str]) -> str:
+    """What to say of a key that does not exist: the one that is nearest, or all that do exist.
+
+    Args:
+        key: with those of the sections above it, such as train.epoch.
+        last: its own part, such as epoch.
+        known: what stands in its place.
+    """
+    near = difflib.get_close_matches(last, known, n=1)
     return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
 
 

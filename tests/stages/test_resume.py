@@ -153,8 +153,8 @@ def test_dvc_lock_is_read_once_whatever_the_number_of_inputs(
     Path("dvc.lock").write_text(f"stages: {{predict: {{outs: [{{path: {predictions}, md5: abc}}]}}}}\n")
     monkeypatch.setenv("DVC_STAGE", "refine")
     read, hashed = [], []
-    parser, file_sha256 = state.YAML, state.file_sha256
-    monkeypatch.setattr(state, "YAML", lambda **options: read.append(1) or parser(**options))
+    loaded, file_sha256 = state.loaded, state.file_sha256
+    monkeypatch.setattr(state, "loaded", lambda text: read.append(1) or loaded(text))
     monkeypatch.setattr(state, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
     watch = Watch("refine", Path("params.yaml"), ["refine"], [Path("images/val"), predictions])
     state.common_fingerprint(watch)

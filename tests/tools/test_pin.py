@@ -126,7 +126,7 @@ def test_without_a_listing_the_images_of_the_last_run_say_what_is_new(
         (folder / "index.csv").write_text("\n".join(lines) + "\n")
     Path(LISTING).unlink()
     add(photos, range(100, 101))
-    assert "added or removed; accept" in message(["--check"])
+    assert "files have changed; accept" in message(["--check"])
     pin.main([])
     assert "images, since the last run: 1 added (100.png), 0 gone, 0 changed" in capsys.readouterr().out
 
