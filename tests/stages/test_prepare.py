@@ -382,7 +382,7 @@ def test_images_that_were_added_are_named_before_anything_is_packed(
     write_image(root / "images/train/new.png", noise(1, SIZE_PX, SIZE_PX))
     monkeypatch.setattr(packed_splits, "pack", lambda *_: pytest.fail("packing has begun"))
     (message,) = faults(root, tmp_path / "out", prepare__manifest_sha256=pinned)
-    assert "added or removed: 1 added (images/train/new.png), 0 gone, 0 changed; accept" in message
+    assert "files have changed: 1 added (images/train/new.png), 0 gone, 0 changed; accept" in message
 
 
 def test_a_full_disk_is_noticed_first(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
