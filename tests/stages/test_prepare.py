@@ -496,7 +496,7 @@ def test_lists_name_images_by_id_or_path(tmp_path: Path) -> None:
     pinned = read_metrics(out / "prepare.json")["prepare"]["manifest_sha256"]
     (root / "val.txt").write_text("day/1\nday/0\n")
     (message,) = faults(root, out, prepare__split__by="lists", prepare__manifest_sha256=pinned)
-    assert "files were changed" in message
+    assert "files have changed" in message
 
 
 def test_faults_of_lists(tmp_path: Path) -> None:
@@ -710,7 +710,7 @@ def test_params_that_change_while_files_are_listed(
 
 def test_another_pin_costs_no_image(tmp_path: Path, spied: Callable[[int], Spy]) -> None:
     root = make_folder(tmp_path / "set")
-    assert "files were changed" in str(faults(root, tmp_path / "out", prepare__manifest_sha256="0" * 64))
+    assert "files have changed" in str(faults(root, tmp_path / "out", prepare__manifest_sha256="0" * 64))
     second = spied(-1)
     run(root, tmp_path / "out", prepare__manifest_sha256=folder_manifest(root))
     assert second.seen == []
