@@ -110,8 +110,6 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
             "",
             "## Clusters",
             "",
-            "| id | name | color | counts as |",
-            "| --- | --- | --- | --- |",
             *_clusters(model),
             "",
             "## Training data",
@@ -139,6 +137,7 @@ def _lines_of_use(form: str, file: str) -> Iterator[str]:
 
 
 def _clusters(model: TrainedModel) -> Iterator[str]:
+    yield from ("| id | name | color | counts as |", "| --- | --- | --- | --- |")
     legend = model.legend
     for number, name in enumerate(legend.names):
         shown = name.replace("|", "\\|")
