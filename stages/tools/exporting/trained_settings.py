@@ -45,8 +45,13 @@ def has_older_scores(folder: Path) -> bool:
     Raises:
         UserError: dvc.lock cannot be read.
     """
-    path = folder.absolute().parent / LOCK
-    return path.is_file() and any(outdated(read_lock(path), SCORED))
+    return any(outdated(_stages(folder.absolute().parent), SCORED))
+
+
+def _stages(project: Path) -> dict[str, Any]:
+    """The stages of the dvc.lock in a folder; none without one."""
+    lock = project / LOCK
+    return read_lock(lock) if lock.is_file() else {}
 
 
 def _params(stages: Mapping[str, Any], stage: str) -> dict[str, Any]:
@@ -77,8 +82,7 @@ def has_crf(project: Path) -> bool:
     Raises:
         UserError: its dvc.lock or its params.yaml cannot be read.
     """
-    lock = project / LOCK
-    ran = _params(read_lock(lock), "refine") if lock.is_file() else {}
+    ran = _params(_stages(project), "refine")
     settings = ran or present_settings(project)
     return settings.get("refine", {}).get("backend") != "none"
 
@@ -89,6 +93,5 @@ def features_of_run(project: Path) -> ScoredFeatures | None:
     Raises:
         UserError: its dvc.lock cannot be read.
     """
-    lock = project / LOCK
-    ran = _params(read_lock(lock), "predict") if lock.is_file() else {}
+    ran = _params(_stages(project), "predict")
     return ScoredFeatures.of(ran) if ran else None
