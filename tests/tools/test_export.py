@@ -24,6 +24,7 @@ from stages.reporting.names import Names, lineage
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.tools import export, segment
 from stages.tools.exporting.model_card import describe_data, model_card
+from stages.tools.exporting.model_run import ModelRun
 from tests.datasets import REPOSITORY, write_image
 
 SIZES = [(1, 32, 32), (2, 70, 90), (1, 37, 333), (1, 200, 9)]
@@ -403,7 +404,7 @@ def test_the_card_says_what_the_backbone_started_from(
     for name, figures in {"prepare": prepare, "pretrain": pretrain}.items():
         if figures is not None:
             (tmp_path / f"metrics/{name}.json").write_text(json.dumps({name: {"details": [figures]}}))
-    text = " ".join(describe_data(tmp_path))
+    text = " ".join(describe_data(ModelRun.of(tmp_path / "models")))
     assert "No labels of them were used in training." in text
     assert said in text
 

@@ -9,20 +9,12 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
-from stages.core.artefacts import read_metrics
 from stages.core.hashes import FINGERPRINT_DIGITS
 from stages.reporting.legend import css
 from stages.settings.params import flat
 from stages.tools.composing import as_text
 from stages.tools.dvc_lock import LOCK
-from stages.tools.exporting.trained_settings import (
-    features_of_run,
-    has_crf,
-    has_older_scores,
-    present_settings,
-    trained_settings,
-)
-from stages.tools.segmenting.scored_features import ScoredFeatures
+from stages.tools.exporting.model_run import ModelRun
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel
 
 USE = {
@@ -84,12 +76,7 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
     Raises:
         UserError: a file of the run is damaged.
     """
-    project = folder.absolute().parent
-    crf, (trained, why) = has_crf(project), trained_settings(folder)
-    doubt = (
-        why if (project / LOCK).is_file() else ""
-    )  # without a lock, what lies beside a model counts as its own
-    of_scores = doubt or ("it was made again after them" if has_older_scores(folder) else "")
+    run = ModelRun.of(folder)
     return "\n".join(
         [
             f"# {file}",
@@ -114,19 +101,19 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
             "",
             "## Training data",
             "",
-            *describe_data(project, doubt),
+            *describe_data(run),
             "",
             "## Scores",
             "",
-            *_scores(project, of_scores, crf=crf),
+            *_scores(run),
             "",
             "## Limits",
             "",
-            *_limits(project, doubt, model.features, crf=crf),
+            *_limits(run, model),
             "",
             "## Settings",
             "",
-            *_settings(project, trained, why),
+            *_settings(run),
             "",
         ]
     )
@@ -144,30 +131,25 @@ def _clusters(model: TrainedModel) -> Iterator[str]:
         yield f"| {number} | {shown} | {css(legend.colours[number])} | {int(legend.merged[number])} |"
 
 
-def _read(project: Path, path: str, name: str) -> Mapping[str, Any] | None:
-    """Figures of a metrics file; None if the run has none."""
-    return read_metrics(project / path).get(name) if (project / path).is_file() else None
-
-
-def describe_data(project: Path, doubt: str = "") -> Iterator[str]:
+def describe_data(run: ModelRun) -> Iterator[str]:
     """The images, and what the backbone started from; nothing if there is a doubt that the model saw them."""
-    if doubt:
-        yield f"Unknown: {doubt}."
+    if run.doubt:
+        yield f"Unknown: {run.doubt}."
         return
-    figures = _read(project, "metrics/prepare.json", "prepare")
+    figures = run.figures("metrics/prepare.json", "prepare")
     if figures is None:
         yield "Unknown: there is no metrics/prepare.json beside the model."
         return
     yield f"{figures['train_images']:,} training images and {figures['val_images']:,} validation images"
     manifest = str(figures["manifest_sha256"])[:FINGERPRINT_DIGITS]
     yield f"(manifest {manifest}). No labels of them were used in training."
-    yield from _start(project)
+    yield from _start(run)
     yield from (f"- {note}" for note in figures["notes"])
 
 
-def _start(project: Path) -> Iterator[str]:
+def _start(run: ModelRun) -> Iterator[str]:
     """What the backbone started from, which may have been trained with labels of other images."""
-    figures = _read(project, "metrics/pretrain.json", "pretrain")
+    figures = run.figures("metrics/pretrain.json", "pretrain")
     if figures is None:
         yield "What the backbone started from is unknown: there is no metrics/pretrain.json beside the model."
     elif "init" not in figures:
@@ -181,19 +163,15 @@ def _start(project: Path) -> Iterator[str]:
         yield f"The backbone started from a checkpoint (SHA-256 {sha256}), which {how}."
 
 
-def _scores(project: Path, doubt: str, *, crf: bool) -> Iterator[str]:
-    shown = {title: place for title, place in SCORES.items() if crf or place[1] != "refined"}
-    found = {
-        title: figures
-        for title, (path, name) in shown.items()
-        if (figures := _read(project, path, name)) is not None
-    }
+def _scores(run: ModelRun) -> Iterator[str]:
+    shown = {title: place for title, place in SCORES.items() if run.has_crf or place[1] != "refined"}
+    found = {title: figures for title, place in shown.items() if (figures := run.figures(*place)) is not None}
     if not found:
         yield "Unknown: there are no metrics/evaluate/*.json beside the model."
         return
     columns = [one for one in FIGURES if any(one in figures for figures in found.values())]
-    if doubt:
-        yield f"Whether these are scores of this model is not known: {doubt}."
+    if run.doubt_of_scores:
+        yield f"Whether these are scores of this model is not known: {run.doubt_of_scores}."
     yield "Of the run that lies beside the model, on its validation images:"
     yield ""
     yield "| | " + " | ".join(columns) + " |"
@@ -203,33 +181,33 @@ def _scores(project: Path, doubt: str, *, crf: bool) -> Iterator[str]:
         yield f"| {title} | " + " | ".join(cells) + " |"
 
 
-def _limits(project: Path, doubt: str, features: ScoredFeatures, *, crf: bool) -> Iterator[str]:
+def _limits(run: ModelRun, model: TrainedModel) -> Iterator[str]:
     yield "- A cluster is what looks alike to the network. It need not be one thing, nor all of a thing."
     yield "- Every pixel gets a cluster, also in images unlike those of the training."
-    if crf:
+    if run.has_crf:
         yield "- The exported file does without the dense CRF of the pipeline."
-    if (scored := features_of_run(project)) not in (None, features):
-        yield f"- The scores are of {scored}, and the exported file has {features}."
-    if doubt:
+    if run.scored_features not in (None, model.features):
+        yield f"- The scores are of {run.scored_features}, and the exported file has {model.features}."
+    if run.doubt:
         return
-    figures = _read(project, "metrics/prepare.json", "prepare")
+    figures = run.figures("metrics/prepare.json", "prepare")
     yield from (f"- Data: {warning}" for warning in ([] if figures is None else figures["warnings"]))
-    trained = _read(project, "metrics/train.json", "train")
+    trained = run.figures("metrics/train.json", "train")
     if trained is not None and trained["collapsed"]:
         yield "- Training collapsed: few clusters hold most pixels."
 
 
-def _settings(project: Path, trained: Mapping[str, Any], why: str) -> Iterator[str]:
+def _settings(run: ModelRun) -> Iterator[str]:
     """The settings of the training, or why they are unknown; those in params.yaml may be others by now."""
-    present = present_settings(project)
+    trained, why = run.trained
     if trained:
         yield f"The model was trained with these settings, by `{LOCK}`."
-        yield from _changes(trained, present)
+        yield from _changes(trained, run.present)
         yield from _as_yaml(as_text(CommentedMap(trained)))
-    elif present:
+    elif run.present:
         yield f"Whether the model was trained with these settings is not known: {why}. They are those of"
         yield f"`{PARAMS}` beside it."
-        yield from _as_yaml((project / PARAMS).read_text(encoding="utf-8"))
+        yield from _as_yaml((run.project / PARAMS).read_text(encoding="utf-8"))
     else:
         yield f"Unknown: {why}, and no {PARAMS}."
 
