@@ -34,7 +34,7 @@ from stages.runtime.progress import track
 from stages.runtime.script import run
 from stages.settings.section import DEVICE, DEVICE_NAMES
 from stages.tools.segmenting import coco
-from stages.tools.segmenting.decoding import choose_bits, open_photographs, without_faults
+from stages.tools.segmenting.decoding import choose_bits, open_photographs, read_photograph, without_faults
 from stages.tools.segmenting.earlier_run import begin
 from stages.tools.segmenting.given_paths import HELP
 from stages.tools.segmenting.output_folder import alone_in
@@ -45,6 +45,7 @@ from stages.tools.segmenting.scored_features import ScoredFeatures
 from stages.tools.segmenting.summaries import FORMATS, files_of, formats_to_renew, write_summaries
 from stages.tools.segmenting.trained_model import PARAMS, TrainedModel, load
 
+__all__ = ("TrainedModel", "load", "main", "read_photograph")
 INCOMPLETE = 1  # exit code
 SCARCE = "pass --device cpu, or end other programs that use the GPU; what is done is not done again"
 

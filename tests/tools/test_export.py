@@ -409,6 +409,20 @@ def test_the_card_says_what_the_backbone_started_from(
     assert said in text
 
 
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [({}, "by 256 (0 to 65,535"), ({"bits_per_channel": 12}, "by 16 (0 to 4,095")],
+)
+def test_the_card_says_how_sixteen_bits_become_eight(released: Any, known: dict[str, int], said: str) -> None:
+    figures = json.loads((REPOSITORY / "metrics/prepare.json").read_text())
+    figures["prepare"]["details"][0].update(known)
+    Path("metrics/prepare.json").write_text(json.dumps(figures))
+    assert (
+        f"divide images of 16 bits {said}\nbecomes 0 to 255), and lay transparent pixels over white"
+        in _card()
+    )
+
+
 def test_a_vit_is_refused_with_the_way_around(bench: Any) -> None:
     bench.params(backbone__arch="vit_small", backbone__width=2)
     bench.write_segmenter()
@@ -420,7 +434,6 @@ def test_a_vit_is_refused_with_the_way_around(bench: Any) -> None:
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_the_lines_of_the_card_run_without_this_project(ready: Any, form: str) -> None:
     _export(form, "model.bin")
-    assert "lay transparent pixels over white, as `segment` does" in Path("model.bin.md").read_text()
     write_image(Path("photo.jpg"), np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     lines = re.findall(r"```python\n(.*?)```", Path("model.bin.md").read_text(), re.DOTALL)[0]
     _run_alone(lines)

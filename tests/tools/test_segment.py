@@ -780,6 +780,34 @@ def test_sixteen_bits_are_scaled_as_in_training(
     )
 
 
+def test_photographs_read_in_python_are_those_that_segment_sees(ready: Any) -> None:
+    """12 of 16 bits, gray with transparency, and turned by EXIF: as `segment` masks them."""
+    write_metrics(Path("metrics/prepare.json"), {"prepare": {"bits_per_channel": 12}})
+    Path("models").mkdir()
+    for name in ("segmenter.safetensors", "pixel_centroids.safetensors"):
+        shutil.copy(name, "models")
+    shutil.rmtree("photos")
+    Path("photos").mkdir()
+    deep = np.linspace(0, 4095, 40 * 60).astype(np.uint16).reshape(40, 60)
+    Image.fromarray(deep).save("photos/deep.png")
+    shades = Image.fromarray((deep >> 4).astype(np.uint8))
+    Image.merge("LA", (shades, shades)).save("photos/transparent.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    shades.save("photos/turned.png", exif=exif)
+    segment.main([*SEGMENT, "--model", "models"])
+    model = segment.load()
+    for name, size in (("deep", (40, 60)), ("transparent", (40, 60)), ("turned", (60, 40))):
+        picture = segment.read_photograph(f"photos/{name}.png")
+        assert (picture.dtype, picture.shape) == (np.uint8, (*size, 3))
+        assert (np.array(Image.open(f"found/{name}.png")) == model(picture).ids).all()
+    assert (segment.read_photograph("photos/deep.png")[..., 0] == deep >> 4).all()
+    assert (segment.read_photograph("photos/deep.png", "elsewhere/models")[..., 0] == deep >> 4).all()
+    Image.fromarray(deep // 32).save("photos/dim.png")
+    assert (segment.read_photograph("photos/dim.png")[..., 0] == deep // 32 >> 4).all()
+    assert segment.read_photograph("photos/dim.png", "elsewhere/models").max() == 127
+
+
 def test_other_bits_of_deep_images_leave_all_others_as_they_are(
     ready: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

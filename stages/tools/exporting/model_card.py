@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap
 
 from stages.core.hashes import FINGERPRINT_DIGITS
+from stages.dataset.summary import BITS_IN_USE
 from stages.reporting.legend import css
 from stages.settings.params import flat
 from stages.tools.composing import as_text
@@ -49,11 +50,7 @@ for number in ids.unique():
     print(clusters[number]["name"], f"{{(ids == number).float().mean():.1%}}")
 """,
 }
-AS_SEGMENT = (
-    '`convert("RGB")` clips gray of 16 bits at 255, keeps the high bytes of 16-bit colors, and drops',
-    "transparency. Before it, scale 16 bits to 8 by `bits_per_channel` in `metrics/prepare.json` of the run,",
-    "and lay transparent pixels over white, as `segment` does.",
-)
+ALL_BITS = 16  # per channel
 SCORES = {
     "raw": ("metrics/evaluate/raw.json", "raw"),
     "raw + dense CRF": ("metrics/evaluate/refined.json", "refined"),
@@ -93,7 +90,7 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
             "similarity of each pixel to each cluster, before merging: 4 K H W bytes for each image.",
             f"Inside, images are resized so that the shorter side is {model.size_px} px, as in training.",
             "",
-            *_lines_of_use(form, file),
+            *_lines_of_use(run, form, file),
             "",
             "## Clusters",
             "",
@@ -119,8 +116,12 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
     )
 
 
-def _lines_of_use(form: str, file: str) -> Iterator[str]:
-    yield from ("```python", USE[form].format(file=file) + "```", "", *AS_SEGMENT)
+def _lines_of_use(run: ModelRun, form: str, file: str) -> Iterator[str]:
+    yield from ("```python", USE[form].format(file=file) + "```", "")
+    bits = (run.figures("metrics/prepare.json", "prepare") or {}).get(BITS_IN_USE, ALL_BITS)
+    yield '`convert("RGB")` clips gray of 16 bits at 255, keeps the high bytes of 16-bit colors, and drops'
+    yield f"transparency. Before it, divide images of 16 bits by {1 << bits - 8} (0 to {(1 << bits) - 1:,}"
+    yield "becomes 0 to 255), and lay transparent pixels over white, as `prepare` does."
 
 
 def _clusters(model: TrainedModel) -> Iterator[str]:

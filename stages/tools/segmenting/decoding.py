@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from stages.core.artefacts import read_metrics
 from stages.dataset.decode import decode_image
@@ -50,8 +51,7 @@ def choose_bits(photographs: Photographs, model: Path, log: Callable[[str], None
     found = bits_in_use(photographs.root, photographs.names, is_quiet=is_quiet)
     if found is None:
         return max(BITS)
-    path = model.absolute().parent / SUMMARY
-    trained = read_metrics(path).get("prepare", {}).get(BITS_IN_USE, 0) if path.is_file() else 0
+    path, trained = model.absolute().parent / SUMMARY, _trained_bits(model)
     if found > trained > 0:
         warn(
             "segment",
@@ -61,6 +61,28 @@ def choose_bits(photographs: Photographs, model: Path, log: Callable[[str], None
     bits = max(found, trained)
     log(describe_bits(bits) + (f", as {path} says of the training images" if bits == trained else ""))
     return bits
+
+
+def _trained_bits(model: Path) -> int:
+    """Bits that the 16-bit images of training use; 0 if there were none, or if that is not known."""
+    path = model.absolute().parent / SUMMARY
+    return int(read_metrics(path).get("prepare", {}).get(BITS_IN_USE, 0)) if path.is_file() else 0
+
+
+def read_photograph(path: Path | str, model: Path | str = "models") -> UInt8[np.ndarray, "H W 3"]:
+    """RGB as `segment` sees it: as displayed, transparent pixels over white, 16 bits scaled to 8.
+
+    Args:
+        path: of the photograph.
+        model: folder of the model, beside which `prepare` has said how many of 16 bits training used.
+
+    Raises:
+        UserError: it cannot be read or decoded.
+    """
+    root, name = Path(path).parent, Path(path).name
+    found = bits_in_use(root, [name], is_quiet=True)
+    bits = max(BITS) if found is None else max(found, _trained_bits(Path(model)))
+    return open_photograph(root, name, bits).pixels
 
 
 def open_photographs(
