@@ -94,8 +94,8 @@ def _check_disk_space(folder: Path, half_done: Path, data: DataSet, params: Any)
     say("prepare", images=len(data.train) + len(data.val), needs_gb=needed / 1e9, free_gb=free / 1e9)
     if free < needed:
         raise UserError(
-            f"{folder}: packing {len(data.train)} + {len(data.val)} images needs {needed / 1e9:.2f} GB, but "
-            f"only {free / 1e9:.2f} GB are free; free disk space, or lower prepare.train_px "
+            f"{folder}: packing {len(data.train)} + {len(data.val)} images needs {needed / 1e6:,.0f} MB, but "
+            f"only {free / 1e6:,.0f} MB are free; free disk space, or lower prepare.train_px "
             f"(now {params.prepare.train_px})"
         )
     if free < 2 * needed:
