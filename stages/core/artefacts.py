@@ -54,11 +54,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.chmod(0o755)
             for file in temporary.iterdir():
                 _synchronise(file)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            _put(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(folder: Path, place: Path) -> None:
+    """Move a folder to its place, and only then delete the folder that was there."""
+    if not place.is_dir():
+        os.replace(folder, place)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=_hidden(place.name), dir=place.parent))
+    try:
+        os.replace(place, aside)
+        os.replace(folder, place)
+    except BaseException:
+        if not place.exists():
+            os.replace(aside, place)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _hidden(name: str) -> str:
@@ -97,7 +112,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON; rounds floats to 6 digits and rejects NaN, so that git and DVC can compare files."""
+    """Write JSON; six significant digits, and no NaN, so that git and DVC can compare files."""
     write_text(path, json.dumps(_rounded(content), indent=2, allow_nan=False) + "\n")
 
 
@@ -128,7 +143,7 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_rounded(item) for item in value]
-    return round(value, 6) if isinstance(value, float) else value
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

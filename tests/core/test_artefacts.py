@@ -1,6 +1,7 @@
 """Metrics files: what DVC shows of them, and what comes back. Names of temporary files."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,14 @@ from stages.tools.doctor import TEMPORARY
 
 METRICS = {
     "raw": {"accuracy": 0.5, "miou": None, "classes": {"sky": 0.25}, "used": 3},
-    "baseline": {"accuracy": 0.1234567},
+    "baseline": {"accuracy": 0.1234567, "lr": 4.615031234e-10},
 }
 
 
 def test_all_figures_come_back_and_dvc_shows_the_headline_alone(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     write_metrics(path, METRICS, {"raw": ["accuracy", "miou"]})
-    rounded = {**METRICS, "baseline": {"accuracy": 0.123457}}
+    rounded = {**METRICS, "baseline": {"accuracy": 0.123457, "lr": 4.61503e-10}}
     assert read_metrics(path) == rounded
     assert _extract_metrics(json.loads(path.read_text()), "m.json") == {"raw": {"accuracy": 0.5}}
     write_metrics(path, METRICS)
@@ -51,3 +52,33 @@ def test_names_of_any_length_are_written_and_doctor_knows_their_temporary_files(
         (temporary / "a").write_text("x")
         assert TEMPORARY.fullmatch(temporary.name)
     assert (tmp_path / name).read_text() == (tmp_path / "below" / name / "a").read_text() == "x"
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError])
+def test_a_folder_that_cannot_be_replaced_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+) -> None:
+    """Nothing is deleted before the new folder is in its place."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("x")
+    replace = os.replace
+
+    def stop(source: Path, target: Path) -> None:
+        if (Path(source) / "new").exists():
+            raise fault
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(fault), atomic_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("x")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "out",
+        "out/old",
+    ]
+    monkeypatch.undo()
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("x")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "out",
+        "out/new",
+    ]
