@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (folder / "index.html").write_text(render(**content), encoding="utf-8")
         if not params.report.single_file:
             _draw_panels(folder, inputs.val, legend)
-        write_cluster_legend(folder / "legend.json", cluster_legend(legend), inputs.clusters)
+        write_cluster_legend(folder / "legend.json", cluster_legend(legend), inputs.clusters.own)
         watch.check()
     for finding in content["findings"]:
         if finding.kind == "wrong":
@@ -116,7 +116,7 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
         "settings": settings_rows(params),
         "preset": params.preset,
         "seed": params.seed,
-        "clusters_id": inputs.clusters[0],
+        "clusters_id": inputs.clusters.own,
     }
 
 
@@ -156,7 +156,7 @@ def _drawn(inputs: Inputs, params: SimpleNamespace, legend: Legend, pictures: Pi
         "gallery": list(zip(gallery, views, strict=True)),
         "longest_name": LONGEST,
         "names": {
-            "empty": names_text(Names(), inputs.clusters),
+            "empty": names_text(Names(), inputs.clusters.own),
             "colors": {
                 name: "#" + bytes(colour).hex() for name, colour in sorted(legend.names.colours.items())
             },

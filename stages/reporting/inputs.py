@@ -14,7 +14,7 @@ from stages.core.tensors import read_tensors
 from stages.dataset.truth import read_truth
 from stages.postprocessing.score_maps import open_scores
 from stages.pseudo_labels.pyramid import VIEWS
-from stages.reporting.names import lineage
+from stages.reporting.lineage import Lineage, lineage
 from stages.reporting.wall import Split, image_names
 
 INPUTS = {
@@ -48,7 +48,7 @@ class Inputs:
     kept_views: np.ndarray
     view_score: np.ndarray
     num_centroids: int
-    clusters: tuple[str, ...]
+    clusters: Lineage
     data: dict[str, Any]
     label: dict[str, Any]
     metrics: dict[str, Any]

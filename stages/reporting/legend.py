@@ -118,20 +118,20 @@ def cluster_legend(legend: Legend) -> ClusterLegend:
     return ClusterLegend(names, legend.cluster_colours, legend.merged)
 
 
-def write_cluster_legend(path: Path, legend: ClusterLegend, clusters: Sequence[str]) -> None:
-    """Write legend.json; `clusters` is the `lineage` of the clusters."""
-    write_json(path, {"made_for": clusters[0], "clusters": legend.rows()})
+def write_cluster_legend(path: Path, legend: ClusterLegend, clusters: str) -> None:
+    """Write legend.json; `clusters` is their fingerprint."""
+    write_json(path, {"made_for": clusters, "clusters": legend.rows()})
 
 
-def read_cluster_legend(path: Path, clusters: Sequence[str]) -> ClusterLegend | None:
-    """Read legend.json; None if it is of other clusters than the first of the lineage `clusters`.
+def read_cluster_legend(path: Path, clusters: str) -> ClusterLegend | None:
+    """Read legend.json; None if it is of other clusters than those with this fingerprint.
 
     Raises:
         UserError: the file is missing or not a legend.
     """
     content: Any = read_json(path)
     try:
-        if content["made_for"] != clusters[0]:
+        if content["made_for"] != clusters:
             return None
         rows = content["clusters"]
         names = tuple(str(row["name"]) for row in rows)

@@ -18,8 +18,8 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from stages.core.artefacts import unreadable, write_text
-from stages.core.hashes import fingerprint
-from stages.core.tensors import read_tensors
+from stages.reporting.lineage import Lineage
+from stages.runtime.progress import tell
 from stages.settings.errors import UserError, raise_faults
 from stages.settings.params import unknown_key
 from stages.settings.section import Section, one_fault
@@ -91,39 +91,23 @@ class Names:
     colours: Mapping[str, Colour] = field(default_factory=dict)
 
 
-class Lineage(tuple[str, ...]):
-    """Fingerprints of clusters: those in use, then earlier ones whose numbers they keep.
-
-    Attributes:
-        void: for each earlier fingerprint, the numbers that have another meaning now.
-    """
-
-    void: Mapping[str, Sequence[int]]
-
-
-def lineage(centroids: Path) -> Lineage:
-    """Fingerprints of the clusters in a file of `cluster`, and of earlier clusters whose numbers they keep.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    _, about = read_tensors(centroids, "centroids")
-    found = Lineage((fingerprint(centroids), *about.get("continues", [])))
-    found.void = about.get("void", {})
-    return found
-
-
 def read_names(
-    path: Path, *, num_clusters: int, clusters: Sequence[str], may_lack_clusters: bool = False
+    path: Path,
+    *,
+    num_clusters: int,
+    clusters: Lineage,
+    may_lack_clusters: bool = False,
+    keeps_gone: bool = False,
 ) -> Names:
     """Read names.yaml.
 
     Args:
         path: the file.
         num_clusters: K; ids are 0 to K - 1.
-        clusters: `lineage` of the clusters in use. Names that were given for clusters that have gone are left
-            out, which is said; so are, without a word, those of a template that nobody has changed.
+        clusters: those in use. Names of a template that nobody has changed are left out.
         may_lack_clusters: whether names that do not say for which clusters they are count for those in use.
+        keeps_gone: whether to keep names that were given for clusters that have gone; by default they are
+            left out, which is said.
 
     Raises:
         UserError: the file is missing or invalid.
@@ -144,13 +128,13 @@ def read_names(
     if file.names and file.clusters is None and not may_lack_clusters:
         raise OtherClustersError(
             f"{path}: does not say which clusters it names; for those in use, add the line "
-            f"clusters: {clusters[0]!r}. It keeps names away from other clusters after another training"
+            f"clusters: {clusters.own!r}. It keeps names away from other clusters after another training"
         )
-    if isinstance(clusters, Lineage) and file.clusters is not None and file.clusters in clusters.void:
+    if file.clusters is not None and file.clusters in clusters.void and not keeps_gone:
         file = _without_gone(path, file, clusters.void[file.clusters], num_clusters)
     if file.names and file.clusters is not None and file.clusters not in clusters:
         raise OtherClustersError(
-            f"{path}: names clusters {file.clusters}, but those in use are {clusters[0]}, made by another "
+            f"{path}: names clusters {file.clusters}, but those in use are {clusters.own}, made by another "
             "training, where a number means something else; look at the report page, and name them anew "
             "(make names FORCE=1; it replaces the names in the file, so keep a copy)"
         )
@@ -189,21 +173,21 @@ def _without_gone(path: Path, file: _NamesFile, void: Sequence[int], num_cluster
     gone = {cluster for cluster in file.names if cluster in void or cluster >= num_clusters}
     if gone:
         listed = ", ".join(f"{cluster} {file.names[cluster].name!r}" for cluster in sorted(gone))
-        print(f"{path}: left out, for clusters that are gone: {listed}; name the new ones on the report page")
+        tell(f"{path}: left out, for clusters that are gone: {listed}; name the new ones on the report page")
     left = {cluster: one for cluster, one in file.names.items() if cluster not in gone}
     return file.model_copy(update={"names": left})
 
 
-def names_text(names: Names, clusters: Sequence[str], comments: Mapping[int, str] | None = None) -> str:
+def names_text(names: Names, clusters: str, comments: Mapping[int, str] | None = None) -> str:
     """Format names.yaml.
 
     Args:
         names: what to write.
-        clusters: `lineage` of the clusters that are named.
+        clusters: fingerprint of the clusters that are named.
         comments: a remark for each cluster, such as what it matches.
     """
     notes, done = comments or {}, set()
-    lines = [HEAD + f"clusters: {clusters[0]!r}", "names:" if names.of else "names: {}"]
+    lines = [HEAD + f"clusters: {clusters!r}", "names:" if names.of else "names: {}"]
     for cluster, name in sorted(names.of.items()):
         value = _quoted(name)
         if name in names.colours and name not in done:
@@ -213,9 +197,7 @@ def names_text(names: Names, clusters: Sequence[str], comments: Mapping[int, str
     return "\n".join(lines) + "\n"
 
 
-def write_names(
-    path: Path, names: Names, clusters: Sequence[str], comments: Mapping[int, str] | None = None
-) -> None:
+def write_names(path: Path, names: Names, clusters: str, comments: Mapping[int, str] | None = None) -> None:
     """Write names.yaml; arguments as in `names_text`."""
     write_text(path, names_text(names, clusters, comments))
 

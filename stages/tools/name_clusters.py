@@ -14,7 +14,8 @@ from stages.core.tensors import read_tensors
 from stages.dataset.truth import UNMATCHED, read_classes
 from stages.postprocessing.score_maps import open_scores
 from stages.reporting.legend import Legend, read_legend
-from stages.reporting.names import FILE, LONGEST, Names, OtherClustersError, lineage, read_names, write_names
+from stages.reporting.lineage import Lineage, lineage
+from stages.reporting.names import FILE, LONGEST, Names, OtherClustersError, read_names, write_names
 from stages.reporting.page import score_shares
 from stages.runtime.script import run
 from stages.settings.errors import UserError
@@ -42,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         cluster: f"{100 * share:.1f} % of the pixels{_match(legend, per_class, cluster)}"
         for cluster, share in enumerate(shares)
     }
-    write_names(args.names, Names(names), clusters, remarks)
+    write_names(args.names, Names(names), clusters.own, remarks)
     print(
         f"{args.names}: {num_clusters} clusters, named by {'class' if class_names else 'number'}; edit it, "
         "then run dvc repro report"
     )
 
 
-def _check_unnamed(path: Path, num_clusters: int, clusters: Sequence[str]) -> None:
+def _check_unnamed(path: Path, num_clusters: int, clusters: Lineage) -> None:
     """Refuse to replace a file that has names which a person gave.
 
     Raises:
@@ -58,9 +59,12 @@ def _check_unnamed(path: Path, num_clusters: int, clusters: Sequence[str]) -> No
     if not path.exists():
         return
     try:
-        # A plain tuple: names of clusters that have gone count as well, they would be lost too.
         given = read_names(
-            path, num_clusters=num_clusters, clusters=tuple(clusters), may_lack_clusters=True
+            path,
+            num_clusters=num_clusters,
+            clusters=clusters,
+            may_lack_clusters=True,
+            keeps_gone=True,  # they would be lost too
         ).of
     except OtherClustersError as fault:
         raise UserError(

@@ -15,7 +15,8 @@ from stages.core.images import open_images, read_index
 from stages.dataset.truth import read_truth
 from stages.postprocessing.score_maps import open_scores
 from stages.reporting.legend import Legend, read_legend
-from stages.reporting.names import Names, OtherClustersError, lineage, read_names
+from stages.reporting.lineage import lineage
+from stages.reporting.names import Names, OtherClustersError, read_names
 from stages.reporting.wall import Split, image_names
 from stages.runtime.watch import summarise
 from stages.settings.errors import UserError

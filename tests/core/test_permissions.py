@@ -14,6 +14,7 @@ import torch
 from stages.core.artefacts import atomic_folder, atomic_path, read_json, write_array, write_json
 from stages.core.images import open_images
 from stages.core.tensors import read_tensors, write_tensors
+from stages.reporting.lineage import Lineage
 from stages.reporting.names import read_names
 from stages.settings.errors import UserError
 from tests.datasets import REPOSITORY, noise, write_image
@@ -24,11 +25,11 @@ from pathlib import Path
 from stages.core.artefacts import read_array, read_json
 from stages.core.images import read_index
 from stages.core.tensors import read_tensors
-from stages.reporting.names import read_names
+from stages.reporting.names import Lineage, read_names
 from stages.settings.errors import UserError
 for read, path in (
     (read_tensors, "model.safetensors"), (read_array, "array.npy"), (read_json, "figures.json"),
-    (read_index, "."), (lambda path: read_names(path, num_clusters=2, clusters=("a",)), "names.yaml"),
+    (read_index, "."), (lambda path: read_names(path, num_clusters=2, clusters=Lineage("a")), "names.yaml"),
 ):
     try:
         read(Path(path))
@@ -154,13 +155,13 @@ def test_a_file_in_the_way_of_a_result_that_is_a_folder(tmp_path: Path) -> None:
 
 def test_names_that_are_not_there_are_not_made_by_the_pipeline(tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
-        read_names(tmp_path / "foo.yaml", num_clusters=2, clusters=("a",))
+        read_names(tmp_path / "foo.yaml", num_clusters=2, clusters=Lineage("a"))
     assert str(raised.value) == (
         f"{tmp_path / 'foo.yaml'}: not found; correct the path, or write a first names.yaml with `make names`"
     )
     (tmp_path / "foo.yaml").write_text("names: [")
     with pytest.raises(UserError, match=r"(?s)foo\.yaml: not a names file \(.*\); correct it") as raised:
-        read_names(tmp_path / "foo.yaml", num_clusters=2, clusters=("a",))
+        read_names(tmp_path / "foo.yaml", num_clusters=2, clusters=Lineage("a"))
     assert "dvc repro" not in str(raised.value)
 
 

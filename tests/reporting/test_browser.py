@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from stages.core.artefacts import write_text
-from stages.reporting.names import Names, lineage, names_text, read_names
+from stages.reporting.lineage import lineage
+from stages.reporting.names import Names, names_text, read_names
 from tests.browser import Browser, open_browser
 from tests.report_inputs import VAL, K, run_report, write_report_inputs
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     index = root / "images/val/index.csv"
     index.write_text(index.read_text().replace("<i>1.png", "a" * 120 + ".png"))
     clusters = lineage(root / "centroids.safetensors")
-    write_text(root / "names.yaml", names_text(GIVEN, clusters))
+    write_text(root / "names.yaml", names_text(GIVEN, clusters.own))
     run_report(root)
     return root
 
@@ -166,11 +167,11 @@ def test_the_form_makes_names_that_are_read(browser: Browser, page: Path, folder
         "[...document.querySelectorAll('[data-cluster]')].map((one) => [+one.dataset.cluster, one.value])"
     )
     assert dict(fields) == {0: "stone", 1: "meadow", 2: "meadow", 3: "<b>&"}
-    assert _made(browser, {}) == names_text(Names({**GIVEN.of, 3: "<b>&"}, GIVEN.colours), clusters)
+    assert _made(browser, {}) == names_text(Names({**GIVEN.of, 3: "<b>&"}, GIVEN.colours), clusters.own)
     awkward = {0: 'a "b" \\ #c', 1: "  schön: [1] ", 2: "", 3: "meadow"}
     text = _made(browser, awkward)
     given = Names({0: 'a "b" \\ #c', 1: "schön: [1]", 3: "meadow"}, GIVEN.colours)
-    assert text == names_text(given, clusters)
+    assert text == names_text(given, clusters.own)
     write_text(folder / "made.yaml", text)
     assert read_names(folder / "made.yaml", num_clusters=K, clusters=clusters) == given
-    assert _made(browser, dict.fromkeys(range(K), "")) == names_text(Names(), clusters)
+    assert _made(browser, dict.fromkeys(range(K), "")) == names_text(Names(), clusters.own)

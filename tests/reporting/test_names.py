@@ -20,19 +20,12 @@ from stages.reporting.legend import (
     read_legend,
     write_cluster_legend,
 )
-from stages.reporting.names import (
-    NUMBER,
-    Names,
-    OtherClustersError,
-    lineage,
-    names_text,
-    read_names,
-    write_names,
-)
+from stages.reporting.lineage import Lineage, lineage
+from stages.reporting.names import NUMBER, Names, OtherClustersError, names_text, read_names, write_names
 from stages.reporting.palette import palette
 from stages.settings.errors import UserError
 
-CLUSTERS = ("aaaa", "bbbb")
+CLUSTERS = Lineage("aaaa", ("bbbb",))
 HEAD = "clusters: aaaa\n"
 FORM = "names.yaml: must have the keys clusters and names, as `make names` and the report page write them"
 LETTERS = st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"))
@@ -44,14 +37,14 @@ def test_any_names_are_read_back(
 ) -> None:
     path = tmp_path_factory.mktemp("names") / "names.yaml"
     colours = {name: (number, 0, 255) for number, name in enumerate(set(given_names.values()))}
-    write_names(path, Names(given_names, colours), CLUSTERS, {0: "a remark"})
+    write_names(path, Names(given_names, colours), CLUSTERS.own, {0: "a remark"})
     found = read_names(path, num_clusters=255, clusters=CLUSTERS)
     assert dict(found.of) == given_names
     assert dict(found.colours) == colours
 
 
 def test_the_text_is_plain_yaml() -> None:
-    content = yaml.safe_load(names_text(Names({1: "road", 3: 'a "b" \\'}), CLUSTERS))
+    content = yaml.safe_load(names_text(Names({1: "road", 3: 'a "b" \\'}), CLUSTERS.own))
     assert content == {"clusters": "aaaa", "names": {1: "road", 3: 'a "b" \\'}}
 
 
@@ -97,26 +90,26 @@ def test_a_wrong_file_is_refused_by_key(tmp_path: Path, text: str, fault: str) -
 
 def test_names_hold_for_their_clusters_and_those_that_continue_them(tmp_path: Path) -> None:
     path = tmp_path / "names.yaml"
-    write_names(path, Names({0: "sky"}), ("bbbb",))
+    write_names(path, Names({0: "sky"}), "bbbb")
     assert read_names(path, num_clusters=2, clusters=CLUSTERS).of == {0: "sky"}
     with pytest.raises(OtherClustersError, match="names clusters bbbb, but those in use are cccc"):
-        read_names(path, num_clusters=2, clusters=("cccc",))
-    write_names(path, Names({15: "sky"}), ("bbbb",))
+        read_names(path, num_clusters=2, clusters=Lineage("cccc"))
+    write_names(path, Names({15: "sky"}), "bbbb")
     with pytest.raises(OtherClustersError):  # not that there is no cluster 15: it is of another training
-        read_names(path, num_clusters=2, clusters=("cccc",))
+        read_names(path, num_clusters=2, clusters=Lineage("cccc"))
     path.write_text("names: {0: sky}")
     with pytest.raises(OtherClustersError, match=r"add the line clusters: 'cccc'"):
-        read_names(path, num_clusters=2, clusters=("cccc",))
-    given = read_names(path, num_clusters=2, clusters=("cccc",), may_lack_clusters=True)
+        read_names(path, num_clusters=2, clusters=Lineage("cccc"))
+    given = read_names(path, num_clusters=2, clusters=Lineage("cccc"), may_lack_clusters=True)
     assert given.of == {0: "sky"}
 
 
 def test_a_template_that_nobody_has_changed_names_nothing(tmp_path: Path) -> None:
     path = tmp_path / "names.yaml"
-    write_names(path, Names({0: "cluster 0", 1: "sky", 2: "cluster 2"}), ("aaaa",))
+    write_names(path, Names({0: "cluster 0", 1: "sky", 2: "cluster 2"}), "aaaa")
     assert read_names(path, num_clusters=3, clusters=CLUSTERS).of == {1: "sky"}
-    write_names(path, Names({0: "cluster 0", 9: "cluster 9"}), ("aaaa",))
-    assert read_names(path, num_clusters=3, clusters=("cccc",)) == Names(), (
+    write_names(path, Names({0: "cluster 0", 9: "cluster 9"}), "aaaa")
+    assert read_names(path, num_clusters=3, clusters=Lineage("cccc")) == Names(), (
         "so none are lost after a training"
     )
 
@@ -145,11 +138,13 @@ def test_an_empty_file_has_no_names(tmp_path: Path) -> None:
 def test_lineage_begins_with_the_file_itself(tmp_path: Path) -> None:
     path = tmp_path / "centroids.safetensors"
     write_tensors(path, {"centroids": torch.zeros(2, 3)}, {"continues": ["old"]})
-    (own, *before) = lineage(path)
-    assert before == ["old"]
+    found = lineage(path)
+    assert (found.earlier, found.void) == (("old",), {})
+    assert found.own in found
+    assert "old" in found
     write_tensors(path, {"centroids": torch.ones(2, 3)}, {})
-    assert lineage(path) != (own,)
-    assert len(lineage(path)) == 1
+    assert lineage(path).own not in found
+    assert lineage(path).earlier == ()
 
 
 def test_clusters_with_one_name_are_merged_and_share_a_color() -> None:
@@ -217,13 +212,13 @@ def test_a_match_of_no_pixel_gives_no_name() -> None:
 def test_a_legend_is_read_back_for_its_own_clusters_alone(tmp_path: Path) -> None:
     per_class = pd.DataFrame({"class": ["grass", "water"], "cluster": [2, 0], "iou": [0.5, 0.1]})
     legend = cluster_legend(read_legend(("grass", "water"), per_class, 3, Names({1: "sky"})))
-    write_cluster_legend(tmp_path / "legend.json", legend, CLUSTERS)
-    found = read_cluster_legend(tmp_path / "legend.json", CLUSTERS)
+    write_cluster_legend(tmp_path / "legend.json", legend, CLUSTERS.own)
+    found = read_cluster_legend(tmp_path / "legend.json", CLUSTERS.own)
     assert found is not None
     assert found.names == ("water", "sky", "grass")
     assert (found.colours == legend.colours).all()
     assert (found.merged == legend.merged).all()
-    assert read_cluster_legend(tmp_path / "legend.json", ("bbbb",)) is None
+    assert read_cluster_legend(tmp_path / "legend.json", "bbbb") is None
     (tmp_path / "legend.json").write_text('{"made_for": "aaaa"}')
     with pytest.raises(UserError, match=r"legend.json: not a legend"):
-        read_cluster_legend(tmp_path / "legend.json", CLUSTERS)
+        read_cluster_legend(tmp_path / "legend.json", CLUSTERS.own)

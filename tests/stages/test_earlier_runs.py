@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from stages import cluster, evaluate, predict, pretrain, train
 from stages.core.artefacts import read_metrics
 from stages.core.tensors import read_tensors, write_tensors
-from stages.reporting.names import Names, lineage, read_names, write_names
+from stages.reporting.lineage import lineage
+from stages.reporting.names import Names, read_names, write_names
 from tests.workbench import TRAIN_INPUTS
 
 CLUSTER = ["--images", "images/train", "--segmenter", "segmenter.safetensors"]
@@ -58,7 +59,7 @@ def test_the_same_clusters_take_the_numbers_of_before(earlier: Any) -> None:
     old = hashlib.sha256(("before" / FINAL).read_bytes()).hexdigest()[:12]
     made_for = hashlib.sha256(Path("segmenter.safetensors").read_bytes()).hexdigest()
     assert about == {"pixel_k": 4, "segmenter": made_for, "continues": [old], "void": {old: []}}
-    write_names(Path("names.yaml"), Names({2: "sky"}), (old,))
+    write_names(Path("names.yaml"), Names({2: "sky"}), old)
     assert read_names(Path("names.yaml"), num_clusters=4, clusters=lineage(FINAL)).of == {2: "sky"}
 
 
@@ -91,7 +92,7 @@ def test_another_number_of_clusters(earlier: Any, pixel_k: int, capsys: pytest.C
     assert "cluster: continued" in capsys.readouterr().out
     # A name of before holds for what goes on under its number, and for nothing else.
     (old,) = about["continues"]
-    write_names(Path("names.yaml"), Names({one: f"name {one}" for one in range(4)}), (old,))
+    write_names(Path("names.yaml"), Names({one: f"name {one}" for one in range(4)}), old)
     found = read_names(Path("names.yaml"), num_clusters=pixel_k, clusters=lineage(FINAL)).of
     assert found == {one: f"name {one}" for one in sorted(kept)}
     said = capsys.readouterr().out
@@ -106,10 +107,10 @@ def test_names_hold_over_three_runs_but_for_what_was_lost_on_the_way(earlier: An
     earlier.params(pixel_k=4, cluster__previous="before")
     cluster.main(CLUSTER)
     last = hashlib.sha256(("before" / FINAL).read_bytes()).hexdigest()[:12]
-    assert lineage(FINAL)[1:] == (last, "aaaa", "bbbb")
+    assert lineage(FINAL).earlier == (last, "aaaa", "bbbb")
     names = {0: "sky", 1: "road"}
     for clusters, expected in ((last, names), ("bbbb", names), ("aaaa", {0: "sky"})):
-        write_names(Path("names.yaml"), Names(names), (clusters,))
+        write_names(Path("names.yaml"), Names(names), clusters)
         assert read_names(Path("names.yaml"), num_clusters=4, clusters=lineage(FINAL)).of == expected
 
 

@@ -17,7 +17,7 @@ from stages import report
 from stages.core.artefacts import write_metrics
 from stages.core.tensors import write_tensors
 from stages.dataset.truth import write_classes
-from stages.reporting.names import lineage
+from stages.reporting.lineage import lineage
 from stages.settings.errors import UserError
 from stages.settings.schema import Params
 from tests.report_inputs import (
@@ -331,7 +331,7 @@ def test_the_purest_regions_come_first_and_each_is_of_another_image(folder: Path
 
 
 def _name(folder: Path, names: str) -> None:
-    (clusters,) = lineage(folder / "centroids.safetensors")
+    clusters = lineage(folder / "centroids.safetensors").own
     (folder / "names.yaml").write_text(f"clusters: {clusters!r}\nnames: {names}\n")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from stages.dataset.truth import write_classes
-from stages.reporting.names import lineage
+from stages.reporting.lineage import lineage
 from stages.settings.errors import UserError
 from stages.tools import compare
 from tests.browser import open_browser
@@ -84,7 +84,7 @@ def _make(root: Path, inputs: Path) -> None:
     np.save("data/predictions.npy", scores)
     np.save("data/refined.npy", np.full((VAL, SIZE, SIZE), 1, np.uint8))
     write_params(root / "params.yaml", {"train.lr": 0.5})
-    (clusters,) = lineage(root / PLACES["centroids"])
+    clusters = lineage(root / PLACES["centroids"]).own
     (root / "names.yaml").write_text(f"clusters: {clusters!r}\nnames: {{1: meadow}}\n")
     _call(*dvc, "add", "--quiet", "data/predictions.npy")
     _commit("steep")
@@ -135,7 +135,7 @@ def test_colors_are_explained_by_a_legend_and_before_each_name(repository: Path,
     assert f'<th scope="row">{_swatches(grass)}meadow</th>' in text
     assert "A cluster has the color of its matched class." in text
     assert "A name with two colors" not in text
-    (clusters,) = lineage(repository / PLACES["centroids"])
+    clusters = lineage(repository / PLACES["centroids"]).own
     names = '{3: {name: "<b>&", color: "#00ff00"}, 0: grass}'
     (repository / "names.yaml").write_text(f"clusters: {clusters!r}\nnames: {names}\n")
     _commit("green")
@@ -151,7 +151,7 @@ def test_without_truth_each_run_has_the_colors_of_its_clusters(repository: Path,
     write_classes(repository / "data/truth", ())
     np.save("data/truth/val.npy", np.full((VAL, SIZE, SIZE), 255, np.uint8))
     (repository / PLACES["per-class"]).write_text("class,cluster,iou,accuracy,pixels\n")
-    (clusters,) = lineage(repository / PLACES["centroids"])
+    clusters = lineage(repository / PLACES["centroids"]).own
     for name, names in (("free", "{}"), ("named", "{1: meadow}")):
         (repository / "names.yaml").write_text(f"clusters: {clusters!r}\nnames: {names}\n")
         _commit(name)

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 import yaml
 
 from stages.reporting.legend import plain_legend, write_cluster_legend
-from stages.reporting.names import Names, lineage
+from stages.reporting.lineage import lineage
+from stages.reporting.names import Names
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.tools import export, segment
 from stages.tools.exporting.model_card import describe_data, model_card
@@ -221,7 +222,7 @@ def test_the_card_says_what_is_known_of_the_run(bench: Any) -> None:
     for name in ("segmenter", "pixel_centroids"):
         Path(f"{name}.safetensors").rename(f"models/{name}.safetensors")
     legend = plain_legend(3, Names({1: "road | street"}))
-    own = lineage(Path("models/pixel_centroids.safetensors"))
+    own = lineage(Path("models/pixel_centroids.safetensors")).own
     write_cluster_legend(Path("metrics/report/legend.json"), legend, own)
     export.main(["--format", "torch", "--out", "model.pt", "--images", "images/val"])
     card = Path("model.pt.md").read_text()

@@ -9,7 +9,8 @@ import torch
 
 from stages.core.tensors import write_tensors
 from stages.dataset.truth import write_classes
-from stages.reporting.names import lineage, read_names
+from stages.reporting.lineage import lineage
+from stages.reporting.names import read_names
 from stages.settings.errors import UserError
 from stages.tools import name_clusters
 

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from stages.core.artefacts import write_metrics
 from stages.postprocessing.dense_crf import mean_field
 from stages.reporting.legend import plain_legend, write_cluster_legend
-from stages.reporting.names import Names, lineage
+from stages.reporting.lineage import lineage
+from stages.reporting.names import Names
 from stages.segmenter.segmenter_file import load_segmenter
 from stages.settings.errors import UserError
 from stages.tools import segment
@@ -654,8 +655,8 @@ def test_names_come_from_the_report_of_the_same_clusters(
     assert _run() == 0
     assert f"segment: names of clusters: numbers: there is no {path}" in capsys.readouterr().out
     for clusters, said in (("other", f"numbers: {path} is of other clusters"), ("own", str(path))):
-        own = lineage(Path("pixel_centroids.safetensors"))
-        write_cluster_legend(path, legend, own if clusters == "own" else ("other",))
+        own = lineage(Path("pixel_centroids.safetensors")).own
+        write_cluster_legend(path, legend, own if clusters == "own" else "other")
         assert _run("--overwrite") == 0
         assert f"segment: names of clusters: {said}\n" in capsys.readouterr().out
     assert json.loads(Path("found/legend.json").read_text())["clusters"][1]["name"] == "road"

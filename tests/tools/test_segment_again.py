@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from stages.reporting.names import lineage
+from stages.reporting.lineage import lineage
 from stages.settings.errors import UserError
 from stages.tools import segment
 from stages.tools.segmenting import pipeline
@@ -317,7 +317,7 @@ def test_ids_of_another_model_are_in_no_table_unless_its_clusters_are_continued(
         said = capsys.readouterr().out
         assert f"{KEPT}, but have the ids of other clusters, and are left out of manifest.csv and" in said
         assert _sources() == ["b.jpg", "trip/c.bmp"]
-    _other_model(ready, {"continues": list(clusters), "void": {clusters[0]: void}})
+    _other_model(ready, {"continues": [clusters.own, *clusters.earlier], "void": {clusters.own: void}})
     segment.main(again)
     is_valid = 2 not in void
     assert ("a.png" in _sources()) == is_valid

@@ -107,7 +107,7 @@ def write_summaries(
     names = [image.source for image in images]
     written = [LEGEND, TABLE]
     with staging(out) as folder:
-        write_cluster_legend(folder / LEGEND, model.legend, model.lineage)
+        write_cluster_legend(folder / LEGEND, model.legend, model.lineage.own)
         write_table(folder / TABLE, manifest, names, {label.id: label.name for label in labels})
         if left_out:
             write_csv(folder / LISTING, left_out.table())

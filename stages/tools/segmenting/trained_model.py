@@ -19,7 +19,8 @@ from stages.postprocessing.gpu_backends import require_gpu, settle
 from stages.postprocessing.score_maps import probabilities
 from stages.prediction.scored_pixels import scored_pixels
 from stages.reporting.legend import ClusterLegend, plain_legend, read_cluster_legend
-from stages.reporting.names import Names, lineage, read_names
+from stages.reporting.lineage import Lineage, lineage
+from stages.reporting.names import Names, read_names
 from stages.segmenter.pixels import pixel_logits
 from stages.segmenter.segmenter_file import load_final_clusters, load_segmenter
 from stages.settings.errors import UserError
@@ -84,7 +85,7 @@ class TrainedModel:
         self.features = read_scored_features(folder.absolute().parent / PARAMS)
         self.size_px: int = about["size_px"]
         self.backbone: dict[str, Any] = about["backbone"]
-        self.fingerprint = f"{sha256[:FINGERPRINT_DIGITS]}-{self.lineage[0]}"
+        self.fingerprint = f"{sha256[:FINGERPRINT_DIGITS]}-{self.lineage.own}"
 
     def __call__(self, picture: np.ndarray) -> Segmentation:
         """Segment one RGB image of any size.
@@ -214,7 +215,7 @@ def _read_refine(path: Path) -> Refine:
 
 
 def _choose_legend(
-    folder: Path, names: Path | None, clusters: Sequence[str], num_clusters: int
+    folder: Path, names: Path | None, clusters: Lineage, num_clusters: int
 ) -> tuple[ClusterLegend, str]:
     """Names and colors of the clusters, and where they are from.
 
@@ -228,7 +229,7 @@ def _choose_legend(
     path = folder.absolute().parent / REPORT_LEGEND
     if not path.is_file():
         return numbers, f"numbers: there is no {path}"
-    legend = read_cluster_legend(path, clusters)
+    legend = read_cluster_legend(path, clusters.own)
     return (numbers, f"numbers: {path} is of other clusters") if legend is None else (legend, str(path))
 
 
