@@ -32,7 +32,7 @@ from stages.segmenter.network import Segmenter
 from stages.segmenter.segmenter_file import load_segmenter, open_earlier, save_final_clusters
 from stages.settings.errors import UserError
 from stages.settings.params import load
-from stages.settings.schema_train import Cluster
+from stages.settings.schema_train import Cluster, Metric
 
 KEYS = ("seed", "size_px", "pixel_k", "precision", "deterministic", "cluster")
 AGREEMENT_PIXELS = 20_000  # enough for three digits
@@ -98,7 +98,7 @@ def _check_metric(segmenter: Segmenter, settings: Cluster) -> None:
 
 
 def describe_clusters(
-    pixels: Float[Tensor, "P D"], runs: list[Float[Tensor, "K D"]], metric: str
+    pixels: Float[Tensor, "P D"], runs: list[Float[Tensor, "K D"]], metric: Metric
 ) -> dict[str, float]:
     """Label-free figures of the first clustering, and how far the second agrees with it."""
     shown = pixels[:: max(1, len(pixels) // AGREEMENT_PIXELS)]

@@ -92,7 +92,7 @@ def embed_views(
     crop_ratio: float,
     precision: str,
 ) -> Iterator[Float[Tensor, "B 6 D"]]:
-    """Yield the features of all six views of each image, as float32 on the CPU, batch by batch.
+    """Yield the features of all six views of each image, on the device of the images, batch by batch.
 
     Each view is resized and center-cropped, as in the evaluation of the self-supervised models (A.1).
     Features are not normalized, because the projection heads and classifiers of `label` need their length.
@@ -113,7 +113,7 @@ def embed_views(
             boxes = crop_boxes(torch.full((len(image),), view), crop_ratio, settings.centre_ratio)
             crop = resample(image, boxes.to(images.device), (side, side))
             with autocast(images.device, precision):
-                features.append(backbone.global_feature(normalise(crop)).cpu())
+                features.append(backbone.global_feature(normalise(crop)))
         yield torch.stack(features, 1)
 
 

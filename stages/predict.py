@@ -79,7 +79,7 @@ def score_images(
 
     By the metric of training: the dot product of unit-length features with centroids, which is the cosine if
     these have unit length too; or the negative squared distance, less that of the nearest centroid. Scores
-    are on the CPU, at feature-map resolution.
+    are on the device of the images, at feature-map resolution.
 
     Args:
         segmenter: trained network, on the device of `images`.
@@ -100,7 +100,7 @@ def score_images(
         scores = pixel_logits(pixels, centroids, segmenter.metric)
         if segmenter.metric == "euclidean":  # has no bound; float16 keeps the differences to the best
             scores = (scores - scores.amax(-1, keepdim=True)).clamp_min(LOWEST)
-        yield scores.permute(0, 3, 1, 2).cpu()
+        yield scores.permute(0, 3, 1, 2)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -87,6 +87,8 @@ class Bench:
             fpn_dim=params.train.fpn_dim,
             feature_stride=params.train.feature_stride,
             context=params.train.context,
+            metric=params.train.pixel_loss.metric,
+            freeze=params.train.freeze,
         )
         about = describe_segmenter(params.backbone, params.train, params.size_px)
         centroids = F.normalize(torch.randn(2, 3, params.train.fpn_dim), dim=2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from stages.clustering.lloyd import blocks, draw_start, lloyd, sum_clusters
 from stages.settings.errors import UserError
 from stages.settings.schema import Label
-from stages.settings.schema_train import Cluster, PixelClustering
+from stages.settings.schema_train import Cluster, Metric, PixelClustering
 
 DIVERGED = (
     "k-means: some features are not finite: the network diverged; lower train.lr or pretrain.lr, or set "
@@ -106,7 +106,7 @@ def check_finite(values: Float[Tensor, "..."], fault: str = DIVERGED) -> None:
 
 
 def assign(
-    points: Float[Tensor, "N D"], centroids: Float[Tensor, "K D"], metric: str = "dot"
+    points: Float[Tensor, "N D"], centroids: Float[Tensor, "K D"], metric: Metric
 ) -> tuple[Int64[Tensor, " N"], Float[Tensor, " N"]]:
     """The most similar centroid and the similarity, on their device; ties go to the lower cluster id.
 

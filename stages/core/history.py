@@ -40,9 +40,11 @@ class History:
         Raises:
             UserError: a figure of this epoch, such as the loss, is NaN or infinite.
         """
-        if not torch.isfinite(self._sums).all():
+        is_finite = torch.isfinite(self._sums).tolist()
+        if not all(is_finite):
+            names = ", ".join(name for name, one in zip(self._figures, is_finite, strict=True) if not one)
             epoch = len(self._rows) + 1
-            raise UserError(f"{stage}: the loss is not finite in epoch {epoch}, at step {step}; {remedy}")
+            raise UserError(f"{stage}: not finite in epoch {epoch}, at step {step}: {names}; {remedy}")
 
     def end_epoch(self, more: Mapping[str, float], num_steps: int) -> dict[str, float]:
         """End the epoch: append a row with the mean of each figure over `num_steps` steps, then `more`."""

@@ -31,7 +31,7 @@ class Jitter(NamedTuple):
 
 
 def num_jitter_draws(strengths: Photometric) -> int:
-    """Number of random numbers for each image that `jitter_from` uses."""
+    """Number of random numbers for each image that `jitter_from` takes; of twelve it leaves out the first."""
     return 8 if strengths.jitter_together else 12
 
 

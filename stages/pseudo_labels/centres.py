@@ -132,7 +132,7 @@ class Space:
         for rows in _parts(len(features)):
             points = self.points(features[rows])
             for run, centroids in enumerate(runs):
-                nearest, best = assign(points, centroids)
+                nearest, best = assign(points, centroids, "dot")
                 label[run, rows], score[run, rows] = nearest.cpu().numpy(), best.cpu().numpy()
         return list(zip(label, score, strict=True))
 

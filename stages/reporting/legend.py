@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Legend:
     cluster_to_class: Int64[np.ndarray, " K"]
     names: Names = field(default_factory=Names)
 
-    @property
+    @cached_property
     def class_colours(self) -> UInt8[np.ndarray, "C 3"]:
         """RGB of each class id: the color that was given to its name, or the next one."""
         colours = palette(len(self.class_names)).copy()
@@ -38,14 +39,14 @@ class Legend:
             colours[class_id] = self.names.colours.get(name, colours[class_id])
         return colours
 
-    @property
+    @cached_property
     def merged(self) -> UInt8[np.ndarray, " K"]:
         """The cluster that stands for each cluster: the lowest with its name, given or of its class."""
         first: dict[str, int] = {}
         names = map(self.cluster_name, range(len(self.cluster_to_class)))
         return np.array([first.setdefault(name, one) for one, name in enumerate(names)], np.uint8)
 
-    @property
+    @cached_property
     def cluster_colours(self) -> UInt8[np.ndarray, "K 3"]:
         """RGB of each cluster id: that of its name, of its matched class, or the next free color."""
         classes, unmatched = self.class_colours, self.cluster_to_class == UNMATCHED
@@ -57,7 +58,7 @@ class Legend:
             colours[cluster] = of_names.get(self.cluster_name(cluster), colours[cluster])
         return colours
 
-    @property
+    @cached_property
     def shows_matching(self) -> bool:
         """Whether a cluster has the color of a class if it is matched with it, and else not.
 

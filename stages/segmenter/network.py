@@ -11,7 +11,7 @@ from stages.imaging.batches import normalise
 from stages.imaging.resample import enlarge, shrink
 from stages.segmenter.context import ContextModule
 from stages.segmenter.pixels import Pixels
-from stages.settings.schema_train import Context
+from stages.settings.schema_train import Context, Metric
 
 
 class FPN(nn.Module):
@@ -92,8 +92,8 @@ class Segmenter(nn.Module):
         context: Context,
         num_view_clusters: int = 0,
         head: str = "modified",
-        metric: str = "dot",
-        freeze: str = "none",
+        metric: Metric,
+        freeze: str,
     ) -> None:
         super().__init__()
         self.backbone = backbone

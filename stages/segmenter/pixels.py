@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stages.settings.schema_train import Metric
+
 EPSILON = 1e-12  # minimum feature norm, as in F.normalize
 
 
@@ -41,7 +43,7 @@ class Pixels(NamedTuple):
         return F.normalize(flat, dim=1, eps=EPSILON) if self.is_unit else flat
 
 
-def pixel_logits(pixels: Pixels, centroids: Float[Tensor, "K D"], metric: str) -> Float[Tensor, "N H W K"]:
+def pixel_logits(pixels: Pixels, centroids: Float[Tensor, "K D"], metric: Metric) -> Float[Tensor, "N H W K"]:
     """Similarity of each pixel to each centroid.
 
     dot: z . mu, the cosine if both have unit length. euclidean: 2 z . mu - |mu|^2, the negative squared
@@ -53,9 +55,7 @@ def pixel_logits(pixels: Pixels, centroids: Float[Tensor, "K D"], metric: str) -
     return product if metric == "dot" else 2 * product - centroids.square().sum(1)
 
 
-def assign_pixels(
-    pixels: Pixels, centroids: Float[Tensor, "K D"], metric: str = "dot"
-) -> Int[Tensor, "N H W"]:
+def assign_pixels(pixels: Pixels, centroids: Float[Tensor, "K D"], metric: Metric) -> Int[Tensor, "N H W"]:
     """The nearest centroid of every pixel; ties go to the lower id."""
     if metric == "dot":
         pixels = pixels._replace(is_unit=False)  # the norm of a pixel does not affect the argmax

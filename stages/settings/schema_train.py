@@ -18,6 +18,9 @@ from stages.settings.section import (
     one_fault,
 )
 
+# Similarity of a pixel z and a centroid mu: z . mu, or minus their squared distance.
+Metric = Literal["dot", "euclidean"]
+
 
 class PixelClustering(Section):
     """k-means at the start of each epoch and the cluster assignments used as targets."""
@@ -31,7 +34,7 @@ class PixelClustering(Section):
     iterations: Count
     restarts: Count
     unit_centroids: bool
-    assign: Literal["dot", "euclidean"]
+    assign: Metric
     assign_batch_norm: Literal["batch", "running"]
     collapse_below: Fraction
 
@@ -45,7 +48,7 @@ class PixelClustering(Section):
 class PixelLoss(Section):
     """Within-view and cross-view loss."""
 
-    metric: Literal["dot", "euclidean"]
+    metric: Metric
     temperature: Positive
     balance: Literal["none", "frequency", "inverse"]
     cross_weight: Fraction

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stages.core import distributed
 from stages.segmenter.pixels import Pixels, pixel_logits
+from stages.settings.schema_train import Metric
 
 
 class ViewClusters(NamedTuple):
@@ -73,7 +74,7 @@ def siamese_loss(
     *,
     temperature: float,
     cross_weight: float,
-    metric: str = "dot",
+    metric: Metric,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """L_pix = (1 - c) L_within + c L_cross, each the mean of the two views (Eq. 1 to 3).
 

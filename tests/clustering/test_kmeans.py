@@ -32,7 +32,7 @@ def _kmeans(points: np.ndarray, num_clusters: int, device: torch.device, **chang
 
 
 def _assign(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    nearest, score = assign(torch.from_numpy(points), torch.from_numpy(centroids))
+    nearest, score = assign(torch.from_numpy(points), torch.from_numpy(centroids), "dot")
     return nearest.numpy(), score.numpy()
 
 

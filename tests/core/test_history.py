@@ -51,4 +51,4 @@ def test_a_loss_that_is_no_number_is_named_with_its_place(value: float) -> None:
     history.add(torch.tensor([value]))
     with pytest.raises(UserError) as raised:
         history.check_finite("train", 3, "lower it")
-    assert str(raised.value) == "train: the loss is not finite in epoch 1, at step 3; lower it"
+    assert str(raised.value) == "train: not finite in epoch 1, at step 3: loss; lower it"

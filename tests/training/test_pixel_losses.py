@@ -95,6 +95,7 @@ def test_siamese_loss(cross_weight: float, device: torch.device) -> None:
         (_to(first, device), _to(second, device)),
         temperature=0.7,
         cross_weight=cross_weight,
+        metric="dot",
     )
     # Eq. 2: each view to its own clusters. Eq. 3: each view's features to the other's labels and centres.
     expected_within = (_plain_of(z1, y1, first, 0.7) + _plain_of(z2, y2, second, 0.7)) / 2
@@ -112,14 +113,19 @@ def test_siamese_loss_gradient() -> None:
     clusters = tuple(ViewClusters(*(part.double() for part in view)) for view in (first, second))
 
     def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return siamese_loss((_units(a), _units(b)), (y1, y2), clusters, temperature=0.5, cross_weight=0.3)[0]
+        pixels, targets, settings = (
+            (_units(a), _units(b)),
+            (y1, y2),
+            {"temperature": 0.5, "cross_weight": 0.3},
+        )
+        return siamese_loss(pixels, targets, clusters, metric="dot", **settings)[0]
 
     assert torch.autograd.gradcheck(loss, (z1.double().requires_grad_(), z2.double().requires_grad_()))
 
 
 def test_assign_pixels(device: torch.device) -> None:
     feature, _, clusters = _view(4)
-    found = assign_pixels(_units(feature.to(device)), clusters.centroids.to(device)).cpu()
+    found = assign_pixels(_units(feature.to(device)), clusters.centroids.to(device), "dot").cpu()
     z, centroids = feature.double().numpy(), clusters.centroids.double().numpy()
     for n in range(NUM):
         for row in range(SIDE):
@@ -132,7 +138,7 @@ def test_assign_pixels_gives_a_tie_to_the_lower_cluster() -> None:
     feature = torch.zeros(1, 2, 1, 1)
     feature[0, 0] = 1
     centroids = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-    assert assign_pixels(_units(feature), centroids).tolist() == [[[1]]]
+    assert assign_pixels(_units(feature), centroids, "dot").tolist() == [[[1]]]
 
 
 def test_cluster_weights() -> None:
