@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+EXPERIMENT = "DVC_EXP_NAME"  # set in the environment while an experiment of DVC runs
+
 
 def in_repository(path: str | Path) -> Path:
     """A path as params.yaml gives it, absolute or relative to the repository.

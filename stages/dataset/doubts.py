@@ -18,15 +18,15 @@ def doubts_of_files(data: DataSet, train: Sequence[Packed], val: Sequence[Packed
     suspects = data.left_out.suspects()
     total = len(train) + len(val) + suspects
     if suspects > WORTH_A_WARNING * total:
-        reasons = ", ".join(
-            f"{names.count:,} {reason}" for reason, names in data.left_out.items() if reason in SUSPECT
+        reasons = "; ".join(
+            f"{names.count:,}: {reason}" for reason, names in data.left_out.items() if reason in SUSPECT
         )
         yield f"{suspects:,} of {total:,} files that may be pictures are left out ({reasons})"
     for remark, text in REMARKS.items():
         marked = [one.item for one in (*train, *val) if remark in one.remarks]
         names = [str(item.labels if remark == Remark.GRAY_PALETTE else item.source) for item in marked]
         if names:
-            yield f"{len(names):,} files {text} ({listed(names, MOST_EXAMPLES)})"
+            yield f"{text}: {len(names):,} ({listed(names, MOST_EXAMPLES)})"
     if data.lacks_maps_in:
         yield f"classes.txt is there, but no label map is used: they belong in {data.lacks_maps_in}"
     yield from _duplicates(train, val)
@@ -44,13 +44,12 @@ def _duplicates(train: Sequence[Packed], val: Sequence[Packed]) -> Iterator[str]
     for one in val:
         if one.files and (original := first.get(one.files[0].sha256)):
             across.append(f"{one.item.source} = {original}")
-    for pairs, where, remedy in (
-        (within, "are copies of another training image", "remove them, or they count twice"),
-        (across, "are copies of a training image", "remove them from one of the splits"),
+    for pairs, what, remedy in (
+        (within, "training images that are copies of another", "the first of each pair, or it counts twice"),
+        (across, "validation images that are copies of a training image", "one of each pair"),
     ):
         if pairs:
-            kind = "training" if pairs is within else "validation"
-            yield f"{len(pairs):,} {kind} images {where} ({listed(pairs, MOST_EXAMPLES)}); {remedy}"
+            yield f"{what}: {len(pairs):,} ({listed(pairs, MOST_EXAMPLES)}); remove {remedy}"
 
 
 def doubts_of_labels(class_shares: Mapping[str, float], ignored_share: float) -> Iterator[str]:

@@ -22,6 +22,7 @@ from stages.dataset.left_out import (
     OWN_OUTPUT,
     REPEAT,
     UNREADABLE,
+    VIDEO,
     LeftOut,
 )
 from stages.dataset.own_outputs import JOURNAL, MANIFEST, OwnOutputs
@@ -33,7 +34,10 @@ HEIC_SUFFIXES = (".heic", ".heif")
 OTHER_PICTURES = {
     ".gif", ".jp2", ".j2k", ".jxl", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".exr",
     ".hdr", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm", ".nii",
-    ".ico", ".eps", ".pdf", ".mp4", ".mov", ".avi",
+    ".ico", ".eps", ".pdf",
+}  # fmt: skip
+VIDEOS = {
+    ".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".wmv", ".mpg", ".mpeg", ".3gp", ".mts", ".m2ts",
 }  # fmt: skip
 # Folders that file managers, network drives and archives make.
 SYSTEM_FOLDERS = {
@@ -218,6 +222,8 @@ def reason_by_suffix(suffix: str) -> str | None:
         return None
     if suffix in HEIC_SUFFIXES:
         return HEIC
+    if suffix in VIDEOS:
+        return VIDEO
     return OTHER_FORMAT if suffix in OTHER_PICTURES else NO_PICTURE
 
 

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from stages.core.artefacts import atomic_path
-from stages.core.repository import in_repository
+from stages.core.hashes import FINGERPRINT_DIGITS
+from stages.core.repository import EXPERIMENT, in_repository
 from stages.dataset.left_out import MOST_EXAMPLES, printable
 from stages.dataset.source import DataSet, RawFile, hash_files, is_unchanged, read_raw
 from stages.runtime.progress import track
@@ -157,8 +158,14 @@ def check_manifest(pinned: str, files: Iterable[RawFile]) -> None:
         return
     before = pinned_files(pinned)
     numbers = f": {Difference.between(before, now)}" if before else ""
+    of_experiment = ""
+    if EXPERIMENT in os.environ:
+        of_experiment = (
+            "; if a setting of this experiment alone chooses other files, set prepare.manifest_sha256 to '' "
+            "with it"
+        )
     raise UserError(
         f"prepare.manifest_sha256: files have changed{numbers}; accept the files as they "
-        f"are with `make pin`, or restore them (pinned {pinned}, found {found}); if a setting of this "
-        "experiment alone chooses other files, set prepare.manifest_sha256 to '' with it"
+        f"are with `make pin`, or restore them (pinned {pinned[:FINGERPRINT_DIGITS]}, found "
+        f"{found[:FINGERPRINT_DIGITS]}){of_experiment}"
     )

@@ -65,13 +65,13 @@ class Remark(enum.IntFlag):
     DEEP = 32  # 16 bits per channel
 
 
-# What a user should know; the text follows a number of files.
+# What a user should know; the number of files follows.
 REMARKS = {
-    Remark.PAGES: "have several pages or frames; only the first is used",
-    Remark.TRANSPARENT: "have transparent pixels; they are laid over white",
-    Remark.CONSTANT: "have a single color; nothing can be learned from them",
-    Remark.GRAY_PALETTE: "are palette images whose colors are gray levels; the gray level is the class id, "
-    "not the palette index",
+    Remark.PAGES: "files with several pages or frames, of which only the first is used",
+    Remark.TRANSPARENT: "files with transparent pixels, which are laid over white",
+    Remark.CONSTANT: "files of a single color, from which nothing can be learned",
+    Remark.GRAY_PALETTE: "palette images whose colors are gray levels, so that these are the class ids and "
+    "not the palette indices",
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stages.core import launched
 from stages.core.artefacts import read_json, write_json
+from stages.core.repository import EXPERIMENT
 from stages.runtime.pool import heed_quota
 from stages.runtime.progress import say, warn, write_line
 from stages.settings.errors import UserError
@@ -61,7 +62,7 @@ def _tell_and_run(main: Callable[[], None], *, is_first: bool) -> None:
     if not stage:
         return
     say(stage, done_in=duration(seconds), wrote=", ".join(written_since(sys.argv[1:], clock)) or "nothing")
-    if "DVC_EXP_NAME" not in os.environ:  # experiments may run in parallel
+    if EXPERIMENT not in os.environ:  # experiments may run in parallel
         try:
             write_json(TIMES, {**read_times(), stage: round(seconds, 1)})
         except UserError as error:  # a full disk; the outputs are there, and this is only news
@@ -89,7 +90,7 @@ def _in_plain_words(main: Callable[[], None], *, is_first: bool) -> None:
             raise
         sys.exit(FAILED)
     except KeyboardInterrupt:
-        write_line("interrupted; run it again to continue")
+        write_line("interrupted; run it again to go on from what is saved")
         sys.exit(INTERRUPTED)
 
 

@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN)  # as of a network drive
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 IN_THE_WAY = {errno.ENOTDIR: "file", errno.EEXIST: "file", errno.EISDIR: "folder"}
 
@@ -21,6 +22,8 @@ def write_fault(path: Path, error: OSError) -> str | None:
     if (found := _in_the_way(error)) is not None:
         kind = "folder" if found.is_dir() else "file"
         return f"{failed}, because {found} is a {kind}; choose another place, or move that {kind} away"
+    if error.errno in GONE:
+        return f"{failed} ({error.strerror}); look whether its disk is still there, or choose another place"
     if error.errno in FORBIDDEN:
         return f"{failed} ({error.strerror}); allow this user to write there and run the same command again"
     return None

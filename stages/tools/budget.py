@@ -36,6 +36,7 @@ AMOUNTS: tuple[Key, ...] = (WIDTH, ("train", "epochs"))
 STEP: Key = ("train", "context", "stride")  # all sizes are multiples of it, as two of them must be
 LEAST, MOST = 5, 400  # epochs of pretraining; more than 400 were never tried, ...
 MOST_DENSE = 100  # ... and of dense methods more than 100
+SPARE = 1.1  # of the minutes that are proposed, because the next measurement of this machine may be slower
 SHARE = 0.5  # smallest share of the time that pretraining gets
 
 
@@ -97,8 +98,8 @@ def fit_into(
     raise UserError(
         f"{minutes:g} minutes are too few for {len(data.train):,} training images: even with half the "
         f"preset's side, channels (unless pretrain.init has them) and epochs, and {LEAST} epochs of any "
-        f"pretraining, this machine may take {rough_duration(plan.needs(LEAST))}; allow that, or take fewer "
-        "images"
+        f"pretraining, this machine may take {rough_duration(plan.needs(LEAST))}; set "
+        f"MINUTES={math.ceil(SPARE * plan.needs(LEAST) / 60)} (--minutes), or take fewer images"
     )
 
 

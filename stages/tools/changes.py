@@ -21,7 +21,7 @@ def changed_stages() -> list[str]:
         with Repo() as repo:
             status = repo.status()
     except LockError as error:  # DVC's text tells to remove the lock, which may be that of a run at work
-        at_work = ", ".join(re.findall(r"PID \d+", str(error)))
+        at_work = ", ".join(dict.fromkeys(re.findall(r"PID \d+", str(error))))
         what = f"a run is going on ({at_work})" if at_work else "another command of DVC holds its lock"
         raise UserError(f"{what}; wait for it, or see `make doctor`") from error
     except DvcException as error:

@@ -207,7 +207,8 @@ def _split_rule(data: Path) -> tuple[str, str]:
             return rule_for(data)
     except OSError as error:
         raise UserError(f"{data}: cannot be read ({error.strerror}); allow this user to read it") from error
-    raise UserError(f"{data}: no such folder; set DATA=... (--data) to the folder of your images")
+    what = "is a file" if data.exists() else "no such folder"
+    raise UserError(f"{data}: {what}; set DATA=... (--data) to the folder of your images")
 
 
 def _fit(params: Any, data: DataSet) -> None:

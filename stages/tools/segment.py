@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with alone_in(args.out):
         unwritten = _run(model, photographs, formats, left_out, remarks, log, args)
     for text, names in remarks.items():
-        log(f"{names.count:,} images {text} ({names})")
+        log(f"{text}: {names.count:,} ({names})")
     is_broken = _report(left_out, log)
     if unwritten or (is_broken and not args.skip_broken):
         raise SystemExit(INCOMPLETE)

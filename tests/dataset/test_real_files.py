@@ -28,6 +28,7 @@ from stages.dataset.left_out import (
     NO_FILE,
     NO_PICTURE,
     OTHER_FORMAT,
+    VIDEO,
 )
 from stages.dataset.sixteen_bits import LARGEST
 from stages.dataset.source import Remark, list_data
@@ -160,6 +161,7 @@ LEFT_OUT: dict[str, tuple[str, list[str]]] = {
         [f"images/train/masks/{name}.png" for name in ("0_mask", "1.png", "2.png_gt")],
     ),
     "pictures of a phone": (HEIC, ["images/train/a.HEIC", "images/train/b.heif"]),
+    "a live photograph and a clip": (VIDEO, ["images/train/0.MOV", "images/train/clip.mkv"]),
     "a grey map": (OTHER_FORMAT, ["images/val/a.pgm"]),
     "notes": (NO_PICTURE, ["images/val/notes.txt"]),
     "images beside the splits": (ELSEWHERE, ["images/a.png"]),
@@ -174,6 +176,7 @@ MAKE: dict[str, Callable[[Path], object]] = {
     NO_FILE: os.mkfifo,
     LOOP: lambda path: path.symlink_to(path.parents[1]),
     HEIC: lambda path: path.write_bytes(b"x"),
+    VIDEO: lambda path: path.write_bytes(b"x"),
     OTHER_FORMAT: lambda path: path.write_bytes(b"x"),
     NO_PICTURE: lambda path: path.write_bytes(b"x"),
 }
@@ -205,7 +208,7 @@ def test_many_pictures_that_are_left_out_are_a_warning(root: Path, run: Callable
         _write(root / f"images/train/{number}.gif")
     (warning,) = run().summary["warnings"]
     assert warning == (
-        "3 of 9 files that may be pictures are left out (3 picture of a format that is not read; convert it "
+        "3 of 9 files that may be pictures are left out (3: picture of a format that is not read; convert it "
         "to PNG or JPEG)"
     )
 
@@ -393,7 +396,7 @@ def test_what_lies_under_transparent_pixels_is_not_learned_from(
     assert image[:, : SIDE // 2].min() == 255
     assert image[:, SIDE // 2 :].max() == 7
     assert found.summary["warnings"] == [
-        "1 files have transparent pixels; they are laid over white (images/train/cut.png)"
+        "files with transparent pixels, which are laid over white: 1 (images/train/cut.png)"
     ]
 
 
@@ -440,7 +443,7 @@ def test_what_is_cut_off_is_said(
 def test_images_of_one_color_are_named(root: Path, run: Callable[..., Prepared]) -> None:
     write_image(root / "images/train/black.png", np.zeros((SIDE, SIDE, 3), np.uint8))
     assert run().summary["warnings"] == [
-        "1 files have a single color; nothing can be learned from them (images/train/black.png)"
+        "files of a single color, from which nothing can be learned: 1 (images/train/black.png)"
     ]
 
 
@@ -455,10 +458,10 @@ def test_copies_are_named(root: Path, run: Callable[..., Prepared]) -> None:
     _write(root / "images/train/again.png", content)
     _write(root / "images/val/9.png", content)
     assert run().summary["warnings"] == [
-        "1 training images are copies of another training image (images/train/again.png = "
-        "images/train/0.png); remove them, or they count twice",
-        "1 validation images are copies of a training image (images/val/9.png = images/train/0.png); remove "
-        "them from one of the splits",
+        "training images that are copies of another: 1 (images/train/again.png = images/train/0.png); remove "
+        "the first of each pair, or it counts twice",
+        "validation images that are copies of a training image: 1 (images/val/9.png = images/train/0.png); "
+        "remove one of each pair",
     ]
 
 
@@ -477,9 +480,7 @@ def test_a_palette_of_gray_levels_in_another_order(root: Path, run: Callable[...
     found = run()
     np.testing.assert_array_equal(found.labels()[0], ids)
     (warning,) = found.summary["warnings"]
-    assert warning.startswith(
-        "2 files are palette images whose colors are gray levels; the gray level is the"
-    )
+    assert warning.startswith("palette images whose colors are gray levels, so that these are the class ids")
 
 
 @pytest.mark.parametrize(

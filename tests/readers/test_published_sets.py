@@ -107,7 +107,7 @@ def test_coco_becomes_27_classes_to_the_pixel(
         "not in the curated list": 2
     }
     (warning,) = summary["warnings"]  # the images that the test makes
-    assert warning.startswith("2 validation images are copies of a training image (images/val2017/")
+    assert warning.startswith("validation images that are copies of a training image: 2 (images/val2017/")
     assert summary["sizes_px"]["val"]["width"] == {"min": 50, "median": 50, "max": 50}
 
 

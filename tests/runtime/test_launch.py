@@ -151,7 +151,8 @@ def test_a_stage_that_is_ended_ends_its_launcher_first(bench: Any, number: int, 
     running.wait(timeout=60)
     assert running.returncode == code
     assert Path("ended").exists()
-    assert running.communicate()[1] == ("interrupted; run it again to continue\n" if code == 130 else "")
+    said = "interrupted; run it again to go on from what is saved\n"
+    assert running.communicate()[1] == (said if code == 130 else "")
 
 
 def test_a_stage_that_is_ended_ends_its_processes_without_a_traceback(bench: Any) -> None:

@@ -113,7 +113,8 @@ def test_a_network_from_a_file_keeps_its_width(data: DataSet) -> None:
 @pytest.mark.usefixtures("machine")
 def test_too_few_minutes_are_refused(data: DataSet) -> None:
     with pytest.raises(
-        UserError, match=r"^1\.4 minutes are too few for 4 training images: .* may take 1 min 30 s"
+        UserError,
+        match=r"^1\.4 minutes are too few for 4 training images: .* may take 1 min 30 s; set MINUTES=2 ",
     ):
         _chosen(1.4, data)
 

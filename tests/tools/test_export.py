@@ -185,7 +185,7 @@ def test_a_folder_is_never_replaced(ready: Any, folder: str, flags: list[str]) -
     [
         (
             ["--model", "gone"],
-            "gone: no such folder; pass that of a trained model (`dvc repro` makes models)",
+            "gone: no such folder; pass the folder of a trained model (`dvc repro` makes models)",
         ),
         (
             ["--model", ".", "--images", "gone"],

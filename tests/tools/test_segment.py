@@ -248,8 +248,10 @@ def test_what_is_done_is_not_done_again(ready: Any, capsys: pytest.CaptureFixtur
 
 def test_a_folder_of_the_model_that_is_missing_is_named_with_its_remedy(ready: Any) -> None:
     assert ready.fault(segment.main, ["photos", "--out", "found", "--model", "gone"]) == (
-        "gone: no such folder; pass that of a trained model (`dvc repro` makes models)"
+        "gone: no such folder; pass the folder of a trained model (`dvc repro` makes models)"
     )
+    given = ["photos", "--out", "found", "--model", "segmenter.safetensors"]
+    assert ready.fault(segment.main, given).startswith("segmenter.safetensors: is a file; pass the folder of")
     assert not Path("found").exists()
 
 
@@ -477,7 +479,7 @@ def test_remarks_and_the_range_are_said(ready: Any, capsys: pytest.CaptureFixtur
     assert _run() == 0
     said = capsys.readouterr().out
     assert "segment: images with 16 bits per channel use 12 of them: 0 to 4,095 becomes 0 to 255" in said
-    assert "segment: 1 images have transparent pixels; they are laid over white (cut.png)" in said
+    assert "segment: files with transparent pixels, which are laid over white: 1 (cut.png)" in said
 
 
 def test_what_is_not_there_is_said(ready: Any) -> None:
@@ -711,7 +713,8 @@ def test_the_exif_orientation_is_applied_and_said(
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(f"photos/turned.{suffix}", exif=exif)
     assert _run() == 0
     assert Image.open("found/turned.png").size == (20, 30)
-    assert "segment: 1 images were turned as their EXIF orientation says" in capsys.readouterr().out
+    said = "segment: images turned as their EXIF orientation says, with label maps as displayed: 1 ("
+    assert said in capsys.readouterr().out
 
 
 def test_what_is_no_image_is_refused_in_python(ready: Any) -> None:

@@ -22,6 +22,7 @@ from stages.dataset.left_out import (
     ELSEWHERE,
     MASK,
     MISPLACED_LABELS,
+    SAME_NAME,
     SPARE_LABELS,
     TRAIN_LABELS,
     UNLISTED,
@@ -31,20 +32,18 @@ from stages.dataset.left_out import (
 from stages.dataset.listing import SUFFIXES, list_images
 from stages.dataset.raw_files import hash_names, known_files
 from stages.dataset.source import DataSet, Findings, Item, RawFile
-from stages.dataset.taxonomy import Taxonomy, mapped, plain
-from stages.dataset.truth import IGNORED
+from stages.dataset.taxonomy import plain
+from stages.readers.folder.class_names import CLASSES, MAPPING, read_taxonomy
 from stages.readers.folder.nearest import nearest, normal
 from stages.readers.folder.splitting import SPLITS, by_content, by_lists
 from stages.settings.errors import UserError, listed
 from stages.settings.schema_prepare import Prepare
 
-CLASSES, MAPPING = "classes.txt", "labels.csv"
 RESERVED = (CLASSES, MAPPING, "train.txt", "val.txt")  # files of the data set itself
 SPLIT_BY_FOLDER = (  # remedy for images that were added after labeling
     "remove the folder, or split by folders (images/train, images/val, labels/val) and add to images/train "
     "alone: docs/photographs.md, Adding photographs"
 )
-NO_CLASS = "__ignore__"  # labelme's name of id -1, the first line of its class files
 
 
 def list_data(root: Path, settings: Prepare) -> DataSet:
@@ -58,15 +57,15 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
         UserError: file names, lists or classes.txt are invalid; the error lists every fault.
     """
     if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder; set prepare.path in params.yaml to the folder of your images"
-        )
+        what = "is a file" if root.exists() else "no such folder"
+        raise UserError(f"{root}: {what}; set prepare.path in params.yaml to the folder of your images")
     found, split = Findings(), settings.split
     by_folder = (*(f"images/{part}" for part in SPLITS), "labels/val")
     apart = by_folder if split.by == "folder" else ("images", "labels")
     names = list_images(root, found.left_out, RESERVED, apart)
     if split.by != "lists":  # a list says itself what is an image
         names = _without_label_maps(names, found, is_flat=not (root / "images").is_dir())
+        names = _without_twins(names, found)
     hashed: dict[str, RawFile] = {}
     labels = "labels"
     if split.by == "folder":
@@ -86,7 +85,7 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
     taxonomy, lacks_maps_in = plain(()), ""
     if (root / labels).is_dir():
         val = _with_labels(root, labels, val, names, found, is_drawn=split.by == "fraction")
-        taxonomy = _read_taxonomy(root, found)
+        taxonomy = read_taxonomy(root, found)
     elif (root / CLASSES).is_file():
         lacks_maps_in = labels
     _name_the_rest(root, names, train, val, split.by, found)
@@ -105,6 +104,16 @@ def _without_label_maps(names: Sequence[str], found: Findings, *, is_flat: bool)
     for name in sorted(masks):
         found.left_out.add(MASK, name)
     return [name for name in names if name not in masks]
+
+
+def _without_twins(names: Sequence[str], found: Findings) -> list[str]:
+    """Names without photographs that differ from an earlier one in their suffix alone."""
+    kept: dict[str, str] = {}
+    for name in names:
+        stem = name if name.startswith("labels/") else name.removesuffix(Path(name).suffix)
+        if kept.setdefault(stem, name) != name:
+            found.left_out.add(SAME_NAME, name)
+    return list(kept.values())
 
 
 def _note_flat(root: Path, found: Findings) -> None:
@@ -146,7 +155,7 @@ def _by_id(folder: Path, prefix: str, names: Sequence[str], found: Findings) -> 
     for sources in ids.values():
         if len(sources) > 1:
             found.faults.append(
-                f"{' and '.join(sorted(sources))}: share an id, the path without suffix; rename one of them"
+                f"{listed(sorted(sources))}: have the same name but for the suffix; rename one of them"
             )
     return tuple(Item(id_, ids[id_][0]) for id_ in sorted(ids))
 
@@ -203,44 +212,3 @@ def _name_the_rest(
             found.left_out.add(MISPLACED_LABELS if by == "folder" and id_ in scored else reason, name)
         else:
             found.left_out.add(UNLISTED if by == "lists" and top == "images" else ELSEWHERE, name)
-
-
-def _read_taxonomy(root: Path, found: Findings) -> Taxonomy:
-    names = _read_classes(root, found)
-    if not (root / MAPPING).is_file():
-        return plain(names)
-    text = found.read_text(root, MAPPING)
-    try:
-        return mapped(names, text)
-    except UserError as fault:
-        found.faults.append(f"{root / MAPPING}: {fault}")
-        return plain(names)
-
-
-def _read_classes(root: Path, found: Findings) -> tuple[str, ...]:
-    path, faults = root / CLASSES, found.faults
-    if not path.is_file():
-        faults.append(f"{path}: not found, but there are label maps; add it with one class name per line")
-        return ()
-    before = len(faults)
-    names = tuple(line.strip() for line in found.read_text(root, CLASSES).rstrip().splitlines())
-    first = 1  # line of class id 0
-    if names and names[0] == NO_CLASS:
-        found.notes.append(
-            f"{CLASSES}: line 1 is {NO_CLASS}, labelme's name of what has no class; class id 0 is line 2, "
-            f"{', '.join(names[1:2])}"
-        )
-        names, first = names[1:], 2
-    if not names and len(faults) == before:
-        faults.append(f"{path}: is empty; add one class name per line, starting with class id 0")
-    if "" in names:
-        number = names.index("") + first
-        faults.append(f"{path}: line {number} is empty; every line must be a class name")
-    twice = sorted({name for name in names if name and names.count(name) > 1})
-    if twice:
-        faults.append(f"{path}: has {', '.join(map(repr, twice))} more than once; class names must be unique")
-    if len(names) > IGNORED:
-        faults.append(
-            f"{path}: has {len(names)} classes, but the largest class id is {IGNORED - 1}; merge classes"
-        )
-    return names

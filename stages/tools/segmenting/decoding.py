@@ -21,7 +21,7 @@ from stages.runtime.progress import warn
 from stages.settings.errors import UserError
 from stages.tools.segmenting.photographs import Photographs
 
-TURNED = "were turned as their EXIF orientation says; their label maps are as displayed"
+TURNED = "images turned as their EXIF orientation says, with label maps as displayed"
 SUMMARY = Path("metrics/prepare.json")  # beside the folder of the model
 
 

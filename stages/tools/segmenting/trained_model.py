@@ -189,7 +189,8 @@ def load(
         UserError: there is no such folder, or as of `TrainedModel`.
     """
     if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder; pass that of a trained model (`dvc repro` makes models)")
+        what = "is a file" if Path(folder).exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; pass the folder of a trained model (`dvc repro` makes models)")
     return TrainedModel(
         Path(folder),
         device=device,
