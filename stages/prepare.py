@@ -34,6 +34,7 @@ from stages.runtime.watch import Watch
 from stages.settings.data_size import check_data_size, check_heads
 from stages.settings.errors import UserError
 from stages.settings.params import load
+from stages.settings.schema import Params
 
 KEYS = ("size_px", "prepare")
 PINS = ["prepare.manifest_sha256", "prepare.most_damaged"]  # checks, which change no packed image
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _report(summary, data, params, args.left_out)
 
 
-def _check_disk_space(folder: Path, half_done: Path, data: DataSet, params: Any) -> None:
+def _check_disk_space(folder: Path, half_done: Path, data: DataSet, params: Params) -> None:
     train_bytes = 3 * len(data.train) * params.prepare.train_px**2
     needed = train_bytes + 4 * len(data.val) * params.size_px**2 + SPARE_BYTES
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
@@ -142,7 +143,7 @@ def _index(rows: Sequence[Packed]) -> pd.DataFrame:
     )
 
 
-def _report(summary: dict[str, Any], data: DataSet, params: Any, listing: Path) -> None:
+def _report(summary: dict[str, Any], data: DataSet, params: Params, listing: Path) -> None:
     say("prepare", train_images=summary["train_images"], side_px=params.prepare.train_px)
     say("prepare", val_images=summary["val_images"], side_px=params.size_px)
     say("prepare", manifest_sha256=summary["manifest_sha256"])

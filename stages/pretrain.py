@@ -4,7 +4,6 @@ import argparse
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -33,6 +32,7 @@ from stages.runtime.state import StageState, restore
 from stages.runtime.watch import Watch
 from stages.settings.data_size import check_data_size, check_heads
 from stages.settings.params import load
+from stages.settings.schema import Params
 
 KEYS = ("seed", "precision", "deterministic", "compile", "backbone", "pretrain")
 PINS = ["pretrain.init_sha256"]  # a check, which changes no weight
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(args, argv, params)
 
 
-def _run(args: argparse.Namespace, argv: Sequence[str] | None, params: SimpleNamespace) -> None:
+def _run(args: argparse.Namespace, argv: Sequence[str] | None, params: Params) -> None:
     watch = Watch("pretrain", args.params, KEYS, [args.images, start_path(params.pretrain.init)])
     neutral = load(args.params, "device", "runtime")
     array = open_images(args.images)
@@ -126,7 +126,7 @@ def pretrain(
 def _trained(
     images: ImageSource,
     start: Published | None,
-    params: SimpleNamespace,
+    params: Params,
     state: StageState,
     *,
     cuda_graph: Wish,
@@ -162,13 +162,13 @@ def _trained(
     return backbone, heads, history.table(EPOCH_FIGURES), summary
 
 
-def _untrained(start: Published | None, params: SimpleNamespace) -> Result:
+def _untrained(start: Published | None, params: Params) -> Result:
     say("pretrain", method=params.pretrain.method, epochs="none, the initial model is used unchanged")
     history = pd.DataFrame(columns=["epoch", "loss"])
     return start_trunk(params.backbone, start, params.seed), _heads_of(start, params), history, {}
 
 
-def _heads_of(start: Published | None, params: SimpleNamespace) -> dict[str, Tensor]:
+def _heads_of(start: Published | None, params: Params) -> dict[str, Tensor]:
     return {} if start is None else start.heads_for(params.pretrain.method)
 
 

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from stages.runtime.script import run, stage_parser
 from stages.runtime.watch import Watch
 from stages.settings.errors import raise_faults
 from stages.settings.params import load
+from stages.settings.schema import Params
 
 # All that decide a result: the page lists every setting.
 # fmt: off
@@ -83,7 +83,7 @@ def _names(path: Path, inputs: Inputs) -> tuple[Names, str]:
         return Names(), str(fault)
 
 
-def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[str, Any]:
+def _judged(inputs: Inputs, params: Params, unused_names: str) -> dict[str, Any]:
     """What the page says in words and numbers."""
     evidence = Evidence(
         metrics=inputs.metrics,
@@ -120,13 +120,13 @@ def _judged(inputs: Inputs, params: SimpleNamespace, unused_names: str) -> dict[
     }
 
 
-def _guidance(inputs: Inputs, params: SimpleNamespace) -> float:
+def _guidance(inputs: Inputs, params: Params) -> float:
     """The weight of guidance; what `train` chose, if it is `auto`."""
     weight = params.train.image_loss.weight
     return float(inputs.histories["train"]["guidance_weight"].max()) if weight == "auto" else weight
 
 
-def _drawn(inputs: Inputs, params: SimpleNamespace, legend: Legend, pictures: Pictures) -> dict[str, Any]:
+def _drawn(inputs: Inputs, params: Params, legend: Legend, pictures: Pictures) -> dict[str, Any]:
     """What the page shows in pictures and colors."""
     val, report = inputs.val, params.report
     shown = spread(len(val.images), report.num_images)

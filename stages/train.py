@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -87,9 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.leave()
 
 
-def train(
-    trainer: Trainer, images: ImageSource, params: SimpleNamespace | Params, state: StageState
-) -> pd.DataFrame:
+def train(trainer: Trainer, images: ImageSource, params: Params, state: StageState) -> pd.DataFrame:
     """Train up to the last epoch; resume from the saved state of an interrupted run.
 
     Args:

@@ -26,6 +26,7 @@ from stages.segmenter.network import Segmenter
 from stages.segmenter.segmenter_file import describe_segmenter, save_segmenter
 from stages.settings.errors import UserError
 from stages.settings.params import load
+from stages.settings.schema import Params
 from tests.datasets import REPOSITORY, write_params
 
 Main = Callable[[Sequence[str]], None]
@@ -53,7 +54,7 @@ class Bench:
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
         write_params(self.folder / "params.yaml", {**self._tiny, **dotted})
 
-    def read(self, *keys: str) -> Any:
+    def read(self, *keys: str) -> Params:
         """Sections of params.yaml."""
         return load(self.folder / "params.yaml", *keys)
 

@@ -1,7 +1,6 @@
 """Packs both splits of a data set into arrays in the state folder, so that a stopped run goes on."""
 
 import time
-from typing import Any
 
 import numpy as np
 
@@ -9,9 +8,10 @@ from stages.dataset.pack import MAPS, RECORD, TRAIN, VAL, Job, Packed, Work, pac
 from stages.dataset.source import DataSet
 from stages.runtime.progress import say, tell, track
 from stages.runtime.state import StageState
+from stages.settings.schema import Params
 
 
-def pack_splits(state: StageState, data: DataSet, params: Any) -> tuple[list[Packed], list[Packed]]:
+def pack_splits(state: StageState, data: DataSet, params: Params) -> tuple[list[Packed], list[Packed]]:
     """Pack both splits into arrays and records in the state folder.
 
     Args:

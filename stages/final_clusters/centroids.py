@@ -4,7 +4,6 @@ The first is the result; how far the second agrees with it is a figure.
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from stages.imaging.batches import ImageSource
 from stages.segmenter.network import Segmenter
 from stages.segmenter.segmenter_file import load_trained_clusters
 from stages.settings.errors import UserError
+from stages.settings.schema import Params
 from stages.settings.schema_train import Cluster
 
 RUNS = 2  # the second run measures the stability of the first
@@ -39,9 +39,7 @@ def cluster_sample(
     return [kmeans.fit(pixels, seed=one) for one in _seeds(seed)]
 
 
-def cluster_all(
-    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace
-) -> list[Float[Tensor, "K D"]]:
+def cluster_all(segmenter: Segmenter, images: ImageSource, params: Params) -> list[Float[Tensor, "K D"]]:
     """Cluster every pixel of every image by mini-batch k-means from two random starts, in one pass."""
     settings = params.cluster
     order = torch.randperm(len(images), generator=torch_generator(params.seed, "cluster", "order"))

@@ -1,7 +1,6 @@
 """Which new clusters go on as clusters of an earlier run, and what numbers they take (ours)."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from stages.imaging.batches import ImageSource
 from stages.runtime.progress import say
 from stages.segmenter.network import Segmenter
 from stages.segmenter.segmenter_file import Earlier
+from stages.settings.schema import Params
 
 CONTINUED_IMAGES = 256  # both clusterings are compared on
 # A new cluster goes on as an old one from this IoU on. Clusters of equal size then share half of their
@@ -47,7 +47,7 @@ def keep_numbers(
     segmenter: Segmenter,
     centroids: Float[Tensor, "K D"],
     images: ImageSource,
-    params: SimpleNamespace,
+    params: Params,
 ) -> tuple[Float[Tensor, "K D"], dict[str, Any], dict[str, Any]]:
     """Number the clusters so that those that go on from an earlier run keep their numbers (ours).
 

@@ -1,7 +1,6 @@
 """What a trained network makes of training images: pixel features, batch-norm statistics, cluster maps."""
 
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -20,9 +19,7 @@ from stages.settings.schema import Params
 
 
 @torch.no_grad()
-def sample_pixel_features(
-    segmenter: Segmenter, images: ImageSource, params: SimpleNamespace | Params
-) -> Float[Tensor, "P D"]:
+def sample_pixel_features(segmenter: Segmenter, images: ImageSource, params: Params) -> Float[Tensor, "P D"]:
     """Features of randomly sampled pixels of sampled images, without augmentation (5.1), on their device.
 
     Args:
@@ -56,7 +53,7 @@ def batches_of(rows: Int64[Tensor, " N"], size: int, segmenter: Segmenter) -> li
 
 @torch.no_grad()
 def all_pixel_features(
-    segmenter: Segmenter, images: ImageSource, batches: Sequence[Tensor], params: SimpleNamespace
+    segmenter: Segmenter, images: ImageSource, batches: Sequence[Tensor], params: Params
 ) -> Iterator[Float[Tensor, "P D"]]:
     """Yield the features of every pixel of batches of row indices, on the device of the images.
 
@@ -76,7 +73,7 @@ def at_size(image: Float[Tensor, "N 3 H W"], size_px: int) -> Float[Tensor, "N 3
     return resample(image, whole(len(image), image.device), (size_px, size_px))
 
 
-def estimate_batch_norm(segmenter: Segmenter, images: ImageSource, params: SimpleNamespace) -> None:
+def estimate_batch_norm(segmenter: Segmenter, images: ImageSource, params: Params) -> None:
     """Replace the running batch-norm statistics by the mean over batches of clean images (ours).
 
     Training leaves statistics of augmented views, a third of them of small guidance views. Frozen statistics
@@ -104,7 +101,7 @@ def cluster_maps(
     *,
     count: int,
     size_px: int,
-    params: SimpleNamespace,
+    params: Params,
 ) -> Int64[np.ndarray, "N h w"]:
     """Cluster of every feature pixel of the same sampled images, whatever the network.
 

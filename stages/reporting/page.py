@@ -4,19 +4,18 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float16, UInt8
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel
 
 from stages.postprocessing.score_maps import chunks, cluster_maps
 from stages.reporting.legend import Legend, css
 from stages.settings.errors import UserError
 from stages.settings.params import flat
+from stages.settings.schema import Params
 
 
 def score_shares(scores: Float16[np.ndarray, "M K h w"]) -> Float[np.ndarray, " K"]:
@@ -171,13 +170,9 @@ def class_bars(legend: Legend, per_class: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def settings_rows(params: SimpleNamespace) -> list[tuple[str, str]]:
+def settings_rows(params: Params) -> list[tuple[str, str]]:
     """List all settings as (dotted key, value in YAML)."""
-    sections = {
-        key: value.model_dump() if isinstance(value, BaseModel) else value
-        for key, value in vars(params).items()
-    }
-    return [(key, json.dumps(value, ensure_ascii=False)) for key, value in flat(sections)]
+    return [(key, json.dumps(value, ensure_ascii=False)) for key, value in flat(params.model_dump())]
 
 
 def _shown(row: Mapping[str, float | None], key: str, _: str, kind: str) -> str:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import torch
 
@@ -11,13 +10,14 @@ from stages.core.device import choose_device, set_numerics
 from stages.runtime.device_text import describe_device
 from stages.runtime.launch import launch
 from stages.runtime.progress import tell, warn
+from stages.settings.schema import Params
 
 
 def start_stage(
     stage: str,
     argv: Sequence[str] | None,
-    neutral: SimpleNamespace,
-    params: SimpleNamespace,
+    neutral: Params,
+    params: Params,
     *,
     alone: bool = False,
 ) -> torch.device | None:

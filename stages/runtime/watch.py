@@ -10,8 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel
-
 from stages.core.hashes import file_sha256
 from stages.settings.errors import UserError
 from stages.settings.params import load
@@ -68,10 +66,7 @@ class Watch:
         return {name: file_sha256(path) for name, path in sorted(self._sources.items()) if path.exists()}
 
     def _read_params(self) -> dict[str, Any]:
-        return {
-            name: value.model_dump() if isinstance(value, BaseModel) else value
-            for name, value in vars(load(self._params_path, *self._keys)).items()
-        }
+        return load(self._params_path, *self._keys).model_dump()
 
 
 def _decides(name: str, module: ModuleType) -> bool:

@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pydantic import ValidationError
@@ -63,13 +62,17 @@ def _parsed(text: bytes, where: str) -> Any:
     return parsed(text, where)
 
 
-def load(path: Path, *keys: str) -> Any:
+def load(path: Path, *keys: str) -> Params:
     """Read the given top-level `keys` of params.yaml.
 
     A stage can access only the keys that it lists here; a test compares these lists with dvc.yaml.
+
+    Raises:
+        UserError: as `read`.
     """
     params = read(path)
-    return SimpleNamespace(**{key: getattr(params, key) for key in keys})
+    # Not validated again: the rules between sections need sections that are not asked for.
+    return Params.model_construct(**{key: getattr(params, key) for key in keys})
 
 
 def flat(section: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,5 @@
 """The network and the trainer that params.yaml describes."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -15,7 +13,7 @@ from stages.training.guidance import Guidance
 from stages.training.trainer import Trainer
 
 
-def build_segmenter(backbone: Trunk, params: SimpleNamespace | Params, weight: float) -> Segmenter:
+def build_segmenter(backbone: Trunk, params: Params, weight: float) -> Segmenter:
     """The network of `train`, with an image head if the weight of guidance is above 0.
 
     Seeds torch's global generator, for the weights that are not pretrained.
@@ -42,7 +40,7 @@ def build_segmenter(backbone: Trunk, params: SimpleNamespace | Params, weight: f
 def build_trainer(
     segmenter: Segmenter,
     kept_views: Int[np.ndarray, "N V"],
-    params: SimpleNamespace | Params,
+    params: Params,
     weight: float,
     *,
     cuda_graph: Wish = "auto",

@@ -12,7 +12,6 @@ backbone stands beside the given ones.
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from stages.postprocessing.score_maps import cluster_maps
 from stages.scoring.confusion import tally
 from stages.scoring.metrics import match_by_overlap, score
 from stages.settings.params import load
+from stages.settings.schema import Params
 
 KEYS = ("seed", "size_px", "pixel_k", "backbone", "train", "cluster")
 BATCH = 32
@@ -74,7 +74,7 @@ def _at(feature_map: Float[Tensor, "N C H W"], side: int) -> Float[Tensor, "N C 
 
 
 def sample_pixels(
-    backbone: Trunk, images: np.ndarray, params: SimpleNamespace, shown_px: int, side: int
+    backbone: Trunk, images: np.ndarray, params: Params, shown_px: int, side: int
 ) -> Float[np.ndarray, "P D"]:
     """Features of random pixels of random images, as many as `cluster` takes."""
     random, settings = numpy_generator(params.seed, "pixels"), params.cluster
@@ -89,7 +89,7 @@ def sample_pixels(
     return np.concatenate(taken)
 
 
-def cluster_scores(pixels: Float[np.ndarray, "P D"], val: Maps, params: SimpleNamespace) -> Maps:
+def cluster_scores(pixels: Float[np.ndarray, "P D"], val: Maps, params: Params) -> Maps:
     """Cosine of each validation pixel with each center of k-means on training pixels."""
     kmeans = KMeans.of(params.cluster, params.pixel_k, spherical=True)
     centres = kmeans.fit(torch.from_numpy(pixels), seed=faiss_seed(params.seed, "pixels")).numpy()
@@ -133,7 +133,7 @@ def scored(scores: Maps, truth: Truth, *, is_matched: bool) -> str:
 
 
 def rows(
-    probed: dict[str, Trunk], folder: Path, truth: Truth, params: SimpleNamespace, shown_px: int
+    probed: dict[str, Trunk], folder: Path, truth: Truth, params: Params, shown_px: int
 ) -> Iterator[str]:
     """One row of the table for each backbone."""
     train, val = open_images(folder / "train"), open_images(folder / "val")

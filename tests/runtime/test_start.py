@@ -1,7 +1,5 @@
 """The start of a stage with networks: what it prints, and when it starts no others."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -9,17 +7,18 @@ from stages.core import distributed
 from stages.core.launched import VARIABLES
 from stages.runtime import start
 from stages.runtime.start import start_stage, tell_device
+from stages.settings.schema import Params
 from stages.settings.section import Runtime
 from tests.datasets import committed_params
 
-PLAIN = SimpleNamespace(precision="float32", deterministic=True)
+PLAIN = Params.model_construct(precision="float32", deterministic=True)
 
 
 @pytest.fixture
-def neutral(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def neutral(monkeypatch: pytest.MonkeyPatch) -> Params:
     for name in ("QUIET", "NO_COLOR", *VARIABLES):
         monkeypatch.delenv(name, raising=False)
-    return SimpleNamespace(device="cpu", runtime=Runtime.model_validate(committed_params()["runtime"]))
+    return Params.model_construct(device="cpu", runtime=Runtime.model_validate(committed_params()["runtime"]))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,7 @@ def neutral(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     ],
 )
 def test_a_precision_that_the_processor_emulates_is_told(
-    neutral: SimpleNamespace,
+    neutral: Params,
     precision: str,
     device: str,
     has_instructions: bool,
@@ -44,12 +43,12 @@ def test_a_precision_that_the_processor_emulates_is_told(
     monkeypatch.setattr(start, "choose_device", lambda _: torch.device(device))
     monkeypatch.setattr(start, "describe_device", str)
     monkeypatch.setattr(distributed, "join", lambda one, _: one)
-    start_stage("embed", [], neutral, SimpleNamespace(precision=precision, deterministic=True))
+    start_stage("embed", [], neutral, Params.model_construct(precision=precision, deterministic=True))
     assert ("embed: warning: precision: bfloat16 is emulated" in capsys.readouterr().err) == warns
 
 
 def test_the_processes_that_were_launched_do_the_work(
-    neutral: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    neutral: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     launched: list[tuple[object, ...]] = []
     monkeypatch.setattr(start, "launch", lambda *args: launched.append(args) or True)
@@ -62,7 +61,7 @@ def test_the_processes_that_were_launched_do_the_work(
 
 
 def test_the_first_of_several_processes_says_how_many_there_are(
-    neutral: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    neutral: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     tell_device(torch.device("cpu"))

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from stages.settings.errors import UserError
 from stages.settings.params import load, read
+from stages.settings.schema import Params
 from stages.tools.composing import as_text, compose, lay_base, plain
 from tests.datasets import REPOSITORY, write_params
 
@@ -368,16 +369,25 @@ def test_a_file_that_is_no_text(path: Path) -> None:
 
 
 def test_load_hands_out_what_is_named_and_nothing_else(path: Path) -> None:
-    params = load(path, "seed", "refine")
-    assert list(vars(params)) == ["seed", "refine"]
-    with pytest.raises(AttributeError):
-        _ = params.train
+    whole, params = read(path), load(path, "seed", "refine")
+    assert isinstance(params, Params)
+    assert vars(params) == {"seed": whole.seed, "refine": whole.refine}
+    assert list(params.model_dump()) == ["seed", "refine"]
+    for name in set(Params.model_fields) - {"seed", "refine"}:  # none of them is filled in
+        with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+            getattr(params, name)
     with pytest.raises(AttributeError):
         load(path, "learning_rate")
 
 
+def test_all_settings_that_are_asked_for_one_by_one_are_the_whole_file(path: Path) -> None:
+    assert load(path, *Params.model_fields) == read(path)
+
+
 def test_settings_cannot_be_changed(path: Path) -> None:
-    params = load(path, "train")
+    params: Any = load(path, "seed", "train")
+    with pytest.raises(ValueError, match="frozen"):
+        params.seed = 1
     with pytest.raises(ValueError, match="frozen"):
         params.train.lr = 0.1
 
