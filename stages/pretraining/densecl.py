@@ -10,17 +10,15 @@ from torch import Tensor
 from stages.core.step import Drawn, Moment
 from stages.pretraining.encoder import DenseEncoded
 from stages.pretraining.figures import Measured
-from stages.pretraining.moco import Encodings, MoCo
+from stages.pretraining.moco import MoCo
 from stages.pretraining.views import Views
 
 
-class DenseCL(MoCo):
+class DenseCL(MoCo[DenseEncoded]):
     """The two encoders and two queues: of keys of images, and of keys of cells, one for each image.
 
     A cell's positive is the cell of the other view that is nearest in the backbone's own features, so no
     geometry between the views is needed. Its negatives are the pooled cells of other images.
-
-    Its encoder is a `DenseEncoder`.
     """
 
     QUEUES = ("queue", "dense_queue")
@@ -38,7 +36,7 @@ class DenseCL(MoCo):
         share = min(1.0, moment.epochs / own.warmup_epochs) if own.warmup_epochs else 1.0
         return super().draw(views, num_images, moment).after(torch.tensor(own.weight * share))
 
-    def targets(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> list[Encodings]:
+    def targets(self, image: Float[Tensor, "n 3 H W"], drawn: Drawn) -> list[DenseEncoded]:
         """As of MoCo v2."""
         return super().targets(image, drawn.without(1))
 
@@ -47,19 +45,17 @@ class DenseCL(MoCo):
         image: Float[Tensor, "n 3 H W"],
         drawn: Drawn,
         rows: slice | None = None,
-        targets: Sequence[Encodings] | None = None,
+        targets: Sequence[DenseEncoded] | None = None,
     ) -> Measured:
         """Loss and figures of this process's share of a batch, or of some of its images."""
         self._dense_weight = drawn.numbers[0]
         return super().forward(image, drawn.without(1), rows, targets)
 
     def _recognise(
-        self, view: Float[Tensor, "n 3 S S"], key: Encodings, start: int
-    ) -> tuple[Tensor, Tensor, Encodings]:
+        self, view: Float[Tensor, "n 3 S S"], key: DenseEncoded, start: int
+    ) -> tuple[Tensor, Tensor, DenseEncoded]:
         """(1 - lambda) times the loss of images + lambda times that of cells (DenseCL, 3.3)."""
         loss, accuracy, query = super()._recognise(view, key, start)
-        assert isinstance(query, DenseEncoded)
-        assert isinstance(key, DenseEncoded)
         first = self._start(key, start)
         own = DenseEncoded(*(part[first : first + len(view)] for part in key))
         dense_loss = dense_info_nce(
@@ -75,8 +71,7 @@ class DenseCL(MoCo):
         loss = torch.lerp(loss, dense_loss, self._dense_weight)
         return loss, accuracy, query
 
-    def _newest(self, key: Encodings) -> tuple[Tensor, ...]:
-        assert isinstance(key, DenseEncoded)
+    def _newest(self, key: DenseEncoded) -> tuple[Tensor, ...]:
         return key.embedding, key.pooled
 
 

@@ -1,8 +1,9 @@
 """Networks for self-supervised pretraining: the backbone with its projection heads."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,11 @@ class DenseEncoded(NamedTuple):
     pooled: Float[Tensor, "N D"]  # mean of the dense head over the cells, unit length, float32
 
 
-class Encoder(nn.Module):
-    """Backbone, global average pooling and the two-layer projection head.
+Encodings = TypeVar("Encodings", bound=Encoded | DenseEncoded)
+
+
+class HeadedTrunk(nn.Module):
+    """Backbone and the two-layer projection head of its global feature; its kinds take different views.
 
     Args:
         backbone: trunk to pretrain.
@@ -45,17 +49,33 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.head = _head(nn.Linear, norm, backbone.channels[-1], projection_dim)
 
-    def forward(self, image: Float[Tensor, "N 3 H W"]) -> Encoded | DenseEncoded:
-        """Global features and unit embeddings, in float32."""
-        feature = self.backbone.global_feature(image)
-        return Encoded(feature, F.normalize(self.head(feature).float(), dim=1))
+    def embed(self, feature: Float[Tensor, "N C"]) -> Float[Tensor, "N D"]:
+        """Unit embeddings of global features, in float32."""
+        return F.normalize(self.head(feature).float(), dim=1)
 
     def heads(self) -> dict[str, Tensor]:
         """The projection head; its names begin with `projection.`, as `label` reads them."""
         return {f"projection.{name}": value for name, value in self.head.state_dict().items()}
 
 
-class MultiCropEncoder(Encoder):
+class ViewEncoder(HeadedTrunk, ABC, Generic[Encodings]):
+    """An encoder of views of one size, which gives `Encodings` of them."""
+
+    @abstractmethod
+    def forward(self, image: Float[Tensor, "N 3 H W"]) -> Encodings:
+        """Global features and unit embeddings, in float32, and what else a kind of encoder gives."""
+
+
+class Encoder(ViewEncoder[Encoded]):
+    """The encoder of whole views."""
+
+    def forward(self, image: Float[Tensor, "N 3 H W"]) -> Encoded:
+        """Global features and unit embeddings, in float32."""
+        feature = self.backbone.global_feature(image)
+        return Encoded(feature, self.embed(feature))
+
+
+class MultiCropEncoder(HeadedTrunk):
     """The encoder for views of several sizes (multi-crop of SwAV).
 
     The trunk sees the views of one size as one batch. The head sees those of all sizes at once, and its batch
@@ -73,10 +93,10 @@ class MultiCropEncoder(Encoder):
             batch = one.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             features.append(self.backbone.global_feature(batch).unflatten(0, one.shape[:2]))
         feature = torch.cat(features, dim=1).flatten(0, 1)
-        return Encoded(feature, F.normalize(self.head(feature).float(), dim=1))
+        return Encoded(feature, self.embed(feature))
 
 
-class DenseEncoder(Encoder):
+class DenseEncoder(ViewEncoder[DenseEncoded]):
     """The encoder with a second head for every cell of the last feature map (DenseCL, 3.2).
 
     Args:
@@ -98,7 +118,7 @@ class DenseEncoder(Encoder):
         dense = self.dense_head(feature_map).float()
         return DenseEncoded(
             feature,
-            F.normalize(self.head(feature).float(), dim=1),
+            self.embed(feature),
             _unit_cells(feature_map.float()),
             _unit_cells(dense),
             F.normalize(dense.mean((2, 3)), dim=1),

@@ -5,7 +5,8 @@ from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published
 from stages.core.device import torch_generator
 from stages.pretraining.densecl import DenseCL
-from stages.pretraining.encoder import DenseEncoder, Encoder, MultiCropEncoder, dilate
+from stages.pretraining.encoder import DenseEncoder, Encoder, HeadedTrunk, MultiCropEncoder, dilate
+from stages.pretraining.method import Method
 from stages.pretraining.moco import MoCo, choose_key_momentum, choose_queue_size
 from stages.pretraining.slot_networks import SlotEncoder
 from stages.pretraining.slotcon import SlotCon
@@ -14,7 +15,6 @@ from stages.runtime.progress import say, warn
 from stages.settings.schema_pretrain import DENSE_METHODS, Pretrain
 from stages.settings.section import Backbone
 
-Method = MoCo | SwAV | SlotCon
 FEW_CELLS = 7  # along a side of the last feature map; both papers of dense methods have 7
 
 
@@ -51,28 +51,63 @@ def build_method(
     num_steps = settings.epochs * (num_images // settings.batch_size)
     if settings.method == "slotcon":
         return _slotcon(trunk, settings, start, num_images, num_steps, precision)
-    kind = {"densecl": DenseEncoder, "swav": MultiCropEncoder}.get(settings.method, Encoder)
-    encoder = kind(trunk, settings.projection_dim, head_batch_norm=settings.head_batch_norm)
-    if start is not None:
-        start.fill(trunk)
-        say("pretrain", projection_of_checkpoint=start.fill_head("projection", encoder.head))
     if settings.method == "swav":
-        swav = SwAV(encoder, settings, precision=precision)
-        if start is not None:
-            say("pretrain", prototypes_of_checkpoint=start.fill_head("prototypes", swav.prototypes))
-        return swav
+        return _swav(trunk, settings, start, precision)
+    return _moco(trunk, settings, start, num_images, num_steps, precision, seed)
+
+
+def _swav(trunk: Trunk, settings: Pretrain, start: Published | None, precision: str) -> SwAV:
+    encoder = MultiCropEncoder(trunk, settings.projection_dim, head_batch_norm=settings.head_batch_norm)
+    _fill(encoder, start)
+    swav = SwAV(encoder, settings, precision=precision)
+    if start is not None:
+        say("pretrain", prototypes_of_checkpoint=start.fill_head("prototypes", swav.prototypes))
+    return swav
+
+
+def _moco(
+    trunk: Trunk,
+    settings: Pretrain,
+    start: Published | None,
+    num_images: int,
+    num_steps: int,
+    precision: str,
+    seed: int,
+) -> Method:
+    """MoCo v2 or DenseCL."""
+    is_dense, has_norm = settings.method == "densecl", settings.head_batch_norm
+    encoder: DenseEncoder | Encoder = (DenseEncoder if is_dense else Encoder)(
+        trunk, settings.projection_dim, head_batch_norm=has_norm
+    )
+    _fill(encoder, start)
     queue_size = choose_queue_size(settings, num_images)
     momentum = choose_key_momentum(settings, num_steps)
     say("pretrain", images=num_images, steps=num_steps, queue_size=queue_size, key_momentum=momentum)
-    moco = DenseCL if settings.method == "densecl" else MoCo
-    return moco(
+    generator = torch_generator(seed, "pretrain", "queue")
+    if isinstance(encoder, DenseEncoder):
+        return DenseCL(
+            encoder,
+            settings,
+            queue_size=queue_size,
+            key_momentum=momentum,
+            precision=precision,
+            generator=generator,
+        )
+    return MoCo(
         encoder,
         settings,
         queue_size=queue_size,
         key_momentum=momentum,
         precision=precision,
-        generator=torch_generator(seed, "pretrain", "queue"),
+        generator=generator,
     )
+
+
+def _fill(encoder: HeadedTrunk, start: Published | None) -> None:
+    """Replace the fresh weights by those of the checkpoint: the trunk, and the head if it fits."""
+    if start is not None:
+        start.fill(encoder.backbone)
+        say("pretrain", projection_of_checkpoint=start.fill_head("projection", encoder.head))
 
 
 def _slotcon(

@@ -5,6 +5,7 @@ The paper uses it as the instance-level self-supervised method (4.1, 5.1).
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import Generic
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +13,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stages.backbone.batch_norm import set_groups_of_pass, split_batch_norms
+from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.device import autocast
 from stages.core.step import Drawn, Moment
-from stages.pretraining.encoder import DenseEncoded, Encoded, Encoder
+from stages.pretraining.encoder import Encodings, ViewEncoder
 from stages.pretraining.figures import Expected, Measured, alignment, uniformity
 from stages.pretraining.info_nce import info_nce
+from stages.pretraining.method import Method
 from stages.pretraining.views import Views, render
 from stages.settings.schema_pretrain import Pretrain
 
 LARGEST_QUEUE = 65536
-Encodings = Encoded | DenseEncoded
 
 
-class MoCo(nn.Module):
+class MoCo(Method, Generic[Encodings]):
     """The two encoders and the queue of past keys.
 
     Shared batch-norm statistics would let a query identify its key. The batch is therefore split into groups
@@ -51,7 +53,7 @@ class MoCo(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: ViewEncoder[Encodings],
         settings: Pretrain,
         *,
         queue_size: int,
@@ -74,6 +76,11 @@ class MoCo(nn.Module):
         self.register_buffer("used", torch.zeros(2))  # sum of the shares of the queue, and their number
         self._keys: tuple[Tensor, ...] = ()
 
+    @property
+    def backbone(self) -> Trunk:
+        """That of the query encoder."""
+        return self.encoder.backbone
+
     def networks(self) -> tuple[nn.Module, ...]:
         """The networks to compile."""
         return self.encoder, self.key_encoder
@@ -90,13 +97,7 @@ class MoCo(nn.Module):
         return self._settings.image_px
 
     def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
-        """The views of a step, and the order that shuffles the keys.
-
-        Args:
-            views: draws them.
-            num_images: of this process's share.
-            moment: of the step.
-        """
+        """The views of a step, and the order that shuffles the keys."""
         low, high = self._settings.crop_area
         drawn = views.draw(num_images, (low, high), self.view_px, 2)
         return Drawn((drawn, views.permutation(num_images)))
@@ -160,7 +161,7 @@ class MoCo(nn.Module):
             start: place of the first image in the share.
         """
         with autocast(view.device, self._precision):
-            query = self.encoder(view)
+            query: Encodings = self.encoder(view)
         loss, accuracy = self._recognise_images(query, key, start)
         return loss, accuracy, query
 
@@ -184,7 +185,7 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def keys(self, view: Float[Tensor, "n 3 H W"], order: Tensor) -> Encodings:
         """Encodings of the whole batch, without gradient; `order` permutes it to shuffle the groups."""
-        shuffled = self.key_encoder(distributed.share(distributed.gather(view)[order]))
+        shuffled: Encodings = self.key_encoder(distributed.share(distributed.gather(view)[order]))
         back = torch.argsort(order)
         return type(shuffled)(*(distributed.gather(part)[back] for part in shuffled))
 

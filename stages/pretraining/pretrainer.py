@@ -19,7 +19,6 @@ from stages.core.step import Drawn, Moment
 from stages.pretraining.figures import Moments, explain, find_faults, is_settled, summarise
 from stages.pretraining.methods import build_method
 from stages.pretraining.optimizer import build_optimizer, warmup_cosine
-from stages.pretraining.slotcon import MOST_SLOTS, SlotCon
 from stages.pretraining.views import Views
 from stages.runtime.progress import warn
 from stages.settings.errors import UserError
@@ -27,10 +26,6 @@ from stages.settings.schema_pretrain import Pretrain
 from stages.settings.section import Backbone
 
 FIGURES = ("loss", "instance_accuracy", "alignment", "uniformity")
-TOO_MANY_SLOTS = (
-    f"pretrain.batch_size times slotcon.num_prototypes is more than {MOST_SLOTS}, so the shape of a step "
-    "varies with the number of active slots"
-)
 EPOCH_FIGURES = ("effective_rank", "usage", "lr")
 
 
@@ -69,9 +64,9 @@ class Pretrainer:
         parameters = [value for value in method.parameters() if value.requires_grad]
         self._statistics = [value for name, value in method.named_buffers() if ".running_" in name]
         is_capturable = can_record(cuda_graph, device)
-        if is_capturable and isinstance(method, SlotCon) and not method.has_fixed_shape(settings.batch_size):
+        if is_capturable and not method.has_fixed_shape(settings.batch_size):
             if cuda_graph is True:
-                raise UserError(f"params.yaml: runtime.cuda_graph: true: {TOO_MANY_SLOTS}; set it to auto")
+                raise UserError(f"params.yaml: runtime.cuda_graph: true: {method.VARIES}; set it to auto")
             cuda_graph = is_capturable = False
         self._optimizer = build_optimizer(settings, parameters, is_capturable=is_capturable)
         self._run = run_steps(
@@ -85,9 +80,8 @@ class Pretrainer:
 
     @property
     def backbone(self) -> Trunk:
-        """The pretrained trunk; of SlotCon that of the teacher, which its authors evaluate."""
-        method = self._method
-        return (method.teacher if isinstance(method, SlotCon) else method.encoder).backbone
+        """The pretrained trunk."""
+        return self._method.backbone
 
     @property
     def heads(self) -> dict[str, Tensor]:
@@ -138,7 +132,6 @@ class Pretrainer:
             measured = self._replicated(image, drawn)
             measured.loss.backward()
             return torch.stack(measured[: len(FIGURES)]), measured.feature
-        assert not isinstance(self._method, SlotCon)  # the schema refuses it
         targets = self._method.targets(image, drawn)
         figures, features = [], []
         for rows in passes:

@@ -13,10 +13,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from stages.backbone.batch_norm import split_batch_norms
+from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.device import autocast
 from stages.core.step import Drawn, Moment
 from stages.pretraining.figures import Expected, Measured, count_chosen, take_usage, uniformity
+from stages.pretraining.method import Method
 from stages.pretraining.row_norm import LEAST_ROWS
 from stages.pretraining.slot_networks import Projected, SlotEncoder, SlotPredictor
 from stages.pretraining.slots import (
@@ -45,7 +47,7 @@ class Recognised(NamedTuple):
     alignment: Float[Tensor, ""]
 
 
-class SlotCon(nn.Module):
+class SlotCon(Method):
     """Student, teacher, and the predictor of slots.
 
     Batch norms use the whole batch of a view over all processes, whatever `bn_splits` says.
@@ -57,6 +59,10 @@ class SlotCon(nn.Module):
         precision: precision of the forward passes; grouping and losses are float32.
     """
 
+    VARIES = (
+        f"pretrain.batch_size times slotcon.num_prototypes is more than {MOST_SLOTS}, so the shape of a step "
+        "varies with the number of active slots"
+    )
     centre: Tensor
     assigned: Tensor
 
@@ -75,6 +81,11 @@ class SlotCon(nn.Module):
         self.register_buffer("assigned", torch.zeros(self._own.num_prototypes))
         self._mean_score: Tensor | None = None  # of the step that is made, as is the weight of the student
         self._weight: Tensor | None = None
+
+    @property
+    def backbone(self) -> Trunk:
+        """That of the teacher, which its authors evaluate."""
+        return self.teacher.backbone
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The networks to compile; the predictor may see another number of slots at each step."""
@@ -98,13 +109,7 @@ class SlotCon(nn.Module):
         return is_alone and num_images * self._own.num_prototypes <= MOST_SLOTS
 
     def draw(self, views: Views, num_images: int, moment: Moment) -> Drawn:
-        """The views of a step, and the weight of the student in the teacher's means.
-
-        Args:
-            views: draws them.
-            num_images: of this process's share.
-            moment: of the step.
-        """
+        """The views of a step, and the weight of the student in the teacher's means."""
         own, (low, high) = self._own, self._settings.crop_area
         momentum = rising_momentum(self._first_momentum, moment.epochs / self._settings.epochs)
         looks = list(map(Look, own.blur_probability, own.solarize_probability))

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stages.backbone.batch_norm import kept_statistics, set_groups_of_pass, split_batch_norms
+from stages.backbone.trunk import Trunk
 from stages.core import distributed
 from stages.core.device import autocast
 from stages.core.step import Drawn, Moment
-from stages.pretraining.encoder import Encoder
+from stages.pretraining.encoder import Encoded, MultiCropEncoder
 from stages.pretraining.figures import (
     Expected,
     Measured,
@@ -22,17 +23,18 @@ from stages.pretraining.figures import (
     take_usage,
     uniformity,
 )
+from stages.pretraining.method import Method
 from stages.pretraining.views import Views, render
 from stages.settings.schema_pretrain import Pretrain
 
 NUM_WHOLE = 2  # large views per image, for which codes are computed
 
 
-class SwAV(nn.Module):
+class SwAV(Method):
     """The encoder, the prototypes and, for small batches, a queue of past embeddings.
 
     Args:
-        encoder: encoder to train, a `MultiCropEncoder`.
+        encoder: encoder to train.
         settings: `pretrain` of params.yaml.
         precision: precision of the forward passes; codes and loss are float32.
     """
@@ -40,7 +42,7 @@ class SwAV(nn.Module):
     queue: Tensor
     assigned: Tensor
 
-    def __init__(self, encoder: Encoder, settings: Pretrain, *, precision: str) -> None:
+    def __init__(self, encoder: MultiCropEncoder, settings: Pretrain, *, precision: str) -> None:
         super().__init__()
         self.encoder = encoder
         split_batch_norms(encoder, settings.bn_splits)
@@ -53,6 +55,11 @@ class SwAV(nn.Module):
         self.register_buffer("queue", torch.zeros(shape))  # newest last
         self.register_buffer("assigned", torch.zeros(self._own.num_prototypes))
         self._newest: Tensor | None = None
+
+    @property
+    def backbone(self) -> Trunk:
+        """That of the encoder."""
+        return self.encoder.backbone
 
     def networks(self) -> tuple[nn.Module, ...]:
         """The networks to compile."""
@@ -67,11 +74,6 @@ class SwAV(nn.Module):
         """The large and the small views of a step; whether prototypes are frozen and codes use the queue.
 
         The queue is used once it is full.
-
-        Args:
-            views: draws them.
-            num_images: of this process's share.
-            moment: of the step.
         """
         own = self._own
         kinds = (
@@ -161,7 +163,7 @@ class SwAV(nn.Module):
         sides = (self._settings.image_px, self._own.local_px)
         views = [render(image, one, side).transpose(0, 1) for one, side in zip(numbers, sides, strict=False)]
         with autocast(image.device, self._precision):
-            encoded = self.encoder(*views)
+            encoded: Encoded = self.encoder(*views)
         feature, embedding = (part.unflatten(0, (len(image), -1)) for part in encoded)
         return feature, embedding
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from stages.backbone.checkpoint import build_backbone
 from stages.checkpoints.published import Published, read_published
-from stages.pretraining.moco import Encoder
+from stages.pretraining.encoder import Encoder
 from stages.pseudo_labels.centres import project
 from stages.settings.errors import UserError
 from stages.settings.section import Backbone
