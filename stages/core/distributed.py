@@ -98,9 +98,9 @@ def check_batch(section: str, batch_size: int, micro_batch: int) -> None:
         )
 
 
-def share(batch: Tensor) -> Tensor:
-    """This process's rows of a whole batch; shares are consecutive, in order of rank."""
-    return batch.tensor_split(world_size())[rank()]
+def share(batch: Tensor, dim: int = 0) -> Tensor:
+    """This process's part of a whole batch along `dim`; shares are consecutive, in order of rank."""
+    return batch.tensor_split(world_size(), dim)[rank()]
 
 
 @torch.no_grad()

@@ -6,7 +6,9 @@ device, differentiable, and the same for images and feature maps.
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from torch import Tensor
 from stages.core.device import send
 
 MANY_CHANNELS = 16  # threshold for the channels-last path, which is slow for the 3 channels of an image
+Rows = TypeVar("Rows", bound=NamedTuple)
 
 
 class Boxes(NamedTuple):
@@ -40,6 +43,11 @@ class Boxes(NamedTuple):
     def select(self, rows: Tensor | slice) -> "Boxes":
         """The boxes of some of the images."""
         return Boxes(*(part[rows] for part in self))
+
+
+def unstacked(kind: type[Rows], rows: Iterator[Tensor]) -> Rows:
+    """The next rows of a stack, which went to the device as one tensor, as `Boxes` or a similar tuple."""
+    return kind._make(islice(rows, len(kind._fields)))
 
 
 def whole(count: int, device: torch.device | None = None) -> Boxes:

@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.core import distributed
 from stages.imaging.batches import normalise
 from stages.imaging.photometric import Jitter, apply_colour, draw_jitter, jitter_from, num_jitter_draws
-from stages.imaging.resample import Boxes, resample
+from stages.imaging.resample import Boxes, resample, unstacked
 from stages.settings.section import Photometric
 
 BOX_DRAWS = 5  # random numbers of a box
@@ -127,9 +127,9 @@ class Views:
             size_px: side of a view.
             count: V.
         """
-        world, size = distributed.world_size(), BOX_DRAWS + num_jitter_draws(self._strengths)
-        drawn = torch.rand(count, size, num_images * world, generator=self._generator)
-        chances = drawn.tensor_split(world, dim=2)[distributed.rank()].transpose(0, 1)
+        size = BOX_DRAWS + num_jitter_draws(self._strengths)
+        drawn = torch.rand(count, size, num_images * distributed.world_size(), generator=self._generator)
+        chances = distributed.share(drawn, dim=2).transpose(0, 1)
         jitter = jitter_from(chances[BOX_DRAWS:], self._strengths, size_px)
         return torch.stack([*resized_boxes(chances[:BOX_DRAWS], area, self._aspect), *jitter])
 
@@ -170,9 +170,6 @@ class Views:
         return torch.randperm(num_images * distributed.world_size(), generator=self._generator)
 
 
-NUM_BOX, NUM_JITTER = len(Boxes._fields), len(Jitter._fields)
-
-
 def render(
     image: Float[Tensor, "n 3 H W"], numbers: Float[Tensor, "R V n"], size_px: int
 ) -> Float[Tensor, "V n 3 S S"]:
@@ -180,8 +177,8 @@ def render(
 
     So the blur is part of the resampling.
     """
-    parts = numbers.flatten(1).unbind()
-    boxes, jitter = Boxes(*parts[:NUM_BOX]), Jitter(*parts[NUM_BOX:])
+    rows = iter(numbers.flatten(1).unbind())
+    boxes, jitter = unstacked(Boxes, rows), unstacked(Jitter, rows)
     crops = resample(image, boxes, (size_px, size_px), jitter.blur_sigma_px)
     return normalise(apply_colour(crops, jitter)).unflatten(0, (numbers.shape[1], -1))
 
@@ -190,13 +187,11 @@ def render_overlapping(
     image: Float[Tensor, "n 3 H W"], numbers: Float[Tensor, "R n"], size_px: int
 ) -> tuple[list[Float[Tensor, "n 3 S S"]], list[Boxes]]:
     """Two augmented, normalized views of RGB in [0, 1], and their intersection in each (`intersections`)."""
-    parts, size = numbers.unbind(), NUM_BOX + NUM_JITTER + 1
-    views = []
-    for own in (parts[:size], parts[size : 2 * size]):
-        boxes, jitter, is_inverted = Boxes(*own[:NUM_BOX]), Jitter(*own[NUM_BOX:-1]), own[-1] > 0
+    rows, views = iter(numbers.unbind()), []
+    for _ in range(2):
+        boxes, jitter, is_inverted = unstacked(Boxes, rows), unstacked(Jitter, rows), next(rows) > 0
         crop = resample(image, boxes, (size_px, size_px), jitter.blur_sigma_px)
         coloured = apply_colour(crop, jitter)
         inverted = is_inverted[:, None, None, None] & (coloured >= 0.5)
         views.append(normalise(torch.where(inverted, 1 - coloured, coloured)))
-    common = parts[2 * size :]
-    return views, [Boxes(*common[:NUM_BOX]), Boxes(*common[NUM_BOX:])]
+    return views, [unstacked(Boxes, rows), unstacked(Boxes, rows)]

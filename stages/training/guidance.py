@@ -12,7 +12,7 @@ from stages.core.device import autocast, torch_generator
 from stages.core.step import Drawn
 from stages.imaging.batches import ImageSource
 from stages.imaging.photometric import Jitter, apply_colour, draw_jitter
-from stages.imaging.resample import Boxes, resample
+from stages.imaging.resample import Boxes, resample, unstacked
 from stages.pseudo_labels.pyramid import NOT_KEPT, has_parts, view_boxes
 from stages.segmenter.network import Segmenter
 from stages.settings.schema_train import ImageLoss
@@ -170,8 +170,8 @@ class Guidance:
             zero = torch.zeros((), device=image.device)
             return zero, zero, zero
         (here, label), numbers = guides
-        num_jitters = len(Jitter._fields)
-        colours, boxes = Jitter(*numbers[:num_jitters]), Boxes(*numbers[num_jitters:])
+        parts = iter(numbers.unbind())
+        colours, boxes = unstacked(Jitter, parts), unstacked(Boxes, parts)
         if self._settings.views == "pooled":
             cut = self._pool(whole_map[here], boxes)
         else:

@@ -10,7 +10,7 @@ from torch import Tensor
 from stages.core import distributed
 from stages.core.device import autocast, send
 from stages.imaging.photometric import Jitter, apply_colour, jitter_from, no_jitter, num_jitter_draws
-from stages.imaging.resample import Boxes, resample, whole
+from stages.imaging.resample import Boxes, resample, unstacked, whole
 from stages.segmenter.network import Segmenter
 from stages.segmenter.pixels import Pixels
 from stages.settings.schema_train import Train
@@ -36,16 +36,13 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, numbers: Float[Tensor, "R n"]) -> "Plan":
         """The plan that `share` gave."""
-        parts, num_boxes, num_jitters = numbers.unbind(), len(Boxes._fields), len(Jitter._fields)
-        first, second = (
-            Jitter(*parts[start : start + num_jitters]) for start in (num_boxes, num_boxes + num_jitters)
-        )
-        return cls(Boxes(*parts[:num_boxes]), (first, second))
+        rows = iter(numbers.unbind())
+        return cls(unstacked(Boxes, rows), (unstacked(Jitter, rows), unstacked(Jitter, rows)))
 
     def share(self) -> Float[Tensor, "R n"]:
         """This process's share of the plan in one tensor."""
         numbers = torch.stack([*self.boxes, *self.jitters[0], *self.jitters[1]])
-        return numbers.tensor_split(distributed.world_size(), dim=1)[distributed.rank()].contiguous()
+        return distributed.share(numbers, dim=1).contiguous()
 
     def rows(self, rows: slice) -> "Plan":
         """The plan of some of the images."""
@@ -57,8 +54,8 @@ class Plan(NamedTuple):
         first, second = self.jitters
         uncut = whole(len(self.boxes.top), self.boxes.top.device)
         numbers = torch.stack([*self.boxes, *first, *uncut, *second]).view(2, -1, len(self.boxes.top))
-        parts = numbers.transpose(0, 1).flatten(1).unbind()
-        return Boxes(*parts[: len(uncut)]), Jitter(*parts[len(uncut) :])
+        rows = iter(numbers.transpose(0, 1).flatten(1).unbind())
+        return unstacked(Boxes, rows), unstacked(Jitter, rows)
 
 
 class View(NamedTuple):
