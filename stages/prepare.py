@@ -125,8 +125,7 @@ def _deliver(array: Path, target: Path, rows: Sequence[Packed]) -> None:
         link(array, target)
         return
     source = np.load(array, mmap_mode="r")
-    create_array(target, source.dtype, (int(kept.sum()), *source.shape[1:]))
-    written = np.lib.format.open_memmap(target, mode="r+")
+    written = create_array(target, source.dtype, (int(kept.sum()), *source.shape[1:]))
     for place, row in enumerate(np.flatnonzero(kept)):
         written[place] = source[row]
     written.flush()

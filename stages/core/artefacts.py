@@ -16,7 +16,6 @@ from numpy.typing import DTypeLike
 from stages.settings.errors import UserError
 from stages.settings.write_faults import write_fault
 
-NAMES = ("class", "actual", "predicted")  # columns of tables that hold names of classes
 DETAILS = "details"  # key in a metrics file for all figures outside the headline
 MAKE_AGAIN = "delete it and run `dvc repro` to make it again"  # remedy for a file of a stage
 LONGEST_NAME, ADDED = 255, 10  # bytes that a file system allows, and that `_hidden` and tempfile add
@@ -154,14 +153,13 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write one array as .npy; reserves disk space first, because `np.save` does not report a full disk."""
     with atomic_path(path) as temporary:
-        create_array(temporary, array.dtype, array.shape)
-        stored = np.lib.format.open_memmap(temporary, mode="r+")
+        stored = create_array(temporary, array.dtype, array.shape)
         stored[...] = array
         stored.flush()
 
 
-def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
-    """Create a .npy array of zeros to be filled through memory maps.
+def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+    """Create a .npy array of zeros, and open it for writing as a memory map.
 
     Reserves the disk space: writing to a memory map on a full disk would kill the process with a signal.
 
@@ -171,6 +169,7 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
     with path.open("rb+") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:
@@ -217,16 +216,16 @@ def with_details(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {**headline, **figures[DETAILS][0]}
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """Read a table; empty cells become empty strings, and names stay text (a class can be called 01).
+def read_csv(path: Path, text: Sequence[str] = (), *, damaged: str = MAKE_AGAIN) -> pd.DataFrame:
+    """Read a table; empty cells become empty strings, and the columns `text` stay text (a class can be 01).
 
     Raises:
-        UserError: the file is missing or not CSV.
+        UserError: the file is missing or not CSV; `damaged` is the remedy for the latter.
     """
     try:
-        return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(NAMES, str))
+        return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(text, str))
     except (OSError, ValueError) as error:
-        raise UserError(unreadable(path, "a CSV table", error)) from error
+        raise UserError(unreadable(path, "a CSV table", error, damaged=damaged)) from error
 
 
 def unreadable(

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.core.artefacts import read_array, unreadable
+from stages.core.artefacts import read_array, read_csv
 from stages.settings.errors import UserError
 
 IMAGES, INDEX = "images.npy", "index.csv"  # in the folder of each split
 COLUMNS = ("id", "source", "width", "height", "sha256")
-TEXT_COLUMNS = ("id", "source", "sha256")
+TEXT_COLUMNS = ("id", "source", "sha256")  # an id can be 0042
 REMEDY = "delete the folder and run `dvc repro` to make it again"
 
 
@@ -51,11 +51,7 @@ def read_index(folder: Path) -> pd.DataFrame:
         UserError: the file is missing, is not a CSV table, or has the wrong columns.
     """
     path = folder / INDEX
-    try:
-        # Ids such as 0042 or NA must stay text.
-        index = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(TEXT_COLUMNS, str))
-    except (OSError, ValueError) as error:
-        raise UserError(unreadable(path, "a CSV table", error, damaged=REMEDY)) from error
+    index = read_csv(path, TEXT_COLUMNS, damaged=REMEDY)
     if tuple(index.columns) != COLUMNS:
         raise UserError(
             f"{path}: has columns {', '.join(index.columns)}, expected {', '.join(COLUMNS)}; {REMEDY}"

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from stages.core.artefacts import read_array, unreadable, write_csv
+from stages.core.artefacts import read_array, read_csv, write_csv
 from stages.settings.errors import UserError
 
 Kind = Literal["thing", "stuff", ""]  # empty: the data set does not say
@@ -76,11 +76,7 @@ def read_classes(path: Path, remedy: str = REMEDY) -> tuple[tuple[str, ...], tup
     Raises:
         UserError: the file is missing, damaged or not written by `write_classes`.
     """
-    try:
-        # Class names may look like numbers or missing values (007, NA).
-        table = pd.read_csv(path, keep_default_na=False, dtype={"name": str, "kind": str})
-    except (OSError, ValueError) as error:
-        raise UserError(unreadable(path, "a CSV table", error)) from error
+    table = read_csv(path, ("name", "kind"))
     if tuple(table.columns) != COLUMNS or list(table["id"]) != list(range(len(table))):
         raise UserError(f"{path}: is not a table of {', '.join(COLUMNS)} with ids 0, 1, ...; {remedy}")
     unknown = sorted(set(table["kind"]) - set(get_args(Kind)))

@@ -89,8 +89,8 @@ def read_inputs(args: argparse.Namespace, *, has_crf: bool) -> Inputs:
         label=read_metrics(args.label_metrics)["label"],
         metrics={**read_metrics(args.raw), **read_metrics(args.refined_scores)},
         readings={"raw": read_csv(args.raw_readings), "refined": read_csv(args.refined_readings)},
-        per_class=read_csv(args.per_class),
-        confusion=read_csv(args.confusion),
+        per_class=read_csv(args.per_class, ("class",)),
+        confusion=read_csv(args.confusion, ("actual", "predicted")),
         histories={"pretrain": read_csv(args.pretrain_history), "train": read_csv(args.train_history)},
     )
 

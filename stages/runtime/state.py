@@ -110,7 +110,7 @@ class StageState:
         path = self.folder / name
         if is_new:
             with named_faults(path):
-                create_array(path, dtype, shape)
+                return create_array(path, dtype, shape)
         return np.lib.format.open_memmap(path, mode="r+")
 
     def is_due(self) -> bool:

@@ -43,7 +43,7 @@ def _names_and_kinds(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Read classes.csv, or a taxonomy that maps several labels to one class."""
     if not path.is_file():
         raise UserError(f"{path}: not found; {REMEDY}")
-    table = read_csv(path)
+    table = read_csv(path, ("class",))
     if not set(TAXONOMY_COLUMNS) <= set(table.columns):
         return read_classes(path, REMEDY)
     table["class_id"] = pd.to_numeric(table["class_id"], errors="coerce")

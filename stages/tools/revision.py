@@ -151,6 +151,7 @@ def _open_run(revision: str, folder: Path) -> Run:
     index = read_index(folder / "data/images/val")
     refined = read_array(folder / "data/refined.npy", memory_map=True)
     evaluated = folder / "metrics/evaluate"
+    per_class = evaluated / "raw_per_class.csv"
     names = _names(folder, scores.shape[1])
     params = folder / "params.yaml"
     settings = dict(flat(parsed(params.read_bytes(), str(params))))
@@ -161,7 +162,7 @@ def _open_run(revision: str, folder: Path) -> Run:
         {**read_metrics(evaluated / "raw.json"), **read_metrics(evaluated / "refined.json")},
         index,
         Split(images, image_names(index["source"]), truth, scores, refined, has_crf),
-        read_legend(truth.class_names, read_csv(evaluated / "raw_per_class.csv"), scores.shape[1], names),
+        read_legend(truth.class_names, read_csv(per_class, ("class",)), scores.shape[1], names),
     )
 
 
