@@ -20,9 +20,10 @@ from stages.runtime.progress import say, tell, track
 from stages.runtime.script import run, stage_parser
 from stages.runtime.watch import Watch
 from stages.scoring.colour_baseline import tally_colour_position
-from stages.scoring.confusion import Tally, tally, truth_figures
+from stages.scoring.confusion import Counted, Tally, tally, truth_figures
 from stages.scoring.metrics import match_by_overlap
-from stages.scoring.outputs import Counted, headline, write_outputs
+from stages.scoring.outputs import headline, write_outputs
+from stages.scoring.readings import Matched
 from stages.scoring.stored import read_counted
 from stages.settings.errors import UserError
 from stages.settings.params import load
@@ -45,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     scores = open_scores(args.predictions, len(truth.maps))
     refined = _open_refined(args.refined, truth) if args.refined else None
     maps = _raw(scores, truth) if refined is None else _labels(refined, scores)
-    raw = counted = _tally(maps, truth, scores.shape[1])
+    raw = whole = _tally(maps, truth, scores.shape[1])
     if refined is not None and truth.has_labels:  # matched as the prediction is
         raw = _tally(_raw(scores, truth), truth, scores.shape[1])
-    metrics = {args.name: headline(counted, match_by_overlap(raw.confusion))}
+    counted = Counted(whole.confusion, raw.confusion, truth.class_names, truth.class_kinds)
+    one_to_one = Matched(counted, match_by_overlap)
+    metrics = {args.name: headline(whole, one_to_one.cluster_to_class)}
     if args.images:
         baseline = tally_colour_position(
             args.images, truth, params.evaluate, num_clusters=params.pixel_k, seed=params.seed
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_metrics(args.metrics, metrics, {args.name: shown})
     for name, figures in metrics.items():
         say(name, **figures)
-    _write(args, Counted(counted.confusion, raw.confusion, truth.class_names, truth.class_kinds))
+    _write(args, one_to_one)
     if not truth.has_labels:
         tell("evaluate: the data set has no label maps; only label-free metrics are reported")
 
@@ -69,16 +72,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _rescore(args: argparse.Namespace) -> None:
     """Score a stored confusion matrix and write the requested outputs."""
     counted = read_counted(args.confusion, args.matched_on, args.classes, transposed=args.transposed)
+    one_to_one = Matched(counted, match_by_overlap)
     if args.metrics:
         whole = Tally(counted.confusion, counted.confusion.sum(0))
-        metrics = {args.name: headline(whole, counted.cluster_to_class)}
+        metrics = {args.name: headline(whole, one_to_one.cluster_to_class)}
         write_metrics(args.metrics, metrics, {args.name: SCORES})
-    _write(args, counted)
+    _write(args, one_to_one)
 
 
-def _write(args: argparse.Namespace, counted: Counted) -> None:
+def _write(args: argparse.Namespace, one_to_one: Matched) -> None:
     write_outputs(
-        counted,
+        one_to_one,
         args.name,
         readings=args.readings,
         readings_table=args.readings_table,

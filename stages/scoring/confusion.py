@@ -55,6 +55,23 @@ class Tally:
     image_share: float | None = None
 
 
+@dataclass(frozen=True)
+class Counted:
+    """The inputs of all scores.
+
+    Attributes:
+        confusion: pixel count of each [class, cluster].
+        matched_on: counts used for the matching; for CRF results too, those of the raw prediction.
+        class_names: names of class ids 0, 1, ...
+        class_kinds: thing, stuff or nothing, for the same ids.
+    """
+
+    confusion: Int64[np.ndarray, "C K"]
+    matched_on: Int64[np.ndarray, "C K"]
+    class_names: tuple[str, ...]
+    class_kinds: tuple[str, ...]
+
+
 def confusion_matrix(
     truth: UInt8[np.ndarray, "..."],
     clusters: UInt8[np.ndarray, "..."],

@@ -9,8 +9,6 @@ from scipy.optimize import linear_sum_assignment
 
 from stages.dataset.truth import UNMATCHED
 
-MAX_EXACT = 2**53  # scipy matches in float64, which is exact for integers up to here
-
 Matcher = Callable[[Int64[np.ndarray, "num_classes num_clusters"]], Int64[np.ndarray, " num_clusters"]]
 
 

@@ -1,6 +1,5 @@
 """Outputs of `evaluate` for one confusion matrix, counted or read from a file."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from stages.dataset.truth import UNMATCHED, cluster_name
 from stages.runtime.environment import describe_environment
 from stages.runtime.progress import tell
 from stages.scoring.confusion import Tally, partition_stats
-from stages.scoring.metrics import Scores, match_by_overlap, score
-from stages.scoring.readings import as_json, as_table, in_words, or_empty, or_null, whole_score
+from stages.scoring.metrics import Scores, score
+from stages.scoring.readings import Matched, as_json, as_table, in_words, or_empty, or_null, whole_score
 
 PER_CLASS_COLUMNS = ["class", "cluster", "iou", "accuracy", "pixels"]
 CONFUSION_COLUMNS = ["actual", "predicted", "cluster", "pixels"]
@@ -79,30 +78,8 @@ def confusion_table(
     return pd.DataFrame(rows, columns=CONFUSION_COLUMNS)
 
 
-@dataclass(frozen=True)
-class Counted:
-    """The inputs of all scores.
-
-    Attributes:
-        confusion: pixel count of each [class, cluster].
-        matched_on: counts used for the matching; for CRF results too, those of the raw prediction.
-        class_names: names of class ids 0, 1, ...
-        class_kinds: thing, stuff or nothing, for the same ids.
-    """
-
-    confusion: Int64[np.ndarray, "C K"]
-    matched_on: Int64[np.ndarray, "C K"]
-    class_names: tuple[str, ...]
-    class_kinds: tuple[str, ...]
-
-    @property
-    def cluster_to_class(self) -> Int64[np.ndarray, " K"]:
-        """The one-to-one matching."""
-        return match_by_overlap(self.matched_on)
-
-
 def write_outputs(
-    counted: Counted,
+    one_to_one: Matched,
     name: str,
     *,
     readings: Path | None,
@@ -111,8 +88,9 @@ def write_outputs(
     confusion_table_path: Path | None,
 ) -> None:
     """Write the tables that have a path, and print all scores if there is truth."""
-    confusion, cluster_to_class = counted.confusion, counted.cluster_to_class
-    entries = whole_score(confusion, counted.matched_on, counted.class_kinds)
+    class_names, confusion = one_to_one.counted.class_names, one_to_one.counted.confusion
+    cluster_to_class = one_to_one.cluster_to_class
+    entries = whole_score(one_to_one)
     if readings:
         content = {**as_json(entries, confusion), "environment": describe_environment()}
         write_metrics(readings, {f"{name}_readings": content})
@@ -120,8 +98,8 @@ def write_outputs(
         write_csv(readings_table, as_table(entries))
     if per_class:
         fractions = score(confusion, cluster_to_class)
-        write_csv(per_class, per_class_table(counted.class_names, confusion, cluster_to_class, fractions))
+        write_csv(per_class, per_class_table(class_names, confusion, cluster_to_class, fractions))
     if confusion_table_path:
-        write_csv(confusion_table_path, confusion_table(counted.class_names, confusion, cluster_to_class))
+        write_csv(confusion_table_path, confusion_table(class_names, confusion, cluster_to_class))
     if entries:
         tell(in_words(name, entries, confusion))

@@ -5,9 +5,10 @@ official code of PiCIE uses one, its authors describe another). Over all classes
 equal.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,40 +16,33 @@ import pandas as pd
 from jaxtyping import Int64
 
 from stages.dataset.truth import UNMATCHED
-from stages.scoring.metrics import (
-    ABSENT_RULES,
-    Matcher,
-    Scores,
-    match_by_majority,
-    match_by_overlap,
-    score,
-)
+from stages.scoring.confusion import Counted
+from stages.scoring.metrics import ABSENT_RULES, Matcher, Scores, match_by_majority, score
 
 Members = Int64[np.ndarray, " num_members"]
 
 
 @dataclass(frozen=True)
 class Matched:
-    """A confusion matrix with the matching of its clusters to classes.
+    """Counts with one matching of their clusters to classes.
 
     Attributes:
-        confusion: pixel count of each [class, cluster].
-        matched_on: counts used for the matching; for CRF results too, those of the raw prediction.
+        counted: the counts.
         matcher: matching function.
     """
 
-    confusion: Int64[np.ndarray, "C K"]
-    matched_on: Int64[np.ndarray, "C K"]
+    counted: Counted
     matcher: Matcher
 
-    @property
+    @functools.cached_property
     def cluster_to_class(self) -> Int64[np.ndarray, " K"]:
         """The matching of all classes."""
-        return self.matcher(self.matched_on)
+        return self.matcher(self.counted.matched_on)
 
     def rows(self, members: Members) -> Int64[np.ndarray, "C K"]:
         """The counts with pixels of all other classes set to 0, as if unlabeled."""
-        return np.where(np.isin(np.arange(len(self.confusion)), members)[:, None], self.confusion, 0)
+        confusion = self.counted.confusion
+        return np.where(np.isin(np.arange(len(confusion)), members)[:, None], confusion, 0)
 
 
 def truth_and_prediction(matched: Matched, members: Members) -> Scores:
@@ -68,14 +62,14 @@ def truth_alone(matched: Matched, members: Members) -> Scores:
 
 def own_matching(matched: Matched, members: Members) -> Scores:
     """Like `truth_alone`, with a separate matching of all clusters to the classes of the partition."""
-    places = matched.matcher(matched.matched_on[members])
+    places = matched.matcher(matched.counted.matched_on[members])
     classes = np.where(places == UNMATCHED, UNMATCHED, members[places])
     return score(matched.rows(members), classes, members)
 
 
 def averaged(matched: Matched, members: Members) -> Scores:
     """Score all classes on all pixels, then average over the classes of the partition."""
-    return score(matched.confusion, matched.cluster_to_class, members)
+    return score(matched.counted.confusion, matched.cluster_to_class, members)
 
 
 def legacy_picie(matched: Matched, members: Members) -> Scores | None:
@@ -85,12 +79,12 @@ def legacy_picie(matched: Matched, members: Members) -> Scores | None:
     scored. The classes in this block are arbitrary, so the score depends on the numbering of the clusters.
     None unless the matching is one-to-one for all classes and clusters.
     """
-    classes = matched.cluster_to_class
+    counted, classes = matched.counted, matched.cluster_to_class
     identity = np.arange(len(classes))
-    if not np.array_equal(np.sort(classes), np.arange(len(matched.confusion))):
+    if not np.array_equal(np.sort(classes), np.arange(len(counted.confusion))):
         return None
-    ordered = Matched(matched.confusion[classes], matched.matched_on, lambda _: identity)
-    return truth_and_prediction(ordered, members)
+    ordered = replace(counted, confusion=counted.confusion[classes])
+    return truth_and_prediction(Matched(ordered, lambda _: identity), members)
 
 
 READINGS: dict[str, Callable[[Matched, Members], Scores | None]] = {
@@ -114,35 +108,29 @@ class Entry(NamedTuple):
     scores: Scores
 
 
-def whole_score(
-    confusion: Int64[np.ndarray, "C K"], matched_on: Int64[np.ndarray, "C K"], kinds: tuple[str, ...]
-) -> list[Entry]:
+def whole_score(one_to_one: Matched) -> list[Entry]:
     """Scores of all classes, and of things and stuff under each reading that is defined.
 
+    A kind without classes has no entries. With more clusters than classes, many-to-one has entries too.
+
     Args:
-        confusion: pixel count of each [class, cluster].
-        matched_on: counts used for the matching.
-        kinds: thing, stuff or nothing for each class; a kind without classes has no rows.
+        one_to_one: the counts with their one-to-one matching, see `match_by_overlap`.
     """
-    return list(_entries(confusion, matched_on, kinds)) if len(confusion) else []
+    counted = one_to_one.counted
+    num_classes, num_clusters = counted.confusion.shape
+    many = {"many_to_one": Matched(counted, match_by_majority)} if num_clusters > num_classes else {}
+    return list(_entries({"one_to_one": one_to_one, **many})) if num_classes else []
 
 
-def _entries(confusion: np.ndarray, matched_on: np.ndarray, kinds: tuple[str, ...]) -> Iterator[Entry]:
-    for matching, matcher in _matchers(*confusion.shape).items():
-        matched = Matched(confusion, matched_on, matcher)
-        everything = np.arange(len(confusion))
+def _entries(by_matching: Mapping[str, Matched]) -> Iterator[Entry]:
+    for matching, matched in by_matching.items():
+        everything = np.arange(len(matched.counted.confusion))
         yield Entry(matching, "all", OVERALL, averaged(matched, everything))
-        for partition, members in _partitions(kinds).items():
+        for partition, members in _partitions(matched.counted.class_kinds).items():
             for reading, read in READINGS.items():
                 scores = read(matched, members)
                 if scores is not None:
                     yield Entry(matching, partition, reading, scores)
-
-
-def _matchers(num_classes: int, num_clusters: int) -> dict[str, Matcher]:
-    """One-to-one, and many-to-one if there are more clusters than classes."""
-    many = {"many_to_one": match_by_majority} if num_clusters > num_classes else {}
-    return {"one_to_one": match_by_overlap, **many}
 
 
 def _partitions(kinds: tuple[str, ...]) -> dict[str, Members]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from stages.core.artefacts import read_csv
 from stages.dataset.truth import Kind, read_classes
-from stages.scoring.outputs import Counted
+from stages.scoring.confusion import Counted
 from stages.scoring.stored_matrix import Stored, read_confusion
 from stages.settings.errors import UserError, raise_faults
 

@@ -9,10 +9,10 @@ import pandas as pd
 from jaxtyping import Int64
 
 from stages.core.artefacts import read_array
-from stages.scoring.metrics import MAX_EXACT
 from stages.settings.errors import UserError
 
 MAX_SIDE = 1024  # maximum number of classes or clusters
+MAX_EXACT = 2**53  # scipy matches in float64, which is exact for integers up to here
 OWN_COLUMNS = {"actual", "predicted", "pixels"}  # columns of the table of `evaluate`, besides cluster
 COUNT = "expected a count of pixels: a whole number, 0 or more"
 

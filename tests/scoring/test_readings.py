@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
+from stages.scoring.confusion import Counted
 from stages.scoring.metrics import ABSENT_RULES, match_by_majority, match_by_overlap, score
 from stages.scoring.readings import READINGS, Matched, as_json, as_table, in_words, whole_score
 
@@ -30,6 +31,10 @@ BY_HAND = {  # accuracy and IoU of each class
 }
 
 Pixel = tuple[int, int]  # class, class that its cluster stands for
+
+
+def _matched(confusion: np.ndarray, matched_on: np.ndarray, kinds: tuple[str, ...] = KINDS) -> Matched:
+    return Matched(Counted(confusion, matched_on, ("",) * len(confusion), kinds), match_by_overlap)
 
 
 def _pixels(confusion: np.ndarray, cluster_to_class: Iterable[int]) -> list[Pixel]:
@@ -89,7 +94,7 @@ def _oracle(reading: str, confusion: np.ndarray, members: np.ndarray) -> tuple[f
 
 @pytest.mark.parametrize(("reading", "partition"), BY_HAND)
 def test_readings_by_hand(reading: str, partition: str) -> None:
-    matched = Matched(CONFUSION, CONFUSION, match_by_overlap)
+    matched = _matched(CONFUSION, CONFUSION)
     assert matched.cluster_to_class.tolist() == CLUSTER_TO_CLASS
     found = READINGS[reading](matched, {"things": THINGS, "stuff": STUFF}[partition])
     accuracy, iou = BY_HAND[reading, partition]
@@ -106,7 +111,7 @@ def test_readings_pixel_by_pixel(reading: str, num_classes: int, num_clusters: i
     for _ in range(6):
         confusion = random.integers(0, 200, (num_classes, num_clusters))  # no two matchings tie
         members = np.sort(random.choice(num_classes, random.integers(1, num_classes), replace=False))
-        found = READINGS[reading](Matched(confusion, confusion, match_by_overlap), members)
+        found = READINGS[reading](_matched(confusion, confusion), members)
         if reading == "legacy_picie" and num_classes != num_clusters:
             assert found is None
             continue
@@ -117,7 +122,7 @@ def test_readings_pixel_by_pixel(reading: str, num_classes: int, num_clusters: i
 
 def test_the_matching_of_the_raw_prediction_decides_for_the_crf() -> None:
     refined = np.roll(CONFUSION, 1, axis=1)
-    matched = Matched(refined, CONFUSION, match_by_overlap)
+    matched = _matched(refined, CONFUSION)
     for reading in ("truth_alone", "averaged"):
         found = READINGS[reading](matched, THINGS)
         assert found is not None
@@ -133,7 +138,7 @@ def test_legacy_picie_moves_with_the_numbers_of_the_clusters_and_nothing_else_do
     for order in itertools.permutations(range(4)):
         renamed = CONFUSION[:, order]
         for reading, read in READINGS.items():
-            found = read(Matched(renamed, renamed, match_by_overlap), THINGS)
+            found = read(_matched(renamed, renamed), THINGS)
             assert found is not None
             figures[reading].add(round(found.miou, 9))
     assert {reading: len(values) for reading, values in figures.items()} == {
@@ -174,7 +179,7 @@ def test_rules_for_absent_classes() -> None:
 
 
 def test_the_whole_score_in_a_table_and_in_groups() -> None:
-    entries = whole_score(CONFUSION, CONFUSION, KINDS)
+    entries = whole_score(_matched(CONFUSION, CONFUSION))
     table = as_table(entries)
     assert table["score"].tolist() == [
         "all · overall",
@@ -196,7 +201,7 @@ def test_the_whole_score_in_a_table_and_in_groups() -> None:
 
 def test_many_to_one_is_told_where_there_are_more_clusters_than_classes() -> None:
     confusion = np.array([[5, 1, 3], [2, 1, 9]])
-    entries = whole_score(confusion, confusion, ("thing", "stuff"))
+    entries = whole_score(_matched(confusion, confusion, ("thing", "stuff")))
     table = as_table(entries).set_index("score")
     assert table.loc["all · overall", "accuracy"] == pytest.approx(14 / 21, abs=1e-6)
     assert table.loc["all · overall · many_to_one", "accuracy"] == pytest.approx(15 / 21, abs=1e-6)
@@ -208,20 +213,20 @@ def test_many_to_one_is_told_where_there_are_more_clusters_than_classes() -> Non
 
 def test_fewer_clusters_than_classes_are_told() -> None:
     confusion = np.array([[5, 0], [0, 5], [3, 0]])
-    entries = whole_score(confusion, confusion, ("", "", ""))
+    entries = whole_score(_matched(confusion, confusion, ("", "", "")))
     assert [entry[:3] for entry in entries] == [("one_to_one", "all", "overall")]
     told = in_words("raw", entries, confusion)
     assert "classes without a cluster: 1; their IoU and accuracy are 0" in told
 
 
 def test_a_kind_that_nobody_is_has_no_lines() -> None:
-    entries = whole_score(CONFUSION, CONFUSION, ("stuff", "", "stuff", ""))
+    entries = whole_score(_matched(CONFUSION, CONFUSION, ("stuff", "", "stuff", "")))
     assert {entry.classes for entry in entries} == {"all", "stuff"}
-    assert whole_score(np.zeros((0, 3), int), np.zeros((0, 3), int), ()) == []
+    assert whole_score(_matched(np.zeros((0, 3), int), np.zeros((0, 3), int), ())) == []
 
 
 def test_what_is_printed_is_in_per_cent() -> None:
-    told = in_words("raw", whole_score(CONFUSION, CONFUSION, KINDS), CONFUSION).splitlines()
+    told = in_words("raw", whole_score(_matched(CONFUSION, CONFUSION)), CONFUSION).splitlines()
     assert told[0] == "raw: 4 classes, 4 clusters, 500 labeled pixels; in percent"
     assert told[2].split() == ["one_to_one", "all", "overall", "66.00", "61.25", "44.31", "4"]
     assert told[3].split()[:4] == ["one_to_one", "things", "truth_and_prediction", "77.78"]

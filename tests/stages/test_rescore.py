@@ -10,7 +10,10 @@ import pytest
 from stages import evaluate
 from stages.core.artefacts import read_metrics
 from stages.dataset.truth import write_classes
-from stages.scoring.outputs import Counted, confusion_table, write_outputs
+from stages.scoring.confusion import Counted
+from stages.scoring.metrics import match_by_overlap
+from stages.scoring.outputs import confusion_table, write_outputs
+from stages.scoring.readings import Matched
 from stages.settings.errors import UserError
 
 NAMES = ("cow", "car", "sky", "grass")
@@ -98,7 +101,7 @@ def test_scoring_what_was_written_gives_what_was_scored(folder: Path) -> None:
     rolled = np.roll(CONFUSION, 1, axis=1)
     for name, confusion in (("raw", CONFUSION), ("refined", rolled)):
         write_outputs(
-            Counted(confusion, CONFUSION, NAMES, KINDS),
+            Matched(Counted(confusion, CONFUSION, NAMES, KINDS), match_by_overlap),
             name,
             readings=Path(f"{name}.json"),
             readings_table=Path(f"{name}_readings.csv"),
