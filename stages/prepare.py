@@ -12,7 +12,7 @@ import pandas as pd
 
 from stages.core.artefacts import atomic_folder, create_array, write_csv, write_metrics
 from stages.core.images import COLUMNS, IMAGES, INDEX
-from stages.dataset.faults import check_faults
+from stages.dataset.faults import check_faults, leave_out_damaged, too_many_damaged
 from stages.dataset.left_out import LISTING
 from stages.dataset.pack import MAPS, TRAIN, VAL, Packed
 from stages.dataset.raw_files import check_manifest, pinned_files, raw_files
@@ -69,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     packed = (*train, *val)
     files = (*(file for one in packed for file in one.files), *data.other_files)
     most, listing = params.prepare.most_damaged, state.folder / LISTING
-    check_faults(data, train, val, _changes(data, files), most, listing)
+    leave_out_damaged(data.left_out, packed)
+    if too_many_damaged(packed, most):
+        write_csv(listing, data.left_out.table())
+    check_faults(data.root, train, val, _changes(data, files), most, listing)
     manifest = hash_files(files)
     check_manifest(pinned, files)
     summary = summarise(data, train, val, state.folder / MAPS, manifest, params.prepare.protocol)

@@ -100,9 +100,7 @@ class FileDecoder:
         if image is not None and labels is not None and image.size != labels.shape[::-1]:
             faults.append(UserError(_other_size(item, image, labels)))
         if all(isinstance(fault, DamagedFileError) for fault in faults) and faults:
-            damage = DamagedFileError(*map(str, faults))
-            damage.files = tuple(files)
-            raise damage
+            raise DamagedFileError(*map(str, faults), files=tuple(files))
         if faults:
             raise UserError(*map(str, faults))
         assert image is not None

@@ -171,11 +171,10 @@ def _is_constant(pixels: np.ndarray) -> bool:
 def _square(item: Item, decoded: Decoded, work: Work) -> np.ndarray:
     try:
         return square_image(decoded.image, work.side_px, work.protocol, item.tile)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{item.source}: {error}", files=decoded.files) from error
     except UserError as error:
-        named = type(error)(f"{item.source}: {error}")
-        if isinstance(named, DamagedFileError):
-            named.files = decoded.files
-        raise named from error
+        raise UserError(f"{item.source}: {error}") from error
 
 
 def _square_labels(item: Item, decoded: Decoded, work: Work) -> np.ndarray | int:

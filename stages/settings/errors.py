@@ -18,11 +18,14 @@ class UserError(Exception):
 class DamagedFileError(UserError):
     """A file that cannot be read or decoded: it may be left out where others can do without it.
 
-    Attributes:
+    Args:
+        faults: as of any user error.
         files: what was read of the item before the fault, for the manifest.
     """
 
-    files: tuple[Any, ...] = ()
+    def __init__(self, *faults: str, files: tuple[Any, ...] = ()) -> None:
+        super().__init__(*faults)
+        self.files = files
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:
