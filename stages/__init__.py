@@ -15,18 +15,3 @@ report        writes one HTML page with all results
 Shapes: N images (or items) in a batch, V views, C channels, H rows, W columns, P = H * W pixels,
 D features, K clusters, Q queue length, S working size, T stored size of training images.
 """
-
-import sys
-from types import TracebackType
-
-
-def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("interrupted\n")
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-# `python -m stages...` imports torch and others for seconds before it can catch Ctrl-C itself.
-if sys.argv[:1] == ["-m"]:
-    sys.excepthook = _show

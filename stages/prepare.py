@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core.artefacts import atomic_folder, create_array, write_csv, write_metrics
+from stages.core.artefacts import create_array, write_csv, write_metrics
+from stages.core.atomic import atomic_folder
 from stages.core.images import COLUMNS, IMAGES, INDEX
 from stages.dataset.faults import check_faults, leave_out_damaged, too_many_damaged
 from stages.dataset.left_out import LISTING

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.artefacts import atomic_folder
+from stages.core.atomic import atomic_folder
 from stages.postprocessing.score_maps import cluster_maps
 from stages.pseudo_labels.pyramid import has_parts, view_boxes
 from stages.reporting.cards import cluster_cards, heat_map

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from stages.core.device import send
+from stages.core.transfer import send
 
 CPU_BLOCK_POINTS, GPU_BLOCK_POINTS = 1 << 12, 1 << 18  # points at a time, see `blocks`
 SPLIT = 1 / 1024  # relative offset between the halves of a split cluster (faiss)

@@ -1,24 +1,19 @@
-"""Device selection and numerical precision."""
+"""Choice of the device, its numerical precision, and the random numbers that are drawn for it."""
 
 import ctypes
-import functools
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from stages.core.seeds import derive
 from stages.settings.errors import UserError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-# Options of optimizers that change no result but by rounding.
-HOW_COMPUTED = ("capturable", "foreach", "fused")
 
 # Parts of networks with the same code that are compiled: where batch norm spans processes, each residual
 # block is one, and a second network has as many again. torch's limit of 8 would leave most as they are.
@@ -93,26 +88,6 @@ def place(module: Module, device: torch.device) -> Module:
     return module.to(device).to(memory_format=torch.channels_last)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load an optimizer state, with each running mean in the memory format of its parameter.
-
-    Files do not store memory formats, and the fused optimizers require parameters and running means to have
-    the same format. A learning rate that is a tensor stays the tensor that it is. So do the options that say
-    how steps are computed: the state may be of another device, or of a run without CUDA graphs.
-    """
-    rates = [group["lr"] for group in optimizer.param_groups]
-    how = [{key: group[key] for key in HOW_COMPUTED if key in group} for group in optimizer.param_groups]
-    groups = [{**group, **own} for group, own in zip(saved["param_groups"], how, strict=True)]
-    optimizer.load_state_dict({**saved, "param_groups": groups})
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(rate, Tensor):
-            group["lr"] = rate.copy_(group["lr"])
-    for parameter, means in optimizer.state.items():
-        for name, value in means.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                means[name] = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(value)
-
-
 def compile_networks(networks: Iterable[torch.nn.Module]) -> None:
     """Enable torch.compile for the networks; it compiles at the first input of each size.
 
@@ -128,45 +103,6 @@ def compile_networks(networks: Iterable[torch.nn.Module]) -> None:
     torch._dynamo.config.recompile_limit = MOST_PARTS
     for network in networks:
         network.compile(dynamic=False)
-
-
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to another device asynchronously."""
-    if device.type == "cuda" and values.device.type == "cpu":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
-
-
-def send_all(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Copy several CPU tensors to another device in one asynchronous copy; shapes and types stay."""
-    return list(parts) if device.type == "cpu" else unpack(send(pack(parts), device), parts)
-
-
-def pack(parts: Sequence[Tensor]) -> UInt8[Tensor, " B"]:
-    """The bytes of several CPU tensors in one; numpy's copy starts no operators."""
-    stored = [parts[place].numpy().tobytes() for place in _by_element_size(parts)]
-    return torch.frombuffer(bytearray().join(stored), dtype=torch.uint8)
-
-
-def unpack(packed: UInt8[Tensor, " B"], like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of the tensors that `pack` packed; `like` has their shapes and types."""
-    order = _by_element_size(like)
-    pieces = packed.split([like[place].nbytes for place in order])
-    found = dict(zip(order, pieces, strict=True))
-    return [found[place].view(part.dtype).view(part.shape) for place, part in enumerate(like)]
-
-
-def _by_element_size(parts: Sequence[Tensor]) -> list[int]:
-    """The largest elements first, so that each part begins at a multiple of its element size."""
-    return sorted(range(len(parts)), key=lambda place: -parts[place].element_size())
-
-
-@functools.cache
-def constant(
-    values: tuple[float | tuple[float, ...], ...], device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """A small constant on a device; cached, so it is copied only once."""
-    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

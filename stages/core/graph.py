@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.device import pack, unpack
 from stages.core.memory import StepMemory, first_line, has_run_out
 from stages.core.step import Copied, Drawn, Left, copied, difference, restore, tensors_of
+from stages.core.transfer import pack, unpack
 from stages.settings.errors import UserError
 
 Compute = Callable[[Tensor, Drawn], Tensor]  # images and what was drawn, on the device; figures of the step

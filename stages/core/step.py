@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import KeyPath, tree_leaves_with_path
 
-from stages.core.device import send_all
+from stages.core.transfer import send_all
 
 # Tolerance of `difference`.
 NOISE = 10.0  # this many times the distance of two runs of the same step

@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from stages.core.artefacts import MAKE_AGAIN, atomic_path, unreadable
+from stages.core.artefacts import MAKE_AGAIN, unreadable
+from stages.core.atomic import atomic_path
 from stages.settings.errors import UserError
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stages.core.artefacts import atomic_path
+from stages.core.atomic import atomic_path
 from stages.core.hashes import FINGERPRINT_DIGITS
 from stages.core.repository import EXPERIMENT, in_repository
 from stages.dataset.left_out import MOST_EXAMPLES, printable

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from stages.core.device import constant, send
+from stages.core.transfer import constant, send
 from stages.imaging.stored_rows import ReadRow, open_rows
 
 Item = TypeVar("Item")

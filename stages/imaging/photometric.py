@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.core.device import constant
+from stages.core.transfer import constant
 from stages.settings.section import Photometric
 
 # Luma weights of ITU-R BT.601, as in the usual image libraries.

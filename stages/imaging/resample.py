@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stages.core.device import send
+from stages.core.transfer import send
 
 MANY_CHANNELS = 16  # threshold for the channels-last path, which is slow for the 3 channels of an image
 Rows = TypeVar("Rows", bound=NamedTuple)

@@ -12,8 +12,9 @@ from torch import Tensor
 from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published
 from stages.core import distributed
-from stages.core.device import compile_networks, place, restore_optimizer, torch_generator
+from stages.core.device import compile_networks, place, torch_generator
 from stages.core.graph import Wish, can_record, run_steps
+from stages.core.optimizer_state import restore_optimizer
 from stages.core.seeds import derive
 from stages.core.step import Drawn, Moment
 from stages.pretraining.figures import Moments, explain, find_faults, is_settled, summarise

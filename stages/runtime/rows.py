@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.artefacts import atomic_path
+from stages.core.atomic import atomic_path
 from stages.runtime.links import link
 from stages.runtime.state import StageState
 

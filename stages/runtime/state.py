@@ -23,7 +23,8 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.artefacts import create_array, named_faults
+from stages.core.artefacts import create_array
+from stages.core.atomic import named_faults
 from stages.core.hashes import file_sha256
 from stages.core.repository import in_repository
 from stages.core.tensors import read_tensors, write_tensors

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stages.core.device import constant
+from stages.core.transfer import constant
 from stages.imaging.resample import enlarge, shrink
 from stages.settings.schema_train import Context
 

@@ -1,6 +1,7 @@
 """User errors, which are reported without a traceback."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 MOST_LINES = 20  # of one message
@@ -26,6 +27,11 @@ class DamagedFileError(UserError):
     def __init__(self, *faults: str, files: tuple[Any, ...] = ()) -> None:
         super().__init__(*faults)
         self.files = files
+
+
+def no_folder(path: Path) -> str:
+    """What is wrong with a path that is no folder, for a message."""
+    return "is a file" if path.exists() else "no such folder"
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:

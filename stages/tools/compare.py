@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stages.core.artefacts import atomic_folder
+from stages.core.atomic import atomic_folder
 from stages.reporting.page import environment
 from stages.reporting.pictures import Pictures
 from stages.reporting.wall import draw_wall

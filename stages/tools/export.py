@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from stages.core.artefacts import atomic_path, write_text
+from stages.core.artefacts import write_text
+from stages.core.atomic import atomic_path
 from stages.core.images import IMAGES, open_images
 from stages.runtime.script import run
 from stages.settings.errors import UserError

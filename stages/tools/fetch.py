@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from stages.core.artefacts import named_faults
+from stages.core.atomic import named_faults
 from stages.core.hashes import file_sha256
 from stages.readers.cocostuff.parts import COCO_PARTS, Part, folder_of
 from stages.runtime.progress import say, track

@@ -8,7 +8,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.core.artefacts import atomic_path, write_text
+from stages.core.artefacts import write_text
+from stages.core.atomic import atomic_path
 from stages.core.hashes import file_sha256
 from stages.core.repository import in_repository
 from stages.settings.errors import UserError

@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.core.artefacts import atomic_path, read_metrics
+from stages.core.artefacts import read_metrics
+from stages.core.atomic import atomic_path
 from stages.core.hashes import file_sha256, fingerprint
 from stages.core.images import read_index
 from stages.dataset.raw_files import (

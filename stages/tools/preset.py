@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.core.artefacts import atomic_path
+from stages.core.atomic import atomic_path
 from stages.dataset.raw_files import raw_files, write_listing
 from stages.dataset.source import DataSet, hash_files, list_data
 from stages.readers.folder.splitting import rule_for
 from stages.runtime.script import run
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, no_folder
 from stages.settings.params import flat, read, validated
 from stages.settings.schema import Params
 from stages.settings.schema_prepare import Prepare
@@ -207,8 +207,7 @@ def _split_rule(data: Path) -> tuple[str, str]:
             return rule_for(data)
     except OSError as error:
         raise UserError(f"{data}: cannot be read ({error.strerror}); allow this user to read it") from error
-    what = "is a file" if data.exists() else "no such folder"
-    raise UserError(f"{data}: {what}; set DATA=... (--data) to the folder of your images")
+    raise UserError(f"{data}: {no_folder(data)}; set DATA=... (--data) to the folder of your images")
 
 
 def _fit(params: Any, data: DataSet) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from stages.clustering.kmeans import KMeans, MiniBatchKMeans, assign
 from stages.clustering.lloyd import count_members
 from stages.core import distributed
-from stages.core.device import send, torch_generator
+from stages.core.device import torch_generator
 from stages.core.memory import memory_for
 from stages.core.seeds import faiss_seed
+from stages.core.transfer import send
 from stages.imaging.batches import ImageSource, shuffled
 from stages.runtime.progress import track
 from stages.segmenter.network import Segmenter

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stages.core import distributed
-from stages.core.device import autocast, send
+from stages.core.device import autocast
+from stages.core.transfer import send
 from stages.imaging.photometric import Jitter, apply_colour, jitter_from, no_jitter, num_jitter_draws
 from stages.imaging.resample import Boxes, resample, unstacked, whole
 from stages.segmenter.network import Segmenter

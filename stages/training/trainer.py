@@ -16,8 +16,9 @@ from torch import Tensor
 
 from stages.backbone.batch_norm import split_batch_norms
 from stages.core import distributed
-from stages.core.device import compile_networks, restore_optimizer, torch_generator
+from stages.core.device import compile_networks, torch_generator
 from stages.core.graph import Wish, can_record, run_steps
+from stages.core.optimizer_state import restore_optimizer
 from stages.core.step import Drawn, Moment
 from stages.imaging.batches import ImageSource
 from stages.runtime.progress import warn

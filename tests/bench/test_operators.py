@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from stages.core.device import send, send_all
+from stages.core.transfer import send, send_all
 from tests.bench.operators import (
     META,
     PRETRAINING,
@@ -124,7 +124,7 @@ def test_parts_arrive_in_one_copy_with_their_shapes_and_types(monkeypatch: pytes
     assert counted.copies == ["send"]
     assert [(one.shape, one.dtype) for one in sent] == [(one.shape, one.dtype) for one in parts]
     # What a GPU would hold, by a device that keeps the bytes on the host.
-    monkeypatch.setattr("stages.core.device.send", lambda values, device: values.clone())
+    monkeypatch.setattr("stages.core.transfer.send", lambda values, device: values.clone())
     assert all(torch.equal(*pair) for pair in zip(send_all(parts, META), parts, strict=True))
 
 

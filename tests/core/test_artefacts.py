@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from dvc.repo.metrics.show import _extract_metrics
 
-from stages.core.artefacts import atomic_folder, atomic_path, read_metrics, write_metrics
+from stages.core.artefacts import read_metrics, write_metrics
+from stages.core.atomic import atomic_folder, atomic_path
 from stages.settings.errors import UserError
 from stages.tools.doctor import TEMPORARY
 

@@ -8,8 +8,9 @@ import torch
 from torch.distributed import DistBackendError
 
 from stages.core import distributed
-from stages.core.device import choose_device, compile_networks, restore_optimizer, set_numerics
+from stages.core.device import choose_device, compile_networks, set_numerics
 from stages.core.memory import StepMemory, memory_for, unused_bytes
+from stages.core.optimizer_state import restore_optimizer
 from stages.settings.errors import UserError
 
 GPU = torch.device("cuda", 1)

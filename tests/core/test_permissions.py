@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.core.artefacts import atomic_folder, atomic_path, read_json, write_array, write_json
+from stages.core.artefacts import read_json, write_array, write_json
+from stages.core.atomic import atomic_folder, atomic_path
 from stages.core.images import open_images
 from stages.core.tensors import read_tensors, write_tensors
 from stages.reporting.lineage import Lineage

@@ -56,31 +56,30 @@ DOORS = {
 # entry needs a reason. `prepare` is listed for each of its readers.
 NOT_IMPORTED = {
     "prepare cityscapes": "core/seeds dataset/label_map_folders",
-    "prepare cocostuff": "core/hashes core/seeds dataset/label_map_folders dataset/listing "
-    "dataset/own_outputs",
-    "prepare demo": "core/hashes dataset/label_map_folders dataset/listing dataset/own_outputs",
+    "prepare cocostuff": "core/seeds dataset/label_map_folders dataset/listing dataset/own_outputs",
+    "prepare demo": "dataset/label_map_folders dataset/listing dataset/own_outputs",
     "prepare folder": "core/seeds",
-    "embed": "backbone/batch_norm core/graph core/hashes core/history core/repository "
+    "embed": "backbone/batch_norm core/graph core/hashes core/history core/optimizer_state core/repository "
     "core/step imaging/photometric",
-    "label": "core/distributed core/graph core/hashes core/history "
-    "core/images core/launched core/repository core/step pseudo_labels/pyramid",
-    "select_views": "clustering/agreement clustering/kmeans "
-    "clustering/lloyd core/device core/distributed core/graph core/hashes "
-    "core/history core/images core/launched core/memory core/repository core/seeds "
-    "core/step",
+    "label": "core/distributed core/graph core/hashes core/history core/images core/launched "
+    "core/optimizer_state core/repository core/step pseudo_labels/pyramid",
+    "select_views": "clustering/agreement clustering/kmeans clustering/lloyd core/device "
+    "core/distributed core/graph "
+    "core/hashes core/history core/images core/launched core/memory core/optimizer_state "
+    "core/repository core/seeds core/step core/transfer",
     "train": "clustering/agreement",
-    "cluster": "core/graph core/history core/step imaging/photometric",
-    "predict": "backbone/batch_norm core/graph core/history core/step imaging/photometric",
-    "refine": "core/distributed core/graph core/hashes core/history core/launched "
-    "core/repository core/step core/tensors",
-    "evaluate@raw": "clustering/agreement core/distributed core/graph "
-    "core/hashes core/history core/launched core/memory core/repository core/step "
-    "core/tensors",
-    "evaluate@refined": "clustering/agreement core/distributed core/graph "
-    "core/hashes core/history core/launched core/memory core/repository core/step "
-    "core/tensors",
+    "cluster": "core/graph core/history core/optimizer_state core/step imaging/photometric",
+    "predict": "backbone/batch_norm core/graph core/history core/optimizer_state core/step "
+    "imaging/photometric",
+    "refine": "core/distributed core/graph core/hashes core/history core/launched core/optimizer_state "
+    "core/repository core/step core/tensors core/transfer",
+    "evaluate@raw": "clustering/agreement core/device core/distributed core/graph core/hashes core/history "
+    "core/launched core/memory core/optimizer_state core/repository core/step core/tensors",
+    "evaluate@refined": "clustering/agreement core/device core/distributed core/graph core/hashes "
+    "core/history "
+    "core/launched core/memory core/optimizer_state core/repository core/step core/tensors",
     "report": "core/device core/distributed core/graph core/history core/launched core/memory "
-    "core/repository core/seeds core/step",
+    "core/optimizer_state core/repository core/seeds core/step core/transfer",
 }
 
 # Files at the top that people write, and stages read.

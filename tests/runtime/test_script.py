@@ -212,13 +212,3 @@ def test_another_pipe_that_breaks_is_told() -> None:
 
     with pytest.raises(BrokenPipeError):
         run(fail)
-
-
-@pytest.mark.parametrize(("argv", "said"), [("['-m']", "interrupted\n"), ("['my.py']", "Traceback")])
-def test_ctrl_c_while_a_program_of_this_project_is_imported(argv: str, said: str) -> None:
-    """Those of others show it as they do."""
-    lines = f"import sys\nsys.argv = {argv}\nimport stages\nraise KeyboardInterrupt"
-    ended = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
-    assert ended.returncode != 0
-    assert ended.stderr.startswith(said)
-    assert ("Traceback" in ended.stderr) == (said == "Traceback")

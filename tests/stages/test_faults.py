@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from stages import cluster, embed, evaluate, label, predict, prepare, pretrain, refine, select_views, train
-from stages.core import artefacts
+from stages.core.atomic import atomic_path
 from stages.settings.errors import UserError
 
 IMAGES, TRAIN, VAL = "images", "images/train", "images/val"
@@ -201,9 +201,18 @@ def test_a_memory_map_on_a_disk_that_is_too_small_is_no_death_by_signal(tmp_path
 
 
 def test_other_errors_of_the_system_are_not_explained_away(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="Input/output error"), artefacts.atomic_path(tmp_path / "a"):
-        raise OSError(5, "Input/output error")
+    with pytest.raises(OSError, match="Too many open files"), atomic_path(tmp_path / "a"):
+        raise OSError(24, "Too many open files")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_has_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised, atomic_path(tmp_path / "a"):
+        raise OSError(5, "Input/output error")
+    assert str(raised.value) == (
+        f"{tmp_path / 'a'}: cannot be written (Input/output error); look whether its disk is still there, or "
+        "choose another place"
+    )
 
 
 # Damaged inputs

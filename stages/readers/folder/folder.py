@@ -36,7 +36,7 @@ from stages.dataset.taxonomy import plain
 from stages.readers.folder.class_names import CLASSES, MAPPING, read_taxonomy
 from stages.readers.folder.nearest import nearest, normal
 from stages.readers.folder.splitting import SPLITS, by_content, by_lists
-from stages.settings.errors import UserError, listed
+from stages.settings.errors import UserError, listed, no_folder
 from stages.settings.schema_prepare import Prepare
 
 RESERVED = (CLASSES, MAPPING, "train.txt", "val.txt")  # files of the data set itself
@@ -57,8 +57,9 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
         UserError: file names, lists or classes.txt are invalid; the error lists every fault.
     """
     if not root.is_dir():
-        what = "is a file" if root.exists() else "no such folder"
-        raise UserError(f"{root}: {what}; set prepare.path in params.yaml to the folder of your images")
+        raise UserError(
+            f"{root}: {no_folder(root)}; set prepare.path in params.yaml to the folder of your images"
+        )
     found, split = Findings(), settings.split
     by_folder = (*(f"images/{part}" for part in SPLITS), "labels/val")
     apart = by_folder if split.by == "folder" else ("images", "labels")

@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 import numpy as np
 from jaxtyping import Bool
 
-from stages.core.artefacts import atomic_path, write_text
+from stages.core.artefacts import write_text
+from stages.core.atomic import atomic_path
 from stages.tools.segmenting.formats import Add, Annotated, Label, LabelMap, runs
 
 FILE, LABELS = "cvat.xml", "cvat_labels.json"

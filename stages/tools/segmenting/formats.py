@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
-from stages.core.artefacts import atomic_path
+from stages.core.atomic import atomic_path
 from stages.reporting.legend import ClusterLegend, css
 from stages.tools.segmenting.reading_back import count_ids, merge, read_ids
 

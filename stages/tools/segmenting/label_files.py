@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from stages.core.artefacts import atomic_path
+from stages.core.atomic import atomic_path
 from stages.tools.segmenting.trained_model import BAND_ELEMENTS
 
 OPACITY = 0.5  # of the colors over the image

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from stages.core.artefacts import named_faults
+from stages.core.atomic import named_faults
 from stages.runtime.locks import try_lock
 from stages.settings.errors import UserError
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stages.core.artefacts import LONGEST_NAME
+from stages.core.atomic import LONGEST_NAME
 from stages.dataset.label_map_folders import label_maps_among
 from stages.dataset.left_out import (
     HIDDEN,

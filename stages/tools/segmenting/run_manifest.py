@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.core.artefacts import named_faults, write_csv, write_text
+from stages.core.artefacts import write_csv, write_text
+from stages.core.atomic import named_faults
 from stages.core.hashes import file_sha256
 from stages.dataset.own_outputs import JOURNAL, MANIFEST, WRITER, Written, modified_ns
 from stages.tools.segmenting.label_files import output_names

@@ -23,7 +23,7 @@ from stages.reporting.lineage import Lineage, lineage
 from stages.reporting.names import Names, read_names
 from stages.segmenter.pixels import pixel_logits
 from stages.segmenter.segmenter_file import load_final_clusters, load_segmenter
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, no_folder
 from stages.settings.params import load as load_params
 from stages.settings.schema import Refine
 from stages.tools.model_files import CENTROIDS, SEGMENTER
@@ -189,8 +189,8 @@ def load(
         UserError: there is no such folder, or as of `TrainedModel`.
     """
     if not Path(folder).is_dir():
-        what = "is a file" if Path(folder).exists() else "no such folder"
-        raise UserError(f"{folder}: {what}; pass the folder of a trained model (`dvc repro` makes models)")
+        remedy = "pass the folder of a trained model (`dvc repro` makes models)"
+        raise UserError(f"{folder}: {no_folder(Path(folder))}; {remedy}")
     return TrainedModel(
         Path(folder),
         device=device,
