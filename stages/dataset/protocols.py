@@ -2,7 +2,8 @@
 
 own          user data: the reader applies the EXIF orientation, then as picie
 picie        shorter side resized (images bilinear, label maps nearest neighbor), then center crop
-picie_long   resized as picie, then split into adjacent square tiles that cover the whole width
+picie_long   resized as picie, then split into adjacent square tiles that cover the whole width, for training
+             too; PiCIE's --long_image trains on center squares, and scores whole images of twice the width
 stego        as picie, but images are also resized by nearest neighbor
 """
 

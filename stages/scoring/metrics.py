@@ -56,7 +56,8 @@ class Scores:
         accuracy: pixel accuracy, the share of labeled pixels that are matched.
         class_accuracy: mean of `recall` over the classes present in the truth.
         iou: IoU of each class. NaN only if the class is absent from the truth *and* its cluster is empty; 0
-            if the class is absent from the truth but its cluster is not empty, or if it has no cluster.
+            if the class is absent from the truth but its cluster is not empty, or if it is present and has no
+            cluster.
         recall: recall of each class; NaN if the class is absent from the truth.
     """
 

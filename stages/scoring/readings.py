@@ -202,7 +202,8 @@ def in_words(name: str, entries: list[Entry], confusion: Int64[np.ndarray, "C K"
             "errors; many_to_one assigns each cluster to the class of most of its pixels"
         )
     if num_clusters < num_classes:
-        lines.append(f"classes without a cluster: {num_classes - num_clusters}; their IoU and accuracy are 0")
+        missing = num_classes - num_clusters
+        lines.append(f"classes without a cluster: {missing}; their IoU and accuracy are 0 if they occur")
     if num_clusters != num_classes:
         lines.append("legacy_picie is defined only for equal numbers of clusters and classes")
     return "\n".join(lines)

@@ -111,7 +111,7 @@ def guidance_loss(
         logits: output of the image head.
         pseudo_label: pseudo-label of each view.
         weight: loss weight of each pseudo-label.
-        label_smoothing: share of the target that all pseudo-labels get alike, whatever their weight.
+        label_smoothing: share of the target that all pseudo-labels get, each by its weight (as in torch).
         whole: pseudo-labels of all passes of this process; None if there is but one.
     """
     share = None

@@ -216,7 +216,7 @@ def test_fewer_clusters_than_classes_are_told() -> None:
     entries = whole_score(_matched(confusion, confusion, ("", "", "")))
     assert [entry[:3] for entry in entries] == [("one_to_one", "all", "overall")]
     told = in_words("raw", entries, confusion)
-    assert "classes without a cluster: 1; their IoU and accuracy are 0" in told
+    assert "classes without a cluster: 1; their IoU and accuracy are 0 if they occur" in told
 
 
 def test_a_kind_that_nobody_is_has_no_lines() -> None:

@@ -425,14 +425,14 @@ def test_a_flat_folder_is_enough_and_the_answer_says_what_to_expect(
     Path("presets/few.yaml").write_text(FEW)
     for number in range(40):
         write_image(repository / f"photos/trip {number % 3}/{number}.png", noise(number, 40, 30))
-    (repository / "photos/film.mov").write_bytes(b"x")
+    (repository / "photos/film.psd").write_bytes(b"x")
     preset.main(["few", "--data", "photos"])
     params, said = read(Path("params.yaml")), capsys.readouterr().out
     data = list_data(params.prepare)
     assert len(data.train) + len(data.val) == 40
     assert params.prepare.split.by == "fraction"
     assert f"photos: {len(data.train)} training images, {len(data.val)} validation images" in said
-    assert "left out 1: picture of a format that is not read; convert it to PNG or JPEG (film.mov)" in said
+    assert "left out 1: picture of a format that is not read; convert it to PNG or JPEG (film.psd)" in said
     assert "prepare.split: each image by its content, about 20% for validation" in said
     assert (
         f"pixel_k: {params.pixel_k}, as the preset has it: without labels nothing says how many classes"
