@@ -61,7 +61,7 @@ def take_usage(assigned: Float[Tensor, " P"]) -> float:
     return used / len(assigned)
 
 
-class Moments:
+class FeatureMoments:
     """Accumulates moments over an epoch to compute the effective rank of all its features.
 
     Uses float64, because float32 loses the variance of weak directions.

@@ -17,7 +17,7 @@ from stages.core.graph import Wish, can_record, run_steps
 from stages.core.optimizer_state import restore_optimizer
 from stages.core.seeds import derive
 from stages.core.step import Drawn, Moment
-from stages.pretraining.figures import Moments, explain, find_faults, is_settled, summarise
+from stages.pretraining.figures import FeatureMoments, explain, find_faults, is_settled, summarise
 from stages.pretraining.methods import build_method
 from stages.pretraining.optimizer import build_optimizer, warmup_cosine
 from stages.pretraining.views import Views
@@ -77,7 +77,7 @@ class Pretrainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr
         self._faults: list[str] = []
-        self._moments = Moments(self.backbone.channels[-1], device)
+        self._moments = FeatureMoments(self.backbone.channels[-1], device)
 
     @property
     def backbone(self) -> Trunk:

@@ -15,7 +15,7 @@ from stages.pretraining.figures import (
     NAN_CURES,
     SEEN,
     Expected,
-    Moments,
+    FeatureMoments,
     explain,
     find_faults,
     instance_accuracy,
@@ -33,7 +33,7 @@ def test_effective_rank_of_features_that_came_in_parts() -> None:
     feature = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [9, 3, 3, 1, 1, 0.1]
     )
-    moments = Moments(6, torch.device("cpu"))
+    moments = FeatureMoments(6, torch.device("cpu"))
     for part in feature.split(7):
         moments.add(part)
     unit = feature.double().numpy() / np.linalg.norm(feature.double().numpy(), axis=1, keepdims=True)
@@ -46,12 +46,12 @@ def test_effective_rank_of_features_that_came_in_parts() -> None:
 
 
 def test_features_along_one_line_and_features_that_are_one_point() -> None:
-    line, point = Moments(5, torch.device("cpu")), Moments(5, torch.device("cpu"))
+    line, point = FeatureMoments(5, torch.device("cpu")), FeatureMoments(5, torch.device("cpu"))
     line.add(torch.tensor([[1.0, 1, 0, 0, 0], [1, -1, 0, 0, 0], [1, 1, 0, 0, 0]]))
     assert line.effective_rank() == pytest.approx(1, abs=1e-5)
     point.add(torch.tensor([[1.0, 0, 0, 0, 0]] * 3))
     assert point.effective_rank() == pytest.approx(1, abs=1e-5)
-    rounded = Moments(64, torch.device("cpu"))
+    rounded = FeatureMoments(64, torch.device("cpu"))
     one = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
     rounded.add(one.repeat(32, 1))
     assert rounded.effective_rank() == pytest.approx(1, abs=1e-5), "what is left of a point is rounding"

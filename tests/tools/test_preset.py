@@ -413,7 +413,7 @@ def test_where_all_that_is_left_out_will_be_named_is_said_if_an_answer_has_no_ro
     write_image(tmp_path / "a.png", noise(0, 8, 8))
     write_image(tmp_path / "b.png", noise(1, 8, 8))
     for number in range(count):
-        (tmp_path / f"{number}.mov").write_bytes(b"x")
+        (tmp_path / f"{number}.gif").write_bytes(b"x")
     data = list_data(prepare_settings(reader="folder", path=str(tmp_path), split__by="fraction"))
     said = "\n".join(answers.found(data))
     assert ("data/left_out.csv will name all of them" in said) == (count > 3)
