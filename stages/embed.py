@@ -92,7 +92,7 @@ def embed_views(
     crop_ratio: float,
     precision: str,
 ) -> Iterator[Float[Tensor, "B 6 D"]]:
-    """Yield the features of all six views of each image, on the device of the images, batch by batch.
+    """Yield the features of all six views of each image, as float32 on their device, batch by batch.
 
     Each view is resized and center-cropped, as in the evaluation of the self-supervised models (A.1).
     Features are not normalized, because the projection heads and classifiers of `label` need their length.

@@ -79,7 +79,7 @@ def score_images(
 
     By the metric of training: the dot product of unit-length features with centroids, which is the cosine if
     these have unit length too; or the negative squared distance, less that of the nearest centroid. Scores
-    are on the device of the images, at feature-map resolution.
+    are float32 on the device of the images, at feature-map resolution.
 
     Args:
         segmenter: trained network, on the device of `images`.

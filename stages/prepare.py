@@ -69,9 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     train, val = pack_splits(state, data, params)
     packed = (*train, *val)
     files = (*(file for one in packed for file in one.files), *data.other_files)
-    most, listing = params.prepare.most_damaged, state.folder / LISTING
+    most, listing = params.prepare.most_damaged, None
     leave_out_damaged(data.left_out, packed)
     if too_many_damaged(packed, most):
+        listing = state.folder / LISTING
         write_csv(listing, data.left_out.table())
     check_faults(data.root, train, val, _changes(data, files), most, listing)
     manifest = hash_files(files)

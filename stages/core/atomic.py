@@ -18,7 +18,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary file that replaces `path` if the block succeeds and is deleted otherwise.
 
     Raises:
-        UserError: the disk is full or write permission is missing.
+        UserError: the disk is full or gone, or write permission is missing.
     """
     with named_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Folder version of `atomic_path`: the new folder replaces the old one completely or not at all."""
+    """Folder version of `atomic_path`: the new folder replaces the old one completely or not at all.
+
+    If `path` is a link, it stays, and the folder that it leads to is replaced.
+
+    Raises:
+        UserError: as of `atomic_path`.
+    """
+    path = path.resolve()
     with named_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_hidden(path.name), dir=path.parent))
@@ -60,11 +67,12 @@ def _put(folder: Path, place: Path) -> None:
         os.replace(place, aside)
         os.replace(folder, place)
     except BaseException:
-        if not place.exists():
+        if not place.exists():  # `aside` has the old folder, and keeps it if even this fails
             os.replace(aside, place)
+        else:
+            aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _hidden(name: str) -> str:
@@ -77,7 +85,7 @@ def _hidden(name: str) -> str:
 
 @contextmanager
 def named_faults(path: Path) -> Iterator[None]:
-    """Turn a full disk, missing write permission or what is in the way of `path` into a `UserError`.
+    """Turn a full or lost disk, missing write permission or what is in the way of `path` into a `UserError`.
 
     Raises:
         UserError: one of these; all other errors propagate.

@@ -18,7 +18,7 @@ def doubts_of_files(data: DataSet, train: Sequence[Packed], val: Sequence[Packed
     suspects = data.left_out.suspects()
     total = len(train) + len(val) + suspects
     if suspects > WORTH_A_WARNING * total:
-        reasons = "; ".join(
+        reasons = " | ".join(
             f"{names.count:,}: {reason}" for reason, names in data.left_out.items() if reason in SUSPECT
         )
         yield f"{suspects:,} of {total:,} files that may be pictures are left out ({reasons})"

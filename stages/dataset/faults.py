@@ -27,24 +27,25 @@ def check_faults(
     val: Sequence[Packed],
     changes: Iterable[str],
     most: float,
-    listing: Path,
+    listing: Path | None,
 ) -> None:
-    """Check that a few images are damaged at most, and that nothing else is wrong.
+    """Check that at most a few images are damaged, and that nothing else is wrong.
 
     Args:
         root: folder of the data set, for messages.
         train: packed training images.
         val: packed validation images.
         changes: faults of files that have changed since they were read.
-        most: share of the images that may be damaged.
-        listing: file that names all damaged images if more are, for a message names the first ones alone.
+        most: share of the images that may be damaged, for messages.
+        listing: file that names all damaged images, if they are more, because a message names the first ones
+            alone; None if they are not.
 
     Raises:
         UserError: the data set cannot be used as it is.
     """
     packed = (*train, *val)
     faults = [fault for one in packed if one.faults and not one.is_damaged for fault in one.faults]
-    if too_many_damaged(packed, most):
+    if listing is not None:
         too_many = (
             f"{root}: {sum(one.is_damaged for one in packed):,} of {len(packed):,} images are damaged, more "
             f"than prepare.most_damaged: {most}; repair or remove them, or raise it; {listing} names all of "

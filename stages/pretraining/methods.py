@@ -1,5 +1,7 @@
 """The four methods of pretraining, built from params.yaml and, if there is one, a published checkpoint."""
 
+from typing import Any
+
 from stages.backbone.checkpoint import build_backbone, describe
 from stages.backbone.trunk import Trunk
 from stages.checkpoints.published import Published
@@ -75,32 +77,18 @@ def _moco(
     seed: int,
 ) -> Method:
     """MoCo v2 or DenseCL."""
-    is_dense, has_norm = settings.method == "densecl", settings.head_batch_norm
-    encoder: DenseEncoder | Encoder = (DenseEncoder if is_dense else Encoder)(
-        trunk, settings.projection_dim, head_batch_norm=has_norm
-    )
-    _fill(encoder, start)
     queue_size = choose_queue_size(settings, num_images)
     momentum = choose_key_momentum(settings, num_steps)
     say("pretrain", images=num_images, steps=num_steps, queue_size=queue_size, key_momentum=momentum)
-    generator = torch_generator(seed, "pretrain", "queue")
-    if isinstance(encoder, DenseEncoder):
-        return DenseCL(
-            encoder,
-            settings,
-            queue_size=queue_size,
-            key_momentum=momentum,
-            precision=precision,
-            generator=generator,
-        )
-    return MoCo(
-        encoder,
-        settings,
-        queue_size=queue_size,
-        key_momentum=momentum,
-        precision=precision,
-        generator=generator,
-    )
+    how: dict[str, Any] = {"queue_size": queue_size, "key_momentum": momentum, "precision": precision}
+    how["generator"] = torch_generator(seed, "pretrain", "queue")
+    if settings.method == "densecl":
+        cells = DenseEncoder(trunk, settings.projection_dim, head_batch_norm=settings.head_batch_norm)
+        _fill(cells, start)
+        return DenseCL(cells, settings, **how)
+    encoder = Encoder(trunk, settings.projection_dim, head_batch_norm=settings.head_batch_norm)
+    _fill(encoder, start)
+    return MoCo(encoder, settings, **how)
 
 
 def _fill(encoder: HeadedTrunk, start: Published | None) -> None:

@@ -1,4 +1,4 @@
-"""What to say of a file that cannot be written: a full disk, no right to write, something in the way."""
+"""What to say of a file that cannot be written: disk full or gone, no right to write, or one in the way."""
 
 import errno
 from pathlib import Path

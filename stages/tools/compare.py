@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         has_truth = one.split.truth.has_labels and other.split.truth.has_labels
         places, clusters = shared_images(one, other, args.images), cluster_rows(one, other)
         both_legends = legends(one, other)
-        with atomic_folder(args.out.resolve()) as folder:  # a link stays, and its folder is replaced
+        with atomic_folder(args.out) as folder:
             walls = [
                 list(
                     track(

@@ -19,7 +19,7 @@ from stages.core.artefacts import write_text
 from stages.core.atomic import atomic_path
 from stages.core.images import IMAGES, open_images
 from stages.runtime.script import run
-from stages.settings.errors import UserError
+from stages.settings.errors import UserError, no_folder
 from stages.tools.exporting.exported_network import ExportedNetwork
 from stages.tools.exporting.model_card import model_card
 from stages.tools.segmenting.trained_model import TrainedModel, load
@@ -91,7 +91,7 @@ def _require_packed(folder: Path) -> None:
         UserError: there is no such folder, or it has no packed images, such as one of photographs.
     """
     if not folder.is_dir():
-        raise UserError(f"--images {folder}: no such folder; pass one such as {VALIDATION}")
+        raise UserError(f"--images {folder}: {no_folder(folder)}; pass one such as {VALIDATION}")
     if not (folder / IMAGES).is_file():
         raise UserError(
             f"--images {folder}: has no {IMAGES}, so it is no folder of images that `prepare` has packed; "

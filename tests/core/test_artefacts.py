@@ -83,3 +83,32 @@ def test_a_folder_that_cannot_be_replaced_keeps_what_it_has(
         "out",
         "out/new",
     ]
+
+
+def test_a_folder_that_cannot_even_be_put_back_is_kept_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("x")
+    replace, calls = os.replace, []
+
+    def fail(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) > 1:
+            raise OSError(5, "lost")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match="lost"), atomic_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("x")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["old"]
+
+
+def test_the_folder_that_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/old").write_text("x")
+    (tmp_path / "out").symlink_to("real")
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("x")
+    assert (tmp_path / "out").is_symlink()
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["new"]

@@ -26,7 +26,8 @@ from pathlib import Path
 from stages.core.artefacts import read_array, read_json
 from stages.core.images import read_index
 from stages.core.tensors import read_tensors
-from stages.reporting.names import Lineage, read_names
+from stages.reporting.lineage import Lineage
+from stages.reporting.names import read_names
 from stages.settings.errors import UserError
 for read, path in (
     (read_tensors, "model.safetensors"), (read_array, "array.npy"), (read_json, "figures.json"),

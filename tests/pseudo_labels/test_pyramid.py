@@ -89,7 +89,7 @@ def test_embeddings_are_those_of_cropped_and_resized_images(batch_size: int, dev
         crop_ratio=0.5,
         precision="float32",
     )
-    found = torch.cat(list(batches)).numpy()
+    found = torch.cat(list(batches)).cpu().numpy()
     assert (found.dtype, found.shape) == (np.float32, (5, 6, 64))
     unit = found / np.linalg.norm(found, axis=2, keepdims=True)
     assert not backbone.training

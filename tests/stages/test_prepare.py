@@ -225,7 +225,7 @@ def test_hidden_and_other_files_are_passed_over_and_links_followed(root: Path, t
 def test_every_fault_of_the_names_at_once(tmp_path: Path) -> None:
     root = tmp_path / "set"
     pixels = np.zeros((8, 8, 3), np.uint8)
-    for name in ("a.png", "bad\nname.png"):
+    for name in ("a.png", "a.jpg", "bad\nname.png"):
         write_image(root / "images/train" / name, pixels)
     for index in range(12):
         write_image(root / "images/val" / f"{index:02d}.png", pixels)
@@ -233,6 +233,8 @@ def test_every_fault_of_the_names_at_once(tmp_path: Path) -> None:
     listed = ", ".join(f"labels/val/{index:02d}.png" for index in range(10))
     assert faults(root, tmp_path / "out") == (
         "'images/train/bad\\nname.png': the name has control characters or is not UTF-8; rename it",
+        "images/train/a.jpg, images/train/a.png: have the same name but for the suffix; rename one or move "
+        "it away (label maps belong in labels/)",
         f"{root}/labels/val: 11 of 12 validation images have no label map ({listed}, ...); "
         "label all of them, or remove the folder",
         f"{root}/classes.txt: not found, but there are label maps; add it with one class name per line",

@@ -810,6 +810,12 @@ def test_photographs_read_in_python_are_those_that_segment_sees(ready: Any) -> N
     Image.fromarray(deep // 32).save("photos/dim.png")
     assert (segment.read_photograph("photos/dim.png")[..., 0] == deep // 32 >> 4).all()
     assert segment.read_photograph("photos/dim.png", "elsewhere/models").max() == 127
+    assert (
+        segment.read_photograph("photos/dim.png", "elsewhere/models", 12)[..., 0] == deep // 32 >> 4
+    ).all()
+    for name in ("gone.jpg", "metrics/prepare.json"):
+        with pytest.raises(UserError, match=rf"^{name}: "):
+            segment.read_photograph(name)
 
 
 def test_other_bits_of_deep_images_leave_all_others_as_they_are(

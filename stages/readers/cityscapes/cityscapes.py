@@ -14,7 +14,7 @@ from stages.dataset.decode import FileDecoder
 from stages.dataset.listing import walk
 from stages.dataset.source import DataSet, Findings, Item
 from stages.dataset.taxonomy import read_taxonomy
-from stages.settings.errors import UserError, listed
+from stages.settings.errors import UserError, listed, no_folder
 from stages.settings.schema_prepare import Prepare
 
 CITYSCAPES = "https://www.cityscapes-dataset.com/downloads"
@@ -47,7 +47,7 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
     """
     if not root.is_dir():
         raise UserError(
-            f"{root}: no such folder; set prepare.path to the folder with leftImg8bit/ and gtFine/ from "
+            f"{root}: {no_folder(root)}; set prepare.path to the folder with leftImg8bit/ and gtFine/ from "
             f"{CITYSCAPES} (registration required)"
         )
     found, folders = Findings(), settings.cityscapes

@@ -15,7 +15,7 @@ from stages.dataset.decode import FileDecoder
 from stages.dataset.source import DataSet, Findings, Item
 from stages.dataset.taxonomy import read_taxonomy
 from stages.readers.cocostuff.parts import COCO_PARTS, LIST, Part, folder_of
-from stages.settings.errors import UserError, listed
+from stages.settings.errors import UserError, listed, no_folder
 from stages.settings.schema_prepare import Prepare
 
 FETCH = "python -m stages.tools.fetch cocostuff --to"
@@ -32,7 +32,7 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
         UserError: files are missing; the error lists all of them and their download addresses.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; download the data set with `{FETCH} {root}`")
+        raise UserError(f"{root}: {no_folder(root)}; download the data set with `{FETCH} {root}`")
     found, list_name = Findings(), settings.cocostuff.list
     taxonomy = read_taxonomy(Path(__file__).with_name(f"{settings.taxonomy}.csv"))
     train = _list_split(root, "train2017", list_name, found)

@@ -22,7 +22,6 @@ from stages.dataset.left_out import (
     ELSEWHERE,
     MASK,
     MISPLACED_LABELS,
-    SAME_NAME,
     SPARE_LABELS,
     TRAIN_LABELS,
     UNLISTED,
@@ -66,7 +65,6 @@ def list_data(root: Path, settings: Prepare) -> DataSet:
     names = list_images(root, found.left_out, RESERVED, apart)
     if split.by != "lists":  # a list says itself what is an image
         names = _without_label_maps(names, found, is_flat=not (root / "images").is_dir())
-        names = _without_twins(names, found)
     hashed: dict[str, RawFile] = {}
     labels = "labels"
     if split.by == "folder":
@@ -107,16 +105,6 @@ def _without_label_maps(names: Sequence[str], found: Findings, *, is_flat: bool)
     return [name for name in names if name not in masks]
 
 
-def _without_twins(names: Sequence[str], found: Findings) -> list[str]:
-    """Names without photographs that differ from an earlier one in their suffix alone."""
-    kept: dict[str, str] = {}
-    for name in names:
-        stem = name if name.startswith("labels/") else name.removesuffix(Path(name).suffix)
-        if kept.setdefault(stem, name) != name:
-            found.left_out.add(SAME_NAME, name)
-    return list(kept.values())
-
-
 def _note_flat(root: Path, found: Findings) -> None:
     """Say what is taken for photographs, and what the names of folders suggest that is not done."""
     found.notes.append(f"{root}: has no folder images/; every image in it and its subfolders is a photograph")
@@ -135,7 +123,7 @@ def _images(root: Path, below: str, names: Sequence[str], found: Findings) -> tu
             "images/train": "training images",
             "images/val": "validation images",
         }
-        found.faults.append(f"{folder}: no such folder; put the {purpose.get(below, 'images')} in it")
+        found.faults.append(f"{folder}: {no_folder(folder)}; put the {purpose.get(below, 'images')} in it")
         return ()
     inside = [name for name in names if name.startswith(f"{below}/")]
     return _by_id(folder, f"{below}/", inside, found)
@@ -156,7 +144,8 @@ def _by_id(folder: Path, prefix: str, names: Sequence[str], found: Findings) -> 
     for sources in ids.values():
         if len(sources) > 1:
             found.faults.append(
-                f"{listed(sorted(sources))}: have the same name but for the suffix; rename one of them"
+                f"{listed(sorted(sources))}: have the same name but for the suffix; rename one or move it "
+                "away (label maps belong in labels/)"
             )
     return tuple(Item(id_, ids[id_][0]) for id_ in sorted(ids))
 

@@ -50,7 +50,6 @@ for number in ids.unique():
     print(clusters[number]["name"], f"{{(ids == number).float().mean():.1%}}")
 """,
 }
-ALL_BITS = 16  # per channel
 SCORES = {
     "raw": ("metrics/evaluate/raw.json", "raw"),
     "raw + dense CRF": ("metrics/evaluate/refined.json", "refined"),
@@ -118,10 +117,13 @@ def model_card(model: TrainedModel, folder: Path, file: str, form: str, checked:
 
 def _lines_of_use(run: ModelRun, form: str, file: str) -> Iterator[str]:
     yield from ("```python", USE[form].format(file=file) + "```", "")
-    bits = (run.figures("metrics/prepare.json", "prepare") or {}).get(BITS_IN_USE, ALL_BITS)
     yield '`convert("RGB")` clips gray of 16 bits at 255, keeps the high bytes of 16-bit colors, and drops'
-    yield f"transparency. Before it, divide images of 16 bits by {1 << bits - 8} (0 to {(1 << bits) - 1:,}"
-    yield "becomes 0 to 255), and lay transparent pixels over white, as `prepare` does."
+    yield "transparency. Before it, lay transparent pixels over white, and divide images of 16 bits by"
+    bits = None if run.doubt else (run.prepared or {}).get(BITS_IN_USE)
+    if bits is None:
+        yield "2^(b - 8), b being the bits that they use (8, 10, 12, 14 or 16); clip at 255."
+    else:
+        yield f"{1 << bits - 8}, as in training (0 to {(1 << bits) - 1:,} becomes 0 to 255); clip at 255."
 
 
 def _clusters(model: TrainedModel) -> Iterator[str]:
@@ -137,7 +139,7 @@ def describe_data(run: ModelRun) -> Iterator[str]:
     if run.doubt:
         yield f"Unknown: {run.doubt}."
         return
-    figures = run.figures("metrics/prepare.json", "prepare")
+    figures = run.prepared
     if figures is None:
         yield "Unknown: there is no metrics/prepare.json beside the model."
         return
@@ -191,7 +193,7 @@ def _limits(run: ModelRun, model: TrainedModel) -> Iterator[str]:
         yield f"- The scores are of {run.scored_features}, and the exported file has {model.features}."
     if run.doubt:
         return
-    figures = run.figures("metrics/prepare.json", "prepare")
+    figures = run.prepared
     yield from (f"- Data: {warning}" for warning in ([] if figures is None else figures["warnings"]))
     trained = run.figures("metrics/train.json", "train")
     if trained is not None and trained["collapsed"]:

@@ -62,6 +62,11 @@ class ModelRun:
         return read_metrics(self.project / path).get(name) if (self.project / path).is_file() else None
 
     @cached_property
+    def prepared(self) -> Mapping[str, Any] | None:
+        """Figures of `prepare`; None if the run has none."""
+        return self.figures("metrics/prepare.json", "prepare")
+
+    @cached_property
     def trained(self) -> tuple[dict[str, Any], str]:
         """Sections of params.yaml that the model was trained with; none, and why, if that is not known."""
         if self.stages is None:

@@ -49,16 +49,16 @@ def choose_bits(photographs: Photographs, model: Path, log: Callable[[str], None
         is_quiet: show no progress.
     """
     found = bits_in_use(photographs.root, photographs.names, is_quiet=is_quiet)
-    if found is None:
-        return max(BITS)
     path, trained = model.absolute().parent / SUMMARY, _trained_bits(model)
+    bits = _bits(found, trained)
+    if found is None:
+        return bits
     if found > trained > 0:
         warn(
             "segment",
             f"images use {found} bits of 16, and those of training {trained} ({path}): these are darker than "
             "what the model has learned",
         )
-    bits = max(found, trained)
     log(describe_bits(bits) + (f", as {path} says of the training images" if bits == trained else ""))
     return bits
 
@@ -69,20 +69,32 @@ def _trained_bits(model: Path) -> int:
     return int(read_metrics(path).get("prepare", {}).get(BITS_IN_USE, 0)) if path.is_file() else 0
 
 
-def read_photograph(path: Path | str, model: Path | str = "models") -> UInt8[np.ndarray, "H W 3"]:
+def _bits(found: int | None, trained: int) -> int:
+    """Bits of 16 that become 8, from those that photographs and training images use."""
+    return max(BITS) if found is None else max(found, trained)
+
+
+def read_photograph(
+    path: Path | str, model: Path | str = "models", bits: int | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
     """RGB as `segment` sees it: as displayed, transparent pixels over white, 16 bits scaled to 8.
 
     Args:
         path: of the photograph.
         model: folder of the model, beside which `prepare` has said how many of 16 bits training used.
+        bits: of 16 that become 8: 8, 10, 12, 14 or 16; None: as many as training used, or this photograph, if
+            it uses more. `segment` takes one number for all photographs of a run.
 
     Raises:
         UserError: it cannot be read or decoded.
     """
     root, name = Path(path).parent, Path(path).name
-    found = bits_in_use(root, [name], is_quiet=True)
-    bits = max(BITS) if found is None else max(found, _trained_bits(Path(model)))
-    return open_photograph(root, name, bits).pixels
+    if bits is None:
+        bits = _bits(bits_in_use(root, [name], is_quiet=True), _trained_bits(Path(model)))
+    try:
+        return open_photograph(root, name, bits).pixels
+    except UserError as fault:
+        raise UserError(f"{path}: {fault}") from fault
 
 
 def open_photographs(
