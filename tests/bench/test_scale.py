@@ -84,7 +84,7 @@ def test_a_run_of_the_paper_is_its_steps_times_their_cost() -> None:
         "label": (1000 * 49_629 + 2 * 6 * 49_629) * 1e-9 + 1e-3 * 6 * 49_629 * 2048 * 4 / (3 * 640**2),
         "select_views": 1e-3,
         "train": 10 * (pixels * 1e-3 + 2 * 500_000 * 20 * 1e-9 + 128 * 1e-3 + ten_epochs * 1e-3),
-        "cluster": 5120 * 1e-3 + 1_000_000 * 2 * 3 * 50 * 1e-9,
+        "cluster": 5120 * 1e-3 + 1_000_000 * 2 * 10 * 50 * 1e-9,
         "predict": 2.175,
         "refine": 2.175 / 2,
         "evaluate": 30 + 6 * (2_175 - 60) / 60,
